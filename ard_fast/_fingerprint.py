@@ -1,0 +1,35 @@
+"""A short hash of the C++ and CUDA sources that the extension modules are compiled from.
+
+The build writes it into `_build_info.py`; `_load.py` compares it with the sources beside the Python files. Standard library only, because the
+build loads this file on its own, before the package can be imported.
+"""
+
+import hashlib
+from pathlib import Path
+
+# csrc/testing is the emulator for the tests: it is in no extension module, so editing it makes nothing stale.
+COMPILED_FOLDERS = ("bindings", "core", "cpu", "cuda")
+SOURCE_SUFFIXES = (".h", ".cuh", ".cpp", ".cu")
+
+
+def compiled_sources(csrc: Path) -> list[Path]:
+    """List every file under `csrc` that goes into an extension module, headers included, in a fixed order."""
+    found = (path for folder in COMPILED_FOLDERS for path in (csrc / folder).rglob("*"))
+    return sorted(path for path in found if path.suffix in SOURCE_SUFFIXES)
+
+
+def source_fingerprint(csrc: Path) -> str:
+    """Hash names and contents of the compiled sources under `csrc`.
+
+    Args:
+        csrc: the folder that holds `bindings`, `core`, `cpu` and `cuda`.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for path in compiled_sources(csrc):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(csrc).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()

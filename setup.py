@@ -1,0 +1,244 @@
+"""Builds the extension modules: decides CUDA, architectures and jobs, compiles, and records it all in ard_fast/_build_info.py.
+
+Metadata and name of the distribution are in pyproject.toml; the decisions themselves are functions in build_backend/plan.py. torch is looked
+for only when compiling, so that an sdist and the metadata need none.
+
+Environment variables:
+    ARD_FAST_CUDA         auto (default): build the CUDA module if torch is a CUDA build and a toolkit is found; 0: never; 1: or fail
+    TORCH_CUDA_ARCH_LIST  such as "8.0;9.0+PTX"; default: the visible GPUs, else what torch was built for
+    MAX_JOBS              parallel compile jobs; default: by cores and memory
+    ARD_FAST_WERROR       1: compiler warnings are errors
+    ARD_FAST_TORCH_SITE, ARD_FAST_ISOLATED   see build_backend/torch_install.py
+"""
+
+import os
+import platform
+import pprint
+import runpy
+import shutil
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import SetupError
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+sys.path.insert(0, str(ROOT / "build_backend"))
+
+import ninja_build  # noqa: E402
+import plan  # noqa: E402
+import torch_install  # noqa: E402
+
+fingerprint = runpy.run_path(str(ROOT / "ard_fast" / "_fingerprint.py"))
+
+PYTHON_ABI = (3, 10)  # one build serves this and every newer Python
+# The oldest torch that the modules run on: headers hide whatever is newer.
+DEFINES = [
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    f"-DPy_LIMITED_API=0x{PYTHON_ABI[0]:02x}{PYTHON_ABI[1]:02x}0000",
+]
+# -ffp-contract=off: the CPU must round as the GPU kernels do. -fno-math-errno and -fno-trapping-math change no result; they
+# let the compiler vectorise. No -march: one build runs on every CPU of its kind.
+HOST_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden"]
+HOST_FLAGS += ["-fvisibility-inlines-hidden", "-DNDEBUG"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
+NVCC_FLAGS = ["-O3", "-lineinfo", "--expt-relaxed-constexpr", "-DNDEBUG", "-DUSE_CUDA"]
+
+
+def language_standard(release: tuple[int, int]) -> str:
+    """What torch's headers of this release are written in; our sources are valid in both."""
+    return "-std=c++20" if release >= (2, 13) else "-std=c++17"
+
+
+def modules_to_build(
+    torch: torch_install.TorchInstall,
+    toolkit: plan.Toolkit | None,
+    archs: list[tuple[str, bool]],
+    jobs: int,
+    folder: Path,
+    filename,
+) -> list[ninja_build.Module]:
+    """The extension modules with their flags; `filename` maps a dotted module name to its file."""
+    bindings = sorted((CSRC / "bindings").glob("*.cpp"))
+    for_cuda = [path for path in bindings if path.stem.endswith("_cuda")]
+    # Other people's headers go in by -isystem: warnings are for our sources.
+    includes = [f"-I{CSRC}", "-isystem", str(torch.root / "include"), "-isystem", sysconfig.get_path("include")]
+    strict = os.environ.get("ARD_FAST_WERROR", "0") not in ("", "0")
+    standard = language_standard(torch.release)
+    host = [*HOST_FLAGS, *WARNINGS, *(["-Werror"] if strict else []), standard, *DEFINES, *includes]
+    link = ["-shared", f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    if sys.platform == "darwin":
+        link = ["-bundle", "-undefined", "dynamic_lookup", *link[1:]]
+    modules = [
+        ninja_build.Module(
+            name="_C",
+            output=folder / filename("ard_fast._C"),
+            sources=[path for path in bindings if path not in for_cuda] + sorted((CSRC / "cpu").glob("*.cpp")),
+            host_flags=host,
+            link_flags=link,
+        )
+    ]
+    if toolkit is not None:
+        kernels = sorted((CSRC / "cuda").glob("*.cu"))
+        threads = plan.nvcc_threads(jobs, len(kernels), len(archs))
+        nvcc_flags = [*NVCC_FLAGS, standard, *DEFINES, *includes, *plan.gencode_flags(archs), f"--threads={threads}"]
+        nvcc_flags += ["-Xcompiler", ",".join(["-fPIC", "-fvisibility=hidden", *WARNINGS, "-Wno-pedantic"])]
+        if strict:
+            nvcc_flags += ["-Werror", "all-warnings"]
+        modules.append(
+            ninja_build.Module(
+                name="_C_cuda",
+                output=folder / filename("ard_fast._C_cuda"),
+                sources=[*for_cuda, *kernels],
+                host_flags=[*host, "-DUSE_CUDA", "-isystem", str(toolkit.include)],
+                nvcc_flags=nvcc_flags,
+                # The CUDA runtime is linked in: the module then needs no libcudart of one exact major version, and runs beside torch's own,
+                # with which it shares device, context and streams. Its symbols are hidden, so that the two are never mixed.
+                link_flags=[
+                    "-shared",
+                    "-Wl,--exclude-libs,ALL",
+                    f"-L{torch.root / 'lib'}",
+                    "-ltorch_cuda",
+                    "-ltorch_cpu",
+                    "-lc10",
+                ]
+                + [str(toolkit.cudart_static), "-lrt", "-lpthread", "-ldl"],
+            )
+        )
+    return modules
+
+
+def visible_and_torch_archs(install: torch_install.TorchInstall) -> tuple[list[str], list[str]]:
+    """Architectures of the visible GPUs, and those that torch was built for (which needs no GPU)."""
+    install.expose()
+    import torch
+
+    gpus = []
+    if torch.cuda.is_available():
+        gpus = ["{}{}".format(*torch.cuda.get_device_capability(index)) for index in range(torch.cuda.device_count())]
+    # torch.cuda.get_arch_list() is empty without a GPU.
+    flags = torch._C._cuda_getArchFlags() or ""
+    return gpus, [word.removeprefix("sm_") for word in flags.split() if word.startswith("sm_")]
+
+
+def write_build_info(path: Path, info: dict) -> None:
+    """Write ard_fast/_build_info.py."""
+    text = '"""What the compiled extension modules were built from and with. Written by setup.py; do not edit."""\n\n'
+    path.write_text(text + "".join(f"{key} = {pprint.pformat(value, width=120)}\n" for key, value in info.items()))
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Copy so that a process that has the old file loaded keeps it whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(target.name + ".new")
+    shutil.copyfile(source, new)
+    os.replace(new, target)
+
+
+class BuildExtensions(build_ext):
+    """`build_ext` that compiles with Ninja against the torch that is installed."""
+
+    def run(self) -> None:
+        try:
+            self.compile_all()
+        except plan.BuildError as error:
+            raise SetupError(f"ard-fast: {error}") from None
+
+    def compile_all(self) -> None:
+        if platform.system() == "Windows":
+            raise plan.BuildError("Windows is not supported yet: the flags are those of GCC and Clang")
+        started = time.time()
+        torch, looked = torch_install.find_torch()
+        if torch is None:
+            raise plan.BuildError(f"{torch_install.REQUIREMENT} is needed to build; looked in: {'; '.join(looked)}")
+        cores, memory = plan.machine_cores(), plan.machine_free_memory()
+        jobs = plan.choose_jobs(os.environ, cores, memory)
+        toolkit, reason = plan.decide_cuda(
+            plan.cuda_mode(os.environ),
+            torch.version,
+            torch.cuda,
+            lambda: plan.find_toolkit(os.environ, shutil.which),
+        )
+        archs, arch_source = [], ""
+        if toolkit is not None:
+            requested = os.environ.get("TORCH_CUDA_ARCH_LIST")
+            gpus, built = ([], []) if requested else visible_and_torch_archs(torch)
+            archs, arch_source = plan.choose_archs(requested, gpus, built, toolkit.archs)
+        arch_names = [name for arch, ptx in archs for name in [f"sm_{arch}", *([f"compute_{arch}"] if ptx else [])]]
+        print(f"ard-fast: building against torch {torch.version} in {torch.root.parent}, {jobs} jobs")
+        print(f"ard-fast: CUDA {'yes' if toolkit else 'no'}: {reason}")
+        if toolkit is not None:
+            print(f"ard-fast: toolkit {toolkit.root}, architectures {' '.join(arch_names)} (from {arch_source})")
+
+        folder = Path(self.build_temp).resolve() / "ninja"
+        folder.mkdir(parents=True, exist_ok=True)
+        modules = modules_to_build(
+            torch, toolkit, archs, jobs, folder, lambda name: Path(self.get_ext_filename(name)).name
+        )
+        compiler = ninja_build.find_compiler(os.environ)
+        text = ninja_build.ninja_file(modules, compiler, toolkit.nvcc if toolkit else None, CSRC, folder)
+        (folder / "build.ninja").write_text(text)
+        # Taken before compiling: if a source changes meanwhile, the result counts as stale.
+        sources = fingerprint["source_fingerprint"](CSRC)
+        ninja_build.run_ninja(folder, jobs)
+
+        package = ROOT / "ard_fast" if self.inplace else Path(self.build_lib) / "ard_fast"
+        for stale in package.glob("_C*.so"):
+            stale.unlink()
+        for module in modules:
+            replace_file(module.output, package / module.output.name)
+        write_build_info(
+            package / "_build_info.py",
+            {
+                "TORCH_VERSION": torch.version,
+                "TORCH_CUDA": torch.cuda,
+                "CUDA_BUILT": toolkit is not None,
+                "CUDA_REASON": reason,
+                "CUDA_TOOLKIT": ".".join(map(str, toolkit.version)) if toolkit else None,
+                "CUDA_ARCHS": arch_names,
+                "CUDA_ARCHS_FROM": arch_source or None,
+                "COMPILER": plan.run_text(*compiler, "--version").partition("\n")[0],
+                "HOST_FLAGS": modules[0].host_flags[: modules[0].host_flags.index(f"-I{CSRC}")],
+                "NVCC_FLAGS": [*NVCC_FLAGS, *plan.gencode_flags(archs)] if toolkit else [],
+                "BUILT_AT": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "BUILD_SECONDS": round(time.time() - started, 1),
+                "SOURCE_FINGERPRINT": sources,
+            },
+        )
+        # What was built is known only now; setuptools asks for the outputs later.
+        self.extensions = [
+            ext for ext in self.extensions if ext.name in {f"ard_fast.{module.name}" for module in modules}
+        ]
+
+
+class Build(build):
+    """`build` that starts from an empty build/lib.
+
+    setuptools packs whatever lies there, so a module built earlier for another torch, or a Python file deleted since, would go into the wheel.
+    Objects are kept elsewhere and stay valid.
+    """
+
+    def run(self) -> None:
+        if Path(self.build_lib).is_dir():
+            shutil.rmtree(self.build_lib)
+        super().run()
+
+
+class StableAbiWheel(bdist_wheel):
+    """`bdist_wheel` that tags the wheel for every Python from PYTHON_ABI on."""
+
+    def finalize_options(self) -> None:
+        self.py_limited_api = f"cp{PYTHON_ABI[0]}{PYTHON_ABI[1]}"
+        super().finalize_options()
+
+
+setup(
+    ext_modules=[Extension(f"ard_fast.{name}", sources=[], py_limited_api=True) for name in ("_C", "_C_cuda")],
+    cmdclass={"build": Build, "build_ext": BuildExtensions, "bdist_wheel": StableAbiWheel},
+)
