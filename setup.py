@@ -1,14 +1,15 @@
-"""Builds the extension modules: decides CUDA, architectures and jobs, compiles, and records it all in ard_fast/_build_info.py.
+"""Builds the extension modules: decides CUDA, architectures and jobs, compiles, and records it all.
 
-Metadata and name of the distribution are in pyproject.toml; the decisions themselves are functions in build_backend/plan.py. torch is looked
-for only when compiling, so that an sdist and the metadata need none.
+The metadata are in pyproject.toml; the decisions are functions in build_backend/plan.py; the record is
+ard_fast/_build_info.py. torch is looked for only when compiling, so that an sdist and the metadata need none.
 
 Environment variables:
-    ARD_FAST_CUDA         auto (default): build the CUDA module if torch is a CUDA build and a toolkit is found; 0: never; 1: or fail
+    ARD_FAST_CUDA         auto (default): build the CUDA module if torch is a CUDA build and a toolkit is found;
+                          0: do not; 1: do, or fail
     TORCH_CUDA_ARCH_LIST  such as "8.0;9.0+PTX"; default: the visible GPUs, else what torch was built for
     MAX_JOBS              parallel compile jobs; default: by cores and memory
     ARD_FAST_WERROR       1: compiler warnings are errors
-    ARD_FAST_TORCH_SITE, ARD_FAST_ISOLATED   see build_backend/torch_install.py
+    ARD_FAST_TORCH_SITE, ARD_FAST_ISOLATED: see build_backend/torch_install.py
 """
 
 import os
@@ -19,6 +20,7 @@ import shutil
 import sys
 import sysconfig
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -43,8 +45,8 @@ DEFINES = [
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
     f"-DPy_LIMITED_API=0x{PYTHON_ABI[0]:02x}{PYTHON_ABI[1]:02x}0000",
 ]
-# -ffp-contract=off: the CPU must round as the GPU kernels do. -fno-math-errno and -fno-trapping-math change no result; they
-# let the compiler vectorise. No -march: one build runs on every CPU of its kind.
+# -ffp-contract=off: the CPU must round as the GPU kernels do. -fno-math-errno and -fno-trapping-math change no
+# result; they let the compiler vectorise. No -march: one build runs on every CPU of its kind.
 HOST_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden"]
 HOST_FLAGS += ["-fvisibility-inlines-hidden", "-DNDEBUG"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
@@ -56,62 +58,19 @@ def language_standard(release: tuple[int, int]) -> str:
     return "-std=c++20" if release >= (2, 13) else "-std=c++17"
 
 
-def modules_to_build(
-    torch: torch_install.TorchInstall,
-    toolkit: plan.Toolkit | None,
-    archs: list[tuple[str, bool]],
-    jobs: int,
-    folder: Path,
-    filename,
-) -> list[ninja_build.Module]:
-    """The extension modules with their flags; `filename` maps a dotted module name to its file."""
-    bindings = sorted((CSRC / "bindings").glob("*.cpp"))
-    for_cuda = [path for path in bindings if path.stem.endswith("_cuda")]
-    # Other people's headers go in by -isystem: warnings are for our sources.
-    includes = [f"-I{CSRC}", "-isystem", str(torch.root / "include"), "-isystem", sysconfig.get_path("include")]
-    strict = os.environ.get("ARD_FAST_WERROR", "0") not in ("", "0")
-    standard = language_standard(torch.release)
-    host = [*HOST_FLAGS, *WARNINGS, *(["-Werror"] if strict else []), standard, *DEFINES, *includes]
-    link = ["-shared", f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-lc10"]
-    if sys.platform == "darwin":
-        link = ["-bundle", "-undefined", "dynamic_lookup", *link[1:]]
-    modules = [
-        ninja_build.Module(
-            name="_C",
-            output=folder / filename("ard_fast._C"),
-            sources=[path for path in bindings if path not in for_cuda] + sorted((CSRC / "cpu").glob("*.cpp")),
-            host_flags=host,
-            link_flags=link,
-        )
-    ]
-    if toolkit is not None:
-        kernels = sorted((CSRC / "cuda").glob("*.cu"))
-        threads = plan.nvcc_threads(jobs, len(kernels), len(archs))
-        nvcc_flags = [*NVCC_FLAGS, standard, *DEFINES, *includes, *plan.gencode_flags(archs), f"--threads={threads}"]
-        nvcc_flags += ["-Xcompiler", ",".join(["-fPIC", "-fvisibility=hidden", *WARNINGS, "-Wno-pedantic"])]
-        if strict:
-            nvcc_flags += ["-Werror", "all-warnings"]
-        modules.append(
-            ninja_build.Module(
-                name="_C_cuda",
-                output=folder / filename("ard_fast._C_cuda"),
-                sources=[*for_cuda, *kernels],
-                host_flags=[*host, "-DUSE_CUDA", "-isystem", str(toolkit.include)],
-                nvcc_flags=nvcc_flags,
-                # The CUDA runtime is linked in: the module then needs no libcudart of one exact major version, and runs beside torch's own,
-                # with which it shares device, context and streams. Its symbols are hidden, so that the two are never mixed.
-                link_flags=[
-                    "-shared",
-                    "-Wl,--exclude-libs,ALL",
-                    f"-L{torch.root / 'lib'}",
-                    "-ltorch_cuda",
-                    "-ltorch_cpu",
-                    "-lc10",
-                ]
-                + [str(toolkit.cudart_static), "-lrt", "-lpthread", "-ldl"],
-            )
-        )
-    return modules
+@dataclass(frozen=True)
+class CudaPlan:
+    """Whether and how the CUDA module is built."""
+
+    toolkit: plan.Toolkit | None  # None: it is not built
+    reason: str
+    archs: list[tuple[str, bool]] = field(default_factory=list)  # (arch, also as PTX)
+    archs_from: str | None = None
+
+    @property
+    def arch_names(self) -> list[str]:
+        """Such as `["sm_80", "sm_90", "compute_90"]`."""
+        return [name for arch, ptx in self.archs for name in [f"sm_{arch}", *([f"compute_{arch}"] if ptx else [])]]
 
 
 def visible_and_torch_archs(install: torch_install.TorchInstall) -> tuple[list[str], list[str]]:
@@ -125,6 +84,77 @@ def visible_and_torch_archs(install: torch_install.TorchInstall) -> tuple[list[s
     # torch.cuda.get_arch_list() is empty without a GPU.
     flags = torch._C._cuda_getArchFlags() or ""
     return gpus, [word.removeprefix("sm_") for word in flags.split() if word.startswith("sm_")]
+
+
+def decide_cuda(torch: torch_install.TorchInstall) -> CudaPlan:
+    """Decide from the environment, the torch to build against, the toolkit and the visible GPUs."""
+    toolkit, reason = plan.decide_cuda(
+        plan.cuda_mode(os.environ),
+        torch.version,
+        torch.cuda,
+        lambda: plan.find_toolkit(os.environ, shutil.which),
+    )
+    if toolkit is None:
+        return CudaPlan(None, reason)
+    requested = plan.requested_archs(os.environ)
+    gpus, built = ([], []) if requested else visible_and_torch_archs(torch)
+    archs, archs_from = plan.choose_archs(requested, gpus, built, toolkit.archs)
+    return CudaPlan(toolkit, reason, archs, archs_from)
+
+
+def modules_to_build(
+    torch: torch_install.TorchInstall, cuda: CudaPlan, jobs: int, folder: Path, suffix: str
+) -> list[ninja_build.Module]:
+    """The extension modules with their flags; their files go to `folder`, with `suffix` after their names."""
+    bindings = sorted((CSRC / "bindings").glob("*.cpp"))
+    for_cuda = [path for path in bindings if path.stem.endswith("_cuda")]
+    # Other people's headers go in by -isystem: warnings are for our sources.
+    includes = [f"-I{CSRC}", "-isystem", str(torch.root / "include"), "-isystem", sysconfig.get_path("include")]
+    strict = os.environ.get("ARD_FAST_WERROR", "0") not in ("", "0")
+    standard = language_standard(torch.release)
+    host = [*HOST_FLAGS, *WARNINGS, *(["-Werror"] if strict else []), standard, *DEFINES, *includes]
+    link = ["-shared", f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    if sys.platform == "darwin":
+        link = ["-bundle", "-undefined", "dynamic_lookup", *link[1:]]
+    modules = [
+        ninja_build.Module(
+            name="_C",
+            output=folder / f"_C{suffix}",
+            sources=[path for path in bindings if path not in for_cuda] + sorted((CSRC / "cpu").glob("*.cpp")),
+            host_flags=host,
+            link_flags=link,
+        )
+    ]
+    if cuda.toolkit is not None:
+        kernels = sorted((CSRC / "cuda").glob("*.cu"))
+        threads = plan.nvcc_threads(jobs, len(kernels), len(cuda.archs))
+        nvcc_flags = [
+            *NVCC_FLAGS,
+            standard,
+            *DEFINES,
+            *includes,
+            *plan.gencode_flags(cuda.archs),
+            f"--threads={threads}",
+        ]
+        nvcc_flags += ["-Xcompiler", ",".join(["-fPIC", "-fvisibility=hidden", *WARNINGS])]
+        if strict:
+            nvcc_flags += ["-Werror", "all-warnings"]
+        # The CUDA runtime is linked in: the module then needs no libcudart of one exact major version, and runs beside
+        # torch's own, with which it shares device, context and streams. Its symbols are hidden (--exclude-libs), so
+        # that the two are never mixed.
+        runtime = [str(cuda.toolkit.cudart_static), "-lrt", "-lpthread", "-ldl"]
+        cuda_libraries = ["-ltorch_cuda", "-ltorch_cpu", "-lc10", *runtime]
+        modules.append(
+            ninja_build.Module(
+                name="_C_cuda",
+                output=folder / f"_C_cuda{suffix}",
+                sources=[*for_cuda, *kernels],
+                host_flags=[*host, "-DUSE_CUDA", "-isystem", str(cuda.toolkit.include)],
+                nvcc_flags=nvcc_flags,
+                link_flags=["-shared", "-Wl,--exclude-libs,ALL", f"-L{torch.root / 'lib'}", *cuda_libraries],
+            )
+        )
+    return modules
 
 
 def write_build_info(path: Path, info: dict) -> None:
@@ -151,77 +181,62 @@ class BuildExtensions(build_ext):
             raise SetupError(f"ard-fast: {error}") from None
 
     def compile_all(self) -> None:
+        """Decide, compile, put the modules in their place and record what was done."""
         if platform.system() == "Windows":
             raise plan.BuildError("Windows is not supported yet: the flags are those of GCC and Clang")
         started = time.time()
         torch, looked = torch_install.find_torch()
         if torch is None:
             raise plan.BuildError(f"{torch_install.REQUIREMENT} is needed to build; looked in: {'; '.join(looked)}")
-        cores, memory = plan.machine_cores(), plan.machine_free_memory()
-        jobs = plan.choose_jobs(os.environ, cores, memory)
-        toolkit, reason = plan.decide_cuda(
-            plan.cuda_mode(os.environ),
-            torch.version,
-            torch.cuda,
-            lambda: plan.find_toolkit(os.environ, shutil.which),
-        )
-        archs, arch_source = [], ""
-        if toolkit is not None:
-            requested = os.environ.get("TORCH_CUDA_ARCH_LIST")
-            gpus, built = ([], []) if requested else visible_and_torch_archs(torch)
-            archs, arch_source = plan.choose_archs(requested, gpus, built, toolkit.archs)
-        arch_names = [name for arch, ptx in archs for name in [f"sm_{arch}", *([f"compute_{arch}"] if ptx else [])]]
+        jobs = plan.choose_jobs(os.environ, plan.machine_cores(), plan.machine_free_memory())
+        cuda = decide_cuda(torch)
         print(f"ard-fast: building against torch {torch.version} in {torch.root.parent}, {jobs} jobs")
-        print(f"ard-fast: CUDA {'yes' if toolkit else 'no'}: {reason}")
-        if toolkit is not None:
-            print(f"ard-fast: toolkit {toolkit.root}, architectures {' '.join(arch_names)} (from {arch_source})")
+        print(f"ard-fast: CUDA {'yes' if cuda.toolkit else 'no'}: {cuda.reason}")
+        if cuda.toolkit:
+            print(f"ard-fast: architectures {' '.join(cuda.arch_names)}, from {cuda.archs_from}")
 
         folder = Path(self.build_temp).resolve() / "ninja"
         folder.mkdir(parents=True, exist_ok=True)
-        modules = modules_to_build(
-            torch, toolkit, archs, jobs, folder, lambda name: Path(self.get_ext_filename(name)).name
-        )
+        suffix = Path(self.get_ext_filename("ard_fast._C")).name.removeprefix("_C")
+        modules = modules_to_build(torch, cuda, jobs, folder, suffix)
         compiler = ninja_build.find_compiler(os.environ)
-        text = ninja_build.ninja_file(modules, compiler, toolkit.nvcc if toolkit else None, CSRC, folder)
-        (folder / "build.ninja").write_text(text)
+        nvcc = cuda.toolkit.nvcc if cuda.toolkit else None
+        (folder / "build.ninja").write_text(ninja_build.ninja_file(modules, compiler, nvcc, CSRC, folder))
         # Taken before compiling: if a source changes meanwhile, the result counts as stale.
         sources = fingerprint["source_fingerprint"](CSRC)
         ninja_build.run_ninja(folder, jobs)
 
         package = ROOT / "ard_fast" if self.inplace else Path(self.build_lib) / "ard_fast"
-        for stale in package.glob("_C*.so"):
-            stale.unlink()
+        for earlier in package.glob(f"_C*{suffix}"):
+            earlier.unlink()
         for module in modules:
             replace_file(module.output, package / module.output.name)
-        write_build_info(
-            package / "_build_info.py",
-            {
-                "TORCH_VERSION": torch.version,
-                "TORCH_CUDA": torch.cuda,
-                "CUDA_BUILT": toolkit is not None,
-                "CUDA_REASON": reason,
-                "CUDA_TOOLKIT": ".".join(map(str, toolkit.version)) if toolkit else None,
-                "CUDA_ARCHS": arch_names,
-                "CUDA_ARCHS_FROM": arch_source or None,
-                "COMPILER": plan.run_text(*compiler, "--version").partition("\n")[0],
-                "HOST_FLAGS": modules[0].host_flags[: modules[0].host_flags.index(f"-I{CSRC}")],
-                "NVCC_FLAGS": [*NVCC_FLAGS, *plan.gencode_flags(archs)] if toolkit else [],
-                "BUILT_AT": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "BUILD_SECONDS": round(time.time() - started, 1),
-                "SOURCE_FINGERPRINT": sources,
-            },
-        )
-        # What was built is known only now; setuptools asks for the outputs later.
-        self.extensions = [
-            ext for ext in self.extensions if ext.name in {f"ard_fast.{module.name}" for module in modules}
-        ]
+        info = {
+            "TORCH_VERSION": torch.version,
+            "TORCH_CUDA": torch.cuda,
+            "CUDA_BUILT": cuda.toolkit is not None,
+            "CUDA_REASON": cuda.reason,
+            "CUDA_TOOLKIT": ".".join(map(str, cuda.toolkit.version)) if cuda.toolkit else None,
+            "CUDA_ARCHS": cuda.arch_names,
+            "CUDA_ARCHS_FROM": cuda.archs_from,
+            "COMPILER": plan.run_text(*compiler, "--version").partition("\n")[0],
+            "HOST_FLAGS": [*HOST_FLAGS, language_standard(torch.release), *DEFINES],
+            "NVCC_FLAGS": [*NVCC_FLAGS, *plan.gencode_flags(cuda.archs)] if cuda.toolkit else [],
+            "BUILT_AT": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "BUILD_SECONDS": round(time.time() - started, 1),
+            "SOURCE_FINGERPRINT": sources,
+        }
+        write_build_info(package / "_build_info.py", info)
+        # setuptools asks later which modules there are.
+        built = {f"ard_fast.{module.name}" for module in modules}
+        self.extensions = [extension for extension in self.extensions if extension.name in built]
 
 
 class Build(build):
     """`build` that starts from an empty build/lib.
 
-    setuptools packs whatever lies there, so a module built earlier for another torch, or a Python file deleted since, would go into the wheel.
-    Objects are kept elsewhere and stay valid.
+    setuptools packs whatever lies there, so a module built earlier for another torch, or a Python file deleted
+    since, would go into the wheel. Objects are kept elsewhere and stay valid.
     """
 
     def run(self) -> None:

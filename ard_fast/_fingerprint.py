@@ -1,7 +1,7 @@
 """A short hash of the C++ and CUDA sources that the extension modules are compiled from.
 
-The build writes it into `_build_info.py`; `_load.py` compares it with the sources beside the Python files. Standard library only, because the
-build loads this file on its own, before the package can be imported.
+The build writes it into `_build_info.py`; `_load.py` compares it with the sources beside the Python files. Standard
+library only, because the build loads this file on its own, before the package can be imported.
 """
 
 import hashlib

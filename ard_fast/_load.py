@@ -1,13 +1,16 @@
 """Loads the compiled extension modules, whichever way the package was installed.
 
-`_C` holds the operator schemas and the CPU kernels, `_C_cuda` the CUDA kernels. Loading never builds anything and needs no GPU.
+`_C` holds the operator schemas and the CPU kernels, `_C_cuda` the CUDA kernels. Loading never builds anything and
+needs no GPU.
 
-Where the modules are. An installed package and an editable one have them beside this file. In a clone of the repository after a plain
-`pip install .` they are not: started from the clone's root, Python takes the source folder `ard_fast/` for the package and never looks at
-the installed one. Then the modules of the installed package serve, found along `sys.path`, and the Python files are the clone's own.
+Where the modules are. An installed package and an editable one have them beside this file. In a clone of the
+repository after a plain `pip install .` they are not: started from the clone's root, Python takes the source folder
+`ard_fast/` for the package and never looks at the installed one. Then the modules of the installed package serve,
+found along `sys.path`, and the Python files are the clone's own.
 
-Whether they fit. Beside a source checkout's Python files lies `csrc/`. Its fingerprint must be the one that the modules were built from;
-the first modules that fit are taken. If none do, the first ones found are used, with a `StaleExtensionWarning`.
+Whether they fit. Beside a source checkout's Python files lies `csrc/`. Its fingerprint must be the one that the
+modules were built from; the first modules that fit are taken. If none do, the first ones found are used, with a
+`StaleExtensionWarning`.
 """
 
 import functools
@@ -89,7 +92,7 @@ def _choose_folder(folders: list[Path], csrc: Path | None) -> tuple[Path, dict[s
         if info.get("SOURCE_FINGERPRINT") == wanted:
             return folder, info, None
     built = infos[0].get("SOURCE_FINGERPRINT", "unknown")
-    stale = f"the extension in {folders[0]} was built from other sources (fingerprint {built}) than {csrc} holds now ({wanted})"
+    stale = f"the extension in {folders[0]} was built from other sources ({built}) than {csrc} holds now ({wanted})"
     return folders[0], infos[0], stale
 
 
@@ -118,7 +121,7 @@ def _cuda_part(folder: Path, info: dict[str, Any]) -> tuple[Path | None, str]:
     try:
         _import_file("ard_fast._C_cuda", path)
     except ImportError as error:
-        # Built, wanted and not usable: the CPU kernels still work, but nobody should have to guess why the GPU does not.
+        # Built, wanted and not usable: the CPU kernels still work, but nobody should have to guess about the GPU.
         reason = f"{path} could not be loaded: {error}"
         warnings.warn(f"ard_fast: CUDA kernels are off: {reason}", RuntimeWarning, stacklevel=2)
         return None, reason
@@ -142,10 +145,11 @@ def load() -> Extension:
     hint = _install_hint(None if csrc is None else PACKAGE.parent)
     folders = _folders_with_extension(PACKAGE, sys.path)
     if not folders:
-        looked = ", ".join(
-            str(folder) for folder in dict.fromkeys([PACKAGE, *(Path(entry or ".").resolve() for entry in sys.path)])
+        looked = ", ".join(entry or "." for entry in sys.path)
+        raise ImportError(
+            f"ard_fast: the compiled extension (ard_fast/_C) was not found. {hint}\n"
+            f"Looked in {PACKAGE}, then for an ard_fast folder in: {looked}"
         )
-        raise ImportError(f"ard_fast: the compiled extension (ard_fast/_C) was not found. {hint}\nLooked in: {looked}")
     folder, info, stale = _choose_folder(folders, csrc)
     c_path = _module_file(folder, "_C")
     try:
@@ -153,7 +157,8 @@ def load() -> Extension:
     except ImportError as error:
         built = info.get("TORCH_VERSION", "an unknown version")
         raise ImportError(
-            f"ard_fast: {c_path} could not be loaded: {error}. It was built against torch {built}; this is torch {torch.__version__}. {hint}"
+            f"ard_fast: {c_path} could not be loaded: {error}. "
+            f"It was built against torch {built}; this is torch {torch.__version__}. {hint}"
         ) from error
     if stale is not None:
         warnings.warn(

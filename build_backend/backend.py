@@ -1,9 +1,10 @@
 """The PEP 517 backend: setuptools, which builds against the torch that is already installed.
 
-pip builds in an isolated environment that hides what the user has installed. Listing torch as a build requirement would therefore download
-another torch, with gigabytes of CUDA libraries, for a compile that needs only its headers. This backend asks for torch only when the
-calling environment has none that is new enough. Looking outside the isolated environment is against the spirit of PEP 517:
-ARD_FAST_ISOLATED=1 turns it off, and `torch_install.py` says where it looks.
+pip builds in an isolated environment that hides what the user has installed. Listing torch as a build requirement
+would therefore download another torch, with gigabytes of CUDA libraries, for a compile that needs only its headers.
+This backend asks for torch only when the calling environment has none that is new enough. Looking outside the
+isolated environment is against the spirit of PEP 517: ARD_FAST_ISOLATED=1 turns it off, and `torch_install.py` says
+where it looks.
 """
 
 import sys
@@ -12,9 +13,9 @@ from pathlib import Path
 # Frontends put this folder on sys.path only while they import the backend; setup.py needs its modules later.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import torch_install  # noqa: E402
-from setuptools import build_meta as _setuptools  # noqa: E402
-from setuptools.build_meta import (  # noqa: E402, F401
+import torch_install
+from setuptools import build_meta as _setuptools
+from setuptools.build_meta import (  # noqa: F401
     build_editable,
     build_sdist,
     build_wheel,

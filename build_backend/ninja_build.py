@@ -1,7 +1,8 @@
 """Compiles and links the extension modules with Ninja, all in one graph, so that every core is busy to the end.
 
-torch's own BuildExtension is not used: it builds one module after the other, trusts an nvcc found on PATH to lie in its toolkit, and ties the
-build to setuptools internals. The stable ABI needs two include folders and two libraries, which is little to write down.
+torch's own BuildExtension is not used: it builds one module after the other, trusts an nvcc found on PATH to lie in
+its toolkit, and ties the build to setuptools internals. The stable ABI needs two include folders and two libraries,
+which is little to write down.
 """
 
 import shlex
@@ -40,7 +41,8 @@ def find_ninja() -> str:
     on_path = shutil.which("ninja")
     if on_path is None:
         raise BuildError(
-            "ninja was not found. With --no-build-isolation, install the build's needs first: pip install 'setuptools>=77.0.3,<82' ninja"
+            "ninja was not found. With --no-build-isolation, install what the build needs first: "
+            "pip install 'setuptools>=77.0.3,<82' ninja"
         )
     return on_path
 

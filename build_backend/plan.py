@@ -1,4 +1,4 @@
-"""What to build and how: the CUDA toolkit, the GPU architectures, the parallel jobs. Pure functions, tested in tests/test_build.py."""
+"""What to build and how: the CUDA toolkit, the GPU architectures, the parallel jobs. Tested in tests/test_build.py."""
 
 import os
 import re
@@ -34,11 +34,11 @@ class Toolkit:
     archs: tuple[str, ...]  # what nvcc can compile for, such as ("75", "80", ...)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- toolkit
+# -------------------------------------------------------------------------------------------------------------- toolkit
 
 
 def run_text(*command: str) -> str:
-    """Run a command; standard output and error together, or '' if it cannot be run (a probe must never stop a build)."""
+    """Run a command; its output and error text, or '' if it cannot be run: a probe must never stop a build."""
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False
@@ -108,7 +108,7 @@ def find_toolkit(
     return None, looked
 
 
-# ----------------------------------------------------------------------------------------------------------------------- CUDA or not
+# ---------------------------------------------------------------------------------------------------------- CUDA or not
 
 
 def cuda_mode(env: Mapping[str, str]) -> str:
@@ -141,30 +141,27 @@ def decide_cuda(
     if mode == "0":
         return None, "built with ARD_FAST_CUDA=0"
 
-    def refuse(reason: str, details: Sequence[str] = ()) -> tuple[None, str]:
+    def refuse(reason: str) -> tuple[None, str]:
         if mode == "1":
-            lines = "".join(f"\n  looked at {line}" for line in details)
-            raise BuildError(f"ARD_FAST_CUDA=1, but {reason}.{lines}")
+            raise BuildError(f"ARD_FAST_CUDA=1, but {reason}")
         return None, reason
 
     if torch_cuda is None:
         return refuse(f"torch {torch_version} is not a CUDA build")
     toolkit, looked = find()
     if toolkit is None:
-        where = "; ".join(looked)
-        return refuse(
-            f"no usable CUDA toolkit was found (needed: bin/nvcc, include/cuda_runtime.h, libcudart_static.a){'' if mode == '1' else ': ' + where}",
-            looked,
-        )
+        needed = "bin/nvcc, include/cuda_runtime.h and libcudart_static.a"
+        return refuse(f"no CUDA toolkit with {needed} was found; looked at: {'; '.join(looked)}")
     if toolkit.version[0] != int(torch_cuda.split(".")[0]):
         have = ".".join(map(str, toolkit.version))
         return refuse(
-            f"the CUDA toolkit at {toolkit.root} is {have} and torch {torch_version} was built with CUDA {torch_cuda}: majors must match"
+            f"the CUDA toolkit in {toolkit.root} is {have} and torch {torch_version} was built with CUDA {torch_cuda}; "
+            "the major versions must be the same"
         )
     return toolkit, f"torch {torch_version} has CUDA {torch_cuda}, toolkit {'.'.join(map(str, toolkit.version))}"
 
 
-# --------------------------------------------------------------------------------------------------------------------- architectures
+# -------------------------------------------------------------------------------------------------------- architectures
 
 
 def arch_number(arch: str) -> int:
@@ -173,7 +170,17 @@ def arch_number(arch: str) -> int:
 
 
 def parse_arch_list(text: str) -> list[tuple[str, bool]]:
-    """Parse TORCH_CUDA_ARCH_LIST, such as `"8.0;9.0a+PTX"` or `"Ampere Hopper"`, into (arch, also as PTX) pairs, such as ("80", False)."""
+    """Parse TORCH_CUDA_ARCH_LIST.
+
+    Args:
+        text: such as "8.0;9.0a+PTX" or "Ampere Hopper".
+
+    Returns:
+        (arch, also as PTX) pairs in ascending order, such as [("80", False), ("90a", True)].
+
+    Raises:
+        BuildError: an entry is neither a number nor a name that is known.
+    """
     parsed: dict[str, bool] = {}
     for item in re.split(r"[;,\s]+", text.strip()):
         for part in NAMED_ARCHS.get(item.lower(), item).split(";"):
@@ -188,13 +195,19 @@ def parse_arch_list(text: str) -> list[tuple[str, bool]]:
     return sorted(parsed.items(), key=lambda item: (arch_number(item[0]), item[0]))
 
 
+def requested_archs(env: Mapping[str, str]) -> str | None:
+    """TORCH_CUDA_ARCH_LIST, or None where it leaves the choice to us."""
+    text = env.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    return None if text.lower() in ("", "native") else text
+
+
 def choose_archs(
     requested: str | None, gpus: Iterable[str], torch_archs: Iterable[str], nvcc_archs: Sequence[str]
 ) -> tuple[list[tuple[str, bool]], str]:
     """Choose the architectures to compile for.
 
     Args:
-        requested: TORCH_CUDA_ARCH_LIST, or None; followed as it is.
+        requested: from `requested_archs`; followed as it is.
         gpus: architectures of the visible GPUs, such as "90".
         torch_archs: what torch itself was built for.
         nvcc_archs: what nvcc can compile for.
@@ -206,13 +219,12 @@ def choose_archs(
         BuildError: an architecture that was asked for, or every visible GPU, is out of nvcc's reach.
     """
     supported = sorted({arch_number(arch) for arch in nvcc_archs})
-    if requested and requested.strip() and requested.strip().lower() != "native":
+    reach = f"this nvcc compiles for {', '.join(map(str, supported))}"
+    if requested is not None:
         pairs = parse_arch_list(requested)
         missing = [arch for arch, _ in pairs if arch_number(arch) not in supported]
         if missing:
-            raise BuildError(
-                f"TORCH_CUDA_ARCH_LIST: this nvcc compiles for {', '.join(map(str, supported))}; got {', '.join(missing)}"
-            )
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST: {reach}; got {', '.join(missing)}")
         return pairs, "TORCH_CUDA_ARCH_LIST"
     visible = sorted({arch_number(arch) for arch in gpus})
     for wanted, source in (
@@ -226,9 +238,7 @@ def choose_archs(
             # A GPU newer than this nvcc runs the PTX of the newest architecture nvcc knows.
             chosen = [supported[-1]]
         if not chosen:
-            raise BuildError(
-                f"this nvcc compiles for {', '.join(map(str, supported))}, none of {source}: {', '.join(map(str, wanted))}"
-            )
+            raise BuildError(f"{reach}; none of {source} is among them: {', '.join(map(str, wanted))}")
         return [(str(arch), arch == chosen[-1]) for arch in chosen], source
     return [(str(arch), arch == supported[-1]) for arch in supported], "what nvcc supports"
 
@@ -243,7 +253,7 @@ def gencode_flags(archs: Iterable[tuple[str, bool]]) -> list[str]:
     return flags
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ jobs
+# ----------------------------------------------------------------------------------------------------------------- jobs
 
 
 def choose_jobs(env: Mapping[str, str], cores: int, free_memory: int | None) -> int:

@@ -55,8 +55,9 @@ def read_install(root: Path) -> TorchInstall:
 def candidate_folders(env: Mapping[str, str]) -> list[Path]:
     """The site-packages folders of the environment that called pip.
 
-    pip runs the build with the interpreter of the calling environment and only masks its site-packages, so sysconfig still names them.
-    `python -m build` makes a virtual environment of its own; the calling one is then known by VIRTUAL_ENV.
+    pip runs the build with the interpreter of the calling environment and only masks its site-packages, so
+    sysconfig still names them. `python -m build` makes a virtual environment of its own; the calling one is then
+    known by VIRTUAL_ENV.
     """
     folders = [env["ARD_FAST_TORCH_SITE"]] if env.get("ARD_FAST_TORCH_SITE") else []
     folders += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
@@ -72,8 +73,8 @@ def find_torch(env: Mapping[str, str] | None = None) -> tuple[TorchInstall | Non
     """Find an installed torch that is new enough.
 
     Args:
-        env: the environment variables to go by; `os.environ` by default. ARD_FAST_TORCH_SITE names a site-packages folder to look in
-            first; ARD_FAST_ISOLATED=1 keeps to what the running interpreter can import.
+        env: the environment variables to go by; `os.environ` by default. ARD_FAST_TORCH_SITE names a site-packages
+            folder to look in first; ARD_FAST_ISOLATED=1 keeps to what the running interpreter can import.
 
     Returns:
         The install or None, and one line for each place looked at that had none.
