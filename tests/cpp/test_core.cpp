@@ -1,0 +1,215 @@
+// The scalar maths of csrc/core on the host, against independent formulas in double.
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+
+#include "check.h"
+#include "core/half.h"
+#include "core/kd_math.h"
+#include "core/math.h"
+#include "core/pgd_math.h"
+#include "core/philox.h"
+
+namespace {
+
+using namespace ard;
+
+const float kInf = std::numeric_limits<float>::infinity();
+const float kNan = std::numeric_limits<float>::quiet_NaN();
+
+bool same_bits(float a, float b) { return std::memcmp(&a, &b, sizeof(float)) == 0; }
+bool same_value(float a, float b) { return (a != a && b != b) || same_bits(a, b); }
+
+// Known answers of Random123 (kat_vectors, "philox4x32 10").
+void test_philox() {
+  struct Case {
+    uint32_t counter[4], key[2], expected[4];
+  };
+  const Case cases[] = {
+      {{0, 0, 0, 0}, {0, 0}, {0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u}},
+      {{0xffffffffu, 0xffffffffu, 0xffffffffu, 0xffffffffu},
+       {0xffffffffu, 0xffffffffu},
+       {0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu}},
+      {{0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u},
+       {0xa4093822u, 0x299f31d0u},
+       {0xd16cfe09u, 0x94fdcceb, 0x5001e420u, 0x24126ea1u}},
+  };
+  for (const Case& c : cases) {
+    PhiloxBlock counter;
+    std::memcpy(counter.v, c.counter, sizeof(counter.v));
+    const PhiloxBlock out = philox4x32_10(counter, uint64_t(c.key[1]) << 32 | c.key[0]);
+    for (int i = 0; i < 4; ++i) CHECK(out.v[i] == c.expected[i]);
+  }
+  // The counter's words: element group in the low half, sample id in the high half.
+  const PhiloxBlock direct = philox4x32_10({{3, 1, 7, 2}}, 99);
+  const PhiloxBlock named = philox_for_group(99, (2ull << 32) | 7, (1ull << 32) | 3);
+  CHECK(std::memcmp(direct.v, named.v, sizeof(direct.v)) == 0);
+}
+
+// The value of a small float with `exponent_bits` and `fraction_bits`, by the IEEE definition.
+double decode(uint32_t bits, int exponent_bits, int fraction_bits) {
+  const int bias = (1 << (exponent_bits - 1)) - 1;
+  const uint32_t fraction = bits & ((1u << fraction_bits) - 1);
+  const int exponent = static_cast<int>(bits >> fraction_bits) & ((1 << exponent_bits) - 1);
+  const double sign = bits >> (exponent_bits + fraction_bits) ? -1.0 : 1.0;
+  if (exponent == (1 << exponent_bits) - 1) {
+    return fraction ? std::numeric_limits<double>::quiet_NaN() : sign * HUGE_VAL;
+  }
+  const double significand = exponent ? (1u << fraction_bits) + fraction : fraction;
+  return sign * std::ldexp(significand, std::max(exponent, 1) - bias - fraction_bits);
+}
+
+template <typename T>
+void test_small_float(int exponent_bits, int fraction_bits) {
+  for (uint32_t bits = 0; bits < 0x10000u; ++bits) {
+    const double expected = decode(bits, exponent_bits, fraction_bits);
+    const float value = to_float(T{uint16_t(bits)});
+    if (expected != expected) {
+      CHECK(value != value);
+      CHECK(to_float(from_float<T>(value)) != to_float(from_float<T>(value)));
+      continue;
+    }
+    CHECK(same_bits(value, static_cast<float>(expected)));
+    CHECK(from_float<T>(value).bits == bits);
+    // Half way to the next larger magnitude: exactly there to even, beside it to the nearer one.
+    const uint32_t infinity = ((1u << exponent_bits) - 1) << fraction_bits;
+    if ((bits & 0x7fffu) == infinity) continue;
+    const double above = decode((bits & 0x7fffu) + 1, exponent_bits, fraction_bits);
+    const double here = std::fabs(expected);
+    const double step =
+        std::isinf(above) ? here - decode((bits & 0x7fffu) - 1, exponent_bits, fraction_bits)
+                          : above - here;
+    const float middle = std::copysign(static_cast<float>(here + step / 2), value);
+    if (std::isinf(middle)) continue;  // bfloat16's largest: half way is beyond float's range
+    CHECK(from_float<T>(middle).bits == (bits & 1 ? bits + 1 : bits));
+    CHECK(from_float<T>(std::nextafter(middle, 0.0f)).bits == bits);
+    CHECK(from_float<T>(std::nextafter(middle, std::copysign(kInf, value))).bits == bits + 1);
+  }
+  CHECK(std::isinf(to_float(from_float<T>(kInf))) && std::isinf(to_float(from_float<T>(FLT_MAX))));
+  CHECK(same_bits(to_float(from_float<T>(-0.0f)), -0.0f));
+}
+
+/// Error of `value` in units of the last place of the float nearest to `exact`.
+double ulps(float value, double exact) {
+  const float nearest = static_cast<float>(exact);
+  const double ulp = std::nextafter(std::fabs(nearest), kInf) - std::fabs(nearest);
+  return std::fabs(value - exact) / ulp;
+}
+
+void test_exp() {
+  double worst = 0;
+  for (float x = -87.0f; x <= 88.5f; x += 1.7e-4f) {
+    worst = std::max(worst, ulps(exp_f32(x), std::exp(static_cast<double>(x))));
+  }
+  for (float x = 1e-8f; x < 0.5f; x *= 1.001f) {
+    worst = std::max(worst, ulps(exp_f32(x), std::exp(static_cast<double>(x))));
+    worst = std::max(worst, ulps(exp_f32(-x), std::exp(-static_cast<double>(x))));
+  }
+  std::printf("exp_f32: %.3f ulp\n", worst);
+  CHECK(worst < 1.5);
+  CHECK(exp_f32(0.0f) == 1.0f && exp_f32(-0.0f) == 1.0f);
+  CHECK(exp_f32(-88.0f) == 0.0f && exp_f32(-1e30f) == 0.0f && exp_f32(-kInf) == 0.0f);
+  CHECK(exp_f32(89.0f) == kInf && exp_f32(1e30f) == kInf && exp_f32(kInf) == kInf);
+  CHECK(std::isnan(exp_f32(kNan)) && std::isnan(exp_f32(-kNan)));
+}
+
+void test_log() {
+  double worst = 0;
+  for (uint32_t bits = 0x00800000u; bits < 0x7f800000u; bits += 977) {
+    const float x = bits_to_float(bits);
+    const double exact = std::log(static_cast<double>(x));
+    if (exact != 0) worst = std::max(worst, ulps(log_exact_ops(x), exact));
+  }
+  std::printf("log_exact_ops: %.3f ulp\n", worst);
+  CHECK(worst < 2.5);
+  CHECK(log_exact_ops(1.0f) == 0.0f);
+}
+
+// Every value that uniform_symmetric can give, through the normal quantile and back.
+void test_uniform_and_normal() {
+  double worst = 0, previous = -HUGE_VAL;
+  for (uint32_t k = 0; k < (1u << 23); ++k) {
+    const float v = uniform_symmetric(k << 9);
+    if (k % 4096 == 0) {
+      CHECK(static_cast<double>(v) == (2.0 * k + 1.0) / 8388608.0 - 1.0);
+      CHECK(same_bits(v, uniform_symmetric((k << 9) | 0x1ff)));  // the low 9 bits are not used
+      CHECK(same_bits(-v, uniform_symmetric(((1u << 23) - 1 - k) << 9)));
+    }
+    if (k % 64 == 0 || k < 1024) {
+      const double z = normal_from_symmetric(v);
+      // dz = dv / (2 * density); compared in z, where an error matters.
+      const double density = std::exp(-z * z / 2) * 0.3989422804014327;
+      const double back = v < 0 ? std::erfc(-z * 0.7071067811865476) - 1 - v
+                                : 1 - std::erfc(z * 0.7071067811865476) - v;
+      worst = std::max(worst, std::fabs(back) / (2 * density) / std::max(1e-3, std::fabs(z)));
+      CHECK(z > previous - 1e-6);
+      previous = z;
+    }
+  }
+  std::printf("normal_from_symmetric: relative error %.2e\n", worst);
+  CHECK(worst < 2e-6);
+}
+
+// torch.clamp, torch.minimum and torch.maximum: a NaN on either side is the result.
+float torch_min(float a, float b) { return std::isnan(a) || std::isnan(b) ? kNan : std::min(a, b); }
+float torch_max(float a, float b) { return std::isnan(a) || std::isnan(b) ? kNan : std::max(a, b); }
+
+void test_step() {
+  const float values[] = {0.0f, -0.0f, 1e-45f, -1e-45f, FLT_MIN, -FLT_MIN, 0.25f, -0.25f, 0.999f,
+                          1.0f, 1.5f,  FLT_MAX, -FLT_MAX, kInf, -kInf, kNan};
+  for (float x : values) {
+    for (float x_adv : values) {
+      for (float grad : values) {
+        for (float step : {2 / 255.0f, -2 / 255.0f, 0.0f, 1e-45f}) {
+          for (float eps : {8 / 255.0f, 0.0f, 3.0f}) {
+            const float direction = grad > 0 ? 1.0f : grad < 0 ? -1.0f : 0.0f;
+            const float stepped = x_adv + direction * step;
+            const float projected = torch_min(torch_max(stepped, x - eps), x + eps);
+            const float expected = torch_min(torch_max(projected, 0.0f), 1.0f);
+            const float got = pgd_linf_update(x_adv, grad, x, step, eps, 0.0f, 1.0f);
+            CHECK(expected == got || (std::isnan(expected) && std::isnan(got)));
+          }
+        }
+      }
+    }
+  }
+  CHECK(same_value(random_start_element(0.5f, 0, false, 0.1f, 0, 0, 1), 0.5f + 0.1f * (0x1p-23f - 1)));
+  CHECK(random_start_element(0.0f, 0, false, 0.1f, 0, 0, 1) == 0.0f);
+  CHECK(random_start_element(0.0f, 0, false, 0.1f, 0, -kInf, kInf) < -0.0999f);
+  CHECK(std::isnan(random_start_element(kNan, 0, false, 0.1f, 0, 0, 1)));
+}
+
+// q * (e^x - 1) and q * phi(x) on both sides of the switch from the series to the direct form.
+void test_kd_terms() {
+  KdRow row = kd_row_begin(0.0f, 0.0f, 1.0f);
+  kd_row_set_sums(row, 1.0f, 0.0f, 0.0f);
+  double worst_term = 0, worst_diff = 0;
+  for (float x = -12.0f; x < 9.0f; x += 1.3e-3f) {
+    const KdTerm t = kd_close_term(row, kd_weigh(row, x, 0.0f));
+    const double exact = std::expm1(static_cast<double>(x));
+    worst_diff = std::max(worst_diff, std::fabs(t.diff - exact) / std::max(std::fabs(exact), 1e-30));
+    if (std::fabs(x) > 1e-2) {  // below, exact's own subtraction loses digits
+      worst_term = std::max(worst_term, std::fabs(t.term - (exact - x)) / (exact - x));
+    }
+  }
+  std::printf("kd_close_term: relative error %.2e (diff), %.2e (term)\n", worst_diff, worst_term);
+  CHECK(worst_diff < 1e-6 && worst_term < 3e-6);
+}
+
+}  // namespace
+
+int main() {
+  test_philox();
+  test_small_float<f16>(5, 10);
+  test_small_float<bf16>(8, 7);
+  test_exp();
+  test_log();
+  test_uniform_and_normal();
+  test_step();
+  test_kd_terms();
+  return test::finish("test_core");
+}
