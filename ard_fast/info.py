@@ -1,0 +1,192 @@
+"""`python -m ard_fast.info [--json]`: what is built, for what, which torch, and which code each operator will run.
+
+Reads only: nothing is built, and no GPU is needed. Put its output into a bug report.
+"""
+
+import argparse
+import json
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ard_fast import _load
+from ard_fast._version import __version__
+
+# What a CPU must have for a level of x86-64, as Linux names it (the levels of the x86-64 psABI).
+X86_LEVELS = {
+    "x86-64-v3": {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"},
+    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+}
+
+
+def arch_coverage(capability: tuple[int, int], archs: list[str]) -> tuple[bool, str]:
+    """Whether code for `archs` runs on a GPU, and how.
+
+    Args:
+        capability: the GPU's compute capability, such as (9, 0).
+        archs: what was compiled, such as ["sm_80", "compute_80"].
+
+    Returns:
+        Whether it runs, and a phrase that says how or what to do.
+    """
+    major, minor = capability
+    # Machine code runs on its own major version from its own minor version on; "a" and "f" variants have rules of their
+    # own and count only for exactly their GPU.
+    binaries = []
+    for name in archs:
+        match = re.fullmatch(r"sm_(\d+)(\d)([af]?)", name)
+        if match and int(match[1]) == major and (int(match[2]) == minor or (not match[3] and int(match[2]) < minor)):
+            binaries.append((int(match[2]), name))
+    if binaries:
+        return True, f"runs its {max(binaries)[1]} code"
+    for name in archs:
+        match = re.fullmatch(r"compute_(\d+)(\d)", name)
+        if match and (int(match[1]), int(match[2])) <= capability:
+            return True, f"the driver compiles it from {name} at first use"
+    return False, f"not covered: build again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+
+
+def cpu_level(levels: list[str], cpuinfo: str) -> str | None:
+    """The level of the CPU kernels that the loader picks on this machine.
+
+    Args:
+        levels: what the kernels were compiled for, best first, such as ["x86-64-v4", "x86-64-v3", "default"].
+        cpuinfo: the text of /proc/cpuinfo.
+
+    Returns:
+        The level, or None where the machine does not tell.
+    """
+    flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    if len(levels) < 2:
+        return levels[0] if levels else None
+    if flags is None:
+        return None
+    have = set(flags[1].split())
+    wanted: set[str] = set()
+    runs = []
+    for level, needs in X86_LEVELS.items():
+        wanted |= needs
+        if wanted <= have:
+            runs.append(level)
+    return next((level for level in levels if level in runs), "default")
+
+
+def _read(path: str) -> str:
+    """The text of a file, '' if there is none."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _gpus(archs: list[str]) -> list[dict[str, Any]]:
+    """The visible GPUs, and how the compiled kernels fit each."""
+    if not torch.cuda.is_available():
+        return []
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        runs, how = arch_coverage(capability, archs)
+        gpus.append(
+            {
+                "name": torch.cuda.get_device_name(index),
+                "capability": "{}.{}".format(*capability),
+                "kernels_run": runs,
+                "how": how,
+            }
+        )
+    return gpus
+
+
+def _operators(extension: _load.Extension, level: str | None) -> dict[str, dict[str, str]]:
+    """For each operator and device, what runs there and why."""
+    names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("ard_fast::"))
+    cpu = f"compiled{f', {level}' if level else ''}"
+    table = {}
+    for name in names:
+        on_cpu = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+        on_cuda = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+        no_cuda = "no CUDA kernel" if extension.has_cuda_kernels else f"none: {extension.cuda_reason}"
+        table[name.removeprefix("ard_fast::")] = {
+            "cpu": cpu if on_cpu else "none",
+            "cuda": extension.cuda_reason if on_cuda else no_cuda,
+        }
+    return table
+
+
+def collect() -> dict[str, Any]:
+    """Everything that the report shows, as plain values.
+
+    Returns:
+        A dictionary that `json.dumps` takes.
+    """
+    extension = _load.load()
+    build = dict(extension.build_info)
+    level = cpu_level(build.get("CPU_LEVELS", []), _read("/proc/cpuinfo"))
+    return {
+        "version": __version__,
+        "package": str(_load.PACKAGE),
+        "source_checkout": extension.source_checkout,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "extension": str(extension.c_path),
+        "cuda_extension": str(extension.cuda_path) if extension.cuda_path else None,
+        "cuda_kernels": extension.has_cuda_kernels,
+        "cuda_reason": extension.cuda_reason,
+        "stale": extension.stale,
+        "build": build,
+        "cpu_level": level,
+        "threads": torch.get_num_threads(),
+        "gpus": _gpus(build.get("CUDA_ARCHS", []) if extension.has_cuda_kernels else []),
+        "operators": _operators(extension, level),
+    }
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report as text for a person."""
+    build = report["build"]
+    cuda = f"CUDA {report['torch_cuda']}" if report["torch_cuda"] else "no CUDA"
+    fits = "fits the sources beside it" if report["source_checkout"] else "installed with the package"
+    rows = [
+        ("ard-fast", f"{report['version']}, {report['package']}"),
+        ("python", f"{report['python']}, {report['platform']}"),
+        ("torch", f"{report['torch']}, {cuda}, {report['threads']} threads"),
+        ("extension", report["extension"]),
+        ("", f"STALE: {report['stale']}" if report["stale"] else fits),
+    ]
+    if build:
+        rows.append(("built", f"{build['BUILT_AT']} against torch {build['TORCH_VERSION']}, {build['COMPILER']}"))
+        rows.append(("", f"CUDA {'yes' if build['CUDA_BUILT'] else 'no'}: {build['CUDA_REASON']}"))
+        if build["CUDA_BUILT"]:
+            rows.append(("", f"{' '.join(build['CUDA_ARCHS'])}, from {build['CUDA_ARCHS_FROM']}"))
+    rows.append(("CPU kernels", f"at {report['cpu_level']}" if report["cpu_level"] else "at the compiler's baseline"))
+    rows.append(("CUDA kernels", f"{'loaded' if report['cuda_kernels'] else 'not loaded'}: {report['cuda_reason']}"))
+    for gpu in report["gpus"]:
+        how = gpu["how"] if report["cuda_kernels"] else "no CUDA kernels are loaded"
+        rows.append(("", f"{gpu['name']} ({gpu['capability']}): {how}"))
+    if report["torch_cuda"] and not report["gpus"]:
+        rows.append(("", "no GPU is visible"))
+    lines = [f"{name:<14}{text}" for name, text in rows]
+    width = max(map(len, ["operator", *report["operators"]])) + 2
+    lines += ["", f"{'operator':<{width}}on CPU tensors / on CUDA tensors"]
+    lines += [f"{name:<{width}}{on['cpu']} / {on['cuda']}" for name, on in report["operators"].items()]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the report; 0, or 1 if the extension is stale or a visible GPU is not covered."""
+    parser = argparse.ArgumentParser(prog="python -m ard_fast.info", description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    report = collect()
+    print(json.dumps(report, indent=2) if parser.parse_args(argv).json else render(report))
+    uncovered = report["cuda_kernels"] and any(not gpu["kernels_run"] for gpu in report["gpus"])
+    return 1 if report["stale"] or uncovered else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
