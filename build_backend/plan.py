@@ -83,9 +83,12 @@ def inspect_toolkit(root: Path, run: Callable[..., str] = run_text) -> Toolkit |
 
 
 def find_toolkit(
-    env: Mapping[str, str], which: Callable[[str], str | None], run: Callable[..., str] = run_text
+    env: Mapping[str, str],
+    which: Callable[[str], str | None],
+    run: Callable[..., str] = run_text,
+    usual: Path = Path("/usr/local/cuda"),
 ) -> tuple[Toolkit | None, list[str]]:
-    """Find a usable CUDA toolkit: $CUDA_HOME, $CUDA_PATH, the nvcc on PATH, /usr/local/cuda.
+    """Find a usable CUDA toolkit: $CUDA_HOME, $CUDA_PATH, the nvcc on PATH, the usual place.
 
     Returns:
         The toolkit or None, and a line for each place looked at that has none.
@@ -94,7 +97,7 @@ def find_toolkit(
     on_path = which("nvcc")
     if on_path is not None:
         places += [(f"nvcc on PATH ({on_path})", root) for root in toolkit_root_of(on_path, run)]
-    places.append(("the usual place", Path("/usr/local/cuda")))
+    places.append(("the usual place", usual))
     looked = [] if on_path else ["nvcc on PATH: not found"]
     seen = set()
     for name, root in places:

@@ -1,0 +1,33 @@
+"""Fixtures and reports that all tests share. Markers are declared in pyproject.toml."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+        ),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device that the operators run on: the CPU, and CUDA where there is one."""
+    return torch.device(request.param)
+
+
+def pytest_report_header() -> list[str]:
+    """Say what is tested: which torch, which compiled extension, and whether it fits the sources."""
+    try:
+        from ard_fast import _load
+    except ImportError as error:
+        # Tests that need no extension, such as those of the build, still run; the others fail with this message.
+        return [f"ard_fast cannot be imported: {error}"]
+    extension = _load.load()
+    lines = [f"torch {torch.__version__}, extension {extension.c_path}"]
+    lines.append(f"CUDA kernels {'loaded' if extension.has_cuda_kernels else 'not loaded'}: {extension.cuda_reason}")
+    if extension.stale:
+        lines.append(f"STALE EXTENSION: {extension.stale}")
+    return lines

@@ -1,0 +1,435 @@
+"""The build: what it decides, as functions, and, marked slow, real builds in throw-away environments."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "build_backend"))
+
+import backend  # noqa: E402
+import ninja_build  # noqa: E402
+import plan  # noqa: E402
+import torch_install  # noqa: E402
+
+# ------------------------------------------------------------------------------------------------- the installed torch
+
+
+def fake_torch(site: Path, version: str = "2.13.0+cpu", cuda: str | None = None) -> Path:
+    """A site-packages folder that holds as much of a torch as the build reads."""
+    (site / "torch").mkdir(parents=True)
+    (site / "torch" / "version.py").write_text(f"__version__ = {version!r}\ncuda = {cuda!r}\n")
+    return site
+
+
+@pytest.fixture
+def hidden_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """As in pip's isolated environment: torch cannot be imported, and sysconfig names the outer site-packages."""
+    site = tmp_path / "outer"
+    site.mkdir()
+    monkeypatch.setattr(torch_install.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch_install.sysconfig, "get_path", lambda name: str(site))
+    monkeypatch.setattr(torch_install.site, "ENABLE_USER_SITE", False)
+    monkeypatch.setattr(backend._setuptools, "get_requires_for_build_wheel", lambda settings: [])
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    for name in ("ARD_FAST_TORCH_SITE", "ARD_FAST_ISOLATED"):
+        monkeypatch.delenv(name, raising=False)
+    return site
+
+
+def test_importable_torch_is_taken_without_importing_it() -> None:
+    """As under --no-build-isolation."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import torch_install; print(torch_install.find_torch({})[0])\n"
+    code += "assert 'torch' not in sys.modules"
+    out = subprocess.check_output([sys.executable, "-c", code, str(ROOT / "build_backend")], text=True)
+    import torch
+
+    assert f"version={torch.__version__!r}" in out
+
+
+def test_torch_of_the_calling_environment_is_found(hidden_torch: Path) -> None:
+    fake_torch(hidden_torch, "2.14.1+cu130", "13.0")
+    install, _ = torch_install.find_torch()
+    assert install == torch_install.TorchInstall(hidden_torch / "torch", "2.14.1+cu130", "13.0")
+    assert backend.get_requires_for_build_wheel() == backend.get_requires_for_build_editable() == []
+
+
+def test_torch_is_required_where_there_is_none(hidden_torch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert backend.get_requires_for_build_wheel() == ["torch>=2.11"]
+    assert str(hidden_torch) in capsys.readouterr().err
+    assert backend.get_requires_for_build_sdist() == []
+
+
+def test_too_old_torch_does_not_count(hidden_torch: Path) -> None:
+    fake_torch(hidden_torch, "2.9.1")
+    install, looked = torch_install.find_torch()
+    assert install is None
+    assert "torch 2.9.1 is too old" in looked[-1]
+
+
+def test_named_and_virtualenv_folders_are_looked_at(hidden_torch: Path, tmp_path: Path) -> None:
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    in_venv = fake_torch(tmp_path / "venv" / "lib" / python / "site-packages", "2.12.0")
+    named = fake_torch(tmp_path / "named", "2.15.0")
+    env = {"VIRTUAL_ENV": str(tmp_path / "venv")}
+    assert torch_install.find_torch(env)[0].root.parent == in_venv
+    assert torch_install.find_torch({**env, "ARD_FAST_TORCH_SITE": str(named)})[0].root.parent == named
+
+
+def test_isolated_switch_keeps_the_isolation(hidden_torch: Path) -> None:
+    fake_torch(hidden_torch)
+    assert torch_install.find_torch({"ARD_FAST_ISOLATED": "1"})[0] is None
+    assert torch_install.find_torch({"ARD_FAST_ISOLATED": "0"})[0] is not None
+
+
+def test_exposed_torch_is_last_on_the_path(hidden_torch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The isolated environment's own setuptools must stay in front of the user's."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    install, _ = torch_install.find_torch({"ARD_FAST_TORCH_SITE": str(fake_torch(hidden_torch))})
+    install.expose()
+    install.expose()
+    assert sys.path[-1] == str(hidden_torch)
+    assert sys.path.count(str(hidden_torch)) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- toolkit
+
+
+def fake_toolkit(root: Path, version: str = "13.0", archs: str = "75 80 90 120", layout: str = "usual") -> Path:
+    """A CUDA toolkit with all that the build looks at."""
+    include, lib = {
+        "usual": ("include", "lib64"),
+        "debian": ("include", "lib/x86_64-linux-gnu"),
+        "conda": ("targets/x86_64-linux/include", "targets/x86_64-linux/lib"),
+    }[layout]
+    for folder in ("bin", include, lib):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / include / "cuda_runtime.h").touch()
+    (root / lib / "libcudart_static.a").touch()
+    nvcc = root / "bin" / "nvcc"
+    listed = "\\n".join(f"compute_{arch}" for arch in archs.split())
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        f'case "$1" in --version) echo "Cuda compilation tools, release {version}, V{version}.1";;\n'
+        f'--list-gpu-arch) printf "{listed}\\n";;\n'
+        f'--dryrun) echo "#\\$ TOP={root}/bin/.." >&2;; esac\n'
+    )
+    nvcc.chmod(0o755)
+    return root
+
+
+def find_toolkit(env: dict[str, str], nvcc: Path | None = None) -> tuple[plan.Toolkit | None, list[str]]:
+    """`plan.find_toolkit` with a chosen PATH, on a machine that has no toolkit in the usual place."""
+    return plan.find_toolkit(env, lambda _: None if nvcc is None else str(nvcc), usual=Path("/nowhere/cuda"))
+
+
+@pytest.mark.parametrize("layout", ["usual", "debian", "conda"])
+def test_cuda_home_is_taken_first(tmp_path: Path, layout: str) -> None:
+    home = fake_toolkit(tmp_path / "home", layout=layout)
+    other = fake_toolkit(tmp_path / "other", version="12.8")
+    found, looked = find_toolkit({"CUDA_HOME": str(home)}, other / "bin" / "nvcc")
+    assert (found.root, found.version, found.archs) == (home, (13, 0), ("75", "80", "90", "120"))
+    assert found.include.joinpath("cuda_runtime.h").is_file()
+    assert looked == []
+
+
+def test_wrapper_outside_the_toolkit_leads_to_it(tmp_path: Path) -> None:
+    """A script on PATH that calls the real nvcc: its own folder is no toolkit."""
+    real = fake_toolkit(tmp_path / "real")
+    wrapper = tmp_path / "bin" / "nvcc"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\nexec {real}/bin/nvcc "$@"\n')
+    wrapper.chmod(0o755)
+    assert find_toolkit({}, wrapper)[0].root == real
+
+
+def test_link_to_nvcc_leads_to_the_toolkit(tmp_path: Path) -> None:
+    real = fake_toolkit(tmp_path / "real")
+    (real / "bin" / "nvcc").write_text("#!/bin/sh\nexit 1\n")  # tells nothing: only the link is left to go by
+    (tmp_path / "nvcc").symlink_to(real / "bin" / "nvcc")
+    assert plan.toolkit_root_of(str(tmp_path / "nvcc")) == [real]
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("bin/nvcc", "no bin/nvcc"),
+        ("include/cuda_runtime.h", "no include/cuda_runtime.h"),
+        ("lib64/libcudart_static.a", "no libcudart_static.a"),
+    ],
+)
+def test_incomplete_toolkit_is_refused_with_what_it_lacks(tmp_path: Path, missing: str, said: str) -> None:
+    root = fake_toolkit(tmp_path / "cuda")
+    (root / missing).unlink()
+    found, looked = find_toolkit({"CUDA_HOME": str(root)})
+    assert found is None
+    assert looked == [
+        "nvcc on PATH: not found",
+        f"$CUDA_HOME, {root}: {said}",
+        "the usual place, /nowhere/cuda: no such folder",
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------- CUDA or not
+
+
+@pytest.fixture
+def toolkit(tmp_path: Path) -> plan.Toolkit:
+    return plan.inspect_toolkit(fake_toolkit(tmp_path / "cuda"))
+
+
+def unreachable() -> None:
+    raise AssertionError("the toolkit must not be looked for")
+
+
+def test_modes(toolkit: plan.Toolkit) -> None:
+    def found() -> tuple[plan.Toolkit, list[str]]:
+        return toolkit, []
+
+    def nothing() -> tuple[None, list[str]]:
+        return None, ["nvcc on PATH: not found", "the usual place, /somewhere: no such folder"]
+
+    assert plan.decide_cuda("0", "2.14.1+cu130", "13.0", unreachable) == (None, "built with ARD_FAST_CUDA=0")
+    assert plan.decide_cuda("auto", "2.13.0+cpu", None, unreachable)[0] is None
+    for mode in ("auto", "1"):
+        assert plan.decide_cuda(mode, "2.14.1+cu130", "13.0", found)[0] is toolkit
+    chosen, reason = plan.decide_cuda("auto", "2.14.1+cu130", "13.0", nothing)
+    assert chosen is None
+    assert "/somewhere" in reason
+    with pytest.raises(plan.BuildError, match=r"ARD_FAST_CUDA=1, but torch 2\.13\.0\+cpu is not a CUDA build"):
+        plan.decide_cuda("1", "2.13.0+cpu", None, unreachable)
+    with pytest.raises(plan.BuildError, match=r"(?s)nvcc, .*cuda_runtime\.h .*PATH: not found; .*/somewhere"):
+        plan.decide_cuda("1", "2.14.1+cu130", "13.0", nothing)
+
+
+def test_other_major_version_of_the_toolkit_is_refused(toolkit: plan.Toolkit) -> None:
+    chosen, reason = plan.decide_cuda("auto", "2.12.0+cu128", "12.8", lambda: (toolkit, []))
+    assert chosen is None
+    assert "13.0" in reason
+    assert "12.8" in reason
+    assert plan.decide_cuda("auto", "2.15.0+cu132", "13.2", lambda: (toolkit, []))[0] is toolkit
+
+
+def test_mode_names() -> None:
+    assert [plan.cuda_mode({}), plan.cuda_mode({"ARD_FAST_CUDA": ""})] == ["auto", "auto"]
+    assert [plan.cuda_mode({"ARD_FAST_CUDA": text}) for text in ("auto", "0", " 1 ", "AUTO")] == [
+        "auto",
+        "0",
+        "1",
+        "auto",
+    ]
+    with pytest.raises(plan.BuildError, match="expected auto, 0 or 1, got 'yes'"):
+        plan.cuda_mode({"ARD_FAST_CUDA": "yes"})
+
+
+# ------------------------------------------------------------------------------------------------------- architectures
+
+NVCC_13 = ("75", "80", "86", "87", "88", "89", "90", "100", "103", "110", "120", "121")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("8.0", [("80", False)]),
+        ("9.0+PTX;8.0", [("80", False), ("90", True)]),
+        ("8.0 8.6,9.0a+PTX", [("80", False), ("86", False), ("90a", True)]),
+        ("9.0;9.0+PTX", [("90", True)]),
+        ("Ampere Hopper", [("80", False), ("86", True), ("90", True)]),
+        ("12.0f", [("120f", False)]),
+    ],
+)
+def test_arch_list_is_followed_as_it_is(text: str, expected: list[tuple[str, bool]]) -> None:
+    assert plan.choose_archs(text, ["70"], ["75"], NVCC_13) == (expected, "TORCH_CUDA_ARCH_LIST")
+
+
+@pytest.mark.parametrize("text", ["80", "8", "sm_80", "8.0+ptxx", "Volta", "8.0;;x"])
+def test_bad_arch_list_is_an_error(text: str) -> None:
+    with pytest.raises(plan.BuildError, match="TORCH_CUDA_ARCH_LIST: expected entries like"):
+        plan.parse_arch_list(text)
+
+
+def test_arch_that_nvcc_does_not_know_is_an_error_only_if_asked_for() -> None:
+    with pytest.raises(plan.BuildError, match=r"compiles for 75, 80, .*; got 70"):
+        plan.choose_archs("7.0;8.0", [], [], NVCC_13)
+    archs, source = plan.choose_archs(None, [], ["70", "80", "90", "130"], NVCC_13)
+    assert (archs, source) == ([("80", False), ("90", True)], "what torch was built for")
+
+
+def test_visible_gpus_go_before_what_torch_was_built_for() -> None:
+    archs, source = plan.choose_archs(None, ["90", "80", "90"], ["75", "120"], NVCC_13)
+    assert (archs, source) == ([("80", False), ("90", True)], "the visible GPUs")
+
+
+def test_newer_gpu_than_nvcc_gets_the_newest_ptx_and_older_is_refused() -> None:
+    assert plan.choose_archs(None, ["130"], [], NVCC_13)[0] == [("121", True)]
+    with pytest.raises(plan.BuildError, match="none of the visible GPUs is among them: 70"):
+        plan.choose_archs(None, ["70"], [], NVCC_13)
+
+
+def test_architectures_are_never_empty() -> None:
+    """torch itself dies with an IndexError where there is neither a GPU nor a list."""
+    archs, source = plan.choose_archs(None, [], [], ("80", "90"))
+    assert (archs, source) == ([("80", False), ("90", True)], "what nvcc supports")
+
+
+def test_native_and_empty_lists_leave_the_choice_to_the_build() -> None:
+    assert [plan.requested_archs({"TORCH_CUDA_ARCH_LIST": text}) for text in ("", " ", "native")] == [None] * 3
+    assert plan.requested_archs({}) is None
+    assert plan.requested_archs({"TORCH_CUDA_ARCH_LIST": "8.0 "}) == "8.0"
+
+
+def test_gencode_flags() -> None:
+    assert plan.gencode_flags([("80", False), ("90a", True)]) == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_90a,code=compute_90a",
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- jobs and compile
+
+
+def test_jobs() -> None:
+    gib = 1 << 30
+    assert plan.choose_jobs({"MAX_JOBS": "3"}, cores=64, free_memory=gib) == 3
+    assert plan.choose_jobs({}, cores=8, free_memory=64 * gib) == 8
+    assert plan.choose_jobs({}, cores=8, free_memory=5 * gib) == 2
+    assert plan.choose_jobs({}, cores=8, free_memory=0) == 1
+    assert plan.choose_jobs({}, cores=8, free_memory=None) == 8
+    for text in ("0", "-1", "all"):
+        with pytest.raises(plan.BuildError, match="MAX_JOBS: expected a positive whole number"):
+            plan.choose_jobs({"MAX_JOBS": text}, 8, None)
+
+
+@pytest.mark.parametrize(("jobs", "files", "archs"), [(1, 3, 7), (2, 3, 7), (16, 3, 7), (64, 2, 7), (4, 0, 1)])
+def test_nvcc_threads_keep_to_the_jobs(jobs: int, files: int, archs: int) -> None:
+    threads = plan.nvcc_threads(jobs, files, archs)
+    assert 1 <= threads <= archs
+    assert threads == 1 or threads * files <= jobs
+
+
+def test_ninja_builds_paths_and_flags_with_spaces_and_dollars(tmp_path: Path) -> None:
+    """Compiles for real: a define with a space in it, below a folder whose name needs escaping."""
+    root = tmp_path / "a $b: c"
+    root.mkdir()
+    (root / "one.cpp").write_text('extern "C" const char* text() { return TEXT; }\n')
+    module = ninja_build.Module(
+        name="_C",
+        output=root / "out" / "_C.so",
+        sources=[root / "one.cpp"],
+        host_flags=["-fPIC", '-DTEXT="x $y"'],
+        link_flags=["-shared"],
+    )
+    compiler = ninja_build.find_compiler(os.environ)
+    (root / "build.ninja").write_text(ninja_build.ninja_file([module], compiler, None, root, root / "objects"))
+    ninja_build.run_ninja(root, 1)
+    code = "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).text; f.restype = ctypes.c_char_p; print(f().decode())"
+    assert subprocess.check_output([sys.executable, "-c", code, str(module.output)], text=True) == "x $y\n"
+    (root / "one.cpp").write_text("this is not C++\n")
+    with pytest.raises(plan.BuildError, match="compiling failed"):
+        ninja_build.run_ninja(root, 1)
+
+
+# -------------------------------------------------------------------------------------------------------- real builds
+
+
+def test_version_is_a_literal() -> None:
+    """The build reads it without importing the package, which would need torch."""
+    tree = ast.parse((ROOT / "ard_fast" / "_version.py").read_text())
+    values = [node.value.value for node in tree.body if isinstance(node, ast.Assign)]
+    assert len(values) == 1
+    assert all(part.isdigit() for part in values[0].split("."))
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout's own files, with the leftovers of an earlier editable build in it."""
+    target = tmp_path_factory.mktemp("checkout") / "ard-fast"
+    ignore = shutil.ignore_patterns(".git", "build", "build-*", "*.egg-info", "__pycache__", "*.so", "_build_info.py")
+    shutil.copytree(ROOT, target, ignore=ignore)
+    (target / "ard_fast" / "_C.abi3.so").write_bytes(b"left over")
+    (target / "ard_fast" / "_C_cuda.abi3.so").write_bytes(b"left over")
+    (target / "ard_fast" / "_build_info.py").write_text("SOURCE_FINGERPRINT = 'left over'\n")
+    return target
+
+
+def call_hook(checkout: Path, hook: str, out: Path, *, hide_torch: bool = False) -> Path:
+    """Call a hook of the backend as pip does; the path of what it made."""
+    out.mkdir()
+    code = f"""
+import sys
+if {hide_torch}:
+    class NoTorch:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] == "torch":
+                raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    sys.meta_path.insert(0, NoTorch())
+    sys.path.insert(0, "build_backend")
+    import torch_install
+    torch_install.find_torch = lambda env=None: (None, ["hidden by the test"])
+else:
+    sys.path.insert(0, "build_backend")
+import backend
+print("MADE", getattr(backend, {hook!r})({str(out)!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=checkout, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return out / done.stdout.rpartition("MADE ")[2].strip()
+
+
+@pytest.mark.slow
+def test_sdist_is_made_without_torch_and_holds_what_a_build_needs(checkout: Path, tmp_path: Path) -> None:
+    sdist = call_hook(checkout, "build_sdist", tmp_path / "dist", hide_torch=True)
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {str(path.relative_to(checkout)) for path in (checkout / "csrc").rglob("*.*")}
+    assert sources <= names
+    assert {
+        "setup.py",
+        "pyproject.toml",
+        "LICENSE",
+        "README.md",
+        "CMakeLists.txt",
+        "build_backend/backend.py",
+        "tests/conftest.py",
+    } <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc", "_build_info.py"))]
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_nothing_else(checkout: Path, tmp_path: Path) -> None:
+    """Leftovers of an earlier build, in the package or under build/lib, must not get in."""
+    leftover = checkout / "build" / f"lib.{'linux-x86_64'}-{sys.implementation.cache_tag}" / "ard_fast"
+    leftover.mkdir(parents=True, exist_ok=True)
+    (leftover / "deleted_since.py").touch()
+    wheel = call_hook(checkout, "build_wheel", tmp_path / "dist")
+    assert wheel.name.startswith("ard_fast-")
+    assert "-cp310-abi3-" in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        info = archive.read("ard_fast/_build_info.py").decode()
+        extension = archive.read("ard_fast/_C.abi3.so")
+        metadata = next(name for name in names if name.endswith("METADATA"))
+        text = archive.read(metadata).decode()
+    assert "left over" not in info
+    assert extension.startswith(b"\x7fELF")
+    inside = [name for name in names if not name.startswith("ard_fast/")]
+    assert all(".dist-info/" in name for name in inside), inside
+    assert any(name.endswith("licenses/LICENSE") for name in inside)
+    assert "ard_fast/deleted_since.py" not in names
+    modules = {path.relative_to(checkout).as_posix() for path in (checkout / "ard_fast").rglob("*.py")}
+    assert modules <= set(names)
+    allowed = (".py", ".so", ".yaml", "py.typed")
+    assert not [name for name in names if name.startswith("ard_fast/") and not name.endswith(allowed)]
+    import torch
+
+    if torch.version.cuda is None:
+        assert "ard_fast/_C_cuda.abi3.so" not in names
+    assert "Requires-Dist: torch>=2.11\n" in text

@@ -1,0 +1,93 @@
+"""`python -m ard_fast.info`: the report, and the two judgements in it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ard_fast import info
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "runs", "phrase"),
+    [
+        ((9, 0), ["sm_80", "sm_90", "compute_90"], True, "runs its sm_90 code"),
+        ((8, 6), ["sm_80", "sm_90", "compute_90"], True, "runs its sm_80 code"),
+        ((8, 9), ["sm_80", "sm_86"], True, "runs its sm_86 code"),
+        ((8, 0), ["sm_86"], False, "TORCH_CUDA_ARCH_LIST=8.0"),
+        ((12, 1), ["sm_90", "compute_90"], True, "from compute_90 at first use"),
+        ((7, 5), ["sm_80", "compute_80"], False, "TORCH_CUDA_ARCH_LIST=7.5"),
+        ((9, 0), ["sm_90a"], True, "runs its sm_90a code"),
+        ((12, 1), ["sm_120a"], False, "not covered"),
+        ((12, 1), ["sm_120"], True, "runs its sm_120 code"),
+        ((10, 3), ["sm_100", "sm_120"], True, "runs its sm_100 code"),
+        ((9, 0), [], False, "not covered"),
+    ],
+)
+def test_arch_coverage(capability: tuple[int, int], archs: list[str], runs: bool, phrase: str) -> None:
+    covered, how = info.arch_coverage(capability, archs)
+    assert covered is runs
+    assert phrase in how
+
+
+V3 = "fpu avx avx2 bmi1 bmi2 f16c fma abm movbe"
+V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
+CLONES = ["x86-64-v4", "x86-64-v3", "default"]
+
+
+@pytest.mark.parametrize(
+    ("levels", "flags", "expected"),
+    [
+        (CLONES, V4, "x86-64-v4"),
+        (CLONES, V3, "x86-64-v3"),
+        (CLONES, f"{V3} avx512f", "x86-64-v3"),
+        (CLONES, "fpu sse2", "default"),
+        (["x86-64-v3", "default"], V4, "x86-64-v3"),
+        ([], V4, None),
+    ],
+)
+def test_cpu_level(levels: list[str], flags: str, expected: str | None) -> None:
+    assert info.cpu_level(levels, f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: \n") == expected
+
+
+def test_cpu_level_is_unknown_where_the_machine_does_not_tell() -> None:
+    assert info.cpu_level(CLONES, "") is None
+
+
+def test_every_operator_is_reported_with_what_it_runs() -> None:
+    report = info.collect()
+    assert {"pgd_linf_step_", "random_start", "kd_loss"} <= report["operators"].keys()
+    for name, on in report["operators"].items():
+        assert on["cpu"].startswith("compiled"), name
+        if not report["cuda_kernels"]:
+            assert on["cuda"] == f"none: {report['cuda_reason']}", name
+
+
+def test_report_as_text_and_as_json() -> None:
+    """From the command line, as a person or a script runs it."""
+    done = subprocess.run([sys.executable, "-m", "ard_fast.info"], text=True, capture_output=True, check=False)
+    assert f"{torch.__version__}, " in done.stdout, done.stderr
+    assert "pgd_linf_step_" in done.stdout
+    as_json = subprocess.run(
+        [sys.executable, "-m", "ard_fast.info", "--json"], text=True, capture_output=True, check=False
+    )
+    report = json.loads(as_json.stdout)
+    assert report["torch"] == torch.__version__
+    assert as_json.returncode == done.returncode == (1 if report["stale"] else 0)
+
+
+def test_stale_extension_and_uncovered_gpu_fail_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = {**info.collect(), "stale": None, "gpus": []}
+    monkeypatch.setattr(info, "collect", lambda: report)
+    assert info.main([]) == 0
+    report["stale"] = "the extension was built from other sources"
+    assert info.main([]) == 1
+    assert "STALE: the extension was built from other sources" in capsys.readouterr().out
+    gpu = {"name": "GPU", "capability": "7.0", "kernels_run": False, "how": "not covered: build again"}
+    report.update(stale=None, cuda_kernels=True, gpus=[gpu])
+    assert info.main([]) == 1
+    assert "GPU (7.0): not covered: build again" in capsys.readouterr().out

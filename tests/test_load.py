@@ -1,0 +1,175 @@
+"""Which compiled extension is loaded, and what is said when it does not fit: `ard_fast/_load.py`.
+
+The cases that a user meets are played for real, in processes of their own, with a small checkout and a small site-packages
+folder around the extension that is installed.
+"""
+
+import json
+import pprint
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ard_fast import _fingerprint, _load
+
+ROOT = Path(__file__).resolve().parent.parent
+
+REPORT = """
+import json, sys, warnings
+sys.path[:0] = {path!r}
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import ard_fast
+extension = ard_fast._load.load()
+print(json.dumps([ard_fast.__file__, str(extension.c_path), extension.stale, [str(w.message) for w in caught]]))
+"""
+
+
+def make_checkout(root: Path) -> Path:
+    """A source checkout with the package's loader and some sources."""
+    for folder in _fingerprint.COMPILED_FOLDERS:
+        (root / "csrc" / folder).mkdir(parents=True)
+    (root / "csrc" / "core" / "one.h").write_text("// one\n")
+    (root / "setup.py").touch()
+    make_package(root / "ard_fast")
+    return root
+
+
+def make_package(folder: Path) -> Path:
+    """The package's loader, without the rest."""
+    folder.mkdir(parents=True)
+    for name in ("_load.py", "_fingerprint.py"):
+        shutil.copy(ROOT / "ard_fast" / name, folder)
+    (folder / "__init__.py").write_text("from ard_fast._load import load\n\nload()\n")
+    return folder
+
+
+def put_extension(folder: Path, fingerprint: str) -> None:
+    """The extension that is installed here, as if built from sources with this fingerprint."""
+    shutil.copy(_load.load().c_path, folder)
+    info = {**_load.load().build_info, "SOURCE_FINGERPRINT": fingerprint}
+    text = "".join(f"{key} = {pprint.pformat(value)}\n" for key, value in info.items())
+    (folder / "_build_info.py").write_text(text)
+
+
+def import_in(*path: Path) -> tuple[Path, Path, str | None, list[str]]:
+    """Import the package with these folders in front of the search path: its file, its extension, stale, warnings."""
+    code = REPORT.format(path=[str(folder) for folder in path])
+    out = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=False, cwd=path[0])
+    assert out.returncode == 0, out.stderr
+    package, extension, stale, warned = json.loads(out.stdout.splitlines()[-1])
+    return Path(package).parent, Path(extension).parent, stale, [text for text in warned if "ard_fast" in text]
+
+
+def test_checkout_in_front_of_the_installed_package_takes_its_extension(tmp_path: Path) -> None:
+    """After `pip install .`, started from the clone's own root; then the clone's sources change."""
+    checkout, site = make_checkout(tmp_path / "clone"), make_package(tmp_path / "site" / "ard_fast")
+    put_extension(site, _fingerprint.source_fingerprint(checkout / "csrc"))
+    assert import_in(checkout, site.parent) == (checkout / "ard_fast", site, None, [])
+
+    (checkout / "csrc" / "core" / "one.h").write_text("// two\n")
+    package, extension, stale, warned = import_in(checkout, site.parent)
+    assert (package, extension) == (checkout / "ard_fast", site)
+    assert str(site) in stale
+    assert len(warned) == 1
+    assert "built from other sources" in warned[0]
+    assert f"`pip install .` (or `pip install -e .`) in {checkout}" in warned[0]
+
+
+def test_extension_left_beside_the_sources_gives_way_to_one_that_fits(tmp_path: Path) -> None:
+    """An earlier `pip install -e .` left its extension in the clone; a later `pip install .` does not replace that file."""
+    checkout, site = make_checkout(tmp_path / "clone"), make_package(tmp_path / "site" / "ard_fast")
+    put_extension(checkout / "ard_fast", "of an earlier build")
+    put_extension(site, _fingerprint.source_fingerprint(checkout / "csrc"))
+    assert import_in(checkout, site.parent) == (checkout / "ard_fast", site, None, [])
+    put_extension(checkout / "ard_fast", _fingerprint.source_fingerprint(checkout / "csrc"))
+    assert import_in(checkout, site.parent) == (checkout / "ard_fast", checkout / "ard_fast", None, [])
+
+
+def test_installed_package_takes_its_own_extension_unchecked(tmp_path: Path) -> None:
+    """There are no sources beside it to check against, and no other extension to look for."""
+    site, other = make_package(tmp_path / "site" / "ard_fast"), make_package(tmp_path / "other" / "ard_fast")
+    for folder in (site, other):
+        put_extension(folder, "whatever")
+    assert import_in(site.parent, other.parent) == (site, site, None, [])
+
+
+def test_missing_extension_is_an_error_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout = make_checkout(tmp_path / "clone")
+    monkeypatch.setattr(_load, "PACKAGE", checkout / "ard_fast")
+    monkeypatch.setattr(sys, "path", [str(checkout), str(tmp_path)])
+    with pytest.raises(ImportError) as caught:
+        _load.load.__wrapped__()
+    assert f"run `pip install .` (or `pip install -e .`) in {checkout}" in str(caught.value)
+    assert str(tmp_path) in str(caught.value).partition("Looked in")[2]
+
+
+def test_broken_extension_is_an_error_that_names_both_torches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = make_package(tmp_path / "site" / "ard_fast")
+    (package / "_C.abi3.so").write_bytes(b"not a library")
+    (package / "_build_info.py").write_text("TORCH_VERSION = '2.98.0'\n")
+    monkeypatch.setattr(_load, "PACKAGE", package)
+    with pytest.raises(
+        ImportError, match=r"(?s)could not be loaded.*against torch 2\.98\.0; this is torch .*--force-re"
+    ):
+        _load.load.__wrapped__()
+
+
+def test_too_old_torch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_load.torch, "__version__", "2.10.1+cu128")
+    with pytest.raises(ImportError, match=r"needs torch 2\.11 or newer, got 2\.10\.1"):
+        _load.load.__wrapped__()
+
+
+def test_cuda_module_that_cannot_be_loaded_is_reported_not_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_load.torch.version, "cuda", "13.0")
+    path, reason = _load._cuda_part(tmp_path, {"CUDA_REASON": "built with ARD_FAST_CUDA=0"})
+    assert (path, reason) == (None, "built with ARD_FAST_CUDA=0")
+    (tmp_path / "_C_cuda.abi3.so").write_bytes(b"not a library")
+    with pytest.warns(RuntimeWarning, match="CUDA kernels are off"):
+        path, reason = _load._cuda_part(tmp_path, {})
+    assert path is None
+    assert "_C_cuda.abi3.so could not be loaded" in reason
+    monkeypatch.setattr(_load.torch.version, "cuda", None)
+    assert "is not a CUDA build" in _load._cuda_part(tmp_path, {})[1]
+
+
+def test_module_attributes_are_those_of_the_loaded_extension() -> None:
+    extension = _load.load()
+    assert _load.load() is extension
+    assert _load.HAS_CUDA_KERNELS is extension.has_cuda_kernels
+    assert _load.cuda_reason == extension.cuda_reason
+    with pytest.raises(AttributeError, match="no attribute 'HAS_CUDA'"):
+        _ = _load.HAS_CUDA
+
+
+def test_fingerprint_is_of_compiled_sources_only(tmp_path: Path) -> None:
+    """Any edit, rename or new file among the compiled sources changes it; the emulator and notes do not."""
+    csrc = make_checkout(tmp_path / "clone") / "csrc"
+    seen = [_fingerprint.source_fingerprint(csrc)]
+    (csrc / "core" / "one.h").write_text("// one, edited\n")
+    seen.append(_fingerprint.source_fingerprint(csrc))
+    (csrc / "core" / "one.h").rename(csrc / "core" / "two.h")
+    seen.append(_fingerprint.source_fingerprint(csrc))
+    (csrc / "cuda" / "new.cuh").touch()
+    seen.append(_fingerprint.source_fingerprint(csrc))
+    assert len(set(seen)) == 4
+    (csrc / "testing").mkdir()
+    (csrc / "testing" / "emulator.cpp").write_text("int x;\n")
+    (csrc / "core" / "notes.md").write_text("notes\n")
+    assert _fingerprint.source_fingerprint(csrc) == seen[-1]
+
+
+def test_fingerprint_costs_an_import_next_to_nothing() -> None:
+    best = float("inf")
+    for _ in range(10):
+        started = time.perf_counter()
+        _fingerprint.source_fingerprint(ROOT / "csrc")
+        best = min(best, time.perf_counter() - started)
+    assert best < 0.010
