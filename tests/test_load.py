@@ -1,7 +1,7 @@
 """Which compiled extension is loaded, and what is said when it does not fit: `ard_fast/_load.py`.
 
-The cases that a user meets are played for real, in processes of their own, with a small checkout and a small site-packages
-folder around the extension that is installed.
+The cases that a user meets are played for real, in processes of their own, with a small checkout and a small
+site-packages folder around the extension that is installed.
 """
 
 import json
@@ -81,7 +81,7 @@ def test_checkout_in_front_of_the_installed_package_takes_its_extension(tmp_path
 
 
 def test_extension_left_beside_the_sources_gives_way_to_one_that_fits(tmp_path: Path) -> None:
-    """An earlier `pip install -e .` left its extension in the clone; a later `pip install .` does not replace that file."""
+    """An earlier `pip install -e .` left its extension in the clone, which a later `pip install .` does not replace."""
     checkout, site = make_checkout(tmp_path / "clone"), make_package(tmp_path / "site" / "ard_fast")
     put_extension(checkout / "ard_fast", "of an earlier build")
     put_extension(site, _fingerprint.source_fingerprint(checkout / "csrc"))
