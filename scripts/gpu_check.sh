@@ -1,0 +1,336 @@
+#!/usr/bin/env bash
+# The whole GPU verification in one command.
+#
+#   scripts/gpu_check.sh [options] OUT_DIR
+#
+# Builds and installs the package for the GPU at hand, runs every test, the CUDA tests under compute-sanitizer, the
+# benchmarks, ncu on the kernels, and a training run. Each stage has its own time limit and its own log,
+# OUT_DIR/STAGE.log; a stage that fails does not stop the next. At the end: a table, OUT_DIR/summary.json, and exit
+# status 1 if any stage failed or ran out of time (2 for wrong arguments). A stage whose tool or data is missing is
+# "skipped", with the reason.
+#
+# Options:
+#   --stages A,B      only these stages, in the script's order (default: all)
+#   --list            print the stages and their time limits in seconds
+#   --budget SECONDS  of all stages together: each is cut to what is left, and skipped when less than 10 s are left
+#   --limit A=SECONDS another time limit for stage A (may be repeated)
+#   --quick           short benchmarks
+#   --device cpu      rehearsal without a GPU: what needs one is skipped, the rest runs on the CPU
+#
+# Environment: PYTHON (default python3), which must have torch and the test dependencies.
+#   CIFAR10_DIR      folder with the official CIFAR-10 files, or
+#   CIFAR10_ARCHIVE  tar archive with them, for the stage train_cifar10
+#   GPU_CHECK_EPOCHS epochs of that stage (default 2)
+
+set -uo pipefail
+
+SELF=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/$(basename "${BASH_SOURCE[0]}")
+ROOT=$(dirname "$(dirname "$SELF")")
+PYTHON=${PYTHON:-python3}
+DEVICE=${GPU_CHECK_DEVICE:-cuda} # set by --device, handed to the stages
+QUICK=${GPU_CHECK_QUICK:-0}      # set by --quick, handed to the stages
+SKIPPED=77                       # exit status of a stage that says it does not apply
+
+STAGES=(env build info gpu_tests tests memcheck racecheck initcheck synccheck bench_pgd bench_kd_loss ncu train train_cifar10)
+declare -A LIMIT=(
+  [env]=60 [build]=420 [info]=60 [gpu_tests]=300 [tests]=540
+  [memcheck]=300 [racecheck]=300 [initcheck]=300 [synccheck]=300
+  [bench_pgd]=420 [bench_kd_loss]=420 [ncu]=240 [train]=300 [train_cifar10]=540
+)
+
+# --- the stages: each runs in its own process, from the repository's root, with OUT_DIR as $1 ------------------------
+
+skip() {
+  echo "skip: $*"
+  exit "$SKIPPED"
+}
+
+needs_gpu() {
+  [[ $DEVICE == cuda ]] || skip "needs a GPU (--device cpu)"
+}
+
+needs_tool() {
+  command -v "$1" >/dev/null 2>&1 || skip "$1 is not on PATH"
+}
+
+stage_env() {
+  date -u +%Y-%m-%dT%H:%M:%SZ
+  uname -srm
+  "$PYTHON" -VV
+  for tool in nvidia-smi "nvcc --version" "compute-sanitizer --version" "ncu --version" "c++ --version"; do
+    echo "--- $tool"
+    # shellcheck disable=SC2086  # the words are the command
+    if command -v "${tool%% *}" >/dev/null 2>&1; then $tool; else echo "not on PATH"; fi
+  done
+  echo "--- torch"
+  "$PYTHON" - "$DEVICE" <<'PYTHON'
+import sys
+import torch
+
+print("torch", torch.__version__, "CUDA", torch.version.cuda, "threads", torch.get_num_threads())
+if torch.cuda.is_available():
+    p = torch.cuda.get_device_properties(0)
+    print(p.name, f"sm_{p.major}{p.minor}", f"{p.multi_processor_count} SMs", f"{p.total_memory >> 20} MiB",
+          f"L2 {p.L2_cache_size >> 20} MiB", "torch archs", *torch.cuda.get_arch_list())
+elif sys.argv[1] == "cuda":
+    sys.exit("torch sees no CUDA device")
+PYTHON
+}
+
+stage_build() {
+  local cuda=1 # with 1 a missing toolkit is an error, not a CPU-only build
+  [[ $DEVICE == cuda ]] || cuda=auto
+  ARD_FAST_CUDA=${ARD_FAST_CUDA:-$cuda} "$PYTHON" -m pip install -v --no-build-isolation --no-deps .
+}
+
+stage_info() {
+  "$PYTHON" -m ard_fast.info
+  [[ $DEVICE == cuda ]] || return 0
+  "$PYTHON" -c 'from ard_fast import _load; _load.HAS_CUDA_KERNELS or exit(f"no CUDA kernels: {_load.cuda_reason}")'
+}
+
+# Runs pytest behind an optional prefix command and wants at least one test to have run: a run that skips all proves
+# nothing.
+run_pytest() {
+  local out
+  out=$(mktemp)
+  "$@" 2>&1 | tee "$out"
+  if ! grep -Eq '(^|[^0-9])[1-9][0-9]* passed' "$out"; then
+    echo "no test passed"
+    rm -f "$out"
+    return 1
+  fi
+  rm -f "$out"
+}
+
+stage_gpu_tests() {
+  needs_gpu
+  run_pytest "$PYTHON" -m pytest -q -rsfE -m gpu tests
+}
+
+stage_tests() {
+  run_pytest "$PYTHON" -m pytest -q -rsfE --durations=10 tests
+}
+
+# sanitize TOOL [OPTION...]: the tests marked `sanitizer` (tiny shapes, no graph capture) under compute-sanitizer.
+sanitize() {
+  needs_gpu
+  needs_tool compute-sanitizer
+  local tool=$1
+  shift
+  run_pytest compute-sanitizer --tool "$tool" "$@" --error-exitcode 86 --print-limit 20 \
+    "$PYTHON" -m pytest -q -rsfE -p no:cacheprovider -m sanitizer tests
+}
+
+# Without torch's caching every tensor is an allocation of its own, so a read past its end or before its first write is
+# seen. Kernels of the framework must stay instrumented under initcheck: their writes are what initialises memory.
+stage_memcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize memcheck; }
+stage_initcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize initcheck; }
+# Races and barriers are judged in our kernels only (namespace ard), which keeps the run short.
+stage_racecheck() { sanitize racecheck --racecheck-report all --kernel-regex kns=_ZN3ard; }
+stage_synccheck() { sanitize synccheck --kernel-regex kns=_ZN3ard; }
+
+bench() {
+  local options=(--device "$DEVICE" --json "$2/$1_$DEVICE.json")
+  [[ $QUICK == 1 ]] && options+=(--quick)
+  "$PYTHON" "benchmarks/$1.py" "${options[@]}"
+}
+stage_bench_pgd() { bench bench_pgd "$1"; }
+stage_bench_kd_loss() { bench bench_kd_loss "$1"; }
+
+stage_ncu() {
+  needs_gpu
+  needs_tool ncu
+  local metrics=gpu__time_duration.sum,dram__bytes.sum,launch__registers_per_thread
+  metrics+=,dram__throughput.avg.pct_of_peak_sustained_elapsed
+  metrics+=,gpu__compute_memory_throughput.avg.pct_of_peak_sustained_elapsed
+  metrics+=,sm__throughput.avg.pct_of_peak_sustained_elapsed
+  metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active
+  local status=0
+  # clocks are left as they are: the card may be shared
+  LC_ALL=C ncu --csv --metrics "$metrics" --nvtx --profile-from-start off --clock-control none \
+    --force-overwrite --log-file "$1/ncu.csv" \
+    "$PYTHON" benchmarks/profile_kernels.py --device cuda || status=$?
+  if grep -Eq 'ERR_NVGPUCTRPERM|LibraryNotLoaded' "$1/ncu.csv"; then
+    grep -Em1 'ERR_NVGPUCTRPERM|LibraryNotLoaded' "$1/ncu.csv"
+    skip "ncu may not read the counters of this machine"
+  fi
+  ((status == 0)) || return "$status"
+  "$PYTHON" benchmarks/ncu_summary.py "$1/ncu.csv"
+}
+
+stage_train() {
+  "$PYTHON" -m ard_fast.train --device "$DEVICE" --out "$1/train_digits"
+}
+
+stage_train_cifar10() {
+  local data=${CIFAR10_DIR:-}
+  if [[ -z $data && -n ${CIFAR10_ARCHIVE:-} ]]; then
+    data=$(mktemp -d)
+    # shellcheck disable=SC2064  # the folder's name is known now
+    trap "rm -rf '$data'" EXIT
+    tar -xf "$CIFAR10_ARCHIVE" -C "$data"
+    local batch
+    batch=$(find "$data" \( -name data_batch_1 -o -name data_batch_1.bin \) -print -quit)
+    [[ -n $batch ]] || { echo "CIFAR10_ARCHIVE: no data_batch_1 or data_batch_1.bin in $CIFAR10_ARCHIVE"; return 1; }
+    data=$(dirname "$batch")
+  fi
+  [[ -n $data ]] || skip "neither CIFAR10_DIR nor CIFAR10_ARCHIVE is set"
+  "$PYTHON" -m ard_fast.train --dataset cifar10 --data-dir "$data" --method ard --device "$DEVICE" \
+    --epochs "${GPU_CHECK_EPOCHS:-2}" --out "$1/train_cifar10"
+}
+
+if [[ ${1:-} == --run-stage ]]; then # how the driver below calls itself, under `timeout`
+  set -e
+  cd "$ROOT"
+  "stage_$2" "$3"
+  exit 0
+fi
+
+# --- the driver ------------------------------------------------------------------------------------------------------
+
+usage() {
+  sed -n '2,/^$/{s/^# \{0,1\}//;p;}' "$SELF"
+}
+
+die() {
+  echo "gpu_check: $*" >&2
+  exit 2
+}
+
+known() {
+  [[ -n $1 && -n ${LIMIT[$1]:-} ]] || die "no stage '$1'; stages: ${STAGES[*]}"
+}
+
+OUT=
+BUDGET=
+SELECTED=("${STAGES[@]}")
+while (($#)); do
+  case $1 in
+    --stages)
+      [[ -n ${2:-} ]] || die "--stages: expected names separated by commas"
+      IFS=, read -r -a SELECTED <<<"$2"
+      for name in "${SELECTED[@]}"; do known "$name"; done
+      shift 2
+      ;;
+    --limit)
+      [[ ${2:-} =~ ^([a-z0-9_]+)=([0-9]+)$ ]] || die "--limit: expected STAGE=SECONDS, got '${2:-}'"
+      known "${BASH_REMATCH[1]}"
+      LIMIT[${BASH_REMATCH[1]}]=${BASH_REMATCH[2]}
+      shift 2
+      ;;
+    --budget)
+      [[ ${2:-} =~ ^[0-9]+$ ]] || die "--budget: expected seconds, got '${2:-}'"
+      BUDGET=$2
+      shift 2
+      ;;
+    --device)
+      [[ ${2:-} == cpu || ${2:-} == cuda ]] || die "--device: expected cpu or cuda, got '${2:-}'"
+      DEVICE=$2
+      shift 2
+      ;;
+    --quick)
+      QUICK=1
+      shift
+      ;;
+    --list)
+      for name in "${STAGES[@]}"; do echo "$name ${LIMIT[$name]}"; done
+      exit 0
+      ;;
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    -*) die "no option $1 (--help)" ;;
+    *)
+      [[ -z $OUT ]] || die "one OUT_DIR, got '$OUT' and '$1'"
+      OUT=$1
+      shift
+      ;;
+  esac
+done
+[[ -n $OUT ]] || die "OUT_DIR is missing (--help)"
+mkdir -p "$OUT" || die "cannot make $OUT"
+OUT=$(cd "$OUT" && pwd)
+export GPU_CHECK_DEVICE=$DEVICE GPU_CHECK_QUICK=$QUICK PYTHON
+export PYTHONUNBUFFERED=1 # a stage cut off by its limit leaves what it had printed
+
+NAMES=() STATUSES=() SECONDS_TAKEN=() NOTES=()
+CHILD=
+
+now() { date +%s.%N; }
+
+since() { awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }'; }
+
+json_string() { printf '"%s"' "$(printf '%s' "$1" | tr -d '\000-\037' | sed 's/[\\"]/\\&/g')"; }
+
+summary() {
+  local i failed=0
+  printf '\n%-14s %-8s %8s  %s\n' stage status seconds note
+  for i in "${!NAMES[@]}"; do
+    printf '%-14s %-8s %8s  %s\n' "${NAMES[$i]}" "${STATUSES[$i]}" "${SECONDS_TAKEN[$i]}" "${NOTES[$i]}"
+    case ${STATUSES[$i]} in failed | timeout) failed=$((failed + 1)) ;; esac
+  done
+  {
+    printf '{\n "started": "%s",\n "device": "%s",\n "failed": %d,\n "stages": [' "$STARTED" "$DEVICE" "$failed"
+    for i in "${!NAMES[@]}"; do
+      ((i)) && printf ','
+      printf '\n  {"stage": "%s", "status": "%s", "seconds": %s, "note": %s}' \
+        "${NAMES[$i]}" "${STATUSES[$i]}" "${SECONDS_TAKEN[$i]}" "$(json_string "${NOTES[$i]}")"
+    done
+    printf '\n ]\n}\n'
+  } >"$OUT/summary.json"
+  echo "$failed of ${#NAMES[@]} stages failed; logs and summary.json in $OUT"
+  ((failed == 0))
+}
+
+record() { # record STAGE STATUS SECONDS NOTE
+  NAMES+=("$1") STATUSES+=("$2") SECONDS_TAKEN+=("$3") NOTES+=("$4")
+  echo "    $2 after $3 s${4:+: $4}"
+}
+
+interrupted() {
+  [[ -n $CHILD ]] && kill -TERM "$CHILD" 2>/dev/null && wait "$CHILD" 2>/dev/null
+  echo "interrupted"
+  summary
+  exit 130
+}
+trap interrupted INT TERM
+
+STARTED=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+BEGIN=$(now)
+for name in "${STAGES[@]}"; do
+  [[ " ${SELECTED[*]} " == *" $name "* ]] || continue
+  limit=${LIMIT[$name]}
+  if [[ -n $BUDGET ]]; then
+    left=$(awk -v a="$BEGIN" -v b="$(now)" -v c="$BUDGET" 'BEGIN { printf "%d", c - (b - a) }')
+    if ((left < 10)); then
+      echo "==> $name"
+      record "$name" skipped 0 "no time left of the budget"
+      continue
+    fi
+    ((left < limit)) && limit=$left
+  fi
+  echo "==> $name (at most $limit s)"
+  log=$OUT/$name.log
+  begin=$(now)
+  timeout -k 10 "$limit" bash "$SELF" --run-stage "$name" "$OUT" >"$log" 2>&1 &
+  CHILD=$!
+  wait "$CHILD"
+  status=$?
+  CHILD=
+  seconds=$(since "$begin")
+  case $status in
+    0) record "$name" ok "$seconds" "" ;;
+    "$SKIPPED") record "$name" skipped "$seconds" "$(sed -n 's/^skip: //p' "$log" | tail -n 1)" ;;
+    124 | 137)
+      record "$name" timeout "$seconds" "limit $limit s"
+      tail -n 20 "$log" | sed 's/^/    | /'
+      ;;
+    *)
+      record "$name" failed "$seconds" "exit status $status"
+      tail -n 20 "$log" | sed 's/^/    | /'
+      ;;
+  esac
+done
+summary
