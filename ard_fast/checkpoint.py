@@ -1,0 +1,158 @@
+"""Weights as safetensors, and the state from which a run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ard_fast.files import write_atomic
+from ard_fast.models import build_model
+
+BEST, LAST, STATE = "best.safetensors", "last.safetensors", "training_state.pt"
+_SCHEMA = 1
+
+
+def save_weights(path: Path, model: nn.Module, *, name: str, num_classes: int, in_channels: int) -> None:
+    """Write a network's parameters and buffers, with what is needed to build it again.
+
+    Args:
+        path: the file; replaced in one step.
+        model: the network.
+        name: its name in `ard_fast.models.MODELS`.
+        num_classes: its number of logits.
+        in_channels: the channels of its images.
+    """
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    metadata = {"model": name, "num_classes": str(num_classes), "in_channels": str(in_channels), "format": "pt"}
+    write_atomic(path, lambda part: save_file(tensors, part, metadata=metadata))
+
+
+def find_weights(source: str | Path) -> Path:
+    """The weights file of a run's folder (its best checkpoint), or the file itself.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if not (path / BEST).is_file():
+            raise FileNotFoundError(f"teacher: {path} holds no {BEST}; is it the folder of a run that has validated?")
+        return path / BEST
+    if not path.is_file():
+        raise FileNotFoundError(f"teacher: {path} is neither a network's name nor an existing folder or file")
+    return path
+
+
+def load_network(source: str | Path, *, num_classes: int, in_channels: int, model: str | None = None) -> nn.Module:
+    """A trained network from a run's folder, a `.safetensors` file, or a file written by `torch.save`.
+
+    `module.` prefixes (DataParallel) and the unused `sub_block1.` of TRADES WideResNets are dropped. Pickles are
+    loaded with `weights_only=True`.
+
+    Args:
+        source: the folder or file.
+        num_classes: what the data set needs.
+        in_channels: what the data set needs.
+        model: the network's name, where the file does not say; must agree where it does.
+
+    Returns:
+        The network on the CPU, in eval mode, without trainable parameters.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: another network or another number of classes, or an unreadable file.
+    """
+    path = find_weights(source)
+    weights, metadata = _read_weights(path)
+    name = metadata.get("model", model)
+    if name is None:
+        raise ValueError(f"teacher: {path} does not say which network it is; name it with --teacher-model")
+    if model is not None and name != model:
+        raise ValueError(f"teacher_model: {path} holds {name!r}, not {model!r}")
+    for what, wanted in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if int(metadata.get(what, wanted)) != wanted:
+            raise ValueError(f"teacher: {path} has {what} {metadata[what]}, the data set needs {wanted}")
+    network = build_model(name, num_classes, in_channels)
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    weights = {key: value for key, value in weights.items() if not key.startswith("sub_block1.")}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"teacher: {path} does not fit {name} with {num_classes} classes: {error}") from error
+    return network.eval().requires_grad_(False)
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()
+                return {key: file.get_tensor(key) for key in names}, file.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"teacher: {path} is not a safetensors file: {error}") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or refused pickle fails with almost any exception type
+        raise ValueError(f"teacher: cannot read {path} as a state dict: {error}") from error
+    for key in ("state_dict", "model", "net"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"teacher: {path} holds no state dict of tensors")
+    return content, {}
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands. Everything random is drawn from (seed, epoch), so no random state belongs to it.
+
+    Attributes:
+        epoch: the epoch being trained, from 0; `epochs` when training is over.
+        step: steps done in it.
+        loss_sum: of the images of this epoch's done steps.
+        correct: of the same images, those classified right by the logits the student was updated on.
+        best_robust: the best robust validation accuracy so far, in percent; -1 before the first.
+        best_epoch: its epoch, from 1; 0 before the first.
+        train_seconds: spent in training steps so far.
+        elapsed: seconds of the run so far, evaluations included.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    best_robust: float = -1.0
+    best_epoch: int = 0
+    train_seconds: float = 0.0
+    elapsed: float = 0.0
+    model: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+
+
+def save_state(path: Path, state: TrainingState) -> None:
+    """Write a training state in one step."""
+    write_atomic(path, lambda part: torch.save({"schema": _SCHEMA, **vars(state)}, part))
+
+
+def load_state(path: Path) -> TrainingState:
+    """Read a training state with `weights_only=True`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a training state of this version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"resume: {path} is missing; there is nothing to go on from")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content.pop("schema") != _SCHEMA:
+            raise ValueError("another schema")
+        return TrainingState(**content)
+    except Exception as error:  # a damaged file fails with almost any exception type
+        raise ValueError(f"resume: {path} is not a training state of this version: {error}") from error

@@ -1,0 +1,7 @@
+"""Data sets that live on the device as uint8, and the batches drawn from them."""
+
+from ard_fast.data.batches import Batch, EpochPlan, make_batch
+from ard_fast.data.registry import DATASETS, load_dataset
+from ard_fast.data.splits import Dataset, Split
+
+__all__ = ["DATASETS", "Batch", "Dataset", "EpochPlan", "Split", "load_dataset", "make_batch"]

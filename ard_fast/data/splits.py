@@ -1,0 +1,84 @@
+"""What every data set is once loaded: three disjoint splits of uint8 images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels.
+
+    Attributes:
+        images: uint8 `[N, C, H, W]`; a pixel in [0, 1] is the value divided by `Dataset.levels`.
+        labels: int64 `[N]`.
+        ids: int64 `[N]`, the position of each image in its source file or array; two splits cut from one source share
+            no id. They also key the attack's random start, so that it does not depend on the batch.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> Split:
+        return Split(self.images.to(device), self.labels.to(device), self.ids.to(device))
+
+    def take(self, positions: Tensor) -> Split:
+        return Split(self.images[positions], self.labels[positions], self.ids[positions])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits and what is needed to read them. `test` is for final figures only: tune and select on `val`."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    num_classes: int
+    levels: int  # the uint8 value that stands for 1.0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same data set with every tensor on `device`."""
+        return Dataset(
+            self.name,
+            self.train.to(device),
+            self.val.to(device),
+            self.test.to(device),
+            self.num_classes,
+            self.levels,
+        )
+
+
+def stratified_positions(labels: np.ndarray, shares: list[float], seed: int) -> list[np.ndarray]:
+    """Cut positions 0..N-1 into len(shares) + 1 disjoint parts, each class in the same proportions.
+
+    Args:
+        labels: integer `[N]`.
+        shares: the share of each class (0 to 1) in the first, second, ... part; the last part is the rest.
+        seed: fixes the cut; the same on every platform.
+
+    Returns:
+        Sorted int64 arrays of positions.
+    """
+    rng = np.random.default_rng(seed)
+    parts: list[list[np.ndarray]] = [[] for _ in range(len(shares) + 1)]
+    for label in np.unique(labels):
+        positions = rng.permutation(np.flatnonzero(labels == label))
+        edges = np.round(np.cumsum(shares) * len(positions)).astype(int)
+        for part, chunk in zip(parts, np.split(positions, edges), strict=True):
+            part.append(chunk)
+    return [np.sort(np.concatenate(part)) for part in parts]

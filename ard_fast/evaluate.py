@@ -1,0 +1,77 @@
+"""Clean and robust accuracy of a network on a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ard_fast.attacks import PGD
+from ard_fast.data import Split
+
+PGD20_STEPS = 20
+
+
+class Accuracy(NamedTuple):
+    """Accuracies in percent."""
+
+    clean: float
+    robust: float
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    *,
+    levels: int,
+    attack: PGD,
+    seed: int = 0,
+    batch_size: int = 500,
+    channels_last: bool = False,
+    between_batches: Callable[[], None] | None = None,
+) -> Accuracy:
+    """The share of images classified correctly as they are, and under `attack`.
+
+    The network is evaluated in eval mode and is left as it was: modes, gradients, batch-norm statistics, random state.
+    The result does not depend on `batch_size`, up to the rounding of the network itself: each image's random start is
+    keyed by (seed, its id).
+
+    Args:
+        model: gives logits `[B, num_classes]` of pixels in [0, 1].
+        split: images uint8 `[N, C, H, W]`, on the model's device.
+        levels: the uint8 value that stands for 1.0.
+        attack: made with `bn="eval"`.
+        seed: of the attack's random start.
+        batch_size: images a batch.
+        channels_last: give the network images in that layout.
+        between_batches: called before each batch; may raise, to stop.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    if not len(split):
+        raise ValueError("split: expected at least one image, got none")
+    device = split.images.device
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    seed_tensor = torch.tensor([seed], dtype=torch.int64, device=device)
+    correct = torch.zeros(2, dtype=torch.int64, device=device)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for start in range(0, len(split), batch_size):
+            if between_batches is not None:
+                between_batches()
+            chosen = slice(start, start + batch_size)
+            x = (split.images[chosen].to(torch.float32) / levels).contiguous(memory_format=layout)
+            y, ids = split.labels[chosen], split.ids[chosen]
+            adversarial = attack(model, x, y, seed=seed_tensor, sample_ids=ids)
+            with torch.no_grad():
+                for row, images in enumerate((x, adversarial)):
+                    correct[row] += (model(images).argmax(1) == y).sum()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    clean, robust = correct.tolist()
+    return Accuracy(100.0 * clean / len(split), 100.0 * robust / len(split))

@@ -1,0 +1,202 @@
+"""From a configuration to finished folders: the teacher, the run or the comparison."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ard_fast.checkpoint import load_network
+from ard_fast.config import COMPARE, TrainConfig, to_yaml
+from ard_fast.data import load_dataset
+from ard_fast.evaluate import PGD20_STEPS
+from ard_fast.files import write_atomic, write_text
+from ard_fast.interrupts import StopRequest
+from ard_fast.models import MODELS
+from ard_fast.report import markdown_table, plot_curves
+from ard_fast.runfolder import RunFolder
+from ard_fast.trainer import Environment, Trainer, check_model_fits
+
+
+def prepare(config: TrainConfig, stop: StopRequest) -> Environment:
+    """Load the data and check everything that can be checked before any work.
+
+    Raises:
+        ValueError, FileNotFoundError: no such device, data, teacher, or networks that do not fit.
+    """
+    device = torch.device(config.device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("device: cuda was asked for, and torch sees no CUDA device (torch.cuda.is_available())")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise ValueError(f"device: {config.device} does not exist; torch sees {torch.cuda.device_count()}")
+    dataset = load_dataset(config.dataset, data_dir=config.data_dir, val_size=config.val_size, subset=config.subset)
+    check_model_fits(config.student, dataset, "student")
+    if config.teacher in MODELS:
+        check_model_fits(config.teacher, dataset, "teacher")
+    env = Environment(dataset.to(device), device, stop)
+    if config.teacher is not None and config.teacher not in MODELS and config.method != "at":
+        _load_teacher(config, config.teacher, env)
+    return env
+
+
+def run(config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool = False) -> dict[str, Any]:
+    """Carry out a configuration in a folder and return its summary; with `resume`, go on where it stopped."""
+    if config.method == COMPARE:
+        return _run_comparison(config, folder, env, resume=resume)
+    return _run_single(config, folder, env, resume=resume, teacher_folder=folder.path / "teacher")
+
+
+def _run_single(
+    config: TrainConfig,
+    folder: RunFolder,
+    env: Environment,
+    *,
+    resume: bool,
+    teacher_folder: Path,
+    explain: bool = True,
+) -> dict[str, Any]:
+    done = folder.summary() if resume else None
+    if done is not None:
+        if to_yaml(folder.config()) != to_yaml(config):
+            raise ValueError(f"resume: {folder.path} was finished with another configuration")
+        print(f"{folder.path}: already finished", flush=True)
+        return done
+    if not (resume and folder.config_file.exists()):
+        folder.start(config)
+    teacher = None
+    if config.method != "at":
+        source: str | Path = config.teacher or ""
+        if config.teacher in MODELS:
+            source = teacher_folder
+            if RunFolder(source).summary() is None:  # a comparison has trained it already
+                _run_teacher(config, RunFolder(source), env, resume=resume)
+        teacher = _load_teacher(config, source, env)
+    print(f"{folder.path}", flush=True)
+    trainer = Trainer(config, folder, env, teacher)
+    if explain:
+        print("\n".join(f"  {line}" for line in trainer.describe()))
+    return trainer.run()
+
+
+def _run_teacher(
+    config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool, explain: bool = True
+) -> dict[str, Any]:
+    """Train the network `config.teacher` adversarially."""
+    lr = next(rate for rate in (config.teacher_lr, config.at_lr, config.lr) if rate is not None)
+    teacher_config = config.replace(
+        method="at",
+        student=config.teacher,
+        teacher=None,
+        epochs=config.teacher_epochs or config.epochs,
+        milestones=None if config.teacher_epochs else config.milestones,
+        lr=lr,
+        at_lr=None,
+        teacher_lr=None,
+        teacher_epochs=None,
+    )
+    return _run_single(teacher_config, folder, env, resume=resume, teacher_folder=folder.path, explain=explain)
+
+
+def _load_teacher(config: TrainConfig, source: str | Path, env: Environment) -> nn.Module:
+    dataset = env.dataset
+    return load_network(
+        source, num_classes=dataset.num_classes, in_channels=dataset.image_shape[0], model=config.teacher_model
+    )
+
+
+def _run_comparison(config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool) -> dict[str, Any]:
+    """For every seed a teacher, then every method on the same student from the same initial weights."""
+    if not (resume and folder.config_file.exists()):
+        folder.start(config)
+    results: dict[str, list[tuple[RunFolder, dict[str, Any]]]] = {}
+    for seed in range(config.seed, config.seed + config.compare_seeds):
+        teacher_folder = folder.path / f"seed{seed}-teacher"
+        how: dict[str, Any] = {"resume": resume, "explain": seed == config.seed}
+        if config.teacher in MODELS:
+            one = RunFolder(teacher_folder)
+            result = _run_teacher(config.replace(seed=seed), one, env, **how)
+            results.setdefault("teacher", []).append((one, result))
+        for method in config.compare_methods:
+            single = config.replace(method=method, seed=seed)
+            if method == "at":
+                single = single.replace(lr=config.at_lr or config.lr, at_lr=None)
+            one = RunFolder(folder.path / f"seed{seed}-{method}")
+            result = _run_single(single, one, env, teacher_folder=teacher_folder, **how)
+            results.setdefault(method, []).append((one, result))
+    return _report_comparison(config, folder, results)
+
+
+def _mean_sd(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def _report_comparison(
+    config: TrainConfig, folder: RunFolder, results: dict[str, list[tuple[RunFolder, dict[str, Any]]]]
+) -> dict[str, Any]:
+    """Table, plot, report and summary of a comparison; its headline is the last of `compare_methods`."""
+
+    def column(name: str, key: str) -> list[float]:
+        return [summary[key] for _, summary in results[name]]
+
+    def label(name: str) -> str:
+        return f"{'teacher, at' if name == 'teacher' else name} ({results[name][0][1]['student']})"
+
+    rows = [
+        [
+            label(name),
+            _mean_sd(column(name, "clean_acc")),
+            _mean_sd(column(name, "pgd20_acc")),
+            f"{statistics.fmean(column(name, 'images_per_s')):.0f}",
+            f"{statistics.fmean(column(name, 'elapsed_s')):.1f}",
+        ]
+        for name in results
+    ]
+    seeds = [config.seed + index for index in range(config.compare_seeds)]
+    table = markdown_table(["method (network)", "clean %", f"PGD-{PGD20_STEPS} %", "train img/s", "s a run"], rows)
+    headline = config.compare_methods[-1]
+    lines = [table, ""]
+    for other in config.compare_methods[:-1]:
+        gaps = [a - b for a, b in zip(column(headline, "pgd20_acc"), column(other, "pgd20_acc"), strict=True)]
+        lines.append(
+            f"{headline} - {other} under PGD-{PGD20_STEPS}: {statistics.fmean(gaps):+.2f} points "
+            f"(by seed: {', '.join(f'{gap:+.2f}' for gap in gaps)})"
+        )
+    note = (
+        f"{config.dataset}, seeds {', '.join(map(str, seeds))}: mean ± sample standard deviation on the test "
+        f"images, best checkpoint by validation; eps {config.eps:.5g}, step {config.eval_step_size:.5g}."
+    )
+    print("\n" + note + "\n\n" + "\n".join(lines))
+    plot_curves(
+        folder.plot_file,
+        {label(name): [one.metrics() for one, _ in runs] for name, runs in results.items()},
+        title=f"{config.dataset}: {', '.join(config.compare_methods)}",
+        bars={
+            label(name): {"clean": column(name, "clean_acc"), "robust": column(name, "pgd20_acc")} for name in results
+        },
+    )
+    links = [f"- [{one.path.name}]({one.path.name}/report.md)" for runs in results.values() for one, _ in runs]
+    text = ["# Comparison", "", note, "", *lines, "", f"![curves]({folder.plot_file.name})", "", *links]
+    write_text(folder.report_file, "\n".join(text) + "\n")
+    folder.rewrite_metrics(
+        {"run": one.path.name, **row} for runs in results.values() for one, _ in runs for row in one.metrics()
+    )
+    chosen = max(results[headline], key=lambda item: max(row["val_robust"] or -1.0 for row in item[0].metrics()))[0]
+    for source, target in ((chosen.best, folder.best), (chosen.last, folder.last)):
+        write_atomic(target, lambda part, source=source: shutil.copyfile(source, part))
+    summary = {
+        **results[headline][0][1],
+        "seed": seeds,
+        "clean_acc": statistics.fmean(column(headline, "clean_acc")),
+        "pgd20_acc": statistics.fmean(column(headline, "pgd20_acc")),
+        "images_per_s": statistics.fmean(column(headline, "images_per_s")),
+        "elapsed_s": sum(sum(column(name, "elapsed_s")) for name in results),
+        "runs": {name: [one for _, one in runs] for name, runs in results.items()},
+    }
+    folder.write_summary(summary)
+    return summary

@@ -1,0 +1,111 @@
+"""Plots and Markdown reports of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ard_fast.evaluate import PGD20_STEPS, Accuracy
+from ard_fast.files import write_atomic, write_text
+from ard_fast.runfolder import RunFolder
+
+_ROBUST = f"PGD-{PGD20_STEPS}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up as plain text."""
+    table = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = (
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "| " + " | ".join([first, *rest]) + " |"
+
+    rule = "|" + "|".join("-" * (width + 1) + (":" if index else "-") for index, width in enumerate(widths)) + "|"
+    return "\n".join([line(table[0]), rule, *(line(row) for row in table[1:])])
+
+
+def write_run_report(
+    folder: RunFolder, summary: Mapping[str, Any], conventions: Sequence[str], last: Accuracy, best_epoch: int
+) -> None:
+    """report.md and plot.png of one run.
+
+    Args:
+        folder: its metrics are read.
+        summary: test figures of the best checkpoint.
+        conventions: the lines printed when the run started.
+        last: test figures of the last epoch.
+        best_epoch: the epoch of the best checkpoint.
+    """
+    rows = [
+        [f"best (epoch {best_epoch}, by validation)", f"{summary['clean_acc']:.2f}", f"{summary['pgd20_acc']:.2f}"],
+        [f"last (epoch {summary['epochs']})", f"{last.clean:.2f}", f"{last.robust:.2f}"],
+    ]
+    text = [
+        f"# {summary['method']}: {summary['student']} on {summary['dataset']}, seed {summary['seed']}",
+        "",
+        markdown_table(["checkpoint, on the test images", "clean %", f"{_ROBUST} %"], rows),
+        "",
+        f"{summary['images_per_s']:.0f} images/s while training, {summary['elapsed_s']:.1f} s in all.",
+        "",
+        *(f"- {line}" for line in conventions),
+        "",
+        f"![accuracy over epochs]({folder.plot_file.name})",
+    ]
+    write_text(folder.report_file, "\n".join(text) + "\n")
+    name = f"{summary['method']} ({summary['student']})"
+    plot_curves(folder.plot_file, {name: [folder.metrics()]}, title=f"{summary['dataset']}, seed {summary['seed']}")
+
+
+def plot_curves(
+    path: Path,
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    *,
+    title: str,
+    bars: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+) -> None:
+    """Validation accuracy over epochs; beside it, where given, test accuracies as bars.
+
+    Args:
+        path: a png file, replaced in one step.
+        runs: for each label, the metrics of one run per seed.
+        title: above the plot.
+        bars: for each label, {"clean": one value per seed, "robust": ...}, in percent.
+    """
+    from matplotlib.figure import Figure  # slow to import; without pyplot no display and no global state is touched
+
+    figure = Figure(figsize=(11, 4.5) if bars else (7, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2 if bars else 1, squeeze=False, width_ratios=[3, 2] if bars else None)[0]
+    colours = {label: f"C{index}" for index, label in enumerate(runs)}
+    for label, seeds in runs.items():
+        for index, metrics in enumerate(seeds):
+            shown = [row for row in metrics if row["val_robust"] is not None]
+            epochs = [row["epoch"] for row in shown]
+            name = label if index == 0 else None
+            axes[0].plot(epochs, [row["val_robust"] for row in shown], color=colours[label], label=name)
+            axes[0].plot(epochs, [row["val_clean"] for row in shown], color=colours[label], ls=":", alpha=0.6)
+    axes[0].set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
+    axes[0].set_title("solid: under PGD, dotted: clean" + (", a line a seed" if bars else ""), fontsize=10)
+    axes[0].grid(alpha=0.3)
+    axes[0].legend(loc="lower right", fontsize=9)
+    if bars:
+        _draw_bars(axes[1], bars, colours)
+    figure.suptitle(title)
+    write_atomic(path, lambda part: figure.savefig(part, format="png", dpi=120))
+
+
+def _draw_bars(axes: Any, bars: Mapping[str, Mapping[str, Sequence[float]]], colours: Mapping[str, str]) -> None:
+    for position, (label, values) in enumerate(bars.items()):
+        for offset, key, alpha in ((-0.2, "clean", 0.4), (0.2, "robust", 1.0)):
+            mean = sum(values[key]) / len(values[key])
+            axes.bar(position + offset, mean, 0.38, color=colours[label], alpha=alpha)
+            axes.plot([position + offset] * len(values[key]), values[key], "k.", ms=4)
+            axes.text(position + offset, max(values[key]) + 1, f"{mean:.1f}", ha="center", va="bottom", fontsize=9)
+    axes.set_xticks(range(len(bars)), [label.replace(" (", "\n(") for label in bars], fontsize=9)
+    axes.set(ylim=(0, 110), ylabel="test accuracy, %")
+    axes.set_title(f"pale: clean, full: {_ROBUST}; dots: seeds", fontsize=10)
+    axes.grid(axis="y", alpha=0.3)

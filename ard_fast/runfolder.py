@@ -1,0 +1,88 @@
+"""The folder of a run: which files it has, and how they are written and read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ard_fast.checkpoint import BEST, LAST, STATE
+from ard_fast.config import TrainConfig, read_yaml, to_yaml, validate
+from ard_fast.files import write_text
+
+# A run's summary, in this order. Accuracies in percent, on the test split, of the best checkpoint.
+SUMMARY_KEYS = (
+    "method",
+    "dataset",
+    "student",
+    "teacher",
+    "seed",
+    "epochs",
+    "clean_acc",
+    "pgd20_acc",
+    "images_per_s",
+    "elapsed_s",
+)
+
+
+class RunFolder:
+    """Paths and formats of one run's files. Nothing is created before `start`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.summary_file = self.path / "summary.json"
+        self.report_file = self.path / "report.md"
+        self.plot_file = self.path / "plot.png"
+        self.best = self.path / BEST
+        self.last = self.path / LAST
+        self.state = self.path / STATE
+
+    def start(self, config: TrainConfig) -> None:
+        """Make the folder and write the configuration.
+
+        Raises:
+            FileExistsError: a run is there already.
+        """
+        if self.config_file.exists():
+            raise FileExistsError(f"out: {self.path} already holds a run; choose another folder or use --resume")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config_file, to_yaml(config))
+
+    def config(self) -> TrainConfig:
+        """The configuration the run was started with."""
+        if not self.config_file.is_file():
+            raise FileNotFoundError(f"resume: {self.path} is not the folder of a run (no config.yaml)")
+        config = TrainConfig(**read_yaml(self.config_file))
+        validate(config)
+        return config
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, the last one left out if it was cut short."""
+        rows = []
+        if self.metrics_file.is_file():
+            for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return rows
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append a line."""
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rewrite_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace every line, in one step."""
+        write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, or None."""
+        return json.loads(self.summary_file.read_text(encoding="utf-8")) if self.summary_file.is_file() else None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json. Its presence says that the run is finished, so it comes last."""
+        write_text(self.summary_file, json.dumps(summary, indent=2) + "\n")

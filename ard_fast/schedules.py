@@ -1,0 +1,25 @@
+"""Learning-rate schedules, as pure functions of the epoch: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+
+from ard_fast.config import TrainConfig
+
+
+def learning_rate(config: TrainConfig, epoch: float) -> float:
+    """The learning rate at a moment of training.
+
+    Args:
+        config: `schedule`, `lr`, `lr_factor`, `epochs` and `milestones` are read.
+        epoch: epochs done so far, with the fraction of the current one (2.5: in the middle of the third).
+
+    `ard` reproduces the official ARD code, whose every drop multiplies the constant initial rate: the first milestone
+    acts, the later ones set the same rate again (0.1 then 0.01; 0.001 is never reached).
+    """
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1.0 + math.cos(math.pi * epoch / config.epochs))
+    drops = sum(epoch >= milestone for milestone in config.milestone_epochs())
+    return config.lr * config.lr_factor ** (min(drops, 1) if config.schedule == "ard" else drops)

@@ -1,0 +1,298 @@
+"""One run: a student, a method, a folder."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ard_fast.attacks import PGD
+from ard_fast.checkpoint import TrainingState, load_network, load_state, save_state, save_weights
+from ard_fast.config import TrainConfig, to_yaml
+from ard_fast.data import Dataset, EpochPlan, make_batch
+from ard_fast.data.batches import derive_seed, pad_images
+from ard_fast.evaluate import PGD20_STEPS, Accuracy, evaluate
+from ard_fast.interrupts import Interrupted, StopRequest
+from ard_fast.methods import build_method
+from ard_fast.models import MODELS, build_model, count_parameters
+from ard_fast.progress import Progress
+from ard_fast.report import write_run_report
+from ard_fast.runfolder import RunFolder
+from ard_fast.schedules import learning_rate
+
+_EVAL_SEED = 1234567  # one for all runs: the same starting points for every network
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the last good checkpoint was kept."""
+
+
+@dataclass
+class Environment:
+    """What runs of one process share."""
+
+    dataset: Dataset  # on `device`
+    device: torch.device
+    stop: StopRequest
+
+
+def check_model_fits(name: str, dataset: Dataset, argument: str) -> None:
+    """Refuse a network that cannot take the data set's images.
+
+    Raises:
+        ValueError: names the argument, the network and both sizes.
+    """
+    size, (_, height, width) = MODELS[name].image_size, dataset.image_shape
+    if size is not None and (height, width) != (size, size):
+        raise ValueError(f"{argument}: {name} takes {size}x{size} images, {dataset.name} has {height}x{width}")
+
+
+def initial_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
+    """The student at the start: the same weights for the same seed, whatever the method."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, 0))
+        return build_model(config.student, dataset.num_classes, dataset.image_shape[0])
+
+
+class Trainer:
+    """Trains, validates, keeps the best and the last checkpoint, and evaluates the best one on the test images.
+
+    Args:
+        config: of a single method (not a comparison).
+        folder: where the run's files go; made by `run`.
+        env: data set, device and stop request.
+        teacher: of kd and ard, from `load_network`.
+    """
+
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, env: Environment, teacher: nn.Module | None = None
+    ) -> None:
+        self.config, self.folder, self.env = config, folder, env
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        if teacher is not None:
+            teacher = teacher.to(env.device, memory_format=self.layout)
+        self.method = build_method(config, teacher)
+        self.student = initial_network(config, env.dataset).to(env.device, memory_format=self.layout)
+        self.optimizer = torch.optim.SGD(
+            self.student.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.state = TrainingState()
+        self.padded = pad_images(env.dataset.train, config.crop_padding)
+        self._started = time.perf_counter()
+
+    # ---- the run ----------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end and return the summary; a folder that was started before goes on exactly where it stopped.
+
+        Raises:
+            ValueError: the folder was started with another configuration.
+            Interrupted: a stop was requested; the checkpoint was written.
+            NonFiniteLoss: training diverged.
+        """
+        if self.folder.config_file.exists():
+            self._restore()
+        else:
+            self.folder.start(self.config)
+        config, train_size = self.config, len(self.env.dataset.train)
+        steps = -(-train_size // config.batch_size)
+        progress = Progress(steps * config.epochs, steps * self.state.epoch + self.state.step)
+        try:
+            while self.state.epoch < config.epochs:
+                self._train_epoch(progress)
+                self._finish_epoch(progress)
+        finally:
+            progress.close()
+        return self._finish()
+
+    def describe(self) -> list[str]:
+        """The run's conventions in words."""
+        config, dataset = self.config, self.env.dataset
+        teacher = f" <- teacher {config.teacher}" if config.method != "at" else ""
+        crop = f"crop pad {config.crop_padding}" if config.crop_padding else "no crop"
+        lines = [
+            f"{config.method}: {config.student} ({count_parameters(self.student):,} parameters){teacher} "
+            f"on {dataset.name} ({len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test)",
+            *self.method.conventions(),
+        ]
+        if config.method != "kd":
+            lines.append(
+                f"attack L-inf PGD-{config.steps}, eps {config.eps:.5g}, step {config.step_size:.5g} "
+                f"(pixels in [0, 1], no normalisation), uniform start, batch norm: {config.attack_bn}"
+            )
+        lines.append(
+            f"SGD lr {config.lr:g} ({config.schedule}), momentum {config.momentum:g}, weight decay "
+            f"{config.weight_decay:g} on all parameters, batch {config.batch_size}, {crop}, "
+            f"{'flip' if config.flip else 'no flip'}, seed {config.seed}, {self.env.device}"
+        )
+        lines.append(
+            f"evaluation: L-inf PGD-{PGD20_STEPS} on CE, eps {config.eps:.5g}, step {config.eval_step_size:.5g}, "
+            f"uniform start, eval mode; best epoch by PGD-{config.val_steps} on the validation images"
+        )
+        return lines
+
+    # ---- training ---------------------------------------------------------------------------------------------
+
+    def _train_epoch(self, progress: Progress) -> None:
+        """Train the current epoch from the current step on. The host waits for the device only at its end."""
+        config, state, dataset = self.config, self.state, self.env.dataset
+        plan = EpochPlan.draw(
+            len(dataset.train),
+            seed=config.seed,
+            epoch=state.epoch,
+            batch_size=config.batch_size,
+            padding=config.crop_padding,
+            flip=config.flip,
+            device=self.env.device,
+        )
+        loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.env.device)
+        correct = torch.tensor(state.correct, dtype=torch.int64, device=self.env.device)
+        self.student.train()
+        started = time.perf_counter()
+        for step in range(state.step, plan.steps):
+            if self.env.stop.requested:
+                break
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(config, state.epoch + step / plan.steps)
+            batch = make_batch(dataset.train, self.padded, plan, step, levels=dataset.levels, layout=self.layout)
+            result = self.method(self.student, batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            result.loss.backward()
+            self.optimizer.step()
+            loss_sum += result.loss.detach() * len(batch.y)
+            correct += (result.logits.detach().argmax(1) == batch.y).sum()
+            state.step = step + 1
+            progress.step()
+        state.loss_sum, state.correct = loss_sum.item(), correct.item()  # waits for the device
+        state.train_seconds += time.perf_counter() - started
+        if not math.isfinite(state.loss_sum):
+            raise NonFiniteLoss(
+                f"{config.method}: the loss became {state.loss_sum} in epoch {state.epoch + 1} at learning rate "
+                f"{learning_rate(config, state.epoch):g}; {self._kept()}. A smaller --lr usually helps."
+            )
+        if state.step < plan.steps:
+            self._stop()
+
+    def _finish_epoch(self, progress: Progress) -> None:
+        """Validate, keep checkpoints, write the epoch's line."""
+        config, state, count = self.config, self.state, len(self.env.dataset.train)
+        epoch = state.epoch + 1
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "lr": learning_rate(config, state.epoch),
+            "train_loss": state.loss_sum / count,
+            "train_acc": 100.0 * state.correct / count,
+            "val_clean": None,
+            "val_robust": None,
+        }
+        if epoch % config.val_every == 0 or epoch == config.epochs:
+            accuracy = self._evaluate(self.student, self.env.dataset.val, config.val_steps)
+            row["val_clean"], row["val_robust"] = accuracy
+            if accuracy.robust > state.best_robust:
+                state.best_robust, state.best_epoch = accuracy.robust, epoch
+                self._save_weights(self.folder.best)
+        row["images_per_s"] = self._images_per_s(epoch)
+        row["elapsed_s"] = self._elapsed()
+        state.epoch, state.step, state.loss_sum, state.correct = epoch, 0, 0.0, 0
+        self.folder.add_metrics(row)
+        self._save()
+        progress.epoch(row, last=epoch == config.epochs)
+
+    def _finish(self) -> dict[str, Any]:
+        """Evaluate the best and the last checkpoint on the test images; write plot, report and summary."""
+        config, dataset = self.config, self.env.dataset
+        best = load_network(self.folder.best, num_classes=dataset.num_classes, in_channels=dataset.image_shape[0])
+        best = best.to(self.env.device, memory_format=self.layout)
+        test = self._evaluate(best, dataset.test, PGD20_STEPS)
+        test_last = self._evaluate(self.student, dataset.test, PGD20_STEPS)
+        summary = {
+            "method": config.method,
+            "dataset": config.dataset,
+            "student": config.student,
+            "teacher": config.teacher if config.method != "at" else None,
+            "seed": config.seed,
+            "epochs": config.epochs,
+            "clean_acc": test.clean,
+            "pgd20_acc": test.robust,
+            "images_per_s": self._images_per_s(config.epochs),
+            "elapsed_s": self._elapsed(),
+        }
+        write_run_report(self.folder, summary, self.describe(), test_last, self.state.best_epoch)
+        self.folder.write_summary(summary)
+        print(
+            f"  test: clean {test.clean:.2f} %, PGD-{PGD20_STEPS} {test.robust:.2f} % (best, epoch "
+            f"{self.state.best_epoch}); last epoch {test_last.clean:.2f} / {test_last.robust:.2f} %",
+            flush=True,
+        )
+        return summary
+
+    def _evaluate(self, network: nn.Module, split: Any, steps: int) -> Accuracy:
+        attack = PGD(eps=self.config.eps, step_size=self.config.eval_step_size, steps=steps, bn="eval")
+        return evaluate(
+            network,
+            split,
+            levels=self.env.dataset.levels,
+            attack=attack,
+            seed=_EVAL_SEED,
+            batch_size=self.config.eval_batch_size,
+            channels_last=self.config.channels_last,
+            between_batches=self._stop_if_requested,
+        )
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------
+
+    def _save_weights(self, path: Any) -> None:
+        dataset = self.env.dataset
+        save_weights(
+            path,
+            self.student,
+            name=self.config.student,
+            num_classes=dataset.num_classes,
+            in_channels=dataset.image_shape[0],
+        )
+
+    def _save(self) -> None:
+        self.state.elapsed = self._elapsed()
+        self._started = time.perf_counter()
+        self.state.model = self.student.state_dict()
+        self.state.optimizer = self.optimizer.state_dict()
+        save_state(self.folder.state, self.state)
+        self._save_weights(self.folder.last)
+
+    def _restore(self) -> None:
+        if to_yaml(self.folder.config()) != to_yaml(self.config):
+            raise ValueError(f"resume: {self.folder.path} was started with another configuration")
+        if not self.folder.state.is_file():  # stopped before its first checkpoint: from the start
+            self.folder.rewrite_metrics([])
+            return
+        self.state = load_state(self.folder.state)
+        self.student.load_state_dict(self.state.model)
+        self.optimizer.load_state_dict(self.state.optimizer)
+        self.folder.rewrite_metrics(row for row in self.folder.metrics() if row["epoch"] <= self.state.epoch)
+
+    def _stop_if_requested(self) -> None:
+        if self.env.stop.requested:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._save()
+        where = f"epoch {self.state.epoch + 1}, after step {self.state.step}"
+        if self.state.epoch == self.config.epochs:
+            where = "trained to the end, not yet evaluated"
+        raise Interrupted(f"stopped: {self.folder.path} ({where}); checkpoint written")
+
+    def _kept(self) -> str:
+        kept = self.folder.last.is_file()
+        return f"the checkpoint of the epoch before is kept in {self.folder.path}" if kept else "no epoch was finished"
+
+    # ---- time -------------------------------------------------------------------------------------------------
+
+    def _elapsed(self) -> float:
+        return self.state.elapsed + time.perf_counter() - self._started
+
+    def _images_per_s(self, epochs: int) -> float:
+        return epochs * len(self.env.dataset.train) / max(self.state.train_seconds, 1e-9)
