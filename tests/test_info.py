@@ -67,11 +67,11 @@ def test_every_operator_is_reported_with_what_it_runs() -> None:
 
 def test_report_as_text_and_as_json() -> None:
     """From the command line, as a person or a script runs it."""
-    done = subprocess.run([sys.executable, "-m", "ard_fast.info"], text=True, capture_output=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "ard_fast.info"], text=True, capture_output=True, check=False, cwd=ROOT)
     assert f"{torch.__version__}, " in done.stdout, done.stderr
     assert "pgd_linf_step_" in done.stdout
     as_json = subprocess.run(
-        [sys.executable, "-m", "ard_fast.info", "--json"], text=True, capture_output=True, check=False
+        [sys.executable, "-m", "ard_fast.info", "--json"], text=True, capture_output=True, check=False, cwd=ROOT
     )
     report = json.loads(as_json.stdout)
     assert report["torch"] == torch.__version__
