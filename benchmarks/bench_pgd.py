@@ -118,10 +118,12 @@ def make_cupy_step(buffers: Buffers) -> Callable[[int], object]:
     """
     import cupy
 
-    bf16 = buffers.dtype == torch.bfloat16  # CuPy reads the 16 bits and widens them itself
-    body = CUPY_BODY.replace("{load}", "__uint_as_float((unsigned int)gbits << 16)" if bf16 else "gbits")
+    bf16 = buffers.dtype == torch.bfloat16  # read as 16 bits and widened in the kernel
+    body = CUPY_BODY.replace(
+        "{load}", "__uint_as_float((unsigned int)(unsigned short)gbits << 16)" if bf16 else "gbits"
+    )
     kernel = cupy.ElementwiseKernel(
-        f"{'uint16' if bf16 else 'float32'} gbits, float32 x",
+        f"{'int16' if bf16 else 'float32'} gbits, float32 x",
         "float32 a",
         body,
         "pgd_linf_step_cupy",
@@ -129,7 +131,7 @@ def make_cupy_step(buffers: Buffers) -> Callable[[int], object]:
     )
     flat = [
         (
-            cupy.asarray(g.view(torch.uint16).flatten() if bf16 else g.flatten()),
+            cupy.asarray(g.view(torch.int16).flatten() if bf16 else g.flatten()),
             cupy.asarray(x.flatten()),
             cupy.asarray(a.flatten()),
         )
