@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from ard_fast import info
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
@@ -65,17 +68,19 @@ def test_every_operator_is_reported_with_what_it_runs() -> None:
             assert on["cuda"] == f"none: {report['cuda_reason']}", name
 
 
+def run_info(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """From the command line in the clone's root, as a person or a script runs it."""
+    command = [sys.executable, "-m", "ard_fast.info", *arguments]
+    return subprocess.run(command, text=True, capture_output=True, check=False, cwd=ROOT)
+
+
 def test_report_as_text_and_as_json() -> None:
-    """From the command line, as a person or a script runs it."""
-    done = subprocess.run([sys.executable, "-m", "ard_fast.info"], text=True, capture_output=True, check=False, cwd=ROOT)
-    assert f"{torch.__version__}, " in done.stdout, done.stderr
-    assert "pgd_linf_step_" in done.stdout
-    as_json = subprocess.run(
-        [sys.executable, "-m", "ard_fast.info", "--json"], text=True, capture_output=True, check=False, cwd=ROOT
-    )
+    text, as_json = run_info(), run_info("--json")
+    assert f"{torch.__version__}, " in text.stdout, text.stderr
+    assert "pgd_linf_step_" in text.stdout
     report = json.loads(as_json.stdout)
     assert report["torch"] == torch.__version__
-    assert as_json.returncode == done.returncode == (1 if report["stale"] else 0)
+    assert as_json.returncode == text.returncode == (1 if report["stale"] else 0)
 
 
 def test_stale_extension_and_uncovered_gpu_fail_the_command(
