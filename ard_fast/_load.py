@@ -117,7 +117,7 @@ def _cuda_part(folder: Path, info: dict[str, Any]) -> tuple[Path | None, str]:
         return None, f"torch {torch.__version__} is not a CUDA build"
     path = _module_file(folder, "_C_cuda")
     if path is None:
-        return None, info.get("CUDA_REASON", "the extension was built without CUDA")
+        return None, f"the extension was built without CUDA: {info.get('CUDA_REASON', 'no record of why')}"
     try:
         _import_file("ard_fast._C_cuda", path)
     except ImportError as error:

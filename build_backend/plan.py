@@ -142,7 +142,7 @@ def decide_cuda(
         BuildError: `mode` is "1" and the module cannot be built.
     """
     if mode == "0":
-        return None, "built with ARD_FAST_CUDA=0"
+        return None, "ARD_FAST_CUDA=0"
 
     def refuse(reason: str) -> tuple[None, str]:
         if mode == "1":

@@ -129,8 +129,8 @@ def test_cuda_module_that_cannot_be_loaded_is_reported_not_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_load.torch.version, "cuda", "13.0")
-    path, reason = _load._cuda_part(tmp_path, {"CUDA_REASON": "built with ARD_FAST_CUDA=0"})
-    assert (path, reason) == (None, "built with ARD_FAST_CUDA=0")
+    path, reason = _load._cuda_part(tmp_path, {"CUDA_REASON": "ARD_FAST_CUDA=0"})
+    assert (path, reason) == (None, "the extension was built without CUDA: ARD_FAST_CUDA=0")
     (tmp_path / "_C_cuda.abi3.so").write_bytes(b"not a library")
     with pytest.warns(RuntimeWarning, match="CUDA kernels are off"):
         path, reason = _load._cuda_part(tmp_path, {})
