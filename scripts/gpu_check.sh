@@ -176,8 +176,9 @@ stage_train_cifar10() {
     data=$(dirname "$batch")
   fi
   [[ -n $data ]] || skip "neither CIFAR10_DIR nor CIFAR10_ARCHIVE is set"
-  "$PYTHON" -m ard_fast.train --dataset cifar10 --data-dir "$data" --method ard --device "$DEVICE" \
-    --epochs "${GPU_CHECK_EPOCHS:-2}" --out "$1/train_cifar10"
+  # the teacher is a network's name: it is trained first, adversarially, for as many epochs
+  "$PYTHON" -m ard_fast.train --dataset cifar10 --data-dir "$data" --method ard --student mobilenetv2 \
+    --teacher resnet18 --epochs "${GPU_CHECK_EPOCHS:-2}" --device "$DEVICE" --out "$1/train_cifar10"
 }
 
 if [[ ${1:-} == --run-stage ]]; then # how the driver below calls itself, under `timeout`
@@ -290,8 +291,10 @@ record() { # record STAGE STATUS SECONDS NOTE
 }
 
 interrupted() {
-  [[ -n $CHILD ]] && kill -TERM "$CHILD" 2>/dev/null && wait "$CHILD" 2>/dev/null
-  echo "interrupted"
+  if [[ -n $CHILD ]]; then
+    kill -TERM "$CHILD" 2>/dev/null && wait "$CHILD" 2>/dev/null
+    record "$name" failed "$(since "$begin")" interrupted
+  fi
   summary
   exit 130
 }

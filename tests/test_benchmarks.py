@@ -440,6 +440,24 @@ def test_gpu_check_stops_when_the_budget_is_gone(gpu_check):
 
 
 @needs_bash
+@pytest.mark.skipif(not shutil.which("ps"), reason="finds the driver's process by ps")
+def test_gpu_check_interrupted_still_sums_up(gpu_check, tmp_path):
+    # the fake sends the signal to its great-grandparent, the driver: fake <- stage's bash <- timeout <- driver
+    signal = tmp_path / "signal"
+    signal.write_text(
+        "#!/bin/bash\n"
+        "parent() { ps -o ppid= -p \"$1\" | tr -d ' '; }\n"
+        'kill -INT "$(parent "$(parent "$PPID")")"\n'
+        "sleep 20\n"
+    )
+    signal.chmod(0o755)
+    status, stages, output, _ = gpu_check("--stages", "info,train", PYTHON=str(signal))
+    assert status == 130, output
+    assert {n: (s["status"], s["note"]) for n, s in stages.items()} == {"info": ("failed", "interrupted")}
+    assert stages["info"]["seconds"] < 10
+
+
+@needs_bash
 def test_gpu_check_without_a_gpu_skips_what_needs_one(gpu_check):
     status, stages, output, commands = gpu_check("--device", "cpu", "--quick")
     assert status == 0, output
