@@ -13,7 +13,16 @@ from pathlib import Path
 # Frontends put this folder on sys.path only while they import the backend; setup.py needs its modules later.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import setuptools
 import torch_install
+
+# An isolated environment has what pyproject.toml asks for; with --no-build-isolation it is the user's own, unchecked.
+if tuple(int(part) for part in setuptools.__version__.split(".")[:2]) < (77, 0):
+    raise RuntimeError(
+        f"ard-fast needs setuptools>=77.0.3,<82 to build, this is {setuptools.__version__}. "
+        "With --no-build-isolation, install it first: pip install 'setuptools>=77.0.3,<82' ninja"
+    )
+
 from setuptools import build_meta as _setuptools
 from setuptools.build_meta import (  # noqa: F401
     build_editable,
