@@ -1,0 +1,196 @@
+// From checked tensors to the params structs, the same for CPU and CUDA.
+#pragma once
+
+#include <array>
+
+#include "bindings/checks.h"
+
+namespace ard {
+
+inline PgdLinfParams pack_pgd_linf_step(Tensor& x_adv,       // [B, ...] float32, written
+                                        const Tensor& grad,  // [B, ...]
+                                        const Tensor& x,     // [B, ...] float32
+                                        const std::optional<Tensor>& step_size_per_sample,  // [B]
+                                        const std::optional<Tensor>& eps_per_sample,        // [B]
+                                        double step_size, double eps, bool targeted, double lower,
+                                        double upper) {
+  check_dtype(x_adv, "x_adv", ScalarType::Float, "float32 (iterates stay in full precision)");
+  check_dtype(x, "x", ScalarType::Float, "float32");
+  check_float_dtype(grad, "grad");
+  check_like(grad, "grad", x_adv, "x_adv");
+  check_like(x, "x", x_adv, "x_adv");
+  check_dense(x_adv, "x_adv");
+  check_same_layout(grad, "grad", x_adv, "x_adv");
+  check_same_layout(x, "x", x_adv, "x_adv");
+  check_per_sample(step_size_per_sample, "step_size", x_adv, ScalarType::Float, "float32");
+  check_per_sample(eps_per_sample, "eps", x_adv, ScalarType::Float, "float32");
+  if (step_size_per_sample || eps_per_sample) {
+    check_batch_outermost(x_adv, "x_adv", "a per-sample eps or step_size");
+  }
+  check_no_partial_overlap(x_adv, "x_adv", x, "x", 4);
+  check_no_partial_overlap(x_adv, "x_adv", grad, "grad", item_size(grad));
+
+  PgdLinfParams p{};
+  p.x_adv = static_cast<float*>(x_adv.data_ptr());
+  p.grad = grad.data_ptr();
+  p.x = static_cast<const float*>(x.data_ptr());
+  p.step_size_per_sample = data_or_null<float>(step_size_per_sample);
+  p.eps_per_sample = data_or_null<float>(eps_per_sample);
+  p.numel = x_adv.numel();
+  p.sample_numel = p.numel && x_adv.dim() ? p.numel / x_adv.size(0) : 0;
+  p.step_size = float(step_size);
+  p.eps = float(eps);
+  p.direction = targeted ? -1.0f : 1.0f;
+  p.lower = float(lower);
+  p.upper = float(upper);
+  return p;
+}
+
+// Within a sample, in memory: 1 for contiguous, C for channels-last order.
+inline int64_t innermost_channels(const Tensor& x) {
+  int64_t expected = 1;
+  bool contiguous = true;
+  for (int64_t d = x.dim() - 1; d >= 1; --d) {
+    contiguous = contiguous && (x.size(d) == 1 || x.stride(d) == expected);
+    expected *= x.size(d);
+  }
+  if (contiguous) return 1;
+  const int64_t channels = x.size(1);
+  bool channels_last = x.dim() >= 3 && (channels == 1 || x.stride(1) == 1);
+  expected = channels;
+  for (int64_t d = x.dim() - 1; d >= 2; --d) {
+    channels_last = channels_last && (x.size(d) == 1 || x.stride(d) == expected);
+    expected *= x.size(d);
+  }
+  check(channels_last, "x must be contiguous or channels_last within a sample, got shape ",
+        shape_of(x), " in another memory order");
+  return channels;
+}
+
+// A new tensor with the sizes and strides of x.
+inline Tensor empty_with_layout_of(const Tensor& x) {
+  int32_t dtype, device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dim(), x.sizes().data(),
+                                                         x.strides().data(), dtype, device_type,
+                                                         x.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+inline RandomStartParams pack_random_start(const Tensor& x,                             // [B, ...]
+                                           const std::optional<Tensor>& eps_per_sample,  // [B]
+                                           double eps, const Tensor& seed,               // [1] int64
+                                           const std::optional<Tensor>& sample_ids,  // [B] int64
+                                           bool normal, double std, bool clamp, double lower,
+                                           double upper) {
+  check_dtype(x, "x", ScalarType::Float, "float32");
+  check(x.dim() >= 1, "x must have a batch dimension, got a scalar");
+  check_dense(x, "x");
+  check_batch_outermost(x, "x", "the random start");
+  check_per_sample(eps_per_sample, "eps", x, ScalarType::Float, "float32");
+  check_per_sample(sample_ids, "sample_ids", x, ScalarType::Long, "int64");
+  check_dtype(seed, "seed", ScalarType::Long, "int64");
+  check(seed.numel() == 1, "seed must have one element, got shape ", shape_of(seed));
+  check(seed.is_cuda() == x.is_cuda() && seed.get_device_index() == x.get_device_index(),
+        "seed must be on the device of x (", device_of(x), "), got ", device_of(seed));
+
+  RandomStartParams p{};
+  p.x = static_cast<const float*>(x.data_ptr());
+  p.eps_per_sample = data_or_null<float>(eps_per_sample);
+  p.seed = static_cast<const int64_t*>(seed.data_ptr());
+  p.sample_ids = data_or_null<int64_t>(sample_ids);
+  p.batch = x.size(0);
+  p.sample_numel = x.numel() ? x.numel() / x.size(0) : 0;
+  p.channels = x.numel() ? innermost_channels(x) : 1;
+  p.eps = float(eps);
+  p.std = float(std);
+  p.lower = clamp ? float(lower) : -INFINITY;
+  p.upper = clamp ? float(upper) : INFINITY;
+  p.normal = normal;
+  return p;
+}
+
+inline void check_logits(const Tensor& t, const char* name, const Tensor& student) {
+  check(t.dim() == 2, name, " must be logits of shape [B, C], got ", shape_of(t));
+  check_like(t, name, student, "student_logits");
+  check(t.scalar_type() == student.scalar_type(), name, " must have the dtype of student_logits (",
+        dtype_of(student), "), got ", dtype_of(t));
+  check(t.size(1) == 1 || t.stride(1) == 1 || t.numel() == 0, name,
+        " must have its classes contiguous in memory");
+}
+
+struct KdWeights {
+  double kl, ce, kl_grad, ce_grad;
+};
+
+struct KdOutputs {
+  Tensor loss_rows, grad_student, grad_clean;
+};
+
+inline KdLossParams pack_kd_loss(const Tensor& student,                // [B, C]
+                                 const Tensor& teacher,                // [B, C]
+                                 const std::optional<Tensor>& clean,   // [B, C]
+                                 const std::optional<Tensor>& labels,  // [B] int64
+                                 double temperature, const KdWeights& weights, bool with_grad,
+                                 KdOutputs& out) {
+  check_float_dtype(student, "student_logits");
+  check_logits(student, "student_logits", student);
+  check_logits(teacher, "teacher_logits", student);
+  check(student.size(1) >= 1, "student_logits must have at least one class, got shape ",
+        shape_of(student));
+  check(temperature > 0.0, "temperature must be positive, got ", temperature);
+  check(clean.has_value() == labels.has_value(),
+        "clean student_logits and labels must be given together");
+  if (clean) {
+    check_logits(*clean, "student_logits (clean)", student);
+    check_per_sample(labels, "labels", student, ScalarType::Long, "int64");
+  }
+  const int64_t batch = student.size(0), classes = student.size(1);
+  const std::array<int64_t, 1> rows{batch};
+  const std::array<int64_t, 1> none{0};
+  const std::array<int64_t, 2> full{batch, classes};
+  const auto grad_like = [&](bool wanted) {
+    return wanted ? torch::stable::new_empty(student, {full.data(), full.size()})
+                  : torch::stable::new_empty(student, {none.data(), none.size()});
+  };
+  out.loss_rows = torch::stable::new_empty(student, {rows.data(), rows.size()}, ScalarType::Float);
+  out.grad_student = grad_like(with_grad);
+  out.grad_clean = grad_like(with_grad && clean.has_value());
+
+  KdLossParams p{};
+  p.student = student.data_ptr();
+  p.teacher = teacher.data_ptr();
+  p.clean = clean ? clean->data_ptr() : nullptr;
+  p.labels = data_or_null<int64_t>(labels);
+  p.loss_rows = static_cast<float*>(out.loss_rows.data_ptr());
+  p.grad_student = with_grad ? out.grad_student.data_ptr() : nullptr;
+  p.grad_clean = with_grad && clean ? out.grad_clean.data_ptr() : nullptr;
+  p.batch = batch;
+  p.classes = classes;
+  p.student_stride = student.stride(0);
+  p.teacher_stride = teacher.stride(0);
+  p.clean_stride = clean ? clean->stride(0) : 0;
+  p.inv_temperature = float(1.0 / temperature);
+  p.kl_weight = float(weights.kl);
+  p.ce_weight = float(weights.ce);
+  p.kl_grad_weight = float(weights.kl_grad / temperature);
+  p.ce_grad_weight = float(weights.ce_grad);
+  return p;
+}
+
+// grad [B, C] contiguous, scale [] or [B].
+inline void check_scale_rows(const Tensor& grad, const Tensor& scale) {
+  check_float_dtype(grad, "grad");
+  check(grad.dim() == 2 && grad.is_contiguous(), "grad must be a contiguous [B, C], got ",
+        shape_of(grad));
+  check_dtype(scale, "scale", ScalarType::Float, "float32");
+  check(scale.numel() == 1 || (scale.dim() == 1 && scale.size(0) == grad.size(0)),
+        "scale must have one element or shape [B], got ", shape_of(scale));
+  check(scale.dim() == 0 || scale.is_contiguous(), "scale must be contiguous");
+  check(scale.is_cuda() == grad.is_cuda() && scale.get_device_index() == grad.get_device_index(),
+        "scale must be on the device of grad (", device_of(grad), "), got ", device_of(scale));
+}
+
+}  // namespace ard

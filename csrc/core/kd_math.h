@@ -1,0 +1,173 @@
+// One row of the distillation loss KL(teacher^T || student^T) and of cross-entropy, element by element.
+//
+// The textbook form sum q * (log q - log p) loses everything at high temperature, where p and q
+// differ by 1e-3 of 1/C. With u and v the scaled logits, d = u - v and m = sum q * d,
+//
+//   KL = log sum q e^d - sum q d = log1p(sum q * phi(d - m)),   phi(x) = e^x - 1 - x >= 0,
+//
+// a sum of non-negative terms: nothing cancels, and an error in m enters only to second order. The
+// gradient p - q = (q * (e^x - 1) - q * excess) / (1 + excess), excess being that sum, follows from the
+// same terms. Rows in which some class is far more likely under the student use the log-sum-exp form
+// instead, which is accurate there because the KL is large.
+#pragma once
+
+#include "core/math.h"
+
+namespace ard {
+
+// How a row is finished. `near`: every class has |x| < 1/2, so that a polynomial does for e^x - 1 (all
+// rows of ARD's T = 30, as a rule). `far`: the log-sum-exp form.
+enum class KdRange { near, middle, far };
+
+// What the passes over one row have found so far.
+struct KdRow {
+  float student_ref, teacher_ref;  // logits at the teacher's largest class, subtracted before scaling:
+                                   // exact for close logits, so a constant shift costs no accuracy
+  float shift, shift_error;        // student_ref - teacher_ref and what its rounding lost
+  float inv_temperature;
+  float inv_z;                     // 1 / sum of teacher weights
+  float log_z;                     // its logarithm
+  float mean_gap;                  // m
+  float max_a;                     // largest scaled student logit; unused in a near row
+  float excess;                    // sum q * phi(d - m); unused in a far row
+  float inv_student_z;             // 1 / sum of student weights; far rows only
+  KdRange range;
+};
+
+struct KdWeighed {
+  float a;       // scaled student logit
+  float gap;     // d, 0 for a class the teacher excludes (0 * log 0 = 0)
+  float weight;  // e^v up to the row's normaliser, 0 for a class the teacher excludes
+};
+
+// Sums and extremes of a row, over all its classes.
+struct KdSums {
+  float weight, weighted_gap;
+  float max_gap, min_gap;
+};
+
+struct KdTerm {
+  float q;     // teacher probability
+  float diff;  // q * (e^x - 1)
+  float term;  // q * phi(x)
+};
+
+ARD_HD KdRow kd_row_begin(float student_at_max, float teacher_max, float inv_temperature) {
+  KdRow row;
+  // A student that excludes the teacher's largest class has no usable reference there.
+  row.student_ref = student_at_max == -INFINITY ? 0.0f : student_at_max;
+  row.teacher_ref = teacher_max;
+  row.shift = row.student_ref - row.teacher_ref;
+  row.shift_error = sub_error(row.student_ref, row.teacher_ref, row.shift);
+  row.inv_temperature = inv_temperature;
+  row.inv_z = row.log_z = row.mean_gap = row.max_a = row.excess = row.inv_student_z = 0.0f;
+  row.range = KdRange::near;
+  return row;
+}
+
+ARD_HD float kd_scaled(const KdRow& row, float student) {
+  return (student - row.student_ref) * row.inv_temperature;
+}
+
+// The scaled gap is returned apart for the extremes: there an excluded class must count.
+ARD_HD KdWeighed kd_weigh(const KdRow& row, float student, float teacher, float& gap) {
+  const float difference = student - teacher;
+  // What the differences lost in rounding decides the gap of a student that has nearly become its
+  // teacher. Infinite logits have no such rest.
+  const float rest = sub_error(student, teacher, difference) - row.shift_error;
+  const float shifted = difference - row.shift;
+  gap = (rest == rest ? shifted + rest : shifted) * row.inv_temperature;
+  const float weight = exp_f32((teacher - row.teacher_ref) * row.inv_temperature);
+  return KdWeighed{kd_scaled(row, student), weight == 0.0f ? 0.0f : gap, weight};
+}
+
+// True when the row is near and needs no kd_row_set_range.
+ARD_HD bool kd_row_set_sums(KdRow& row, const KdSums& sums) {
+  row.inv_z = 1.0f / sums.weight;
+  row.log_z = log_f32(sums.weight);
+  row.mean_gap = sums.weighted_gap * row.inv_z;
+  return sums.max_gap - row.mean_gap < 0.5f && row.mean_gap - sums.min_gap < 0.5f;
+}
+
+ARD_HD void kd_row_set_range(KdRow& row, float max_a) {
+  row.max_a = max_a;
+  // The largest log(q e^x) of the row; beyond e^10 the KL itself is of that size. NaN counts as far.
+  const bool far = !(max_a - row.log_z - row.mean_gap <= 10.0f);
+  row.range = far ? KdRange::far : KdRange::middle;
+}
+
+ARD_HD KdTerm kd_near_term(const KdRow& row, float gap, float weight) {
+  const float q = weight * row.inv_z;
+  const float x = gap - row.mean_gap;
+  // (e^x - 1 - x) / x^2 on |x| <= 1/2, minimax, relative error 2.4e-8.
+  float p = 1.9875629e-4f;
+  p = p * x + 1.3981997e-3f;
+  p = p * x + 8.3334520e-3f;
+  p = p * x + 4.1665796e-2f;
+  p = p * x + 1.6666666e-1f;
+  p = p * x + 0.5f;
+  const float phi = x * x * p;
+  return KdTerm{q, q * (x + phi), q * phi};
+}
+
+ARD_HD KdTerm kd_middle_term(const KdRow& row, const KdWeighed& e) {
+  const KdTerm near = kd_near_term(row, e.gap, e.weight);
+  const float x = e.gap - row.mean_gap;
+  const bool small = (x < 0.5f) & (x > -0.5f) & (e.weight != 0.0f);
+  const float diff = exp_f32(e.a - (row.log_z + row.mean_gap)) - near.q;
+  return KdTerm{near.q, small ? near.diff : diff, small ? near.term : diff - near.q * x};
+}
+
+// The term of a close row straight from its logits.
+ARD_HD KdTerm kd_term(const KdRow& row, float student, float teacher) {
+  float gap;
+  const KdWeighed e = kd_weigh(row, student, teacher, gap);
+  return row.range == KdRange::near ? kd_near_term(row, e.gap, e.weight) : kd_middle_term(row, e);
+}
+
+ARD_HD float kd_far_weight(const KdRow& row, float a) { return exp_f32(a - row.max_a); }
+
+// The KL of the row, from the sum of its terms or, in a far row, of kd_far_weight.
+ARD_HD float kd_row_finish(KdRow& row, float sum) {
+  if (row.range == KdRange::far) {
+    row.inv_student_z = 1.0f / sum;
+    return (row.max_a + log_f32(sum)) - row.log_z - row.mean_gap;
+  }
+  row.excess = sum;
+  return log1p_f32(sum);
+}
+
+// p_student - p_teacher of one class, up to the factor 1 / (1 + excess) of the row.
+ARD_HD float kd_close_grad(const KdRow& row, float q, float diff) { return diff - q * row.excess; }
+
+ARD_HD float kd_far_grad(const KdRow& row, float a, float weight) {
+  return kd_far_weight(row, a) * row.inv_student_z - weight * row.inv_z;
+}
+
+// Cross-entropy, relative to the largest logit z_max: with r the sum of e^(z - z_max) over all classes
+// but one that attains z_max, CE = log1p(r) + (z_max - z_label), accurate when the label is certain.
+struct CeRow {
+  float max;
+  float rest;     // r
+  float inv_sum;  // 1 / (1 + r)
+};
+
+ARD_HD float ce_weight(float max, float logit) { return logit == max ? 0.0f : exp_f32(logit - max); }
+
+ARD_HD CeRow ce_row(float max, float weight_sum, float max_count) {
+  const float rest = weight_sum + (max_count - 1.0f);
+  return CeRow{max, rest, 1.0f / (1.0f + rest)};
+}
+
+ARD_HD float ce_loss(const CeRow& row, float label_logit) {
+  return log1p_f32(row.rest) + (row.max - label_logit);
+}
+
+// p - onehot of one class.
+ARD_HD float ce_grad(const CeRow& row, float logit, bool is_label) {
+  const float p = exp_f32(logit - row.max) * row.inv_sum;
+  // p - 1 would cancel for a certain label.
+  return is_label ? (logit == row.max ? -row.rest * row.inv_sum : p - 1.0f) : p;
+}
+
+}  // namespace ard

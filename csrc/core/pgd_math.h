@@ -1,0 +1,83 @@
+// One element of the L-infinity PGD step and of the random start.
+#pragma once
+
+#include "core/math.h"
+#include "core/philox.h"
+
+namespace ard {
+
+// min(max(x_adv + step * sign(grad), x - eps), x + eps), then clamped to the pixel bounds: Madry et
+// al. 2018 in the order of operations of the published ARD code, bit for bit. sign(NaN) is 0 as in
+// torch, a subnormal gradient counts, and step * sign is exact, so no contraction can change it.
+ARD_HD float pgd_linf_update(float x_adv, float grad, float x, float signed_step, float eps,
+                             float lower, float upper) {
+  const float sign = float(int(grad > 0.0f) - int(grad < 0.0f));
+  const float stepped = x_adv + signed_step * sign;
+  const float lowest = x - eps;
+  const float projected = min_or_second(max_or_second(stepped, lowest), x + eps);
+  const float clamped = min_or_second(max_or_second(projected, lower), upper);
+  // NaN pixels (or eps, or step) propagate as through torch.max; one test replaces four.
+  return either_nan(stepped, lowest) ? stepped + lowest : clamped;
+}
+
+// Uniform on (-1, 1), symmetric: the odd multiples of 2^-23, exact in float.
+ARD_HD float uniform_symmetric(uint32_t bits) {
+  const int32_t odd = int32_t((bits >> 9) << 1) + 1 - (1 << 23);
+  return float(odd) * 0x1p-23f;
+}
+
+// Natural logarithm of a positive normal float, to 2 ulp, from correctly rounded operations only.
+ARD_HD float log_exact_ops(float x) {
+  // x = 2^k * m with m in [sqrt(1/2), sqrt(2)): subtracting the bits of sqrt(1/2) before the shift.
+  const uint32_t bits = float_to_bits(x);
+  const int32_t k = int32_t(bits - 0x3f3504f3u) >> 23;
+  const float m = bits_to_float(bits - (uint32_t(k) << 23));
+  // log m = 2 atanh(s), s = (m - 1) / (m + 1), |s| < 0.1716.
+  const float s = div_rn(add_rn(m, -1.0f), add_rn(m, 1.0f));
+  const float z = mul_rn(s, s);
+  float p = mul_rn(z, 0.22222222f);
+  p = mul_rn(add_rn(p, 0.28571429f), z);
+  p = mul_rn(add_rn(p, 0.4f), z);
+  p = mul_rn(add_rn(p, 0.66666667f), z);
+  const float log_m = add_rn(mul_rn(s, p), add_rn(s, s));
+  return add_rn(mul_rn(float(k), 0.69314718f), log_m);
+}
+
+// Standard normal quantile of (1 + v) / 2 for v in (-1, 1): sqrt(2) * erfinv(v), with erfinv by
+// M. Giles, "Approximating the erfinv function" (GPU Computing Gems, 2011), single precision.
+ARD_HD float normal_from_symmetric(float v) {
+  const float w = -log_exact_ops(mul_rn(add_rn(1.0f, -v), add_rn(1.0f, v)));
+  const float wc = add_rn(w, -2.5f);
+  float central = 2.81022636e-08f;
+  central = add_rn(3.43273939e-07f, mul_rn(central, wc));
+  central = add_rn(-3.5233877e-06f, mul_rn(central, wc));
+  central = add_rn(-4.39150654e-06f, mul_rn(central, wc));
+  central = add_rn(0.00021858087f, mul_rn(central, wc));
+  central = add_rn(-0.00125372503f, mul_rn(central, wc));
+  central = add_rn(-0.00417768164f, mul_rn(central, wc));
+  central = add_rn(0.246640727f, mul_rn(central, wc));
+  central = add_rn(1.50140941f, mul_rn(central, wc));
+  const float wt = add_rn(sqrt_rn(w), -3.0f);
+  float tail = -0.000200214257f;
+  tail = add_rn(0.000100950558f, mul_rn(tail, wt));
+  tail = add_rn(0.00134934322f, mul_rn(tail, wt));
+  tail = add_rn(-0.00367342844f, mul_rn(tail, wt));
+  tail = add_rn(0.00573950773f, mul_rn(tail, wt));
+  tail = add_rn(-0.0076224613f, mul_rn(tail, wt));
+  tail = add_rn(0.00943887047f, mul_rn(tail, wt));
+  tail = add_rn(1.00167406f, mul_rn(tail, wt));
+  tail = add_rn(2.83297682f, mul_rn(tail, wt));
+  const float erfinv = mul_rn(w < 5.0f ? central : tail, v);
+  return mul_rn(erfinv, 1.41421356f);
+}
+
+// One pixel of the random start: x plus uniform noise in (-eps, eps) or normal noise of the given
+// standard deviation, then clamped.
+ARD_HD float random_start_element(float x, uint32_t bits, bool normal, float eps, float std,
+                                  float lower, float upper) {
+  const float v = uniform_symmetric(bits);
+  const float noise = normal ? mul_rn(std, normal_from_symmetric(v)) : mul_rn(eps, v);
+  return clamp_nan(add_rn(x, noise), lower, upper);
+}
+
+}  // namespace ard

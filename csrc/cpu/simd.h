@@ -1,0 +1,31 @@
+// How CPU loops get wide vectors in a wheel for any machine: each loop function is compiled for
+// several x86-64 levels and the loader picks one (function multiversioning); elsewhere the baseline
+// (NEON on 64-bit Arm) is already a vector one. Loops are written so that the compiler vectorises them:
+// straight-line bodies from core/, and kLanes independent accumulators instead of one.
+#pragma once
+
+#include "core/config.h"
+
+// The resolvers run before a sanitizer's runtime is ready, so sanitizer builds do without.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    __GNUC__ >= 12 && !defined(ARD_FAST_NO_CLONES)
+#define ARD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define ARD_CLONES
+#endif
+
+// In front of a loop over lanes: iterations do not touch one another's data, so no run-time test for
+// overlap is needed (it cost 40 % of the loss).
+#if defined(__clang__)
+#define ARD_IVDEP _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define ARD_IVDEP _Pragma("GCC ivdep")
+#else
+#define ARD_IVDEP
+#endif
+
+namespace ard::cpu {
+
+constexpr int kLanes = 16;
+
+}  // namespace ard::cpu

@@ -1,0 +1,72 @@
+#include "cuda/kd_loss_kernels.cuh"
+#include "cuda/launch.h"
+#include "cuda/launch_helpers.cuh"
+#include "cuda/launch_plan.h"
+
+namespace ard::cuda {
+namespace {
+
+// What one block may have beside its static shared memory.
+int64_t max_dynamic_shared() {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return int64_t(bytes) - int64_t(sizeof(BlockScratch));
+}
+
+template <typename T, int kVec>
+void launch_rows(const KdLossParams& p, const KdLossPlan& plan, cudaStream_t stream) {
+  const unsigned grid = grid_size(plan.blocks);
+  const int shared = int(plan.shared_bytes);
+  if (plan.warp) {
+    kd_loss_warp_kernel<T, kVec><<<grid, plan.threads, shared, stream>>>(p);
+  } else if (plan.cached) {
+    // More than 48 KiB a block must be asked for.
+    cudaFuncSetAttribute(kd_loss_block_kernel<T, kVec, true>,
+                         cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    kd_loss_block_kernel<T, kVec, true><<<grid, plan.threads, shared, stream>>>(p);
+  } else {
+    kd_loss_block_kernel<T, kVec, false><<<grid, plan.threads, 0, stream>>>(p);
+  }
+}
+
+}  // namespace
+
+void launch_kd_loss(const KdLossParams& p, Dtype dtype, float* total, cudaStream_t stream) {
+  if (p.batch > 0) {
+    for_dtype(dtype, [&](auto example) {
+      using T = decltype(example);
+      const KdLossPlan plan = plan_kd_loss(p, sizeof(T), max_dynamic_shared());
+      if (plan.vector) {
+        launch_rows<T, 16 / sizeof(T)>(p, plan, stream);
+      } else {
+        launch_rows<T, 1>(p, plan, stream);
+      }
+    });
+  }
+  if (total) {
+    const int threads = p.batch <= 32 ? 32 : p.batch <= 256 ? 256 : 1024;
+    sum_rows_kernel<<<1, threads, 0, stream>>>(p.loss_rows, p.batch, total);
+  }
+}
+
+void launch_scale_rows(void* grad, Dtype dtype, int64_t numel, int64_t classes, const float* scale,
+                       bool per_row, float factor, cudaStream_t stream) {
+  if (numel == 0) return;
+  for_dtype(dtype, [&](auto example) {
+    using T = decltype(example);
+    const ScaleRowsPlan plan =
+        plan_scale_rows(grad, numel, classes, sizeof(T), per_row, kScaleThreads);
+    const unsigned grid = grid_size(plan.blocks);
+    T* data = static_cast<T*>(grad);
+    if (plan.vector) {
+      scale_rows_kernel<T, 16 / sizeof(T)><<<grid, kScaleThreads, 0, stream>>>(
+          data, numel, classes, scale, per_row, factor);
+    } else {
+      scale_rows_kernel<T, 1><<<grid, kScaleThreads, 0, stream>>>(data, numel, classes, scale,
+                                                                  per_row, factor);
+    }
+  });
+}
+
+}  // namespace ard::cuda
