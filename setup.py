@@ -15,7 +15,6 @@ Environment variables:
 import os
 import platform
 import pprint
-import re
 import runpy
 import shutil
 import sys
@@ -158,13 +157,6 @@ def modules_to_build(
     return modules
 
 
-def cpu_levels(compiler: list[str]) -> list[str]:
-    """The CPU levels that this compiler makes csrc/cpu for, best first; empty for its baseline only."""
-    macros = plan.run_text(*compiler, "-E", "-dM", "-x", "c++", f"-I{CSRC}", str(CSRC / "cpu" / "simd.h"))
-    clones = re.search(r"^#define ARD_CLONES .*target_clones\((.*?)\)", macros, re.MULTILINE)
-    return [level.removeprefix("arch=") for level in re.findall(r'"([^"]+)"', clones[1])] if clones else []
-
-
 def write_build_info(path: Path, info: dict) -> None:
     """Write ard_fast/_build_info.py."""
     text = '"""What the compiled extension modules were built from and with. Written by setup.py; do not edit."""\n\n'
@@ -227,7 +219,6 @@ class BuildExtensions(build_ext):
             "CUDA_TOOLKIT": ".".join(map(str, cuda.toolkit.version)) if cuda.toolkit else None,
             "CUDA_ARCHS": cuda.arch_names,
             "CUDA_ARCHS_FROM": cuda.archs_from,
-            "CPU_LEVELS": cpu_levels(compiler),
             "COMPILER": plan.run_text(*compiler, "--version").partition("\n")[0],
             "HOST_FLAGS": [*HOST_FLAGS, language_standard(torch.release), *DEFINES],
             "NVCC_FLAGS": [*NVCC_FLAGS, *plan.gencode_flags(cuda.archs)] if cuda.toolkit else [],

@@ -7,19 +7,12 @@ import argparse
 import json
 import platform
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ard_fast import _load
 from ard_fast._version import __version__
-
-# What a CPU must have for a level of x86-64, as Linux names it (the levels of the x86-64 psABI).
-X86_LEVELS = {
-    "x86-64-v3": {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"},
-    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-}
 
 
 def arch_coverage(capability: tuple[int, int], archs: list[str]) -> tuple[bool, str]:
@@ -49,39 +42,6 @@ def arch_coverage(capability: tuple[int, int], archs: list[str]) -> tuple[bool, 
     return False, f"not covered: build again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
 
 
-def cpu_level(levels: list[str], cpuinfo: str) -> str | None:
-    """The level of the CPU kernels that the loader picks on this machine.
-
-    Args:
-        levels: what the kernels were compiled for, best first, such as ["x86-64-v4", "x86-64-v3", "default"].
-        cpuinfo: the text of /proc/cpuinfo.
-
-    Returns:
-        The level, or None where the machine does not tell.
-    """
-    flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
-    if len(levels) < 2:
-        return levels[0] if levels else None
-    if flags is None:
-        return None
-    have = set(flags[1].split())
-    wanted: set[str] = set()
-    runs = []
-    for level, needs in X86_LEVELS.items():
-        wanted |= needs
-        if wanted <= have:
-            runs.append(level)
-    return next((level for level in levels if level in runs), "default")
-
-
-def _read(path: str) -> str:
-    """The text of a file, '' if there is none."""
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
 def _gpus(archs: list[str]) -> list[dict[str, Any]]:
     """The visible GPUs, and how the compiled kernels fit each."""
     if not torch.cuda.is_available():
@@ -101,17 +61,18 @@ def _gpus(archs: list[str]) -> list[dict[str, Any]]:
     return gpus
 
 
-def _operators(extension: _load.Extension, level: str | None) -> dict[str, dict[str, str]]:
-    """For each operator and device, what runs there and why."""
+def _operators(extension: _load.Extension, level: str) -> dict[str, dict[str, str]]:
+    """For each operator on tensors, what runs on each device and why."""
     names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("ard_fast::"))
-    cpu = f"compiled{f', {level}' if level else ''}"
     table = {}
     for name in names:
+        if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeExplicitAutograd"):
+            continue  # tells about the build; takes no tensor
         on_cpu = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
         on_cuda = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
         no_cuda = "no CUDA kernel" if extension.has_cuda_kernels else f"none: {extension.cuda_reason}"
         table[name.removeprefix("ard_fast::")] = {
-            "cpu": cpu if on_cpu else "none",
+            "cpu": f"compiled, {level}" if on_cpu else "none",
             "cuda": extension.cuda_reason if on_cuda else no_cuda,
         }
     return table
@@ -125,7 +86,7 @@ def collect() -> dict[str, Any]:
     """
     extension = _load.load()
     build = dict(extension.build_info)
-    level = cpu_level(build.get("CPU_LEVELS", []), _read("/proc/cpuinfo"))
+    level = torch.ops.ard_fast.simd_level()
     return {
         "version": __version__,
         "package": str(_load.PACKAGE),
@@ -140,7 +101,7 @@ def collect() -> dict[str, Any]:
         "cuda_reason": extension.cuda_reason,
         "stale": extension.stale,
         "build": build,
-        "cpu_level": level,
+        "simd_level": level,
         "threads": torch.get_num_threads(),
         "gpus": _gpus(build.get("CUDA_ARCHS", []) if extension.has_cuda_kernels else []),
         "operators": _operators(extension, level),
@@ -164,7 +125,7 @@ def render(report: dict[str, Any]) -> str:
         rows.append(("", f"CUDA {'yes' if build['CUDA_BUILT'] else 'no'}: {build['CUDA_REASON']}"))
         if build["CUDA_BUILT"]:
             rows.append(("", f"{' '.join(build['CUDA_ARCHS'])}, from {build['CUDA_ARCHS_FROM']}"))
-    rows.append(("CPU kernels", f"at {report['cpu_level']}" if report["cpu_level"] else "at the compiler's baseline"))
+    rows.append(("CPU kernels", f"run as {report['simd_level']}"))
     rows.append(("CUDA kernels", f"{'loaded' if report['cuda_kernels'] else 'not loaded'}: {report['cuda_reason']}"))
     for gpu in report["gpus"]:
         how = gpu["how"] if report["cuda_kernels"] else "no CUDA kernels are loaded"

@@ -1,4 +1,4 @@
-"""`python -m ard_fast.info`: the report, and the two judgements in it."""
+"""`python -m ard_fast.info`: the report, and the judgement of what runs on which GPU."""
 
 import json
 import subprocess
@@ -35,35 +35,12 @@ def test_arch_coverage(capability: tuple[int, int], archs: list[str], runs: bool
     assert phrase in how
 
 
-V3 = "fpu avx avx2 bmi1 bmi2 f16c fma abm movbe"
-V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
-CLONES = ["x86-64-v4", "x86-64-v3", "default"]
-
-
-@pytest.mark.parametrize(
-    ("levels", "flags", "expected"),
-    [
-        (CLONES, V4, "x86-64-v4"),
-        (CLONES, V3, "x86-64-v3"),
-        (CLONES, f"{V3} avx512f", "x86-64-v3"),
-        (CLONES, "fpu sse2", "default"),
-        (["x86-64-v3", "default"], V4, "x86-64-v3"),
-        ([], V4, None),
-    ],
-)
-def test_cpu_level(levels: list[str], flags: str, expected: str | None) -> None:
-    assert info.cpu_level(levels, f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: \n") == expected
-
-
-def test_cpu_level_is_unknown_where_the_machine_does_not_tell() -> None:
-    assert info.cpu_level(CLONES, "") is None
-
-
 def test_every_operator_is_reported_with_what_it_runs() -> None:
     report = info.collect()
     assert {"pgd_linf_step_", "random_start", "kd_loss"} <= report["operators"].keys()
+    assert "simd_level" not in report["operators"]
     for name, on in report["operators"].items():
-        assert on["cpu"].startswith("compiled"), name
+        assert on["cpu"] == f"compiled, {report['simd_level']}", name
         if not report["cuda_kernels"]:
             assert on["cuda"] == f"none: {report['cuda_reason']}", name
 
