@@ -1,5 +1,5 @@
-// What every op demands of its tensors, once, for CPU and CUDA. Messages name the argument, what was
-// expected and what came. Nothing here reads tensor data, so nothing here synchronises.
+// What every op demands of its tensors, once, for CPU and CUDA. Messages name the argument, what
+// was expected and what came. Nothing here reads tensor data, so nothing here synchronises.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -20,13 +20,15 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 template <typename... Args>
-inline void check(bool ok, const Args&... message) {
-  if (ok) return;
+[[noreturn]] void fail(const Args&... message) {
   std::ostringstream out;
   out << "ard_fast: ";
   ((out << message), ...);
   throw std::runtime_error(out.str());
 }
+
+// A macro, so that a message is put together only when it is needed.
+#define ARD_CHECK(ok, ...) ((ok) ? (void)0 : ::ard::fail(__VA_ARGS__))
 
 inline std::string shape_of(const Tensor& t) {
   std::ostringstream out;
@@ -43,26 +45,35 @@ inline std::string device_of(const Tensor& t) {
 
 inline const char* dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Half: return "float16";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Byte: return "uint8";
-    case ScalarType::Bool: return "bool";
-    default: return "another dtype";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "another dtype";
   }
 }
 
 inline void check_dtype(const Tensor& t, const char* name, ScalarType expected, const char* text) {
-  check(t.scalar_type() == expected, name, " must be ", text, ", got ", dtype_of(t));
+  ARD_CHECK(t.scalar_type() == expected, name, " must be ", text, ", got ", dtype_of(t));
 }
 
 inline void check_float_dtype(const Tensor& t, const char* name) {
   const ScalarType s = t.scalar_type();
-  check(s == ScalarType::Float || s == ScalarType::Half || s == ScalarType::BFloat16, name,
-        " must be float32, float16 or bfloat16, got ", dtype_of(t));
+  ARD_CHECK(s == ScalarType::Float || s == ScalarType::Half || s == ScalarType::BFloat16, name,
+            " must be float32, float16 or bfloat16, got ", dtype_of(t));
 }
 
 inline bool same_shape(const Tensor& a, const Tensor& b) {
@@ -73,20 +84,22 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-inline void check_like(const Tensor& t, const char* name, const Tensor& like, const char* like_name) {
-  check(same_shape(t, like), name, " must have the shape of ", like_name, " ", shape_of(like),
-        ", got ", shape_of(t));
-  check(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), name,
-        " must be on the device of ", like_name, " (", device_of(like), "), got ", device_of(t));
+inline void check_like(const Tensor& t, const char* name, const Tensor& like,
+                       const char* like_name) {
+  ARD_CHECK(same_shape(t, like), name, " must have the shape of ", like_name, " ", shape_of(like),
+            ", got ", shape_of(t));
+  ARD_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), name,
+            " must be on the device of ", like_name, " (", device_of(like), "), got ",
+            device_of(t));
 }
 
 // Equal strides wherever they matter (dimensions of size 1 have arbitrary ones).
 inline void check_same_layout(const Tensor& t, const char* name, const Tensor& like,
                               const char* like_name) {
   for (int64_t d = 0; d < t.dim(); ++d) {
-    check(t.size(d) == 1 || t.numel() == 0 || t.stride(d) == like.stride(d), name,
-          " must have the memory layout of ", like_name, ": stride ", like.stride(d),
-          " in dimension ", d, ", got ", t.stride(d));
+    ARD_CHECK(t.size(d) == 1 || t.numel() == 0 || t.stride(d) == like.stride(d), name,
+              " must have the memory layout of ", like_name, ": stride ", like.stride(d),
+              " in dimension ", d, ", got ", t.stride(d));
   }
 }
 
@@ -105,26 +118,28 @@ inline bool is_dense(const Tensor& t) {
 }
 
 inline void check_dense(const Tensor& t, const char* name) {
-  check(is_dense(t), name, " must be dense in memory (contiguous, channels_last or a permutation), "
-        "got shape ", shape_of(t), " with gaps or overlaps");
+  ARD_CHECK(is_dense(t), name,
+            " must be dense in memory (contiguous, channels_last or a permutation), "
+            "got shape ",
+            shape_of(t), " with gaps or overlaps");
 }
 
 // Samples follow one another in memory.
 inline void check_batch_outermost(const Tensor& t, const char* name, const char* why) {
-  check(t.dim() >= 1, name, " must have a batch dimension for ", why, ", got a scalar");
-  check(t.numel() == 0 || t.size(0) == 1 || t.stride(0) == t.numel() / t.size(0), name,
-        " must have its batch dimension outermost in memory for ", why);
+  ARD_CHECK(t.dim() >= 1, name, " must have a batch dimension for ", why, ", got a scalar");
+  ARD_CHECK(t.numel() == 0 || t.size(0) == 1 || t.stride(0) == t.numel() / t.size(0), name,
+            " must have its batch dimension outermost in memory for ", why);
 }
 
 inline void check_per_sample(const std::optional<Tensor>& t, const char* name, const Tensor& x,
                              ScalarType dtype, const char* dtype_text) {
   if (!t) return;
-  check(x.dim() >= 1 && t->dim() == 1 && t->size(0) == x.size(0), name, " must have shape [",
-        x.dim() ? x.size(0) : 0, "], one entry a sample, got ", shape_of(*t));
+  ARD_CHECK(x.dim() >= 1 && t->dim() == 1 && t->size(0) == x.size(0), name, " must have shape [",
+            x.dim() ? x.size(0) : 0, "], one entry a sample, got ", shape_of(*t));
   check_dtype(*t, name, dtype, dtype_text);
-  check(t->is_cuda() == x.is_cuda() && t->get_device_index() == x.get_device_index(), name,
-        " must be on the device of x (", device_of(x), "), got ", device_of(*t));
-  check(t->size(0) < 2 || t->stride(0) == 1, name, " must be contiguous");
+  ARD_CHECK(t->is_cuda() == x.is_cuda() && t->get_device_index() == x.get_device_index(), name,
+            " must be on the device of x (", device_of(x), "), got ", device_of(*t));
+  ARD_CHECK(t->size(0) < 2 || t->stride(0) == 1, name, " must be contiguous");
 }
 
 // An in-place output may coincide with an input but not be shifted against it.
@@ -134,15 +149,18 @@ inline void check_no_partial_overlap(const Tensor& out, const char* out_name, co
   const auto* i = static_cast<const char*>(in.data_ptr());
   const int64_t out_bytes = out.numel() * 4, in_bytes = in.numel() * in_item_size;
   const bool apart = o + out_bytes <= i || i + in_bytes <= o;
-  check(apart || (o == i && in_item_size == 4), out_name, " must not partly overlap ", in_name,
-        " in memory");
+  ARD_CHECK(apart || (o == i && in_item_size == 4), out_name, " must not partly overlap ", in_name,
+            " in memory");
 }
 
 inline Dtype dtype_tag(const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Half: return Dtype::f16;
-    case ScalarType::BFloat16: return Dtype::bf16;
-    default: return Dtype::f32;
+    case ScalarType::Half:
+      return Dtype::f16;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    default:
+      return Dtype::f32;
   }
 }
 

@@ -24,12 +24,13 @@ void pgd_linf_step_cpu(Tensor x_adv, const Tensor grad, const Tensor x,
 Tensor random_start_cpu(const Tensor x, std::optional<Tensor> eps_per_sample, double eps,
                         const Tensor seed, std::optional<Tensor> sample_ids, bool normal,
                         double std, bool clamp, double lower, double upper) {
-  RandomStartParams p = pack_random_start(x, eps_per_sample, eps, seed, sample_ids, normal, std,
-                                          clamp, lower, upper);
+  RandomStartParams p =
+      pack_random_start(x, eps_per_sample, eps, seed, sample_ids, normal, std, clamp, lower, upper);
   Tensor out = empty_with_layout_of(x);
   p.out = static_cast<float*>(out.data_ptr());
-  torch::stable::parallel_for(0, p.batch * ((p.sample_numel + 3) / 4), 1 << 12,
-                              [&](int64_t begin, int64_t end) { cpu::random_start(p, begin, end); });
+  torch::stable::parallel_for(
+      0, p.batch * ((p.sample_numel + 3) / 4), 1 << 12,
+      [&](int64_t begin, int64_t end) { cpu::random_start(p, begin, end); });
   return out;
 }
 
@@ -44,14 +45,13 @@ std::tuple<Tensor, Tensor, Tensor> kd_loss_cpu(const Tensor student, const Tenso
       pack_kd_loss(student, teacher, clean, labels, temperature,
                    {kl_weight, ce_weight, kl_grad_weight, ce_grad_weight}, with_grad, out);
   for (int64_t i = 0; p.labels && i < p.batch; ++i) {
-    check(p.labels[i] >= 0 && p.labels[i] < p.classes, "labels must be in [0, ", p.classes,
-          "), got ", p.labels[i], " at position ", i);
+    ARD_CHECK(p.labels[i] >= 0 && p.labels[i] < p.classes, "labels must be in [0, ", p.classes,
+              "), got ", p.labels[i], " at position ", i);
   }
   const Dtype dtype = dtype_tag(student);
   const int64_t grain = std::max<int64_t>(1, (1 << 12) / p.classes);
-  torch::stable::parallel_for(0, p.batch, grain, [&](int64_t begin, int64_t end) {
-    cpu::kd_loss(p, dtype, begin, end);
-  });
+  torch::stable::parallel_for(
+      0, p.batch, grain, [&](int64_t begin, int64_t end) { cpu::kd_loss(p, dtype, begin, end); });
   if (!reduce) return {out.loss_rows, out.grad_student, out.grad_clean};
   Tensor total = torch::stable::new_empty(student, {}, ScalarType::Float);
   double sum = 0.0;
@@ -84,8 +84,8 @@ STABLE_TORCH_LIBRARY(ard_fast, m) {
   m.def(
       "random_start(Tensor x, Tensor? eps_per_sample, float eps, Tensor seed, Tensor? sample_ids, "
       "bool normal, float std, bool clamp, float lower, float upper) -> Tensor");
-  // Row loss: kl_weight * KL + ce_weight * CE; `reduce` sums the rows. The gradients come unscaled by
-  // any incoming one, with their own weights; they are empty without `with_grad`.
+  // Row loss: kl_weight * KL + ce_weight * CE; `reduce` sums the rows. The gradients come unscaled
+  // by any incoming one, with their own weights; they are empty without `with_grad`.
   m.def(
       "kd_loss(Tensor student, Tensor teacher, Tensor? clean, Tensor? labels, float temperature, "
       "float kl_weight, float ce_weight, float kl_grad_weight, float ce_grad_weight, bool reduce, "
@@ -107,8 +107,8 @@ STABLE_TORCH_LIBRARY_IMPL(ard_fast, CompositeExplicitAutograd, m) {
 }
 
 // An empty module: importing it runs the registrations above.
-extern "C" PyObject* PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr,
-                               nullptr, nullptr, nullptr};
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -40,8 +40,8 @@ void pgd_linf_step_cuda(Tensor x_adv, const Tensor grad, const Tensor x,
 Tensor random_start_cuda(const Tensor x, std::optional<Tensor> eps_per_sample, double eps,
                          const Tensor seed, std::optional<Tensor> sample_ids, bool normal,
                          double std, bool clamp, double lower, double upper) {
-  RandomStartParams p = pack_random_start(x, eps_per_sample, eps, seed, sample_ids, normal, std,
-                                          clamp, lower, upper);
+  RandomStartParams p =
+      pack_random_start(x, eps_per_sample, eps, seed, sample_ids, normal, std, clamp, lower, upper);
   const Scope scope(x);
   Tensor out = empty_with_layout_of(x);
   p.out = static_cast<float*>(out.data_ptr());
@@ -93,8 +93,8 @@ STABLE_TORCH_LIBRARY_IMPL(ard_fast, CUDA, m) {
 }
 
 // An empty module: importing it runs the registrations above.
-extern "C" PyObject* PyInit__C_cuda() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr,
-                               nullptr, nullptr, nullptr};
+PyMODINIT_FUNC PyInit__C_cuda() {
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

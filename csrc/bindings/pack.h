@@ -62,8 +62,8 @@ inline int64_t innermost_channels(const Tensor& x) {
     channels_last = channels_last && (x.size(d) == 1 || x.stride(d) == expected);
     expected *= x.size(d);
   }
-  check(channels_last, "x must be contiguous or channels_last within a sample, got shape ",
-        shape_of(x), " in another memory order");
+  ARD_CHECK(channels_last, "x must be contiguous or channels_last within a sample, got shape ",
+            shape_of(x), " in another memory order");
   return channels;
 }
 
@@ -79,22 +79,22 @@ inline Tensor empty_with_layout_of(const Tensor& x) {
   return Tensor(handle);
 }
 
-inline RandomStartParams pack_random_start(const Tensor& x,                             // [B, ...]
+inline RandomStartParams pack_random_start(const Tensor& x,                              // [B, ...]
                                            const std::optional<Tensor>& eps_per_sample,  // [B]
-                                           double eps, const Tensor& seed,               // [1] int64
+                                           double eps, const Tensor& seed,           // [1] int64
                                            const std::optional<Tensor>& sample_ids,  // [B] int64
                                            bool normal, double std, bool clamp, double lower,
                                            double upper) {
   check_dtype(x, "x", ScalarType::Float, "float32");
-  check(x.dim() >= 1, "x must have a batch dimension, got a scalar");
+  ARD_CHECK(x.dim() >= 1, "x must have a batch dimension, got a scalar");
   check_dense(x, "x");
   check_batch_outermost(x, "x", "the random start");
   check_per_sample(eps_per_sample, "eps", x, ScalarType::Float, "float32");
   check_per_sample(sample_ids, "sample_ids", x, ScalarType::Long, "int64");
   check_dtype(seed, "seed", ScalarType::Long, "int64");
-  check(seed.numel() == 1, "seed must have one element, got shape ", shape_of(seed));
-  check(seed.is_cuda() == x.is_cuda() && seed.get_device_index() == x.get_device_index(),
-        "seed must be on the device of x (", device_of(x), "), got ", device_of(seed));
+  ARD_CHECK(seed.numel() == 1, "seed must have one element, got shape ", shape_of(seed));
+  ARD_CHECK(seed.is_cuda() == x.is_cuda() && seed.get_device_index() == x.get_device_index(),
+            "seed must be on the device of x (", device_of(x), "), got ", device_of(seed));
 
   RandomStartParams p{};
   p.x = static_cast<const float*>(x.data_ptr());
@@ -113,12 +113,12 @@ inline RandomStartParams pack_random_start(const Tensor& x,                     
 }
 
 inline void check_logits(const Tensor& t, const char* name, const Tensor& student) {
-  check(t.dim() == 2, name, " must be logits of shape [B, C], got ", shape_of(t));
+  ARD_CHECK(t.dim() == 2, name, " must be logits of shape [B, C], got ", shape_of(t));
   check_like(t, name, student, "student_logits");
-  check(t.scalar_type() == student.scalar_type(), name, " must have the dtype of student_logits (",
-        dtype_of(student), "), got ", dtype_of(t));
-  check(t.size(1) == 1 || t.stride(1) == 1 || t.numel() == 0, name,
-        " must have its classes contiguous in memory");
+  ARD_CHECK(t.scalar_type() == student.scalar_type(), name,
+            " must have the dtype of student_logits (", dtype_of(student), "), got ", dtype_of(t));
+  ARD_CHECK(t.size(1) == 1 || t.stride(1) == 1 || t.numel() == 0, name,
+            " must have its classes contiguous in memory");
 }
 
 struct KdWeights {
@@ -138,11 +138,11 @@ inline KdLossParams pack_kd_loss(const Tensor& student,                // [B, C]
   check_float_dtype(student, "student_logits");
   check_logits(student, "student_logits", student);
   check_logits(teacher, "teacher_logits", student);
-  check(student.size(1) >= 1, "student_logits must have at least one class, got shape ",
-        shape_of(student));
-  check(temperature > 0.0, "temperature must be positive, got ", temperature);
-  check(clean.has_value() == labels.has_value(),
-        "clean student_logits and labels must be given together");
+  ARD_CHECK(student.size(1) >= 1, "student_logits must have at least one class, got shape ",
+            shape_of(student));
+  ARD_CHECK(temperature > 0.0, "temperature must be positive, got ", temperature);
+  ARD_CHECK(clean.has_value() == labels.has_value(),
+            "clean student_logits and labels must be given together");
   if (clean) {
     check_logits(*clean, "student_logits (clean)", student);
     check_per_sample(labels, "labels", student, ScalarType::Long, "int64");
@@ -183,14 +183,15 @@ inline KdLossParams pack_kd_loss(const Tensor& student,                // [B, C]
 // grad [B, C] contiguous, scale [] or [B].
 inline void check_scale_rows(const Tensor& grad, const Tensor& scale) {
   check_float_dtype(grad, "grad");
-  check(grad.dim() == 2 && grad.is_contiguous(), "grad must be a contiguous [B, C], got ",
-        shape_of(grad));
+  ARD_CHECK(grad.dim() == 2 && grad.is_contiguous(), "grad must be a contiguous [B, C], got ",
+            shape_of(grad));
   check_dtype(scale, "scale", ScalarType::Float, "float32");
-  check(scale.numel() == 1 || (scale.dim() == 1 && scale.size(0) == grad.size(0)),
-        "scale must have one element or shape [B], got ", shape_of(scale));
-  check(scale.dim() == 0 || scale.is_contiguous(), "scale must be contiguous");
-  check(scale.is_cuda() == grad.is_cuda() && scale.get_device_index() == grad.get_device_index(),
-        "scale must be on the device of grad (", device_of(grad), "), got ", device_of(scale));
+  ARD_CHECK(scale.numel() == 1 || (scale.dim() == 1 && scale.size(0) == grad.size(0)),
+            "scale must have one element or shape [B], got ", shape_of(scale));
+  ARD_CHECK(scale.dim() == 0 || scale.is_contiguous(), "scale must be contiguous");
+  ARD_CHECK(
+      scale.is_cuda() == grad.is_cuda() && scale.get_device_index() == grad.get_device_index(),
+      "scale must be on the device of grad (", device_of(grad), "), got ", device_of(scale));
 }
 
 }  // namespace ard

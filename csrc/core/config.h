@@ -1,5 +1,6 @@
 // Compiler switches shared by everything below core/. The headers of core/ are compiled by the host
-// compiler, by nvcc, by NVRTC and by the host emulator, so they use no torch and, under NVRTC, no std.
+// compiler, by nvcc, by NVRTC and by the host emulator, so they use no torch and, under NVRTC, no
+// std.
 #pragma once
 
 #if defined(__CUDACC_RTC__)

@@ -61,11 +61,11 @@ ARD_HD f16 from_float<f16>(float value) {
   const uint32_t bits = float_to_bits(value);
   const uint32_t magnitude = bits & 0x7fffffffu;
   const uint32_t sign = (bits >> 16) & 0x8000u;
-  // Normal results: rebias the exponent by -112 and round at bit 13. Overflow carries into infinity.
+  // Normal results: rebias the exponent by -112 and round at bit 13. Overflow carries into
+  // infinity.
   const uint32_t normal = (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
   // Subnormal results: adding 0.5 puts the half's last bit at the float's last bit, rounding once.
-  const uint32_t subnormal =
-      float_to_bits(bits_to_float(magnitude) + 0.5f) - float_to_bits(0.5f);
+  const uint32_t subnormal = float_to_bits(bits_to_float(magnitude) + 0.5f) - float_to_bits(0.5f);
   uint32_t out = magnitude < 0x38800000u ? subnormal : normal;
   out = magnitude >= 0x477ff000u ? 0x7c00u : out;
   out = magnitude > 0x7f800000u ? 0x7e00u : out;

@@ -1,4 +1,5 @@
-// One row of the distillation loss KL(teacher^T || student^T) and of cross-entropy, element by element.
+// One row of the distillation loss KL(teacher^T || student^T) and of cross-entropy, element by
+// element.
 //
 // The textbook form sum q * (log q - log p) loses everything at high temperature, where p and q
 // differ by 1e-3 of 1/C. With u and v the scaled logits, d = u - v and m = sum q * d,
@@ -6,31 +7,32 @@
 //   KL = log sum q e^d - sum q d = log1p(sum q * phi(d - m)),   phi(x) = e^x - 1 - x >= 0,
 //
 // a sum of non-negative terms: nothing cancels, and an error in m enters only to second order. The
-// gradient p - q = (q * (e^x - 1) - q * excess) / (1 + excess), excess being that sum, follows from the
-// same terms. Rows in which some class is far more likely under the student use the log-sum-exp form
-// instead, which is accurate there because the KL is large.
+// gradient p - q = (q * (e^x - 1) - q * excess) / (1 + excess), excess being that sum, follows from
+// the same terms. Rows in which some class is far more likely under the student use the log-sum-exp
+// form instead, which is accurate there because the KL is large.
 #pragma once
 
 #include "core/math.h"
 
 namespace ard {
 
-// How a row is finished. `near`: every class has |x| < 1/2, so that a polynomial does for e^x - 1 (all
-// rows of ARD's T = 30, as a rule). `far`: the log-sum-exp form.
+// How a row is finished. `near`: every class has |x| < 1/2, so that a polynomial does for e^x - 1
+// (all rows of ARD's T = 30, as a rule). `far`: the log-sum-exp form.
 enum class KdRange { near, middle, far };
 
 // What the passes over one row have found so far.
 struct KdRow {
-  float student_ref, teacher_ref;  // logits at the teacher's largest class, subtracted before scaling:
-                                   // exact for close logits, so a constant shift costs no accuracy
-  float shift, shift_error;        // student_ref - teacher_ref and what its rounding lost
+  float student_ref,
+      teacher_ref;           // logits at the teacher's largest class, subtracted before scaling:
+                             // exact for close logits, so a constant shift costs no accuracy
+  float shift, shift_error;  // student_ref - teacher_ref and what its rounding lost
   float inv_temperature;
-  float inv_z;                     // 1 / sum of teacher weights
-  float log_z;                     // its logarithm
-  float mean_gap;                  // m
-  float max_a;                     // largest scaled student logit; unused in a near row
-  float excess;                    // sum q * phi(d - m); unused in a far row
-  float inv_student_z;             // 1 / sum of student weights; far rows only
+  float inv_z;          // 1 / sum of teacher weights
+  float log_z;          // its logarithm
+  float mean_gap;       // m
+  float max_a;          // largest scaled student logit; unused in a near row
+  float excess;         // sum q * phi(d - m); unused in a far row
+  float inv_student_z;  // 1 / sum of student weights; far rows only
   KdRange range;
 };
 
@@ -91,7 +93,8 @@ ARD_HD bool kd_row_set_sums(KdRow& row, const KdSums& sums) {
 
 ARD_HD void kd_row_set_range(KdRow& row, float max_a) {
   row.max_a = max_a;
-  // The largest log(q e^x) of the row; beyond e^10 the KL itself is of that size. NaN counts as far.
+  // The largest log(q e^x) of the row; beyond e^10 the KL itself is of that size. NaN counts as
+  // far.
   const bool far = !(max_a - row.log_z - row.mean_gap <= 10.0f);
   row.range = far ? KdRange::far : KdRange::middle;
 }
@@ -144,15 +147,18 @@ ARD_HD float kd_far_grad(const KdRow& row, float a, float weight) {
   return kd_far_weight(row, a) * row.inv_student_z - weight * row.inv_z;
 }
 
-// Cross-entropy, relative to the largest logit z_max: with r the sum of e^(z - z_max) over all classes
-// but one that attains z_max, CE = log1p(r) + (z_max - z_label), accurate when the label is certain.
+// Cross-entropy, relative to the largest logit z_max: with r the sum of e^(z - z_max) over all
+// classes but one that attains z_max, CE = log1p(r) + (z_max - z_label), accurate when the label is
+// certain.
 struct CeRow {
   float max;
   float rest;     // r
   float inv_sum;  // 1 / (1 + r)
 };
 
-ARD_HD float ce_weight(float max, float logit) { return logit == max ? 0.0f : exp_f32(logit - max); }
+ARD_HD float ce_weight(float max, float logit) {
+  return logit == max ? 0.0f : exp_f32(logit - max);
+}
 
 ARD_HD CeRow ce_row(float max, float weight_sum, float max_count) {
   const float rest = weight_sum + (max_count - 1.0f);

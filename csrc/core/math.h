@@ -1,6 +1,6 @@
 // Scalar primitives. Where results must have the same bits on CPU and GPU (random numbers, the PGD
-// step) the code uses only correctly rounded operations through mul_rn/add_rn, which no compiler may
-// contract to a fused multiply-add.
+// step) the code uses only correctly rounded operations through mul_rn/add_rn, which no compiler
+// may contract to a fused multiply-add.
 #pragma once
 
 #include "core/config.h"
@@ -67,8 +67,8 @@ ARD_HD float sqrt_rn(float a) {
 #endif
 }
 
-// The larger / smaller argument, the second one for ties and when either is NaN: one instruction on x86
-// and, unlike fmaxf, the same sign of zero everywhere.
+// The larger / smaller argument, the second one for ties and when either is NaN: one instruction on
+// x86 and, unlike fmaxf, the same sign of zero everywhere.
 ARD_HD float max_or_second(float a, float b) { return a > b ? a : b; }
 ARD_HD float min_or_second(float a, float b) { return a < b ? a : b; }
 
@@ -92,7 +92,8 @@ ARD_HD float exp_f32(float x) {
 #if defined(__CUDA_ARCH__)
   return x < -87.0f ? 0.0f : expf(x);
 #else
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  const float magic =
+      12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   const float clamped = max_or_second(-87.0f, x);
   const float shifted = clamped * 1.44269504f + magic;
   const float n = shifted - magic;

@@ -10,50 +10,50 @@ namespace ard {
 enum class Dtype { f32, f16, bf16 };
 
 struct PgdLinfParams {
-  float* x_adv;                        // [numel] updated in place
-  const void* grad;                    // [numel] float, f16 or bf16, memory order of x_adv
-  const float* x;                      // [numel] memory order of x_adv
-  const float* step_size_per_sample;   // [B] or null
-  const float* eps_per_sample;         // [B] or null
+  float* x_adv;                       // [numel] updated in place
+  const void* grad;                   // [numel] float, f16 or bf16, memory order of x_adv
+  const float* x;                     // [numel] memory order of x_adv
+  const float* step_size_per_sample;  // [B] or null
+  const float* eps_per_sample;        // [B] or null
   int64_t numel;
-  int64_t sample_numel;                // E; used when a per-sample pointer is given
-  float step_size;                     // used when step_size_per_sample is null
-  float eps;                           // used when eps_per_sample is null
-  float direction;                     // +1 ascends the loss, -1 descends it (targeted)
-  float lower, upper;                  // pixel bounds
+  int64_t sample_numel;  // E; used when a per-sample pointer is given
+  float step_size;       // used when step_size_per_sample is null
+  float eps;             // used when eps_per_sample is null
+  float direction;       // +1 ascends the loss, -1 descends it (targeted)
+  float lower, upper;    // pixel bounds
 };
 
 struct RandomStartParams {
-  float* out;                          // [B, E] same memory order as x
-  const float* x;                      // [B, E]
-  const float* eps_per_sample;         // [B] or null
-  const int64_t* seed;                 // [1]
-  const int64_t* sample_ids;           // [B] or null: the position in the batch
+  float* out;                   // [B, E] same memory order as x
+  const float* x;               // [B, E]
+  const float* eps_per_sample;  // [B] or null
+  const int64_t* seed;          // [1]
+  const int64_t* sample_ids;    // [B] or null: the position in the batch
   int64_t batch;
-  int64_t sample_numel;                // E
-  int64_t channels;                    // memory order within a sample: [E / channels, channels],
-                                       // 1 when the sample is contiguous
-  float eps;                           // used when eps_per_sample is null
-  float std;                           // of the normal start
-  float lower, upper;                  // pixel bounds, -inf and +inf when the start is not clamped
+  int64_t sample_numel;  // E
+  int64_t channels;      // memory order within a sample: [E / channels, channels],
+                         // 1 when the sample is contiguous
+  float eps;             // used when eps_per_sample is null
+  float std;             // of the normal start
+  float lower, upper;    // pixel bounds, -inf and +inf when the start is not clamped
   bool normal;
 };
 
 struct KdLossParams {
-  const void* student;                 // [B, C] logits on the adversarial image
-  const void* teacher;                 // [B, C] logits on the clean image
-  const void* clean;                   // [B, C] student logits on the clean image, or null
-  const int64_t* labels;               // [B], or null when clean is null
-  float* loss_rows;                    // [B]
-  void* grad_student;                  // [B, C] contiguous, or null
-  void* grad_clean;                    // [B, C] contiguous, or null
+  const void* student;    // [B, C] logits on the adversarial image
+  const void* teacher;    // [B, C] logits on the clean image
+  const void* clean;      // [B, C] student logits on the clean image, or null
+  const int64_t* labels;  // [B], or null when clean is null
+  float* loss_rows;       // [B]
+  void* grad_student;     // [B, C] contiguous, or null
+  void* grad_clean;       // [B, C] contiguous, or null
   int64_t batch;
   int64_t classes;
   int64_t student_stride, teacher_stride, clean_stride;  // elements between rows
   float inv_temperature;
-  float kl_weight, ce_weight;          // loss_row = kl_weight * KL + ce_weight * CE
-  float kl_grad_weight;                // grad_student = kl_grad_weight * (p_student - p_teacher)
-  float ce_grad_weight;                // grad_clean = ce_grad_weight * (p_clean - onehot)
+  float kl_weight, ce_weight;  // loss_row = kl_weight * KL + ce_weight * CE
+  float kl_grad_weight;        // grad_student = kl_grad_weight * (p_student - p_teacher)
+  float ce_grad_weight;        // grad_clean = ce_grad_weight * (p_clean - onehot)
 };
 
 }  // namespace ard

@@ -32,11 +32,11 @@ ARD_HD PhiloxBlock philox4x32_10(const PhiloxBlock& counter, uint64_t key) {
   return PhiloxBlock{{c0, c1, c2, c3}};
 }
 
-// Random words for elements 4 * group ... 4 * group + 3 of sample `sample_id`: what makes a sample's
-// noise independent of the batch it is in, of its place there, and of the memory layout.
+// Random words for elements 4 * group ... 4 * group + 3 of sample `sample_id`: what makes a
+// sample's noise independent of the batch it is in, of its place there, and of the memory layout.
 ARD_HD PhiloxBlock philox_for_group(uint64_t seed, uint64_t sample_id, uint64_t group) {
-  const PhiloxBlock counter{{uint32_t(group), uint32_t(group >> 32), uint32_t(sample_id),
-                             uint32_t(sample_id >> 32)}};
+  const PhiloxBlock counter{
+      {uint32_t(group), uint32_t(group >> 32), uint32_t(sample_id), uint32_t(sample_id >> 32)}};
   return philox4x32_10(counter, seed);
 }
 

@@ -1,5 +1,5 @@
-// The loss is compared by tolerance, not by bits: multiply-adds may fuse here, unlike elsewhere, which
-// is 13 % of the time. Compilers that do not know the pragma lose only that.
+// The loss is compared by tolerance, not by bits: multiply-adds may fuse here, unlike elsewhere,
+// which is 13 % of the time. Compilers that do not know the pragma lose only that.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("fp-contract=fast")
 #endif
@@ -13,8 +13,8 @@
 namespace ard::cpu {
 namespace {
 
-// Sums are kept in kLanes floats over at most this many elements, then in double: the rounding error
-// of a row does not grow with the number of classes.
+// Sums are kept in kLanes floats over at most this many elements, then in double: the rounding
+// error of a row does not grow with the number of classes.
 constexpr int64_t kSumBlock = 1024;
 
 ARD_HD double lane_sum(const float* lanes) {
@@ -233,9 +233,13 @@ ARD_HD void scale_row(T* grad, int64_t count, float scale) {
   for (int64_t i = 0; i < count; ++i) grad[i] = from_float<T>(to_float(grad[i]) * scale);
 }
 
-ARD_CLONES void scale_f32(float* grad, int64_t count, float scale) { scale_row(grad, count, scale); }
+ARD_CLONES void scale_f32(float* grad, int64_t count, float scale) {
+  scale_row(grad, count, scale);
+}
 ARD_CLONES void scale_f16(f16* grad, int64_t count, float scale) { scale_row(grad, count, scale); }
-ARD_CLONES void scale_bf16(bf16* grad, int64_t count, float scale) { scale_row(grad, count, scale); }
+ARD_CLONES void scale_bf16(bf16* grad, int64_t count, float scale) {
+  scale_row(grad, count, scale);
+}
 
 }  // namespace
 

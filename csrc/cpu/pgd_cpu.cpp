@@ -62,8 +62,8 @@ void pgd_linf_step(const PgdLinfParams& p, Dtype grad_dtype, int64_t begin, int6
     const int64_t sample = per_sample ? begin / p.sample_numel : 0;
     const int64_t stop = per_sample ? (sample + 1) * p.sample_numel : end;
     const int64_t count = (stop < end ? stop : end) - begin;
-    const float step = p.direction *
-                       (p.step_size_per_sample ? p.step_size_per_sample[sample] : p.step_size);
+    const float step =
+        p.direction * (p.step_size_per_sample ? p.step_size_per_sample[sample] : p.step_size);
     const float eps = p.eps_per_sample ? p.eps_per_sample[sample] : p.eps;
     float* x_adv = p.x_adv + begin;
     const float* x = p.x + begin;

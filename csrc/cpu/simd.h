@@ -1,7 +1,7 @@
 // How CPU loops get wide vectors in a wheel for any machine: each loop function is compiled for
 // several x86-64 levels and the loader picks one (function multiversioning); elsewhere the baseline
-// (NEON on 64-bit Arm) is already a vector one. Loops are written so that the compiler vectorises them:
-// straight-line bodies from core/, and kLanes independent accumulators instead of one.
+// (NEON on 64-bit Arm) is already a vector one. Loops are written so that the compiler vectorises
+// them: straight-line bodies from core/, and kLanes independent accumulators instead of one.
 #pragma once
 
 #include "core/config.h"
@@ -14,8 +14,8 @@
 #define ARD_CLONES
 #endif
 
-// In front of a loop over lanes: iterations do not touch one another's data, so no run-time test for
-// overlap is needed (it cost 40 % of the loss).
+// In front of a loop over lanes: iterations do not touch one another's data, so no run-time test
+// for overlap is needed (it cost 40 % of the loss).
 #if defined(__clang__)
 #define ARD_IVDEP _Pragma("clang loop vectorize(assume_safety)")
 #elif defined(__GNUC__)

@@ -60,11 +60,11 @@ void launch_scale_rows(void* grad, Dtype dtype, int64_t numel, int64_t classes, 
     const unsigned grid = grid_size(plan.blocks);
     T* data = static_cast<T*>(grad);
     if (plan.vector) {
-      scale_rows_kernel<T, 16 / sizeof(T)><<<grid, kScaleThreads, 0, stream>>>(
-          data, numel, classes, scale, per_row, factor);
+      scale_rows_kernel<T, 16 / sizeof(T)>
+          <<<grid, kScaleThreads, 0, stream>>>(data, numel, classes, scale, per_row, factor);
     } else {
-      scale_rows_kernel<T, 1><<<grid, kScaleThreads, 0, stream>>>(data, numel, classes, scale,
-                                                                  per_row, factor);
+      scale_rows_kernel<T, 1>
+          <<<grid, kScaleThreads, 0, stream>>>(data, numel, classes, scale, per_row, factor);
     }
   });
 }

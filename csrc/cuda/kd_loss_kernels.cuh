@@ -1,6 +1,7 @@
-// The distillation loss and its gradient in one pass over the logits: a warp a row up to 1,024 classes,
-// a block a row beyond. Each row is read from memory once and kept in shared memory for the passes that
-// kd_math.h asks for; only rows too long for that are read again (from L2, as a rule).
+// The distillation loss and its gradient in one pass over the logits: a warp a row up to 1,024
+// classes, a block a row beyond. Each row is read from memory once and kept in shared memory for
+// the passes that kd_math.h asks for; only rows too long for that are read again (from L2, as a
+// rule).
 #pragma once
 
 #include "core/half.h"

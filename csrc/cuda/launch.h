@@ -1,5 +1,5 @@
-// The CUDA launchers, torch-free: they choose a kernel variant and start it on a stream. Errors of the
-// launch itself are left for the caller to read with cudaGetLastError.
+// The CUDA launchers, torch-free: they choose a kernel variant and start it on a stream. Errors of
+// the launch itself are left for the caller to read with cudaGetLastError.
 #pragma once
 
 #include <cuda_runtime_api.h>

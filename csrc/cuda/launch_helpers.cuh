@@ -11,8 +11,8 @@ namespace ard::cuda {
 
 inline unsigned grid_size(int64_t blocks) {
   if (blocks > 0x7fffffff) {
-    throw std::runtime_error("ard_fast: tensor too large for one launch: " + std::to_string(blocks) +
-                             " blocks, at most 2^31 - 1");
+    throw std::runtime_error("ard_fast: tensor too large for one launch: " +
+                             std::to_string(blocks) + " blocks, at most 2^31 - 1");
   }
   return unsigned(blocks);
 }

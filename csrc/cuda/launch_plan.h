@@ -9,11 +9,13 @@ namespace ard::cuda {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-inline bool aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+inline bool aligned16(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
 
 struct PgdLinfPlan {
   bool vector;
-  int64_t head;     // elements before the first vector
+  int64_t head;  // elements before the first vector
   int64_t vectors;
   int64_t blocks;
 };
@@ -23,9 +25,9 @@ inline PgdLinfPlan plan_pgd_linf_step(const PgdLinfParams& p, int grad_size, int
   const int vec = 16 / grad_size;
   const bool per_sample = p.step_size_per_sample || p.eps_per_sample;
   // Skip to the first 16-byte boundary of the gradient; the pixels must then be on one as well.
-  const int64_t head =
-      int64_t((16 - reinterpret_cast<uintptr_t>(p.grad) % 16) % 16) / grad_size;
-  const bool reaches = head < p.numel && aligned16(static_cast<const char*>(p.grad) + head * grad_size);
+  const int64_t head = int64_t((16 - reinterpret_cast<uintptr_t>(p.grad) % 16) % 16) / grad_size;
+  const bool reaches =
+      head < p.numel && aligned16(static_cast<const char*>(p.grad) + head * grad_size);
   const bool together = reaches && aligned16(p.x_adv + head) && aligned16(p.x + head);
   const bool within_samples = !per_sample || (head == 0 && p.sample_numel % vec == 0);
   if (!together || !within_samples) return {false, 0, 0, ceil_div(p.numel, threads)};
@@ -45,10 +47,10 @@ inline RandomStartPlan plan_random_start(const RandomStartParams& p, int threads
 }
 
 struct KdLossPlan {
-  bool warp;           // a warp a row, else a block a row
-  bool vector;         // 16-byte loads
-  bool cached;         // block only: the row stays in shared memory between its passes
-  int threads;         // of a block
+  bool warp;    // a warp a row, else a block a row
+  bool vector;  // 16-byte loads
+  bool cached;  // block only: the row stays in shared memory between its passes
+  int threads;  // of a block
   int64_t blocks;
   int64_t shared_bytes;
 };
@@ -88,8 +90,8 @@ struct ScaleRowsPlan {
   int64_t blocks;
 };
 
-inline ScaleRowsPlan plan_scale_rows(const void* grad, int64_t numel, int64_t classes, int item_size,
-                                     bool per_row, int threads) {
+inline ScaleRowsPlan plan_scale_rows(const void* grad, int64_t numel, int64_t classes,
+                                     int item_size, bool per_row, int threads) {
   const int vec = 16 / item_size;
   const bool vector = aligned16(grad) && (per_row ? classes : numel) % vec == 0;
   return {vector, ceil_div(numel, int64_t(threads) * (vector ? vec : 1))};

@@ -20,9 +20,9 @@ __device__ __forceinline__ void pgd_linf_step_one(const PgdLinfParams& p, int64_
                                p.direction * step, eps, p.lower, p.upper);
 }
 
-// Elements [head, head + kVec * vectors) in vectors of kVec, one a thread; a thread more for each of the
-// elements before (unaligned start) and after (tail). kVec elements of the gradient are 16 bytes. A
-// vector lies within one sample when eps or step size is per sample.
+// Elements [head, head + kVec * vectors) in vectors of kVec, one a thread; a thread more for each
+// of the elements before (unaligned start) and after (tail). kVec elements of the gradient are 16
+// bytes. A vector lies within one sample when eps or step size is per sample.
 template <typename GradT, int kVec>
 __global__ void __launch_bounds__(kPgdThreads)
     pgd_linf_step_kernel(PgdLinfParams p, int64_t head, int64_t vectors) {
@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kPgdThreads) random_start_kernel(RandomStartPa
     Vec<float, 4> pixels = load_vec<4>(x + 4 * group);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      pixels.v[j] = random_start_element(pixels.v[j], bits.v[j], p.normal, eps, p.std, p.lower,
-                                         p.upper);
+      pixels.v[j] =
+          random_start_element(pixels.v[j], bits.v[j], p.normal, eps, p.std, p.lower, p.upper);
     }
     store_vec<4>(out + 4 * group, pixels);
   } else {

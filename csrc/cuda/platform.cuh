@@ -1,12 +1,12 @@
-// What the kernels need of the platform: nothing under nvcc and NVRTC, a shim under the host emulator
-// (which includes its own header first and defines ARD_CUDA_ON_HOST).
+// What the kernels need of the platform: nothing under nvcc and NVRTC, a shim under the host
+// emulator (which includes its own header first and defines ARD_CUDA_ON_HOST).
 #pragma once
 
 #include "core/config.h"
 
 #if !defined(ARD_CUDA_ON_HOST)
 // Dynamic shared memory of a block as an array of T.
-#define ARD_DYNAMIC_SHARED(T, name)                          \
+#define ARD_DYNAMIC_SHARED(T, name)                           \
   extern __shared__ __align__(16) unsigned char ard_shared[]; \
   T* name = reinterpret_cast<T*>(ard_shared)
 #endif

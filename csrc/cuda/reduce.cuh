@@ -64,8 +64,9 @@ struct WarpGroup {
   __device__ __forceinline__ Largest largest(Largest mine) { return warp_largest(mine); }
 };
 
-// Room for one value a warp, twice: with two buffers used in turn, the barrier of one reduction also
-// tells that everyone has read the buffer before it, so that one barrier a reduction is enough.
+// Room for one value a warp, twice: with two buffers used in turn, the barrier of one reduction
+// also tells that everyone has read the buffer before it, so that one barrier a reduction is
+// enough.
 struct BlockScratch {
   float value[2][32];
   int index[2][32];
@@ -103,7 +104,8 @@ struct BlockGroup {
     }
     __syncthreads();
     Largest all{values[0], indices[0]};
-    for (int w = 1; w < int(blockDim.x) / 32; ++w) all = larger(all, Largest{values[w], indices[w]});
+    for (int w = 1; w < int(blockDim.x) / 32; ++w)
+      all = larger(all, Largest{values[w], indices[w]});
     return all;
   }
 };

@@ -1,0 +1,49 @@
+"""Handles of the compiled operators and their shape functions. Schemas: csrc/bindings/ops.cpp."""
+
+import torch
+from torch import Tensor
+
+from ard_fast._load import load
+
+load()
+
+pgd_linf_step_ = torch.ops.ard_fast.pgd_linf_step_.default
+random_start = torch.ops.ard_fast.random_start.default
+kd_loss = torch.ops.ard_fast.kd_loss.default
+scale_rows_ = torch.ops.ard_fast.scale_rows_.default
+simd_level = torch.ops.ard_fast.simd_level.default
+
+
+@torch.library.register_fake("ard_fast::pgd_linf_step_")
+def _(x_adv, grad, x, step_size_per_sample, eps_per_sample, step_size, eps, targeted, lower, upper) -> None:
+    return None
+
+
+@torch.library.register_fake("ard_fast::random_start")
+def _(x, eps_per_sample, eps, seed, sample_ids, normal, std, clamp, lower, upper) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+
+@torch.library.register_fake("ard_fast::kd_loss")
+def _(
+    student,
+    teacher,
+    clean,
+    labels,
+    temperature,
+    kl_weight,
+    ce_weight,
+    kl_grad_weight,
+    ce_grad_weight,
+    reduce,
+    with_grad,
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = student.new_empty(() if reduce else (student.shape[0],), dtype=torch.float32)
+    grad_student = student.new_empty(student.shape if with_grad else (0,))
+    grad_clean = student.new_empty(student.shape if with_grad and clean is not None else (0,))
+    return loss, grad_student, grad_clean
+
+
+@torch.library.register_fake("ard_fast::scale_rows_")
+def _(grad, scale, factor) -> None:
+    return None
