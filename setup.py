@@ -136,7 +136,7 @@ def modules_to_build(
             *plan.gencode_flags(cuda.archs),
             f"--threads={threads}",
         ]
-        nvcc_flags += ["-Xcompiler", ",".join(["-fPIC", "-fvisibility=hidden", *WARNINGS])]
+        nvcc_flags += ["-Xcompiler", ",".join(["-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *WARNINGS])]
         if strict:
             nvcc_flags += ["-Werror", "all-warnings"]
         # The CUDA runtime is linked in: the module then needs no libcudart of one exact major version, and runs beside
@@ -144,16 +144,15 @@ def modules_to_build(
         # that the two are never mixed.
         runtime = [str(cuda.toolkit.cudart_static), "-lrt", "-lpthread", "-ldl"]
         cuda_libraries = ["-ltorch_cuda", "-ltorch_cpu", "-lc10", *runtime]
-        modules.append(
-            ninja_build.Module(
-                name="_C_cuda",
-                output=folder / f"_C_cuda{suffix}",
-                sources=[*for_cuda, *kernels],
-                host_flags=[*host, "-DUSE_CUDA", "-isystem", str(cuda.toolkit.include)],
-                nvcc_flags=nvcc_flags,
-                link_flags=["-shared", "-Wl,--exclude-libs,ALL", f"-L{torch.root / 'lib'}", *cuda_libraries],
-            )
+        cuda_module = ninja_build.Module(
+            name="_C_cuda",
+            output=folder / f"_C_cuda{suffix}",
+            sources=[*kernels, *for_cuda],
+            host_flags=[*host, "-DUSE_CUDA", "-isystem", str(cuda.toolkit.include)],
+            nvcc_flags=nvcc_flags,
+            link_flags=["-shared", "-Wl,--exclude-libs,ALL", f"-L{torch.root / 'lib'}", *cuda_libraries],
         )
+        modules.insert(0, cuda_module)  # first, because nvcc takes longest
     return modules
 
 
