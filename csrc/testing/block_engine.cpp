@@ -159,7 +159,8 @@ class Engine {
 Engine* make_engine() {
   auto* const out = new Engine;
   out->sites.reserve(1024);
-  if (const char* skip = std::getenv("ARD_EMU_SKIP_BARRIER")) out->skipped_barrier = std::atoi(skip);
+  if (const char* skip = std::getenv("ARD_EMU_SKIP_BARRIER"))
+    out->skipped_barrier = std::atoi(skip);
   return out;
 }
 
@@ -223,10 +224,12 @@ void Engine::run_grid(Dim3 grid, Dim3 block, std::size_t shared_bytes, void (*bo
   if (current) throw LaunchError("launch: a kernel cannot launch another");
   const std::size_t threads = block.count();
   if (threads == 0 || threads > kMaxThreads || block.z > 64) {
-    throw LaunchError("launch: a block has 1 to 1024 threads, 64 at most along z, got " + text(block));
+    throw LaunchError("launch: a block has 1 to 1024 threads, 64 at most along z, got " +
+                      text(block));
   }
   if (grid.count() == 0 || grid.x > 0x7fffffffu || grid.y > 65535u || grid.z > 65535u) {
-    throw LaunchError("launch: a grid has 1 to (2147483647, 65535, 65535) blocks, got " + text(grid));
+    throw LaunchError("launch: a grid has 1 to (2147483647, 65535, 65535) blocks, got " +
+                      text(grid));
   }
   if (shared_bytes > kMaxSharedBytes) {
     throw LaunchError("launch: at most " + std::to_string(kMaxSharedBytes) +
@@ -249,15 +252,16 @@ void Engine::run_grid(Dim3 grid, Dim3 block, std::size_t shared_bytes, void (*bo
   for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
   arrange(blocks);
   for (const std::size_t b : blocks) {
-    block_index = Dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
-                       static_cast<unsigned>(b / grid.x / grid.y));
+    block_index =
+        Dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+             static_cast<unsigned>(b / grid.x / grid.y));
     run_block(shared_bytes);
   }
 }
 
 // A plain loop, not memset: the range covers red zones that AddressSanitizer guards.
 __attribute__((no_sanitize("address"), noinline)) void fill_garbage(unsigned char* data,
-                                                                     std::size_t bytes) {
+                                                                    std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; ++i) {
     *const_cast<volatile unsigned char*>(data + i) = 0xff;
   }
@@ -421,7 +425,8 @@ void Engine::leave() {
 void Engine::stop(const std::string& message) { throw LaunchError(message); }
 
 bool Engine::skips(Site site) {
-  const auto known = std::find_if(sites.begin(), sites.end(), [&](Site s) { return same(s, site); });
+  const auto known =
+      std::find_if(sites.begin(), sites.end(), [&](Site s) { return same(s, site); });
   const auto index = known - sites.begin();
   if (known == sites.end()) sites.push_back(site);
   return index == skipped_barrier;
@@ -466,7 +471,8 @@ std::uint64_t Engine::warp_operation(std::uint32_t mask, std::uint64_t value, in
 
   if (!in_mask(lane)) stop(where() + ": lane " + std::to_string(lane) + " is not in its own mask");
   if (lanes < kWarp && (mask >> lanes) != 0) {
-    stop(where() + ": the mask names lanes that do not exist, the warp has " + std::to_string(lanes));
+    stop(where() + ": the mask names lanes that do not exist, the warp has " +
+         std::to_string(lanes));
   }
   if (is_exchange && (source < 0 || source >= kWarp || !in_mask(source))) {
     stop(where() + ": reads lane " + std::to_string(source) + ", which is not in the mask");
@@ -486,8 +492,8 @@ std::uint64_t Engine::warp_operation(std::uint32_t mask, std::uint64_t value, in
     if (peer.state != State::kInWarp) {
       complete = false;
     } else if (peer.mask != mask || peer.is_exchange != is_exchange || !same(peer.site, site)) {
-      stop("divergent warp: " + where() + ", lane " + std::to_string(l) + " is at " + text(peer.site) +
-           " (or has another mask)");
+      stop("divergent warp: " + where() + ", lane " + std::to_string(l) + " is at " +
+           text(peer.site) + " (or has another mask)");
     }
   }
   if (complete) {

@@ -81,8 +81,8 @@ template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), Dim3 grid, Dim3 block, std::size_t shared_bytes,
             Arguments&&... arguments) {
   using Pack = std::tuple<void (*)(Parameters...), std::tuple<std::decay_t<Parameters>...>>;
-  const Pack pack{kernel, std::tuple<std::decay_t<Parameters>...>(
-                              std::forward<Arguments>(arguments)...)};
+  const Pack pack{kernel,
+                  std::tuple<std::decay_t<Parameters>...>(std::forward<Arguments>(arguments)...)};
   run_grid(
       grid, block, shared_bytes,
       [](const void* raw) {

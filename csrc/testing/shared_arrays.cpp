@@ -48,7 +48,8 @@ std::vector<std::pair<unsigned char*, std::size_t>> find_shared_arrays() {
       if ((symbol.st_info & 0xf) != STT_OBJECT || symbol.st_shndx >= header.e_shnum) continue;
       // Itanium C++ ABI: _ZZ is "a local entity of a function", N3ard... the enclosing namespace.
       const char* name = file.data() + strings.sh_offset + symbol.st_name;
-      if (std::strncmp(name, "_ZZN3ard", 8) != 0 || std::strncmp(name + 8, "3emu", 4) == 0) continue;
+      if (std::strncmp(name, "_ZZN3ard", 8) != 0 || std::strncmp(name + 8, "3emu", 4) == 0)
+        continue;
       if (!(section(symbol.st_shndx).sh_flags & SHF_WRITE)) continue;
       arrays.emplace_back(base + symbol.st_value, static_cast<std::size_t>(symbol.st_size));
     }

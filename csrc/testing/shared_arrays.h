@@ -8,10 +8,10 @@
 
 namespace ard::emu {
 
-/// Address and size of every writable function-local static of namespace ard, but ard::emu, in the executable or
-/// shared library that contains this function, from its ELF symbol table. Empty where there is no
-/// such table (another object format, or a stripped file): reads of unwritten static shared
-/// memory then go unnoticed, nothing else changes.
+/// Address and size of every writable function-local static of namespace ard, but ard::emu, in the
+/// executable or shared library that contains this function, from its ELF symbol table. Empty where
+/// there is no such table (another object format, or a stripped file): reads of unwritten static
+/// shared memory then go unnoticed, nothing else changes.
 std::vector<std::pair<unsigned char*, std::size_t>> find_shared_arrays();
 
 }  // namespace ard::emu

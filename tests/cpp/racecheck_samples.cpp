@@ -23,7 +23,8 @@ int main(int argc, char** argv) {
   } else if (is("no_warp_barrier")) {
     emu::launch(sample::rotate_warp_kernel<false>, 1, 64, 0, data.data());
   } else {
-    std::fprintf(stderr, "usage: %s right|no_first_barrier|no_second_barrier|no_warp_barrier\n", argv[0]);
+    std::fprintf(stderr, "usage: %s right|no_first_barrier|no_second_barrier|no_warp_barrier\n",
+                 argv[0]);
     return 2;
   }
   return 0;

@@ -1,5 +1,5 @@
-// The emulator itself: indices, barriers, shuffles, garbage in shared memory, and the faults it must
-// report instead of hanging or passing.
+// The emulator itself: indices, barriers, shuffles, garbage in shared memory, and the faults it
+// must report instead of hanging or passing.
 #include <cmath>
 #include <numeric>
 #include <vector>

@@ -1,0 +1,85 @@
+// The kernels launched on the emulator with the geometry that the CUDA launchers would choose.
+#pragma once
+
+#include "testing/cuda_on_host.h"
+// The kernels come after the emulator's CUDA vocabulary.
+#include "cuda/kd_loss_kernels.cuh"
+#include "cuda/launch_plan.h"
+#include "cuda/pgd_kernels.cuh"
+
+namespace ard::emu {
+
+template <typename GradT>
+void pgd_linf_step(const PgdLinfParams& p) {
+  constexpr int kVec = 16 / sizeof(GradT);
+  const auto plan = cuda::plan_pgd_linf_step(p, sizeof(GradT), cuda::kPgdThreads);
+  if (plan.blocks == 0) return;
+  const auto blocks = static_cast<unsigned>(plan.blocks);
+  if (plan.vector) {
+    launch(cuda::pgd_linf_step_kernel<GradT, kVec>, blocks, cuda::kPgdThreads, 0, p, plan.head,
+           plan.vectors);
+  } else {
+    launch(cuda::pgd_linf_step_scalar_kernel<GradT>, blocks, cuda::kPgdThreads, 0, p);
+  }
+}
+
+inline void random_start(const RandomStartParams& p) {
+  const auto plan = cuda::plan_random_start(p, cuda::kPgdThreads);
+  if (plan.blocks == 0) return;
+  const auto blocks = static_cast<unsigned>(plan.blocks);
+  launch(plan.vector ? cuda::random_start_kernel<true> : cuda::random_start_kernel<false>, blocks,
+         cuda::kPgdThreads, 0, p);
+}
+
+/// Shared memory that a block of sm_90 may have beside its static arrays.
+constexpr int64_t kMaxSharedBytes = 227 * 1024 - static_cast<int64_t>(sizeof(cuda::BlockScratch));
+
+template <typename T, int kVec>
+void kd_loss_rows(const KdLossParams& p, const cuda::KdLossPlan& plan) {
+  if (plan.blocks == 0) return;
+  auto* const kernel = plan.warp     ? cuda::kd_loss_warp_kernel<T, kVec>
+                       : plan.cached ? cuda::kd_loss_block_kernel<T, kVec, true>
+                                     : cuda::kd_loss_block_kernel<T, kVec, false>;
+  launch(kernel, static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.threads),
+         static_cast<std::size_t>(plan.shared_bytes), p);
+}
+
+template <typename T>
+void kd_loss(const KdLossParams& p, const cuda::KdLossPlan& plan) {
+  if (plan.vector) {
+    kd_loss_rows<T, 16 / sizeof(T)>(p, plan);
+  } else {
+    kd_loss_rows<T, 1>(p, plan);
+  }
+}
+
+/// The plan for a block of `threads` a row, where the launcher would give small rows to a warp.
+template <typename T>
+cuda::KdLossPlan block_plan(const KdLossParams& p, int threads, bool cached) {
+  cuda::KdLossPlan plan = cuda::plan_kd_loss(p, sizeof(T), kMaxSharedBytes);
+  const int64_t row_bytes = 2 * cuda::ceil_div(p.classes * static_cast<int64_t>(sizeof(T)), 16) * 16;
+  plan.warp = false;
+  plan.cached = cached;
+  plan.threads = threads;
+  plan.blocks = p.batch;
+  plan.shared_bytes = cached ? row_bytes : 0;
+  return plan;
+}
+
+inline void sum_rows(const float* rows, int64_t count, float* total, int threads) {
+  launch(cuda::sum_rows_kernel, 1, static_cast<unsigned>(threads), 0, rows, count, total);
+}
+
+template <typename T>
+void scale_rows(T* grad, int64_t numel, int64_t classes, const float* scale, bool per_row,
+                float factor) {
+  const auto plan =
+      cuda::plan_scale_rows(grad, numel, classes, sizeof(T), per_row, cuda::kScaleThreads);
+  if (plan.blocks == 0) return;
+  auto* const kernel =
+      plan.vector ? cuda::scale_rows_kernel<T, 16 / sizeof(T)> : cuda::scale_rows_kernel<T, 1>;
+  launch(kernel, static_cast<unsigned>(plan.blocks), cuda::kScaleThreads, 0, grad, numel, classes,
+         scale, per_row, factor);
+}
+
+}  // namespace ard::emu

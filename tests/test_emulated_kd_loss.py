@@ -1,0 +1,192 @@
+"""The CUDA kernels of the distillation loss, run on the host emulator, against float64 and the CPU op."""
+
+from __future__ import annotations
+
+import math
+
+import emulator
+import pytest
+import torch
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# Relative error allowed: of the row loss, and of the gradient (whose last rounding is to the input's dtype).
+LOSS_RTOL = 2e-5
+GRAD_RTOL = {torch.float32: 1e-4, torch.float16: 1.1e-3, torch.bfloat16: 8e-3}
+# Of the row's largest gradient: what cancels in p - q below it.
+GRAD_ATOL = 1e-6
+# What cancels in the float64 p - q itself, and the steps of half's subnormals.
+TINY = {torch.float32: 1e-15, torch.float16: 6e-8, torch.bfloat16: 1e-15}
+VARIANTS = ["warp", "block", "block_uncached"]
+KINDS = ["near", "plain", "far", "equal", "shifted"]
+
+
+def logits(kind: str, rows: int, classes: int, dtype: torch.dtype, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Student and teacher logits [rows, classes] that lie as close to one another as `kind` says."""
+    generator = torch.Generator().manual_seed(1000 * classes + seed)
+    teacher = torch.randn(rows, classes, generator=generator) * 4
+    noise = torch.randn(rows, classes, generator=generator)
+    student = {
+        "near": teacher + 0.05 * noise,
+        "plain": 3 * noise,
+        "far": 200 * torch.sign(noise) * torch.rand(rows, classes, generator=generator).sqrt(),
+        "equal": teacher,
+        "shifted": teacher + 0.5 * noise + 150.0,
+    }[kind]
+    if kind == "far":
+        teacher = teacher.sign() * 200
+    return student.to(dtype), teacher.to(dtype)
+
+
+def kl64(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row KL(teacher || student) and d KL / d student in float64, with 0 log 0 = 0."""
+    log_p = torch.log_softmax(student.double() / temperature, dim=1)
+    log_q = torch.log_softmax(teacher.double() / temperature, dim=1)
+    q = log_q.exp()
+    return torch.where(q > 0, q * (log_q - log_p), 0.0).sum(1), (log_p.exp() - q) / temperature
+
+
+def ce64(clean: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row cross-entropy and its gradient in float64."""
+    log_p = torch.log_softmax(clean.double(), dim=1)
+    one_hot = torch.nn.functional.one_hot(labels, clean.shape[1])
+    return -log_p.gather(1, labels[:, None])[:, 0], log_p.exp() - one_hot
+
+
+def assert_loss(got: torch.Tensor, expected: torch.Tensor, floor: float = 1e-12, rtol: float = LOSS_RTOL) -> None:
+    error = (got.double() - expected).abs()
+    assert (error <= rtol * expected.abs() + floor).all(), (got, expected)
+
+
+def assert_grad(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    assert got.dtype == dtype
+    error = (got.double() - expected).abs()
+    bound = GRAD_RTOL[dtype] * expected.abs() + GRAD_ATOL * expected.abs().amax(1, keepdim=True) + TINY[dtype]
+    worst = (error / bound).max()
+    assert worst <= 1, f"error is {worst:.3g} of what is allowed"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 30.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_kl(kind: str, temperature: float, variant: str) -> None:
+    # Around a warp, around the vector width, and what is left over of both.
+    for classes in [2, 7, 10, 32, 33, 129, 1000]:
+        student, teacher = logits(kind, 3, classes, torch.float32)
+        loss, grad, _ = emulator.kd_loss(student, teacher, temperature=temperature, variant=variant)
+        expected, expected_grad = kl64(student, teacher, temperature)
+        assert_loss(loss, expected)
+        assert_grad(grad, expected_grad, torch.float32)
+
+
+@pytest.mark.parametrize("variant", ["warp", "block"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("temperature", [0.1, 4.0, 100.0])
+def test_dtypes_and_extreme_temperatures(temperature: float, dtype: torch.dtype, variant: str) -> None:
+    for kind in KINDS:
+        for classes in [2, 10, 65]:
+            student, teacher = logits(kind, 3, classes, dtype, seed=1)
+            loss, grad, _ = emulator.kd_loss(student, teacher, temperature=temperature, variant=variant)
+            expected, expected_grad = kl64(student, teacher, temperature)
+            # At T = 100 the rows of "near" have a KL of 1e-8: the temperature's own rounding is part of it.
+            assert_loss(loss, expected, rtol=5e-5)
+            assert_grad(grad, expected_grad, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1024, 1025, 4099, 32003])
+def test_many_classes(classes: int, dtype: torch.dtype) -> None:
+    for kind in ["near", "plain", "far"]:
+        for temperature in [1.0, 30.0]:
+            student, teacher = logits(kind, 2, classes, dtype)
+            labels = torch.tensor([0, classes - 1])
+            loss, grad, grad_clean = emulator.kd_loss(
+                student, teacher, student, labels, temperature=temperature, kl_weight=0.25, ce_weight=0.75
+            )
+            kl, kl_grad = kl64(student, teacher, temperature)
+            ce, ce_grad = ce64(student, labels)
+            assert_loss(loss, 0.25 * kl + 0.75 * ce)
+            assert_grad(grad, 0.25 * kl_grad, dtype)
+            assert_grad(grad_clean, 0.75 * ce_grad, dtype)
+
+
+@pytest.mark.parametrize("variant", ["warp", "block"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cross_entropy_part(dtype: torch.dtype, variant: str) -> None:
+    for classes in [2, 5, 10, 33, 100, 300]:
+        for scale in [1.0, 30.0, 200.0]:
+            clean, teacher = (t.to(dtype) for t in logits("plain", 4, classes, torch.float32, seed=2))
+            clean = (clean.float() * scale).clamp(-200, 200).to(dtype)
+            labels = torch.tensor([0, classes - 1, int(clean[2].argmax()), int(clean[3].argmin())])
+            loss, grad, grad_clean = emulator.kd_loss(
+                teacher, teacher, clean, labels, temperature=2.0, kl_weight=4.0, ce_weight=0.5, variant=variant
+            )
+            ce, ce_grad = ce64(clean, labels)
+            assert_loss(loss, 0.5 * ce)
+            assert_grad(grad_clean, 0.5 * ce_grad, dtype)
+            assert (grad == 0).all()  # the KL of a row with itself
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("offset", [0, 1, 3])
+def test_row_strides_and_unaligned_rows(offset: int, dtype: torch.dtype, variant: str) -> None:
+    for classes in [2, 8, 10, 37, 256, 1001]:
+        wide = [torch.randn(5, classes + 3 + k).to(dtype) for k in range(3)]
+        student, teacher, clean = (w[:, min(offset, 2) :][:, :classes] for w in wide)
+        labels = torch.tensor([0, 1, classes - 1, classes // 2, 1])
+        options = {"temperature": 3.0, "kl_weight": 0.9, "ce_weight": 0.1, "variant": variant}
+        strided = emulator.kd_loss(student, teacher, clean, labels, **options)
+        dense = emulator.kd_loss(*(t.contiguous() for t in (student, teacher, clean)), labels, **options)
+        for a, b in zip(strided, dense, strict=True):
+            # The way a row is loaded may change the order of its sum, and nothing else.
+            assert torch.allclose(a.float(), b.float(), rtol=1e-6 if dtype == torch.float32 else 8e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("variant", ["warp", "block"])
+def test_rows_do_not_touch_each_other(variant: str) -> None:
+    # More rows than a block holds, one of them not finite.
+    student, teacher = logits("plain", 37, 10, torch.float32)
+    student[17, 3] = math.nan
+    loss, grad, _ = emulator.kd_loss(student, teacher, temperature=4.0, variant=variant)
+    expected, expected_grad = kl64(student, teacher, 4.0)
+    rest = torch.arange(37) != 17
+    assert loss[17].isnan() and grad[17].isnan().any()
+    assert_loss(loss[rest], expected[rest])
+    assert_grad(grad[rest], expected_grad[rest], torch.float32)
+
+
+@pytest.mark.parametrize("variant", ["auto", "warp", "block"])
+def test_no_rows_and_no_gradient(variant: str) -> None:
+    student, teacher = logits("plain", 5, 10, torch.float32)
+    loss, grad, grad_clean = emulator.kd_loss(student[:0], teacher[:0], variant=variant)
+    assert loss.shape == (0,) and grad.shape == (0, 10) and grad_clean is None
+    with_grad = emulator.kd_loss(student, teacher, variant=variant)[0]
+    without, grad, _ = emulator.kd_loss(student, teacher, with_grad=False, variant=variant)
+    assert grad is None and torch.equal(with_grad, without)
+
+
+def test_agrees_with_the_reference_formula_and_the_cpu_op() -> None:
+    from ard_fast import functional, reference
+
+    student, teacher = logits("plain", 6, 50, torch.float32)
+    for temperature in [1.0, 30.0]:
+        rows = emulator.kd_loss(student, teacher, temperature=temperature, kl_weight=temperature**2)[0]
+        options = {"temperature": temperature, "reduction": "none"}
+        expected = reference.kl_distill_loss(student.double(), teacher.double(), **options)
+        assert_loss(rows, expected)
+        assert_loss(functional.kl_distill_loss(student, teacher, **options), rows.double(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["warp", "block"])
+@pytest.mark.parametrize("order", ["reverse", "shuffled"])
+def test_order_of_threads_does_not_matter(order: str, variant: str) -> None:
+    student, teacher = logits("plain", 9, 300, torch.float32)
+    labels = torch.arange(9)
+    forward = emulator.kd_loss(student, teacher, student, labels, ce_weight=0.5, variant=variant)
+    emulator.set_order(order, 3)
+    try:
+        other = emulator.kd_loss(student, teacher, student, labels, ce_weight=0.5, variant=variant)
+    finally:
+        emulator.set_order("forward")
+    for a, b in zip(forward, other, strict=True):
+        assert torch.equal(a, b)
