@@ -57,7 +57,8 @@ void kd_loss(const KdLossParams& p, const cuda::KdLossPlan& plan) {
 template <typename T>
 cuda::KdLossPlan block_plan(const KdLossParams& p, int threads, bool cached) {
   cuda::KdLossPlan plan = cuda::plan_kd_loss(p, sizeof(T), kMaxSharedBytes);
-  const int64_t row_bytes = 2 * cuda::ceil_div(p.classes * static_cast<int64_t>(sizeof(T)), 16) * 16;
+  const int64_t row_bytes =
+      2 * cuda::ceil_div(p.classes * static_cast<int64_t>(sizeof(T)), 16) * 16;
   plan.warp = false;
   plan.cached = cached;
   plan.threads = threads;

@@ -1,0 +1,48 @@
+# Host tests. CTest labels: core, emulator, kernels, racecheck.
+add_library(ard_emulator STATIC csrc/testing/block_engine.cpp csrc/testing/shared_arrays.cpp)
+target_link_libraries(ard_emulator PUBLIC ${CMAKE_DL_LIBS})
+if(ARD_FAST_SANITIZE STREQUAL "thread")
+  # The engine's bookkeeping stays out of the racecheck (see block_engine.cpp).
+  target_compile_options(ard_emulator PRIVATE -fno-sanitize=thread)
+  target_compile_definitions(ard_emulator PUBLIC ARD_EMU_TSAN=1)
+endif()
+
+function(ard_test name label)
+  add_executable(${name} tests/cpp/${name}.cpp)
+  target_link_libraries(${name} PRIVATE ard_emulator)
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES LABELS ${label} TIMEOUT 300)
+endfunction()
+
+# The kernels use nvcc's pragmas. The CPU loops, their counterpart, go without function clones: the
+# loader resolves those before a sanitizer's run time is ready.
+add_library(ard_kernels STATIC csrc/cpu/pgd_cpu.cpp csrc/cpu/kd_loss_cpu.cpp)
+target_compile_definitions(ard_kernels PUBLIC ARD_FAST_NO_CLONES=1)
+target_compile_options(ard_kernels PUBLIC -Wno-unknown-pragmas)
+target_link_libraries(ard_kernels PUBLIC ard_emulator)
+
+ard_test(test_core core)
+ard_test(test_emulator emulator)
+ard_test(test_kernels_emulated kernels)
+target_link_libraries(test_kernels_emulated PRIVATE ard_kernels)
+
+if(ARD_FAST_SANITIZE STREQUAL "thread")
+  # The racecheck is itself checked: a missing barrier must be reported, in the samples and for every
+  # __syncthreads of the real kernels.
+  add_executable(racecheck_samples tests/cpp/racecheck_samples.cpp)
+  target_link_libraries(racecheck_samples PRIVATE ard_emulator)
+  add_executable(racecheck_kernels tests/cpp/racecheck_kernels.cpp)
+  target_link_libraries(racecheck_kernels PRIVATE ard_kernels)
+  add_test(NAME racecheck_samples_right COMMAND racecheck_samples right)
+  foreach(fault no_first_barrier no_second_barrier no_warp_barrier)
+    add_test(NAME racecheck_samples_${fault} COMMAND racecheck_samples ${fault})
+    set_tests_properties(racecheck_samples_${fault} PROPERTIES
+      PASS_REGULAR_EXPRESSION "WARNING: ThreadSanitizer: data race")
+    list(APPEND racechecks racecheck_samples_${fault})
+  endforeach()
+  add_test(NAME racecheck_every_barrier
+    COMMAND ${CMAKE_COMMAND} -DPROGRAM=$<TARGET_FILE:racecheck_kernels>
+            -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/every_barrier.cmake)
+  set_tests_properties(racecheck_samples_right racecheck_every_barrier ${racechecks} PROPERTIES
+    LABELS racecheck TIMEOUT 300)
+endif()
