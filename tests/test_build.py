@@ -358,6 +358,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (target / "ard_fast" / "_C.abi3.so").write_bytes(b"left over")
     (target / "ard_fast" / "_C_cuda.abi3.so").write_bytes(b"left over")
     (target / "ard_fast" / "_build_info.py").write_text("SOURCE_FINGERPRINT = 'left over'\n")
+    (target / "tests" / "__pycache__").mkdir()
+    (target / "tests" / "__pycache__" / "left_over.cpython-311.pyc").touch()
     return target
 
 
