@@ -108,6 +108,10 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return content, {}
 
 
+class DamagedState(ValueError):
+    """A training state that cannot be read."""
+
+
 @dataclass
 class TrainingState:
     """Where a run stands. Everything random is drawn from (seed, epoch), so no random state belongs to it.
@@ -145,7 +149,7 @@ def load_state(path: Path) -> TrainingState:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a training state of this version.
+        DamagedState: not a training state of this version.
     """
     if not path.is_file():
         raise FileNotFoundError(f"resume: {path} is missing; there is nothing to go on from")
@@ -155,4 +159,4 @@ def load_state(path: Path) -> TrainingState:
             raise ValueError("another schema")
         return TrainingState(**content)
     except Exception as error:  # a damaged file fails with almost any exception type
-        raise ValueError(f"resume: {path} is not a training state of this version: {error}") from error
+        raise DamagedState(f"resume: {path} is not a training state of this version: {error}") from error

@@ -77,6 +77,9 @@ class TrainConfig:
     eps: float = _opt(8 / 255, "radius of the L-infinity ball; may be written 8/255", "attack")
     step_size: float = _opt(2 / 255, "step of the training attack", "attack")
     steps: int = _opt(10, "steps of the training attack", "attack")
+    clamp_start: bool = _opt(
+        True, "clamp the attack's random start to [0, 1]; the ARD code does not (each later iterate is)", "attack"
+    )
     attack_bn: str = _opt(
         "train",
         "batch norm inside the training attack: train (batch statistics, running ones updated, as the ARD code), "
@@ -113,6 +116,21 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
         "student": "digits-student",
         "teacher": "digits-teacher",
+        "epochs": 15,
+        "teacher_epochs": 25,
+        "batch_size": 64,
+        "lr": 0.5,
+        "at_lr": 0.1,
+        "teacher_lr": 0.1,
+        "temperature": 3.0,
+        "schedule": "cosine",
+        "eps": 0.2,
+        "step_size": 0.05,
+        "eval_step_size": 0.05,
+        "steps": 7,
+        "crop_padding": 0,
+        "flip": False,
+        "threads": 1,  # networks this small only lose time to more
     },
 }
 
@@ -136,6 +154,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eps": 8 / 255,
         "step_size": 2 / 255,
         "steps": 10,
+        "clamp_start": False,
         "attack_bn": "train",
         "eval_step_size": 2 / 255,
         "crop_padding": 4,
@@ -295,13 +314,13 @@ def validate(config: TrainConfig) -> None:
         value = getattr(config, item.name)
         if isinstance(value, float):
             require(item.name, math.isfinite(value), "a finite number")
-    for name in ("epochs", "batch_size", "eval_batch_size", "val_every", "compare_seeds"):
+    for name in ("epochs", "batch_size", "eval_batch_size", "val_every", "compare_seeds", "steps", "val_steps"):
         require(name, getattr(config, name) >= 1, "at least 1")
     for name in ("teacher_epochs", "subset"):
         require(name, getattr(config, name) is None or getattr(config, name) >= 1, "at least 1")
     for name in ("lr", "at_lr", "teacher_lr", "lr_factor", "temperature"):
         require(name, getattr(config, name) is None or getattr(config, name) > 0, "more than 0")
-    for name in ("steps", "val_steps", "crop_padding", "threads", "seed", "weight_decay"):
+    for name in ("crop_padding", "threads", "seed", "weight_decay"):
         require(name, getattr(config, name) >= 0, "at least 0")
     for name in ("eps", "step_size", "eval_step_size"):
         require(name, 0 <= getattr(config, name) <= 1, "0 to 1, in units of pixels in [0, 1] (8/255, not 8)")

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from ard_fast.checkpoint import DamagedState
 from ard_fast.config import PRESETS, TrainConfig, fields_by_group, flag, parse_value, read_yaml, resolve
 from ard_fast.experiment import prepare, run
 from ard_fast.interrupts import Interrupted, StopRequest
@@ -112,6 +113,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Interrupted as stopped:
             print(f"\n{stopped}\ngo on with: python -m ard_fast.train --resume {folder.path}", file=sys.stderr)
             return EXIT_INTERRUPTED
+        except KeyboardInterrupt:  # the second Ctrl-C, which does not wait for the current step
+            print(f"\nstopped at once; {folder.path} goes on from its last checkpoint with --resume", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except DamagedState as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_USAGE
         except NonFiniteLoss as error:
             print(f"\nerror: {error}", file=sys.stderr)
             return EXIT_FAILED

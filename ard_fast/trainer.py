@@ -122,7 +122,8 @@ class Trainer:
         if config.method != "kd":
             lines.append(
                 f"attack L-inf PGD-{config.steps}, eps {config.eps:.5g}, step {config.step_size:.5g} "
-                f"(pixels in [0, 1], no normalisation), uniform start, batch norm: {config.attack_bn}"
+                f"(pixels in [0, 1], no normalisation), uniform start{'' if config.clamp_start else ' not clamped'}, "
+                f"batch norm: {config.attack_bn}"
             )
         lines.append(
             f"SGD lr {config.lr:g} ({config.schedule}), momentum {config.momentum:g}, weight decay "

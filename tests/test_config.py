@@ -37,6 +37,7 @@ def test_paper_preset_has_the_constants_of_the_official_code():
     config = resolve({"data_dir": "d", "teacher": "wrn-34-10"}, preset="ard-paper")
     assert (config.method, config.student, config.alpha, config.temperature) == ("ard", "mobilenetv2", 1.0, 30.0)
     assert (config.eps, config.step_size, config.steps, config.attack_bn) == (8 / 255, 2 / 255, 10, "train")
+    assert not config.clamp_start
     assert (config.lr, config.momentum, config.weight_decay, config.epochs) == (0.1, 0.9, 2e-4, 200)
     assert (config.batch_size, config.reduction, config.crop_padding, config.flip) == (128, "mean", 4, True)
     rates = [learning_rate(config, epoch) for epoch in (0, 99.9, 100, 149, 150, 199)]
@@ -120,6 +121,7 @@ def test_wrong_types_are_refused(name, text, message):
         ({"batch_size": 0}, "batch_size: expected at least 1"),
         ({"lr": 0.0}, "lr: expected more than 0"),
         ({"lr": float("nan")}, "lr: expected a finite number"),
+        ({"steps": 0}, "steps: expected at least 1"),
         ({"momentum": 1.0}, "momentum: expected 0 to below 1"),
         ({"alpha": 1.5}, "alpha: expected 0 to 1"),
         ({"temperature": 0.0}, "temperature: expected more than 0"),

@@ -13,6 +13,8 @@ from ard_fast.models import MODELS, build_model, count_parameters
         ("mobilenetv2", 100, 2_412_212),
         ("resnet18", 10, 11_173_962),
         ("resnet18", 100, 11_220_132),
+        ("digits-teacher", 10, 23_034),
+        ("digits-student", 10, 4_258),
         ("wrn-34-10", 10, 46_160_474),  # without the 2.1 M of sub_block1 that the published forward never uses
     ],
 )

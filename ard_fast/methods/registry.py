@@ -26,7 +26,13 @@ def build_method(config: TrainConfig, teacher: nn.Module | None = None) -> Metho
     """
     if config.method not in METHODS:
         raise ValueError(unknown("method", config.method, METHODS))
-    attack = PGD(eps=config.eps, step_size=config.step_size, steps=config.steps, bn=config.attack_bn)
+    attack = PGD(
+        eps=config.eps,
+        step_size=config.step_size,
+        steps=config.steps,
+        bn=config.attack_bn,
+        clamp_start=config.clamp_start,
+    )
     if config.method == "at":
         return AdversarialTraining(attack)
     if teacher is None:

@@ -1,54 +1,46 @@
-"""Small networks for 8x8 images: a teacher and a much smaller student."""
+"""A small network for 8x8 images, in two sizes: the teacher and the student of the digits."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 
-class DigitsTeacher(nn.Module):
-    """Three convolutions and two linear layers for `[B, in_channels, 8, 8]`; 22,954 parameters at 10 classes.
+class DigitsNet(nn.Module):
+    """Three 3x3 convolutions with batch norm and one or two linear layers, for `[B, in_channels, 8, 8]`.
 
-    No normalisation layers: at this size a batch-norm layer would cost as much time as a convolution, and the attack's
-    batch-norm policy has no effect.
+    At 10 classes and one channel it has 23,034 parameters as the teacher (width 16, hidden 64) and 4,258 as the
+    student (width 8, hidden 0).
+
+    Args:
+        num_classes: the number of logits.
+        in_channels: the channels of its images.
+        width: channels of the first convolution; the others have twice as many.
+        hidden: units of a hidden linear layer; 0 for none.
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 1, width: int = 16, hidden: int = 64) -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 1, width: int = 8, hidden: int = 0) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, 2, 1),
-            nn.ReLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
-            nn.ReLU(),
+        features = 8 * width  # 2 * width channels of 2x2
+        self.features = nn.Sequential(
+            *_conv(in_channels, width, stride=1),
+            *_conv(width, 2 * width, stride=2),
+            *_conv(2 * width, 2 * width, stride=1),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(8 * width, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, num_classes),
         )
+        if hidden:
+            self.classifier = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
+        else:
+            self.classifier = nn.Linear(features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[B, num_classes]` of pixels `[B, in_channels, 8, 8]` in [0, 1]."""
-        return self.layers(x)
+        return self.classifier(self.features(x))
 
 
-class DigitsStudent(nn.Module):
-    """Two convolutions and one linear layer for `[B, in_channels, 8, 8]`."""
-
-    def __init__(self, num_classes: int = 10, in_channels: int = 1, width: int = 8) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(width, 2 * width, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(8 * width, num_classes),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits `[B, num_classes]` of pixels `[B, in_channels, 8, 8]` in [0, 1]."""
-        return self.layers(x)
+def _conv(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ard_fast.models.digits import DigitsStudent, DigitsTeacher
+from ard_fast.models.digits import DigitsNet
 from ard_fast.models.mobilenetv2 import MobileNetV2
 from ard_fast.models.resnet import ResNet18
 from ard_fast.models.wideresnet import WideResNet
@@ -37,8 +37,8 @@ MODELS: dict[str, ModelSpec] = {
     "resnet18": ModelSpec(ResNet18),
     "resnet18-narrow": ModelSpec(ResNet18, options={"width": 16}),
     "wrn-34-10": ModelSpec(WideResNet, options={"depth": 34, "widen": 10}),
-    "digits-teacher": ModelSpec(DigitsTeacher, in_channels=1, image_size=8),
-    "digits-student": ModelSpec(DigitsStudent, in_channels=1, image_size=8),
+    "digits-teacher": ModelSpec(DigitsNet, in_channels=1, image_size=8, options={"width": 16, "hidden": 64}),
+    "digits-student": ModelSpec(DigitsNet, in_channels=1, image_size=8, options={"width": 8, "hidden": 0}),
 }
 
 

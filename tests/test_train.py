@@ -1,0 +1,423 @@
+"""Runs from end to end: files, exact resume, stopping, divergence, teachers, the comparison."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_data import fake_cifar
+
+from ard_fast import experiment, trainer
+from ard_fast.checkpoint import load_network, load_state, save_weights
+from ard_fast.data import load_dataset
+from ard_fast.models import build_model
+from ard_fast.progress import Progress
+from ard_fast.runfolder import SUMMARY_KEYS, RunFolder
+from ard_fast.train import main
+
+TINY = ["--subset", "96", "--batch-size", "32", "--steps", "2", "--val-steps", "1"]
+AT = ["--method", "at", *TINY]
+FILES = {
+    "config.yaml",
+    "metrics.jsonl",
+    "summary.json",
+    "best.safetensors",
+    "last.safetensors",
+    "training_state.pt",
+    "plot.png",
+    "report.md",
+}
+TIMES = ("images_per_s", "elapsed_s")
+
+
+VAL, TEST = 40, 50
+
+
+@pytest.fixture(autouse=True)
+def small_and_tidy(monkeypatch):
+    """Cut validation and test images of the digits short, and put back the thread count that `main` sets."""
+
+    def load(name, **settings):
+        data = load_dataset(name, **settings)
+        if name != "digits":
+            return data
+        short = {"val": data.val.take(torch.arange(VAL)), "test": data.test.take(torch.arange(TEST))}
+        return dataclasses.replace(data, **short)
+
+    monkeypatch.setattr(experiment, "load_dataset", load)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def metrics(folder):
+    """The lines of metrics.jsonl without the times."""
+    return [{key: row[key] for key in row if key not in TIMES} for row in RunFolder(folder).metrics()]
+
+
+def same_weights(a, b):
+    a, b = load_file(a), load_file(b)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# ---- one run ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_its_files_and_its_config_repeats_it(tmp_path, capsys):
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert main([*AT, "--epochs", "2", "--out", str(first)]) == 0
+    assert {path.name for path in first.iterdir()} == FILES
+    summary = json.loads((first / "summary.json").read_text())
+    assert tuple(summary) == SUMMARY_KEYS
+    assert summary["method"] == "at" and summary["student"] == "digits-student" and summary["teacher"] is None
+    assert summary["epochs"] == 2 and summary["images_per_s"] > 0 and summary["elapsed_s"] > 0
+    assert 0 <= summary["pgd20_acc"] <= summary["clean_acc"] <= 100
+    assert [row["epoch"] for row in metrics(first)] == [1, 2]
+    assert (first / "plot.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert f"{summary['pgd20_acc']:.2f}" in (first / "report.md").read_text()
+    printed = capsys.readouterr().out
+    assert f"run folder: {first}" in printed and "pixels in [0, 1]" in printed and "batch norm: " in printed
+
+    assert main(["--config", str(first / "config.yaml"), "--out", str(again)]) == 0
+    assert same_weights(first / "last.safetensors", again / "last.safetensors")
+    assert metrics(first) == metrics(again)
+
+
+def test_the_best_checkpoint_is_the_best_validation_epoch(tmp_path, monkeypatch):
+    robust = iter([30.0, 50.0, 40.0])
+    kept = {}
+    real = trainer.evaluate
+
+    def scripted(model, split, **settings):
+        if len(split) != VAL:
+            return real(model, split, **settings)
+        accuracy = trainer.Accuracy(90.0, next(robust))
+        kept[accuracy.robust] = {key: value.clone() for key, value in model.state_dict().items()}
+        return accuracy
+
+    monkeypatch.setattr(trainer, "evaluate", scripted)
+    assert main([*AT, "--epochs", "3", "--out", str(tmp_path / "run")]) == 0
+    best, last = (load_file(tmp_path / "run" / f"{name}.safetensors") for name in ("best", "last"))
+    assert all(torch.equal(best[key], kept[50.0][key]) for key in best)
+    assert all(torch.equal(last[key], kept[40.0][key]) for key in last)
+    assert load_state(tmp_path / "run" / "training_state.pt").best_epoch == 2
+
+
+def test_seeds_and_methods(tmp_path):
+    for name, extra in {"s0": [], "s1": ["--seed", "1"]}.items():
+        assert main([*AT, "--epochs", "1", "--out", str(tmp_path / name), *extra]) == 0
+    assert not same_weights(tmp_path / "s0" / "last.safetensors", tmp_path / "s1" / "last.safetensors")
+
+
+def test_validation_may_be_rarer(tmp_path):
+    assert main([*AT, "--epochs", "3", "--val-every", "2", "--out", str(tmp_path / "run")]) == 0
+    assert [row["val_robust"] is None for row in metrics(tmp_path / "run")] == [True, False, False]
+
+
+def test_a_second_run_does_not_overwrite_the_first(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main([*AT, "--epochs", "1", "--out", out]) == 0
+    assert main([*AT, "--epochs", "1", "--out", out]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["bin", "py"])
+def test_cifar10_trains_a_cifar_network(tmp_path, layout):
+    fake_cifar(tmp_path, layout=layout)
+    arguments = ["--dataset", "cifar10", "--data-dir", str(tmp_path), "--method", "at", "--student", "resnet18-narrow"]
+    sizes = ["--epochs", "1", "--val-size", "20", "--batch-size", "64", "--steps", "1", "--val-steps", "1"]
+    assert main([*arguments, *sizes, "--channels-last", "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["dataset"] == "cifar10"
+
+
+def test_a_network_for_other_images_is_refused(tmp_path, capsys):
+    fake_cifar(tmp_path)
+    cifar = ["--dataset", "cifar10", "--data-dir", str(tmp_path), "--val-size", "20"]
+    assert main([*cifar, "--method", "at", "--student", "digits-student", "--out", str(tmp_path / "r")]) == 2
+    assert "student: digits-student takes 8x8 images, cifar10 has 32x32" in capsys.readouterr().err
+    assert main([*cifar, "--method", "ard", "--teacher", "digits-teacher", "--out", str(tmp_path / "r")]) == 2
+    assert "teacher: digits-teacher takes 8x8 images" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+# ---- stopping and going on ----------------------------------------------------------------------------------------
+
+
+def stop_after(monkeypatch, steps, method="step"):
+    """Request a stop once `steps` training steps (or validations) of this process are done."""
+    done = 0
+    requests = []
+    real_enter = trainer.StopRequest.__enter__
+    real = getattr(Progress, method)
+
+    def enter(self):
+        requests.append(self)
+        return real_enter(self)
+
+    def counted(self, *args, **kwargs):
+        nonlocal done
+        done += 1
+        if done == steps:
+            requests[-1].requested = True
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.StopRequest, "__enter__", enter)
+    monkeypatch.setattr(Progress, method, counted)
+
+
+# 3 steps an epoch. 1, 2: inside the first epoch; 3: after its last step, before its validation; 5: inside the second;
+# 9: before the last validation.
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 9])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys, steps):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert main([*AT, "--epochs", "3", "--out", str(whole)]) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        assert main([*AT, "--epochs", "3", "--out", str(stopped)]) == 130
+    assert f"--resume {stopped}" in capsys.readouterr().err
+    state = load_state(stopped / "training_state.pt")
+    assert state.epoch * 3 + state.step == steps
+    assert (stopped / "last.safetensors").is_file() and not (stopped / "summary.json").exists()
+    assert main(["--resume", str(stopped)]) == 0
+    for name in ("best.safetensors", "last.safetensors"):
+        assert same_weights(whole / name, stopped / name)
+    assert metrics(whole) == metrics(stopped)
+
+
+def test_a_run_killed_without_warning_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main([*AT, "--epochs", "3", "--out", str(whole)]) == 0
+    real = Progress.step
+    steps = 0
+
+    def step(self):
+        nonlocal steps
+        steps += 1
+        if steps == 8:
+            raise MemoryError("killed")
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "step", step)
+        with pytest.raises(MemoryError):
+            main([*AT, "--epochs", "3", "--out", str(killed)])
+    with open(killed / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "cut sho')
+    assert main(["--resume", str(killed)]) == 0
+    assert same_weights(whole / "last.safetensors", killed / "last.safetensors")
+    assert metrics(whole) == metrics(killed)
+
+
+def test_ard_stopped_in_its_teacher_goes_on(tmp_path, monkeypatch):
+    arguments = ["--method", "ard", "--teacher", "digits-teacher", *TINY, "--epochs", "2"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert main([*arguments, "--out", str(whole)]) == 0
+    for steps in (4, 4):  # inside the teacher's second epoch, then inside the student's
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            assert main(["--resume", str(stopped)] if stopped.exists() else [*arguments, "--out", str(stopped)]) == 130
+    assert main(["--resume", str(stopped)]) == 0
+    assert same_weights(whole / "last.safetensors", stopped / "last.safetensors")
+    assert json.loads((whole / "summary.json").read_text())["teacher"] == "digits-teacher"
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main([*AT, "--epochs", "1", "--out", str(out)]) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main(["--resume", str(out)]) == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_a_damaged_training_state_is_said(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        assert main([*AT, "--epochs", "3", "--out", str(tmp_path / "run")]) == 130
+    (tmp_path / "run" / "training_state.pt").write_bytes(b"nonsense")
+    assert main(["--resume", str(tmp_path / "run")]) == 2
+    assert "training_state.pt is not a training state of this version" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_usable_checkpoint(tmp_path, number):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ard_fast.train", *AT, "--epochs", "100000", "--out", str(out)]
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "metrics.jsonl").exists():
+            assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(number)
+        error = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130, error
+    assert f"go on with: python -m ard_fast.train --resume {out}" in error and "Traceback" not in error
+    state = load_state(out / "training_state.pt")
+    last = load_file(out / "last.safetensors")
+    assert all(torch.equal(last[key], state.model[key]) for key in last)
+
+
+# ---- divergence ---------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    assert main([*AT, "--epochs", "1", "--schedule", "constant", "--out", str(good)]) == 0
+    monkeypatch.setattr(trainer, "learning_rate", lambda config, epoch: config.lr if epoch < 1 else 1e30)
+    assert main([*AT, "--epochs", "3", "--schedule", "constant", "--out", str(bad)]) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"the loss became (nan|inf) in epoch 2", error)
+    assert "the checkpoint of the epoch before is kept" in error
+    assert same_weights(good / "last.safetensors", bad / "last.safetensors")
+    assert load_state(bad / "training_state.pt").epoch == 1
+    assert len(metrics(bad)) == 1
+
+
+# ---- teachers -----------------------------------------------------------------------------------------------------
+
+
+def save_teacher(path, name="digits-teacher", num_classes=10):
+    torch.manual_seed(0)
+    model = build_model(name, num_classes)
+    save_weights(path, model, name=name, num_classes=num_classes, in_channels=1)
+    return model
+
+
+@pytest.mark.parametrize("method", ["kd", "ard"])
+def test_teacher_from_a_folder_or_a_file_is_the_same(tmp_path, method):
+    (tmp_path / "teacher").mkdir()
+    save_teacher(tmp_path / "teacher" / "best.safetensors")
+    for name, source in (("a", tmp_path / "teacher"), ("b", tmp_path / "teacher" / "best.safetensors")):
+        arguments = ["--method", method, *TINY, "--epochs", "1", "--teacher", str(source)]
+        assert main([*arguments, "--out", str(tmp_path / name)]) == 0
+    assert same_weights(tmp_path / "a" / "last.safetensors", tmp_path / "b" / "last.safetensors")
+
+
+def test_loaded_networks_are_frozen_and_equal(tmp_path):
+    model = save_teacher(tmp_path / "t.safetensors")
+    loaded = load_network(tmp_path / "t.safetensors", num_classes=10, in_channels=1)
+    assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_published_files_load_without_prefix_and_dead_weights(tmp_path):
+    model = build_model("wrn-34-10", in_channels=1, depth=10, widen=1)
+    weights = {f"module.{key}": value for key, value in build_model("resnet18", in_channels=1).state_dict().items()}
+    weights["module.sub_block1.layer.0.bn1.weight"] = torch.zeros(3)
+    torch.save({"state_dict": weights}, tmp_path / "t.pt")
+    loaded = load_network(tmp_path / "t.pt", num_classes=10, in_channels=1, model="resnet18")
+    assert torch.equal(loaded.conv1.weight, weights["module.conv1.weight"])
+    torch.save(model.state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt does not fit resnet18 with 10 classes"):
+        load_network(tmp_path / "other.pt", num_classes=10, in_channels=1, model="resnet18")
+
+
+def test_teachers_that_do_not_fit_are_refused(tmp_path, capsys):
+    save_teacher(tmp_path / "t.safetensors", num_classes=7)
+    out = str(tmp_path / "run")
+    assert main(["--method", "ard", "--teacher", str(tmp_path / "t.safetensors"), "--out", out]) == 2
+    assert "has num_classes 7, the data set needs 10" in capsys.readouterr().err
+    (tmp_path / "x.safetensors").write_bytes(b"nonsense")
+    assert main(["--method", "ard", "--teacher", str(tmp_path / "x.safetensors"), "--out", out]) == 2
+    assert "is not a safetensors file" in capsys.readouterr().err
+    torch.save(build_model("digits-teacher").state_dict(), tmp_path / "x.pt")
+    assert main(["--method", "ard", "--teacher", str(tmp_path / "x.pt"), "--out", out]) == 2
+    assert "does not say which network it is; name it with --teacher-model" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["--method", "ard", "--teacher", str(tmp_path / "empty"), "--out", out]) == 2
+    assert "holds no best.safetensors" in capsys.readouterr().err
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("exit 1",)
+
+
+def test_pickled_code_in_a_teacher_is_refused(tmp_path):
+    torch.save({"state_dict": Malicious()}, tmp_path / "t.pt")
+    with pytest.raises(ValueError, match=r"cannot read .*as a state dict"):
+        load_network(tmp_path / "t.pt", num_classes=10, in_channels=1, model="digits-teacher")
+
+
+# ---- the comparison -----------------------------------------------------------------------------------------------
+
+
+def test_the_default_job_at_tiny_settings(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "compare"
+    assert main([*TINY, "--epochs", "1", "--compare-seeds", "2", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    for name in ("teacher, at (digits-teacher)", "at (digits-student)", "ard (digits-student)"):
+        assert re.search(
+            re.escape(f"| {name} ") + r" *\| +[\d.]+ ± [\d.]+ \| +[\d.]+ ± [\d.]+ \| +\d+ \| +[\d.]+ \|", printed
+        )
+    assert "ard - at under PGD-20: " in printed and f"run folder: {out}" in printed
+    runs = {f"seed{seed}-{name}" for seed in (0, 1) for name in ("teacher", "at", "ard")}
+    assert {path.name for path in out.iterdir()} == runs | FILES - {"training_state.pt"}
+    summary = json.loads((out / "summary.json").read_text())
+    assert tuple(summary) == (*SUMMARY_KEYS, "runs")
+    singles = [json.loads((out / f"seed{seed}-ard" / "summary.json").read_text()) for seed in (0, 1)]
+    assert summary["pgd20_acc"] == pytest.approx(sum(one["pgd20_acc"] for one in singles) / 2)
+    assert summary["seed"] == [0, 1] and summary["runs"]["ard"] == singles
+    assert {row["run"] for row in RunFolder(out).metrics()} == runs
+
+    again = tmp_path / "again"  # stopped in the second seed's ARD run, resumed: the same networks
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3 * 5 + 1)
+        assert main(["--config", str(out / "config.yaml"), "--out", str(again)]) == 130
+    assert main(["--resume", str(again)]) == 0
+    for name in ("best.safetensors", "last.safetensors"):
+        assert same_weights(out / name, again / name)
+
+
+def test_a_comparison_starts_its_students_from_the_same_weights(tmp_path, monkeypatch):
+    starts = {}
+    real = trainer.Trainer.run
+
+    def run(self):
+        starts[self.folder.path.name] = {key: value.clone() for key, value in self.student.state_dict().items()}
+        return real(self)
+
+    monkeypatch.setattr(trainer.Trainer, "run", run)
+    arguments = ["--compare-methods", "at,kd,ard", "--compare-seeds", "1", *TINY, "--epochs", "1"]
+    assert main([*arguments, "--out", str(tmp_path / "c")]) == 0
+    for name in ("seed0-kd", "seed0-ard"):
+        assert all(torch.equal(starts["seed0-at"][key], value) for key, value in starts[name].items())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_training_step_on_cuda_never_waits_for_the_device(tmp_path, monkeypatch):
+    real = trainer.make_batch
+
+    def watched(*args, **kwargs):
+        torch.cuda.set_sync_debug_mode("error")  # until the step is done
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "make_batch", watched)
+    real_step = Progress.step
+
+    def step(self):
+        torch.cuda.set_sync_debug_mode("default")
+        real_step(self)
+
+    monkeypatch.setattr(Progress, "step", step)
+    try:
+        assert main([*AT, "--epochs", "2", "--device", "cuda", "--channels-last", "--out", str(tmp_path / "run")]) == 0
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
