@@ -7,6 +7,7 @@ import math
 import emulator
 import pytest
 import torch
+from test_emulated_pgd import guards_intact, placed
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Relative error allowed: of the row loss, and of the gradient (whose last rounding is to the input's dtype).
@@ -190,3 +191,27 @@ def test_order_of_threads_does_not_matter(order: str, variant: str) -> None:
         emulator.set_order("forward")
     for a, b in zip(forward, other, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("threads", [32, 256, 1024])
+def test_sum_of_rows(threads: int) -> None:
+    for n in [0, 1, 31, 33, 1000, 4099]:
+        rows = torch.randn(n, generator=torch.Generator().manual_seed(n)) * 10 + 3
+        # Summed in double: what is left is the rounding of the result.
+        assert emulator.sum_rows(rows, threads) == pytest.approx(rows.double().sum().item(), rel=1.2e-7, abs=1e-30)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (3, 10), (4, 8), (5, 24), (2, 1027), (300, 16)], ids=str)
+def test_scale_rows(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    for offset in (0, 1):
+        for per_row in (False, True):
+            for factor in (1.0, -0.3):
+                values = torch.randn(shape).to(dtype)
+                scale = torch.linspace(0.5, 1.5, shape[0]) if per_row and shape[0] != 1 else torch.tensor([1.0])
+                by = torch.tensor(factor) * scale
+                expected = (values.float() * (by[:, None] if per_row and shape[0] != 1 else by)).to(dtype)
+                grad = placed(values.reshape(-1), offset)
+                emulator.scale_rows_(grad.view(shape), scale, factor)
+                assert torch.equal(grad.view(shape), expected)
+                assert guards_intact(grad)
