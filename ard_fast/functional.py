@@ -60,9 +60,7 @@ def pgd_linf_step_(
     lower, upper = _bounds(bounds)
     grad = _with_layout_of(grad.detach(), x_adv)
     x = _with_layout_of(x.detach(), x_adv)
-    _ops.pgd_linf_step_(
-        x_adv, grad, x, step_tensor, eps_tensor, step_scalar, eps_scalar, targeted, lower, upper
-    )
+    _ops.pgd_linf_step_(x_adv, grad, x, step_tensor, eps_tensor, step_scalar, eps_scalar, targeted, lower, upper)
     # The dispatcher does not count the write of an operator like this one; without the count autograd would not
     # notice that a tensor it saved has changed.
     torch.autograd.graph.increment_version(x_adv)
@@ -231,7 +229,9 @@ def _kd_loss(
     reduce = reduction != "none"
     needs_grad = torch.is_grad_enabled() and (student.requires_grad or (clean is not None and clean.requires_grad))
     if not needs_grad:
-        return _ops.kd_loss(student, teacher, clean, labels, temperature, kl_weight, ce_weight, 0.0, 0.0, reduce, False)[0]
+        return _ops.kd_loss(
+            student, teacher, clean, labels, temperature, kl_weight, ce_weight, 0.0, 0.0, reduce, False
+        )[0]
     # float16 holds the gradients of a mean over many classes badly: they leave the kernel as (p - q) * 2^k, with
     # |p - q| around 1 / C brought near 1, and get their size where a loss scale, if any, is multiplied in.
     lift = 2.0 ** min(15, int(math.log2(student.shape[1]))) if student.dtype == torch.float16 else None
@@ -252,6 +252,8 @@ def _logits(student: Tensor, teacher: Tensor, clean: Tensor | None) -> tuple[Ten
             continue
         if logits.dtype not in _LOGIT_DTYPES:
             raise TypeError(f"{name} must be float32, float16 or bfloat16, got {logits.dtype}")
+        if logits.dim() != 2 or logits.shape[1] == 0:
+            raise RuntimeError(f"{name} must be logits of shape [B, C] with C >= 1, got {list(logits.shape)}")
         dtype = torch.promote_types(dtype, logits.dtype)
 
     def prepared(logits: Tensor) -> Tensor:

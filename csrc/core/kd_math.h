@@ -156,8 +156,9 @@ struct CeRow {
   float inv_sum;  // 1 / (1 + r)
 };
 
+// The difference instead of 0: NaN for an infinite logit, as in torch.
 ARD_HD float ce_weight(float max, float logit) {
-  return logit == max ? 0.0f : exp_f32(logit - max);
+  return logit == max ? logit - max : exp_f32(logit - max);
 }
 
 ARD_HD CeRow ce_row(float max, float weight_sum, float max_count) {

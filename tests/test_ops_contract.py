@@ -1,0 +1,203 @@
+"""What torch expects of an operator: opcheck, torch.compile, torch.func, no wait for the GPU, CUDA graphs."""
+
+import math
+
+import pytest
+import torch
+
+from ard_fast import _ops
+from ard_fast import functional as F
+
+
+def step_arguments(device, grad_dtype=torch.float32, shape=(2, 3, 4, 5), per_sample=False):
+    x = torch.rand(shape, device=device)
+    sizes = torch.full((shape[0],), 0.1, device=device) if per_sample else None
+    return x.clone(), torch.randn_like(x).to(grad_dtype), x, sizes, sizes, 0.1, 0.2, False, 0.0, 1.0
+
+
+def start_arguments(device, normal=False, last=False):
+    x = torch.rand(2, 3, 4, 5, device=device)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    seed = torch.tensor([7], device=device)
+    ids = torch.tensor([5, 6], device=device)
+    return x, None, 0.1, seed, ids if last else None, normal, 0.001, True, 0.0, 1.0
+
+
+def loss_arguments(device, dtype=torch.float32, with_clean=True, reduce=True, with_grad=True):
+    student, teacher, clean = (torch.randn(3, 6, device=device).to(dtype) for _ in range(3))
+    labels = torch.tensor([0, 5, 2], device=device)
+    clean, labels = (clean, labels) if with_clean else (None, None)
+    return student, teacher, clean, labels, 4.0, 0.5, 0.25, 0.5, 0.25, reduce, with_grad
+
+
+CASES = {
+    "step": lambda device: (_ops.pgd_linf_step_, step_arguments(device)),
+    "step bf16": lambda device: (_ops.pgd_linf_step_, step_arguments(device, torch.bfloat16)),
+    "step per sample": lambda device: (_ops.pgd_linf_step_, step_arguments(device, per_sample=True)),
+    "start": lambda device: (_ops.random_start, start_arguments(device)),
+    "start normal channels_last": lambda device: (_ops.random_start, start_arguments(device, True, True)),
+    "loss": lambda device: (_ops.kd_loss, loss_arguments(device)),
+    "loss fp16 rows": lambda device: (_ops.kd_loss, loss_arguments(device, torch.float16, False, False)),
+    "loss alone": lambda device: (_ops.kd_loss, loss_arguments(device, with_grad=False)),
+    "scale": lambda device: (_ops.scale_rows_, (torch.randn(3, 6, device=device), torch.rand(3, device=device), 2.0)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_opcheck(case, device):
+    op, arguments = CASES[case](device)
+    torch.library.opcheck(op, arguments)
+
+
+# One graph, no break, through both the tracing stack alone and the default compiler.
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_compiled_loss(backend, dtype, device):
+    student, teacher, clean = (torch.randn(4, 10, device=device).to(dtype) for _ in range(3))
+    labels = torch.tensor([1, 2, 3, 4], device=device)
+
+    def gradients(loss_fn):
+        inputs = [student.clone().requires_grad_(), clean.clone().requires_grad_()]
+        loss = loss_fn(inputs[0], teacher, inputs[1], labels)
+        return loss.detach(), torch.autograd.grad(3.0 * loss, inputs)
+
+    def loss_fn(s, t, c, y):
+        return F.ard_loss(s * 1.0, t, c * 1.0, y, alpha=0.5, temperature=3.0)
+
+    torch._dynamo.reset()
+    eager, compiled = gradients(loss_fn), gradients(torch.compile(loss_fn, backend=backend, fullgraph=True))
+    torch.testing.assert_close(compiled[0], eager[0])
+    for a, b in zip(compiled[1], eager[1], strict=True):
+        torch.testing.assert_close(a, b)
+        assert b.abs().max() > 0
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_compiled_step_and_start(backend, memory_format, device):
+    x = torch.rand(2, 3, 4, 5, device=device).contiguous(memory_format=memory_format)
+    grad = torch.randn_like(x)
+
+    def attack(x, grad):
+        x_adv = F.random_start(x, eps=0.1, seed=3)
+        F.pgd_linf_step_(x_adv, grad, x, step_size=0.02, eps=0.1)
+        return x_adv + 0.0
+
+    torch._dynamo.reset()
+    compiled = torch.compile(attack, backend=backend, fullgraph=True)(x, grad)
+    assert compiled.equal(attack(x, grad))
+    # In place on an argument of the compiled function.
+    torch._dynamo.reset()
+    step = torch.compile(
+        lambda a, g, x: F.pgd_linf_step_(a, g, x, step_size=0.02, eps=0.1), backend=backend, fullgraph=True
+    )
+    mine = x.clone()
+    step(mine, grad, x)
+    assert mine.equal(F.pgd_linf_step_(x.clone(), grad, x, step_size=0.02, eps=0.1))
+
+
+def test_torch_func_grad(device):
+    student, teacher = torch.randn(3, 6, device=device), torch.randn(3, 6, device=device)
+
+    def loss(s):
+        return 2.5 * F.kl_distill_loss(s, teacher, temperature=2.0)
+
+    by_func = torch.func.grad(loss)(student)
+    leaf = student.clone().requires_grad_()
+    torch.testing.assert_close(by_func, torch.autograd.grad(loss(leaf), leaf)[0])
+    assert by_func.abs().max() > 0
+
+
+def test_under_autocast(device):
+    """Logits come out of autocast in bfloat16; the loss takes them as they are and is float32."""
+    layer = torch.nn.Linear(8, 5, device=device)
+    x, teacher = torch.randn(4, 8, device=device), torch.randn(4, 5, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        logits = layer(x)
+        loss = F.kl_distill_loss(logits, teacher)
+    assert logits.dtype == torch.bfloat16 and loss.dtype == torch.float32
+    loss.backward()
+    assert layer.weight.grad.isfinite().all() and layer.weight.grad.abs().max() > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_nothing_waits_for_the_gpu():
+    device = torch.device("cuda")
+    x, seed = torch.rand(4, 3, 8, 8, device=device), torch.tensor([3], device=device)
+    student, teacher, clean = (torch.randn(4, 10, device=device) for _ in range(3))
+    labels = torch.tensor([1, 2, 3, 4], device=device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        x_adv = F.random_start(x, eps=0.1, seed=seed)
+        F.random_start(x, eps=0.1)
+        F.pgd_linf_step_(x_adv, torch.ones_like(x), x, step_size=0.02, eps=0.1)
+        leaves = [student.requires_grad_(), clean.requires_grad_()]
+        loss = F.ard_loss(leaves[0], teacher, leaves[1], labels, alpha=0.5)
+        torch.autograd.grad(loss, leaves, torch.full((), 3.0, device=device))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_graph_of_a_whole_attack_and_loss():
+    """Captured once, replayed on other data: the same as eager, with fresh random starts."""
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    weight = torch.randn(192, 10, device=device)
+    x, teacher = torch.rand(4, 3, 8, 8, device=device), torch.randn(4, 10, device=device)
+    seed = torch.tensor([1], device=device)
+
+    def work():
+        x_adv = F.random_start(x, eps=0.1, seed=seed)
+        for _ in range(3):
+            probe = x_adv.detach().requires_grad_()
+            loss = F.kl_distill_loss(probe.flatten(1) @ weight, teacher, reduction="sum")
+            F.pgd_linf_step_(x_adv, torch.autograd.grad(loss, probe)[0], x, step_size=0.02, eps=0.1)
+        return x_adv, F.ard_loss(x_adv.flatten(1) @ weight, teacher)
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    for value in (1, 2, 3):
+        seed.fill_(value)
+        x.copy_(torch.rand_like(x))
+        graph.replay()
+        eager = work()
+        assert captured[0].equal(eager[0])
+        torch.testing.assert_close(captured[1], eager[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.sanitizer
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("shape", [(3, 3, 32, 32), (2, 3, 17, 13)])
+def test_cpu_and_cuda_give_the_same_step(shape):
+    arguments = step_arguments("cpu", shape=shape)
+    arguments[1][0, 0, 0, 0] = math.nan
+    on_cuda = [a.cuda() if isinstance(a, torch.Tensor) else a for a in arguments]
+    _ops.pgd_linf_step_(*on_cuda)
+    _ops.pgd_linf_step_(*arguments)
+    assert on_cuda[0].cpu().equal(arguments[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_runs_on_torchs_current_stream():
+    """A kernel on the wrong stream would read x before the slow copy in front of it has written it."""
+    x = torch.zeros(1 << 20, device="cuda")
+    source = torch.full((1 << 20,), 0.5, device="cuda")
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        x.copy_(source)
+        F.pgd_linf_step_(x, torch.ones_like(x), source, step_size=0.1, eps=0.2)
+    stream.synchronize()
+    assert x.eq(torch.tensor(0.5, device="cuda") + 0.1).all()
