@@ -58,8 +58,11 @@ def pgd_linf_step_(
     step_scalar, step_tensor = _number_or_per_sample(step_size, "step_size", x_adv)
     eps_scalar, eps_tensor = _number_or_per_sample(eps, "eps", x_adv)
     lower, upper = _bounds(bounds)
-    grad = _with_layout_of(grad.detach(), x_adv)
-    x = _with_layout_of(x.detach(), x_adv)
+    stride = x_adv.stride()
+    if grad.requires_grad or grad.stride() != stride:
+        grad = _with_layout_of(grad.detach(), x_adv)
+    if x.requires_grad or x.stride() != stride:
+        x = _with_layout_of(x.detach(), x_adv)
     _ops.pgd_linf_step_(x_adv, grad, x, step_tensor, eps_tensor, step_scalar, eps_scalar, targeted, lower, upper)
     # The dispatcher does not count the write of an operator like this one; without the count autograd would not
     # notice that a tensor it saved has changed.
@@ -239,8 +242,8 @@ def _kd_loss(
     ce_grad = ce_weight if lift is None else lift
     kl_factor = 1.0 if lift is None else kl_weight / kl_grad
     ce_factor = 1.0 if lift is None else ce_weight / ce_grad
-    weights = (temperature, kl_weight, ce_weight, kl_grad, ce_grad)
-    return KdLoss.apply(student, teacher, clean, labels, *weights, reduce, kl_factor, ce_factor)[0]
+    settings = (temperature, kl_weight, ce_weight, kl_grad, ce_grad, reduce, kl_factor, ce_factor)
+    return KdLoss.apply(student, teacher, clean, labels, settings)[0]
 
 
 def _logits(student: Tensor, teacher: Tensor, clean: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -321,7 +324,7 @@ def _is_plain(x: Tensor) -> bool:
 
 def _with_layout_of(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor` in the memory layout of `like`: itself, or a copy. Other shapes are left for the operator to refuse."""
-    if tensor.shape != like.shape or tensor.stride() == like.stride():
+    if tensor.shape != like.shape:
         return tensor
     strides = zip(tensor.shape, tensor.stride(), like.stride(), strict=True)
     if all(size == 1 or a == b for size, a, b in strides):

@@ -140,7 +140,7 @@ def assert_same_snapshot(before, after, *, buffers=True):
     for a, b in zip(before["grads"], after["grads"], strict=True):
         assert (a is None and b is None) or a.equal(b)
     for name, value in before["state"].items():
-        if buffers or "running" not in name and "num_batches" not in name:
+        if buffers or ("running" not in name and "num_batches" not in name):
             assert value.equal(after["state"][name]), name
 
 

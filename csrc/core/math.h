@@ -80,10 +80,9 @@ ARD_HD bool either_nan(float a, float b) {
 #endif
 }
 
-// As torch.clamp: a NaN value stays NaN.
+// As torch.clamp: a NaN stays NaN, and a zero at the bound keeps its sign.
 ARD_HD float clamp_nan(float value, float lower, float upper) {
-  const float clamped = min_or_second(max_or_second(value, lower), upper);
-  return value != value ? value : clamped;
+  return min_or_second(upper, max_or_second(lower, value));
 }
 
 // e^x for x <= 88 to about 1 ulp: exactly 0 below -87 (and for -inf), NaN for NaN. The host form is

@@ -15,7 +15,7 @@ ARD_HD float pgd_linf_update(float x_adv, float grad, float x, float signed_step
   const float stepped = x_adv + signed_step * sign;
   const float lowest = x - eps;
   const float projected = min_or_second(max_or_second(stepped, lowest), x + eps);
-  const float clamped = min_or_second(max_or_second(projected, lower), upper);
+  const float clamped = clamp_nan(projected, lower, upper);
   // NaN pixels (or eps, or step) propagate as through torch.max; one test replaces four.
   return either_nan(stepped, lowest) ? stepped + lowest : clamped;
 }

@@ -38,9 +38,9 @@ ARD_HD float lane_min(const float* lanes) {
 // The largest of `padded` floats; NaN is passed over.
 ARD_HD float vector_max(const float* row, int64_t padded) {
   float tops[kLanes];
-  ARD_IVDEP for (int l = 0; l < kLanes; ++l) tops[l] = -INFINITY;
+  ARD_LANES for (int l = 0; l < kLanes; ++l) tops[l] = -INFINITY;
   for (int64_t c = 0; c < padded; c += kLanes) {
-    ARD_IVDEP for (int l = 0; l < kLanes; ++l) tops[l] = max_or_second(row[c + l], tops[l]);
+    ARD_LANES for (int l = 0; l < kLanes; ++l) tops[l] = max_or_second(row[c + l], tops[l]);
   }
   return lane_max(tops);
 }
@@ -76,12 +76,12 @@ ARD_HD float kl_row(const Scratch& b, float inv_temperature, int64_t classes, fl
   float* __restrict t = b.t;
   float* __restrict w = b.w;
   float top[kLanes], at_top[kLanes];
-  ARD_IVDEP for (int l = 0; l < kLanes; ++l) {
+  ARD_LANES for (int l = 0; l < kLanes; ++l) {
     top[l] = -INFINITY;
     at_top[l] = s[0];
   }
   for (int64_t c = 0; c < b.padded; c += kLanes) {
-    ARD_IVDEP for (int l = 0; l < kLanes; ++l) {
+    ARD_LANES for (int l = 0; l < kLanes; ++l) {
       const bool higher = t[c + l] > top[l];
       top[l] = higher ? t[c + l] : top[l];
       at_top[l] = higher ? s[c + l] : at_top[l];
@@ -93,7 +93,7 @@ ARD_HD float kl_row(const Scratch& b, float inv_temperature, int64_t classes, fl
 
   double weight_sum = 0.0, weighted_gap_sum = 0.0;
   float max_gap[kLanes], min_gap[kLanes];
-  ARD_IVDEP for (int l = 0; l < kLanes; ++l) {
+  ARD_LANES for (int l = 0; l < kLanes; ++l) {
     max_gap[l] = -INFINITY;
     min_gap[l] = INFINITY;
   }
@@ -101,7 +101,7 @@ ARD_HD float kl_row(const Scratch& b, float inv_temperature, int64_t classes, fl
     const int64_t stop = block + kSumBlock < b.padded ? block + kSumBlock : b.padded;
     float weights[kLanes] = {}, gaps[kLanes] = {};
     for (int64_t c = block; c < stop; c += kLanes) {
-      ARD_IVDEP for (int l = 0; l < kLanes; ++l) {
+      ARD_LANES for (int l = 0; l < kLanes; ++l) {
         float gap;
         const KdWeighed e = kd_weigh(row, s[c + l], t[c + l], gap);
         weights[l] += e.weight;
@@ -127,11 +127,11 @@ ARD_HD float kl_row(const Scratch& b, float inv_temperature, int64_t classes, fl
     float sums[kLanes] = {};
     if (row.range == KdRange::far) {
       for (int64_t c = block; c < stop; c += kLanes) {
-        ARD_IVDEP for (int l = 0; l < kLanes; ++l) sums[l] += kd_far_weight(row, s[c + l]);
+        ARD_LANES for (int l = 0; l < kLanes; ++l) sums[l] += kd_far_weight(row, s[c + l]);
       }
     } else if (row.range == KdRange::near) {
       for (int64_t c = block; c < stop; c += kLanes) {
-        ARD_IVDEP for (int l = 0; l < kLanes; ++l) {
+        ARD_LANES for (int l = 0; l < kLanes; ++l) {
           const KdTerm e = kd_near_term(row, t[c + l], w[c + l]);
           sums[l] += e.term;
           t[c + l] = e.diff;
@@ -140,7 +140,7 @@ ARD_HD float kl_row(const Scratch& b, float inv_temperature, int64_t classes, fl
       }
     } else {
       for (int64_t c = block; c < stop; c += kLanes) {
-        ARD_IVDEP for (int l = 0; l < kLanes; ++l) {
+        ARD_LANES for (int l = 0; l < kLanes; ++l) {
           const KdTerm e = kd_middle_term(row, KdWeighed{s[c + l], t[c + l], w[c + l]});
           sums[l] += e.term;
           t[c + l] = e.diff;
@@ -177,7 +177,7 @@ ARD_HD float ce_row(const Scratch& b, int64_t label, int64_t classes, float grad
     const int64_t stop = block + kSumBlock < b.padded ? block + kSumBlock : b.padded;
     float weights[kLanes] = {}, counts[kLanes] = {};
     for (int64_t c = block; c < stop; c += kLanes) {
-      ARD_IVDEP for (int l = 0; l < kLanes; ++l) {
+      ARD_LANES for (int l = 0; l < kLanes; ++l) {
         weights[l] += ce_weight(max, s[c + l]);
         counts[l] += s[c + l] == max ? 1.0f : 0.0f;
       }

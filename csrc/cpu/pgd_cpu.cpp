@@ -9,7 +9,8 @@ namespace {
 template <typename GradT>
 ARD_HD void step_stretch(float* x_adv, const GradT* grad, const float* x, float signed_step,
                          float eps, float lower, float upper, int64_t count) {
-  ARD_IVDEP for (int64_t i = 0; i < count; ++i) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
     x_adv[i] = pgd_linf_update(x_adv[i], to_float(grad[i]), x[i], signed_step, eps, lower, upper);
   }
 }

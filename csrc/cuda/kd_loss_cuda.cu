@@ -45,8 +45,7 @@ void launch_kd_loss(const KdLossParams& p, Dtype dtype, float* total, cudaStream
     });
   }
   if (total) {
-    const int threads = p.batch <= 32 ? 32 : p.batch <= 256 ? 256 : 1024;
-    sum_rows_kernel<<<1, threads, 0, stream>>>(p.loss_rows, p.batch, total);
+    sum_rows_kernel<<<1, sum_rows_threads(p.batch), 0, stream>>>(p.loss_rows, p.batch, total);
   }
 }
 

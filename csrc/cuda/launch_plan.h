@@ -85,6 +85,9 @@ inline KdLossPlan plan_kd_loss(const KdLossParams& p, int item_size, int64_t max
   return plan;
 }
 
+// Of the one block that sums the row losses.
+inline int sum_rows_threads(int64_t rows) { return rows <= 32 ? 32 : rows <= 256 ? 256 : 1024; }
+
 struct ScaleRowsPlan {
   bool vector;
   int64_t blocks;
