@@ -94,6 +94,7 @@ class TrainConfig:
 
     val_size: int = _opt(1000, "images held out of CIFAR-10's training files (the digits' split is fixed)", "data")
     subset: int | None = _opt(None, "train on the first N training images only", "data")
+    test_subset: int | None = _opt(None, "evaluate on the first N test images only", "data")
     crop_padding: int = _opt(4, "random crop from the image with this border of zeros; 0: none", "data")
     flip: bool = _opt(True, "random horizontal flip", "data")
 
@@ -316,7 +317,7 @@ def validate(config: TrainConfig) -> None:
             require(item.name, math.isfinite(value), "a finite number")
     for name in ("epochs", "batch_size", "eval_batch_size", "val_every", "compare_seeds", "steps", "val_steps"):
         require(name, getattr(config, name) >= 1, "at least 1")
-    for name in ("teacher_epochs", "subset"):
+    for name in ("teacher_epochs", "subset", "test_subset"):
         require(name, getattr(config, name) is None or getattr(config, name) >= 1, "at least 1")
     for name in ("lr", "at_lr", "teacher_lr", "lr_factor", "temperature"):
         require(name, getattr(config, name) is None or getattr(config, name) > 0, "more than 0")

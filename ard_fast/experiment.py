@@ -35,7 +35,13 @@ def prepare(config: TrainConfig, stop: StopRequest) -> Environment:
             raise ValueError("device: cuda was asked for, and torch sees no CUDA device (torch.cuda.is_available())")
         if device.index is not None and device.index >= torch.cuda.device_count():
             raise ValueError(f"device: {config.device} does not exist; torch sees {torch.cuda.device_count()}")
-    dataset = load_dataset(config.dataset, data_dir=config.data_dir, val_size=config.val_size, subset=config.subset)
+    dataset = load_dataset(
+        config.dataset,
+        data_dir=config.data_dir,
+        val_size=config.val_size,
+        subset=config.subset,
+        test_subset=config.test_subset,
+    )
     check_model_fits(config.student, dataset, "student")
     if config.teacher in MODELS:
         check_model_fits(config.teacher, dataset, "teacher")

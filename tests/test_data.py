@@ -64,6 +64,14 @@ def test_subset_takes_the_first_training_images_only():
         load_dataset("digits", subset=2000)
 
 
+def test_test_subset_takes_the_first_test_images_only():
+    whole, part = load_dataset("digits"), load_dataset("digits", test_subset=30)
+    assert torch.equal(part.test.ids, whole.test.ids[:30])
+    assert len(part.train) == len(whole.train) and len(part.val) == len(whole.val)
+    with pytest.raises(ValueError, match="test_subset: expected 1 to 450 test images of digits, got 0"):
+        load_dataset("digits", test_subset=0)
+
+
 # ---- CIFAR-10 -----------------------------------------------------------------------------------------------------
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ard_fast.data.cifar10 import load_cifar10
 from ard_fast.data.digits import load_digits
-from ard_fast.data.splits import Dataset
+from ard_fast.data.splits import Dataset, Split
 from ard_fast.names import unknown
 
 DATASETS = ("digits", "cifar10")
 
 
 def load_dataset(
-    name: str, *, data_dir: str | Path | None = None, val_size: int = 1000, subset: int | None = None
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    val_size: int = 1000,
+    subset: int | None = None,
+    test_subset: int | None = None,
 ) -> Dataset:
     """A data set on the CPU, its splits fixed.
 
@@ -21,10 +27,11 @@ def load_dataset(
         name: one of `DATASETS`.
         data_dir: where the CIFAR-10 files are; not used for the digits, which come with scikit-learn.
         val_size: validation images held out of CIFAR-10's training files; the digits' split is fixed.
-        subset: keep only the first `subset` training images (validation and test stay whole).
+        subset: keep only the first `subset` training images.
+        test_subset: keep only the first `test_subset` test images.
 
     Raises:
-        ValueError: an unknown name, a missing `data_dir`, or a `subset` the training split cannot give.
+        ValueError: an unknown name, a missing `data_dir`, or a subset that the split cannot give.
         FileNotFoundError: the files are not there.
     """
     if name == "digits":
@@ -37,9 +44,16 @@ def load_dataset(
         dataset = load_cifar10(data_dir, val_size=val_size)
     else:
         raise ValueError(unknown("dataset", name, DATASETS))
-    if subset is None:
-        return dataset
-    if not 1 <= subset <= len(dataset.train):
-        raise ValueError(f"subset: expected 1 to {len(dataset.train)} training images of {name}, got {subset}")
-    train = type(dataset.train)(*(t[:subset] for t in (dataset.train.images, dataset.train.labels, dataset.train.ids)))
-    return Dataset(name, train, dataset.val, dataset.test, dataset.num_classes, dataset.levels)
+    return dataclasses.replace(
+        dataset,
+        train=_first(dataset.train, subset, "subset", f"training images of {name}"),
+        test=_first(dataset.test, test_subset, "test_subset", f"test images of {name}"),
+    )
+
+
+def _first(split: Split, count: int | None, argument: str, what: str) -> Split:
+    if count is None:
+        return split
+    if not 1 <= count <= len(split):
+        raise ValueError(f"{argument}: expected 1 to {len(split)} {what}, got {count}")
+    return Split(split.images[:count], split.labels[:count], split.ids[:count])

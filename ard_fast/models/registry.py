@@ -36,6 +36,7 @@ MODELS: dict[str, ModelSpec] = {
     "mobilenetv2": ModelSpec(MobileNetV2),
     "resnet18": ModelSpec(ResNet18),
     "resnet18-narrow": ModelSpec(ResNet18, options={"width": 16}),
+    "resnet18-tiny": ModelSpec(ResNet18, options={"width": 8}),
     "wrn-34-10": ModelSpec(WideResNet, options={"depth": 34, "widen": 10}),
     "digits-teacher": ModelSpec(DigitsNet, in_channels=1, image_size=8, options={"width": 16, "hidden": 64}),
     "digits-student": ModelSpec(DigitsNet, in_channels=1, image_size=8, options={"width": 8, "hidden": 0}),
