@@ -173,6 +173,7 @@ def compile_source(nvcc: str, source: Path, archs: list[str], include: list[str]
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="ard_nvcc_") as folder:
         command = [nvcc, "-c", str(source), "-o", str(Path(folder) / "out.o"), "--keep", "--keep-dir", folder]
+        command += ["--threads=2"]  # architectures at once
         command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         command += ["-std=c++20", *FLAGS, *WARNINGS, *DEFINES, "-I", str(CSRC), *include]
         run = subprocess.run(command, capture_output=True, text=True, cwd=folder)
