@@ -113,7 +113,6 @@ class TrainConfig:
 
 # What suits a data set, on top of the dataclass's own defaults.
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
-    "cifar10": {},
     # Tuned on the validation split; benchmarks/NOTES.md says what was tried.
     "digits": {
         "student": "digits-student",

@@ -16,7 +16,16 @@ from typing import Any, NoReturn
 import torch
 
 from ard_fast.checkpoint import DamagedState
-from ard_fast.config import PRESETS, TrainConfig, fields_by_group, flag, parse_value, read_yaml, resolve
+from ard_fast.config import (
+    DATASET_DEFAULTS,
+    PRESETS,
+    TrainConfig,
+    fields_by_group,
+    flag,
+    parse_value,
+    read_yaml,
+    resolve,
+)
 from ard_fast.experiment import prepare, run
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.names import nearest
@@ -44,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line; every field of `TrainConfig` is a flag."""
     parser = _Parser(
         prog="python -m ard_fast.train",
+        usage="%(prog)s [--method METHOD] [--dataset DATASET] [--out DIR] [--resume DIR] [any setting below]",
         description="Train small robust networks: PGD adversarial training, distillation, ARD. "
         "Without arguments: a comparison on scikit-learn's digits, 1 to 3 minutes on a laptop CPU.",
         epilog="Later settings win: defaults, the data set's defaults, --preset, --config, the other flags. "
@@ -60,7 +70,13 @@ def make_parser() -> argparse.ArgumentParser:
         for item in fields:
             choices = item.metadata["choices"]
             text = item.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
-            shown = {"metavar": "VALUE", "help": f"{text} [{_show(item.default)}]".replace("%", "%%")}
+            default = _show(item.default)
+            default += "".join(
+                f"; {dataset}: {_show(values[item.name])}"
+                for dataset, values in DATASET_DEFAULTS.items()
+                if item.name in values
+            )
+            shown = {"metavar": "VALUE", "help": f"{text} [{default}]".replace("%", "%%")}
             if isinstance(item.default, bool):
                 group.add_argument(flag(item.name), nargs="?", const="true", **shown)
             else:
@@ -71,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _show(default: Any) -> str:
     if isinstance(default, tuple):
         return ",".join(map(str, default))
-    return f"{default:.5g}" if isinstance(default, float) else str(default)
+    return f"{default:.5g}" if isinstance(default, float) else str(default).lower()
 
 
 def _configuration(arguments: dict[str, Any]) -> tuple[TrainConfig, RunFolder]:

@@ -200,4 +200,5 @@ def test_help_names_every_default(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
-    assert "--temperature" in (text := capsys.readouterr().out) and "[30]" in text
+    assert "--temperature" in (text := capsys.readouterr().out)
+    assert "[30; digits: 3]" in text and "[none; digits: digits-teacher]" in " ".join(text.split())
