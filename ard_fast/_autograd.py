@@ -10,7 +10,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from ard_fast import _ops
 
-
 # temperature, kl_weight, ce_weight, kl_grad_weight, ce_grad_weight, reduce: as `_ops.kd_loss` takes them; then
 # kl_factor and ce_factor. One tuple, because torch binds every argument of a Function by name in each call.
 KdSettings = tuple[float, float, float, float, float, bool, float, float]

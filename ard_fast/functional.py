@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ard_fast import _ops
+from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample, positive, seed_tensor
 from ard_fast._autograd import KdLoss
 
 __all__ = ["ard_loss", "kl_distill_loss", "pgd_linf_step_", "random_start"]
@@ -55,9 +56,9 @@ def pgd_linf_step_(
     """
     if x_adv.requires_grad and torch.is_grad_enabled():
         raise ValueError("x_adv must not require grad: the step is not differentiable; pass x_adv.detach()")
-    step_scalar, step_tensor = _number_or_per_sample(step_size, "step_size", x_adv)
-    eps_scalar, eps_tensor = _number_or_per_sample(eps, "eps", x_adv)
-    lower, upper = _bounds(bounds)
+    step_scalar, step_tensor = number_or_per_sample(step_size, "step_size", x_adv)
+    eps_scalar, eps_tensor = number_or_per_sample(eps, "eps", x_adv)
+    lower, upper = bounds_pair(bounds)
     stride = x_adv.stride()
     if grad.requires_grad or grad.stride() != stride:
         grad = _with_layout_of(grad.detach(), x_adv)
@@ -110,14 +111,14 @@ def random_start(
         raise ValueError(f"norm must be 'linf', got {norm!r}")
     if init not in ("uniform", "normal"):
         raise ValueError(f"init must be 'uniform' or 'normal', got {init!r}")
-    std = _nonnegative(std, "std")
-    lower, upper = _bounds(bounds)
+    std = nonnegative(std, "std")
+    lower, upper = bounds_pair(bounds)
     x = x.detach()
     if not _is_plain(x):
         x = x.contiguous()
-    eps_scalar, eps_tensor = _number_or_per_sample(eps, "eps", x)
+    eps_scalar, eps_tensor = number_or_per_sample(eps, "eps", x)
     return _ops.random_start(
-        x, eps_tensor, eps_scalar, _seed_tensor(seed, x.device), sample_ids, init == "normal", std, clamp, lower, upper
+        x, eps_tensor, eps_scalar, seed_tensor(seed, x.device), sample_ids, init == "normal", std, clamp, lower, upper
     )
 
 
@@ -151,7 +152,7 @@ def kl_distill_loss(
         TypeError: logits of another dtype.
         RuntimeError: shapes or devices do not fit; the message names the argument.
     """
-    temperature = _temperature(temperature)
+    temperature = positive(temperature, "temperature")
     weight = temperature * temperature if scale_t2 else 1.0
     return _kd_loss(student_logits, teacher_logits, None, None, temperature, weight, 0.0, reduction)
 
@@ -190,7 +191,7 @@ def ard_loss(
         TypeError: logits of another dtype.
         RuntimeError: shapes, dtypes or devices do not fit, or (CPU) a label is out of range.
     """
-    temperature = _temperature(temperature)
+    temperature = positive(temperature, "temperature")
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     if alpha == 1.0:
@@ -264,54 +265,6 @@ def _logits(student: Tensor, teacher: Tensor, clean: Tensor | None) -> tuple[Ten
         return logits if logits.dim() != 2 or logits.stride(1) == 1 else logits.contiguous()
 
     return prepared(student), prepared(teacher.detach()), None if clean is None else prepared(clean)
-
-
-def _number_or_per_sample(value: float | Tensor, name: str, x: Tensor) -> tuple[float, Tensor | None]:
-    """A number and None, or 0 and a float32 tensor `[B]`."""
-    if not isinstance(value, Tensor):
-        return _nonnegative(value, name), None
-    value = value.detach().to(torch.float32)
-    if value.dim() == 0 and x.dim() > 0:
-        value = value.expand(x.shape[0])
-    return 0.0, value.contiguous()
-
-
-def _nonnegative(value: float, name: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}") from None
-    if not (math.isfinite(number) and number >= 0.0):
-        raise ValueError(f"{name} must be finite and at least 0, got {number}")
-    return number
-
-
-def _temperature(temperature: float) -> float:
-    number = float(temperature)
-    if not (math.isfinite(number) and number > 0.0):
-        raise ValueError(f"temperature must be finite and above 0, got {number}")
-    return number
-
-
-def _bounds(bounds: tuple[float, float]) -> tuple[float, float]:
-    try:
-        lower, upper = (float(bound) for bound in bounds)
-    except (TypeError, ValueError):
-        raise ValueError(f"bounds must be a pair (lowest, highest) of numbers, got {bounds!r}") from None
-    if not lower < upper:
-        raise ValueError(f"bounds must be (lowest, highest) with lowest < highest, got {bounds!r}")
-    return lower, upper
-
-
-def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    """The seed as an int64 tensor `[1]` on the device."""
-    if isinstance(seed, Tensor):
-        return seed
-    if seed is None:
-        return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must be an int of 64 bits, an int64 tensor with one element or None, got {seed!r}")
-    return torch.full((1,), seed, dtype=torch.int64, device=device)
 
 
 def _is_plain(x: Tensor) -> bool:

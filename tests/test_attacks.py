@@ -290,7 +290,7 @@ def test_empty_batch(device):
         ("restarts must be an int", {"restarts": 0}, ValueError),
         ("restarts must be 1 without random_start", {"restarts": 2, "random_start": False}, ValueError),
         ("eps must be finite and at least 0, got -1.0", {"eps": -1}, ValueError),
-        ("step_size must be a number or a tensor, got str", {"step_size": "2/255"}, TypeError),
+        ("step_size must be a number, got str", {"step_size": "2/255"}, TypeError),
         ("bounds must be", {"bounds": (1, 0)}, ValueError),
     ],
 )

@@ -200,7 +200,7 @@ def bad_calls():
     yield r"step_size must have shape \[2\]", (x, x, x), {"step_size": torch.ones(2, 1), "eps": 0.1}, RuntimeError
     yield "eps must be finite and at least 0, got -0.1", (x, x, x), {"step_size": 0.1, "eps": -0.1}, ValueError
     yield "step_size must be finite", (x, x, x), {"step_size": math.nan, "eps": 0.1}, ValueError
-    yield "eps must be a number", (x, x, x), {"step_size": 0.1, "eps": "big"}, TypeError
+    yield "eps must be a number, got str", (x, x, x), {"step_size": 0.1, "eps": "big"}, TypeError
     yield "bounds must be", (x, x, x), {**ok, "bounds": (1.0, 0.0)}, ValueError
     yield "bounds must be a pair", (x, x, x), {**ok, "bounds": 1.0}, ValueError
     yield "x_adv must not require grad", (x.clone().requires_grad_(), x, x), ok, ValueError

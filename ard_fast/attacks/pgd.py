@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ard_fast import functional as F
+from ard_fast._arguments import bounds_pair, nonnegative, seed_tensor
 from ard_fast.attacks.model_state import BN_POLICIES, attack_mode
 
 _LOSSES = ("ce", "kl")
@@ -71,7 +72,7 @@ class PGD:
             raise ValueError("restarts must be 1 without random_start: every restart would be the same")
         for name, number in (("eps", eps), ("step_size", step_size)):
             if not isinstance(number, Tensor):
-                F._nonnegative(number, name)
+                nonnegative(number, name)
         self.eps = eps
         self.step_size = step_size
         self.steps = steps
@@ -81,7 +82,7 @@ class PGD:
         self.restarts = restarts
         self.targeted = targeted
         self.bn = bn
-        self.bounds = F._bounds(bounds)
+        self.bounds = bounds_pair(bounds)
 
     def __call__(
         self,
@@ -151,7 +152,7 @@ class PGD:
     def _best_of_restarts(
         self, model: Callable, x: Tensor, y: Tensor, seed: int | Tensor | None, ids: Tensor | None
     ) -> Tensor:
-        seed = F._seed_tensor(seed, x.device)
+        seed = seed_tensor(seed, x.device)
         best = best_loss = None
         for restart in range(self.restarts):
             x_adv = self._run(model, x, y, seed + restart, ids)

@@ -1,0 +1,68 @@
+"""Checks of arguments that are numbers, shared by the functions and the attacks.
+
+What depends on tensors (shapes, dtypes, devices, layouts) is checked once, in csrc/bindings/checks.h.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def number_or_per_sample(value: float | Tensor, name: str, x: Tensor) -> tuple[float, Tensor | None]:
+    """A number and None, or 0 and a float32 tensor `[B]`."""
+    if not isinstance(value, Tensor):
+        return nonnegative(value, name), None
+    value = value.detach().to(torch.float32)
+    if value.dim() == 0 and x.dim() > 0:
+        value = value.expand(x.shape[0])
+    return 0.0, value.contiguous()
+
+
+def nonnegative(value: float, name: str) -> float:
+    """`value` as a float of at least 0."""
+    number = _number(value, name)
+    if not (math.isfinite(number) and number >= 0.0):
+        raise ValueError(f"{name} must be finite and at least 0, got {number}")
+    return number
+
+
+def positive(value: float, name: str) -> float:
+    """`value` as a float above 0."""
+    number = _number(value, name)
+    if not (math.isfinite(number) and number > 0.0):
+        raise ValueError(f"{name} must be finite and above 0, got {number}")
+    return number
+
+
+def _number(value: float, name: str) -> float:
+    if not isinstance(value, str):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def bounds_pair(bounds: tuple[float, float]) -> tuple[float, float]:
+    """(lowest, highest) as floats."""
+    try:
+        lower, upper = (float(bound) for bound in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"bounds must be a pair (lowest, highest) of numbers, got {bounds!r}") from None
+    if not lower < upper:
+        raise ValueError(f"bounds must be (lowest, highest) with lowest < highest, got {bounds!r}")
+    return lower, upper
+
+
+def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """The seed as an int64 tensor `[1]` on the device."""
+    if isinstance(seed, Tensor):
+        return seed
+    if seed is None:
+        return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must be an int of 64 bits, an int64 tensor with one element or None, got {seed!r}")
+    return torch.full((1,), seed, dtype=torch.int64, device=device)
