@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from _timing import GRAPH_SUFFIX, Variant, environment, with_graph, write_rows
+from _timing import GRAPH_SUFFIX, Variant, age_allocator, environment, with_graph, write_rows
 
 Row = dict[str, object]
 
@@ -49,6 +49,12 @@ def parse_args(
     parser.add_argument("--rounds", type=int, help="samples per variant (default 21, quick 5)")
     parser.add_argument("--min-sample-ms", type=float, help="length of a sample (default 5, quick 1)")
     parser.add_argument("--warm", action="store_true", help="one buffer set: time from the cache instead of memory")
+    parser.add_argument(
+        "--allocator",
+        choices=("aged", "fresh"),
+        default="aged",
+        help="CPU: malloc as in a process that has trained for a while, or as it happens to be in this fresh one",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     extra(parser)
     args = parser.parse_args(argv)
@@ -141,7 +147,9 @@ def run(program: str, args: argparse.Namespace, run_case: Callable[[str, str, Ro
         return 2
     if args.threads:
         torch.set_num_threads(args.threads)
-    env = environment(torch.device(args.device))
+    if args.device == "cpu" and args.allocator == "aged":
+        age_allocator()
+    env = environment(torch.device(args.device), args.allocator)
     print("  ".join(f"{k}={v}" for k, v in env.items() if v is not None))
     rows: list[Row] = []
     try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import gc
 import json
 import math
 import os
@@ -45,6 +46,7 @@ ENVIRONMENT_FIELDS = (
     "cuda",
     "ard_fast",
     "cache_bytes",
+    "allocator",
 )
 """Fields that say where and with what a row was measured."""
 
@@ -180,8 +182,8 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(device: torch.device) -> dict[str, object]:
-    """Returns the `ENVIRONMENT_FIELDS` of this process: date (UTC), device, versions, threads."""
+def environment(device: torch.device, allocator: str) -> dict[str, object]:
+    """Returns the `ENVIRONMENT_FIELDS` of this process: date (UTC), device, versions, threads, state of malloc."""
     import ard_fast
 
     model = cpu_model()
@@ -196,7 +198,17 @@ def environment(device: torch.device) -> dict[str, object]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "ard_fast": ard_fast.__version__,
         "cache_bytes": cache_bytes(device),
+        "allocator": allocator if device.type == "cpu" else None,
     }
+
+
+def age_allocator() -> None:
+    """Brings glibc's malloc to the state it has in a process that has trained for a while.
+
+    glibc gives large blocks back to the system on free, so the next intermediate pays for its pages again, until the
+    first free of a block of that size raises the limit (to 32 MiB at most). A fresh process thus times page faults.
+    """
+    torch.empty(2**23 - 2**12, dtype=torch.float32)  # just under 32 MiB, freed at once
 
 
 def rotation_sets(set_bytes: int, cache: int, *, factor: int = ROTATION_FACTOR, cap: int = MAX_SETS) -> int:
@@ -354,12 +366,19 @@ def measure(
     seconds: dict[str, list[float]] = {v.name: [] for v in variants}
     order = list(variants)
     rng = random.Random(seed)
-    for _ in range(rounds):
-        rng.shuffle(order)
-        for v in order:
-            indices = [i % n_sets for i in range(runs[v.name])]
-            v.reset(min(runs[v.name], n_sets))
-            seconds[v.name].append(clock.sample(v.call, indices) / v.calls_per_run)
+    collecting = gc.isenabled()
+    gc.disable()  # as timeit: a collection walks all rotated buffers and would be charged to whoever is being timed
+    try:
+        for _ in range(rounds):
+            rng.shuffle(order)
+            gc.collect()
+            for v in order:
+                indices = [i % n_sets for i in range(runs[v.name])]
+                v.reset(min(runs[v.name], n_sets))
+                seconds[v.name].append(clock.sample(v.call, indices) / v.calls_per_run)
+    finally:
+        if collecting:
+            gc.enable()
     return {v.name: Measurement(seconds[v.name], runs[v.name] * v.calls_per_run) for v in variants}
 
 
