@@ -132,7 +132,7 @@ def test_a_second_run_does_not_overwrite_the_first(tmp_path, capsys):
 @pytest.mark.parametrize("layout", ["bin", "py"])
 def test_cifar10_trains_a_cifar_network(tmp_path, layout):
     fake_cifar(tmp_path, layout=layout)
-    arguments = ["--dataset", "cifar10", "--data-dir", str(tmp_path), "--method", "at", "--student", "resnet18-narrow"]
+    arguments = ["--dataset", "cifar10", "--data-dir", str(tmp_path), "--method", "at", "--student", "resnet18-tiny"]
     sizes = ["--epochs", "1", "--val-size", "20", "--batch-size", "64", "--steps", "1", "--val-steps", "1"]
     assert main([*arguments, *sizes, "--channels-last", "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["dataset"] == "cifar10"
