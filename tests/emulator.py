@@ -196,9 +196,9 @@ def kd_loss(
     return loss, grads[0] if with_grad else None, grads[1] if with_grad and clean is not None else None
 
 
-def sum_rows(rows: torch.Tensor, threads: int) -> float:
-    """The sum of a float32 vector by one block of `threads`, by the CUDA kernel."""
-    return load().sum_rows(rows.numpy(), threads)
+def sum_rows(rows: torch.Tensor) -> float:
+    """The sum of a float32 vector, by the CUDA kernel."""
+    return load().sum_rows(rows.numpy())
 
 
 def scale_rows_(grad: torch.Tensor, scale: torch.Tensor, factor: float = 1.0) -> torch.Tensor:

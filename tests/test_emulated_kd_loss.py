@@ -193,12 +193,11 @@ def test_order_of_threads_does_not_matter(order: str, variant: str) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("threads", [32, 256, 1024])
-def test_sum_of_rows(threads: int) -> None:
-    for n in [0, 1, 31, 33, 1000, 4099]:
+def test_sum_of_rows() -> None:
+    for n in [0, 1, 31, 32, 33, 256, 257, 4099]:
         rows = torch.randn(n, generator=torch.Generator().manual_seed(n)) * 10 + 3
         # Summed in double: what is left is the rounding of the result.
-        assert emulator.sum_rows(rows, threads) == pytest.approx(rows.double().sum().item(), rel=1.2e-7, abs=1e-30)
+        assert emulator.sum_rows(rows) == pytest.approx(rows.double().sum().item(), rel=1.2e-7, abs=1e-30)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

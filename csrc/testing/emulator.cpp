@@ -189,9 +189,9 @@ void py_kd_loss(const py::array& student, const py::array& teacher,
   });
 }
 
-float py_sum_rows(const py::array& rows, int threads) {
+float py_sum_rows(const py::array& rows) {
   float total = 0.0f;
-  sum_rows(data_of<float>(rows, "rows", rows.size()), rows.size(), &total, threads);
+  sum_rows(data_of<float>(rows, "rows", rows.size()), rows.size(), &total);
   return total;
 }
 
@@ -226,7 +226,7 @@ PYBIND11_MODULE(_emulator, m) {
         arg("labels"), arg("dtype"), arg("loss_rows"), arg("grad_student"), arg("grad_clean"),
         arg("inv_temperature"), arg("kl_weight"), arg("ce_weight"), arg("kl_grad_weight"),
         arg("ce_grad_weight"), arg("variant"));
-  m.def("sum_rows", &py_sum_rows, arg("rows"), arg("threads"));
+  m.def("sum_rows", &py_sum_rows, arg("rows"));
   m.def("scale_rows", &py_scale_rows, py::kw_only(), arg("grad"), arg("dtype"), arg("classes"),
         arg("scale"), arg("factor"));
 }

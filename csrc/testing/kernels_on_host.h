@@ -67,8 +67,9 @@ cuda::KdLossPlan block_plan(const KdLossParams& p, int threads, bool cached) {
   return plan;
 }
 
-inline void sum_rows(const float* rows, int64_t count, float* total, int threads) {
-  launch(cuda::sum_rows_kernel, 1, static_cast<unsigned>(threads), 0, rows, count, total);
+inline void sum_rows(const float* rows, int64_t count, float* total) {
+  const auto threads = static_cast<unsigned>(cuda::sum_rows_threads(count));
+  launch(cuda::sum_rows_kernel, 1, threads, 0, rows, count, total);
 }
 
 template <typename T>

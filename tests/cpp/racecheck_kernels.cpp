@@ -30,7 +30,7 @@ int main() {
   emu::kd_loss<float>(p, emu::block_plan<float>(p, 96, true));
   emu::kd_loss<float>(p, emu::block_plan<float>(p, 64, false));
   float total = 0.0f;
-  emu::sum_rows(grad.data(), kRows * kClasses, &total, 256);
+  emu::sum_rows(grad.data(), kRows * kClasses, &total);
   int index = 0;
   for (const auto& site : emu::barrier_sites())
     std::printf("barrier %d %s\n", index++, site.c_str());
