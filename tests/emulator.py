@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +27,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 SOURCES = [CSRC / "testing" / name for name in ("emulator.cpp", "block_engine.cpp", "shared_arrays.cpp")]
-# Optimised but IEEE: no contraction and no fast-math, as the kernels are compiled by nvcc.
+# IEEE and without contraction, so that the step and the random start have the bits of the CPU op.
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
 FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 
@@ -39,8 +40,8 @@ def _compiler() -> list[str]:
 
 
 @lru_cache(maxsize=1)
-def load() -> ModuleType:
-    """The extension module ``_emulator``, compiled if the sources have changed since the last time."""
+def _build() -> tuple[Path, str]:
+    """Path of the library for the sources as they are now, and why it could not be built ("" when it is there)."""
     import pybind11
 
     includes = [f"-I{CSRC}", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
@@ -51,15 +52,26 @@ def load() -> ModuleType:
         digest.update(path.name.encode() + path.read_bytes())
     folder = ROOT / "build" / "emulator"
     library = folder / f"_emulator_{digest.hexdigest()[:16]}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = library.with_suffix(f".{os.getpid()}.tmp")
-        run = subprocess.run([*command, "-o", str(unfinished), "-ldl"], capture_output=True, text=True)
-        if run.returncode != 0:
-            raise RuntimeError(f"compiling the emulator failed:\n{shlex.join(command)}\n{run.stderr[-8000:]}")
-        for old in folder.glob("_emulator_*.so"):
+    if library.exists():
+        return library, ""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("_emulator_*"):
+        if time.time() - old.stat().st_mtime > 24 * 3600:
             old.unlink(missing_ok=True)
-        os.replace(unfinished, library)
+    unfinished = library.with_suffix(f".{os.getpid()}.tmp")  # another process may be building the same
+    run = subprocess.run([*command, "-o", str(unfinished), "-ldl"], capture_output=True, text=True)
+    if run.returncode != 0:
+        return library, f"compiling the emulator failed:\n{shlex.join(command)}\n{run.stderr[-8000:]}"
+    os.replace(unfinished, library)
+    return library, ""
+
+
+@lru_cache(maxsize=1)
+def load() -> ModuleType:
+    """The extension module ``_emulator``, compiled if the sources have changed since the last time."""
+    library, error = _build()
+    if error:
+        raise RuntimeError(error)
     loader = importlib.machinery.ExtensionFileLoader("_emulator", str(library))
     spec = importlib.util.spec_from_loader("_emulator", loader)
     module = importlib.util.module_from_spec(spec)

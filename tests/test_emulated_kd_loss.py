@@ -156,6 +156,36 @@ def test_rows_do_not_touch_each_other(variant: str) -> None:
     assert_grad(grad[rest], expected_grad[rest], torch.float32)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("temperature", [1.0, 30.0])
+def test_excluded_classes(temperature: float, variant: str) -> None:
+    inf = math.inf
+    student, teacher = logits("plain", 4, 10, torch.float32)
+    top = teacher.argmax(1)
+    teacher[0, (top[0] + 1) % 10] = -inf  # by the teacher: its class adds nothing to the KL
+    student[1, (top[1] + 1) % 10] = teacher[1, (top[1] + 1) % 10] = -inf  # by both
+    student[2, top[2]] = -inf  # by the student, of all classes the teacher's favourite: the KL is infinite
+    teacher[3, torch.arange(10) != top[3]] = -inf  # all but one by the teacher: a cross-entropy
+    loss, grad, _ = emulator.kd_loss(student, teacher, temperature=temperature, variant=variant)
+    expected, expected_grad = kl64(student, teacher, temperature)
+    assert loss[2] == expected[2] == inf
+    finite = torch.tensor([0, 1, 3])
+    assert_loss(loss[finite], expected[finite])
+    assert_grad(grad, expected_grad, torch.float32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_label_out_of_range_shows_as_nan(variant: str) -> None:
+    # A kernel cannot raise; the neighbouring row is as it should be.
+    clean, _ = logits("plain", 3, 10, torch.float32)
+    labels = torch.tensor([10, 4, -1])
+    loss, grad, grad_clean = emulator.kd_loss(clean, clean, clean, labels, ce_weight=1.0, variant=variant)
+    assert loss.isnan().tolist() == [True, False, True]
+    assert grad_clean.isnan().all(1).tolist() == [True, False, True]
+    assert (grad == 0).all()
+    assert_loss(loss[1:2], ce64(clean[1:2], labels[1:2])[0])
+
+
 @pytest.mark.parametrize("variant", ["auto", "warp", "block"])
 def test_no_rows_and_no_gradient(variant: str) -> None:
     student, teacher = logits("plain", 5, 10, torch.float32)
