@@ -35,18 +35,47 @@ ARD_HD float lane_min(const float* lanes) {
   return min;
 }
 
-// The largest of `padded` floats; NaN is passed over.
-ARD_HD float vector_max(const float* row, int64_t padded) {
+// The logits of one row as whole vectors of floats. A float row is read where it lies, but for its
+// last partial vector; other dtypes are converted first. Padding is -inf, a class that neither
+// network allows: it adds nothing to any sum.
+struct RowView {
+  const float* data;  // [classes] at least
+  const float* tail;  // the vectors from `whole` on
+  int64_t whole;      // classes that lie in whole vectors of `data`
+  int64_t padded;     // classes, rounded up to whole vectors
+
+  ARD_HD const float* vector_at(int64_t c) const { return c < whole ? data + c : tail; }
+};
+
+ARD_HD void load_tail(const float* row, int64_t classes, int64_t from, float* out) {
+  for (int64_t c = from; c < from + kLanes; ++c) out[c - from] = c < classes ? row[c] : -INFINITY;
+}
+
+ARD_HD RowView view_row(const float* row, int64_t classes, int64_t padded, float*, float* tail) {
+  const int64_t whole = classes / kLanes * kLanes;
+  if (whole < classes) load_tail(row, classes, whole, tail);
+  return RowView{row, tail, whole, padded};
+}
+
+template <typename T>
+ARD_HD RowView view_row(const T* row, int64_t classes, int64_t padded, float* converted, float*) {
+  for (int64_t c = 0; c < classes; ++c) converted[c] = to_float(row[c]);
+  for (int64_t c = classes; c < padded; ++c) converted[c] = -INFINITY;
+  return RowView{converted, nullptr, padded, padded};
+}
+
+// The largest logit of the row; NaN is passed over.
+ARD_HD float vector_max(const RowView& row) {
   float tops[kLanes];
-  ARD_LANES for (int l = 0; l < kLanes; ++l) tops[l] = -INFINITY;
-  for (int64_t c = 0; c < padded; c += kLanes) {
-    ARD_LANES for (int l = 0; l < kLanes; ++l) tops[l] = max_or_second(row[c + l], tops[l]);
+  for (int l = 0; l < kLanes; ++l) tops[l] = -INFINITY;
+  for (int64_t c = 0; c < row.padded; c += kLanes) {
+    const float* v = row.vector_at(c);
+    ARD_LANES for (int l = 0; l < kLanes; ++l) tops[l] = max_or_second(v[l], tops[l]);
   }
   return lane_max(tops);
 }
 
-// Scratch rows are padded to whole vectors with -inf, a class that neither network allows: it adds
-// nothing to any sum.
+// What a thread keeps between the passes over a row.
 struct Scratch {
   explicit Scratch(int64_t classes)
       : padded((classes + kLanes - 1) / kLanes * kLanes),
@@ -61,30 +90,26 @@ struct Scratch {
   float* const w;
 };
 
-template <typename T>
-ARD_HD void load_row(const T* row, int64_t classes, int64_t padded, float* out) {
-  for (int64_t c = 0; c < classes; ++c) out[c] = to_float(row[c]);
-  for (int64_t c = classes; c < padded; ++c) out[c] = -INFINITY;
-}
-
-// The KL of one row of scratch; writes grad_weight * (p_student - p_teacher) unless grad is null.
+// The KL of one row; writes grad_weight * (p_student - p_teacher) unless grad is null.
 // Vector loops only; the mathematics is in kd_math.h.
 template <typename T>
-ARD_HD float kl_row(const Scratch& b, float inv_temperature, int64_t classes, float grad_weight,
-                    T* __restrict grad) {
-  float* __restrict s = b.s;
-  float* __restrict t = b.t;
-  float* __restrict w = b.w;
+ARD_HD float kl_row(const RowView& student, const RowView& teacher, const Scratch& b,
+                    float inv_temperature, int64_t classes, float grad_weight, T* __restrict grad) {
+  float* s = b.s;  // may hold the converted logits themselves: read and written at the same index
+  float* t = b.t;
+  float* w = b.w;
   float top[kLanes], at_top[kLanes];
   ARD_LANES for (int l = 0; l < kLanes; ++l) {
     top[l] = -INFINITY;
-    at_top[l] = s[0];
+    at_top[l] = student.vector_at(0)[0];
   }
   for (int64_t c = 0; c < b.padded; c += kLanes) {
+    const float* sv = student.vector_at(c);
+    const float* tv = teacher.vector_at(c);
     ARD_LANES for (int l = 0; l < kLanes; ++l) {
-      const bool higher = t[c + l] > top[l];
-      top[l] = higher ? t[c + l] : top[l];
-      at_top[l] = higher ? s[c + l] : at_top[l];
+      const bool higher = tv[l] > top[l];
+      top[l] = higher ? tv[l] : top[l];
+      at_top[l] = higher ? sv[l] : at_top[l];
     }
   }
   int best = 0;
@@ -101,9 +126,11 @@ ARD_HD float kl_row(const Scratch& b, float inv_temperature, int64_t classes, fl
     const int64_t stop = block + kSumBlock < b.padded ? block + kSumBlock : b.padded;
     float weights[kLanes] = {}, gaps[kLanes] = {};
     for (int64_t c = block; c < stop; c += kLanes) {
+      const float* sv = student.vector_at(c);
+      const float* tv = teacher.vector_at(c);
       ARD_LANES for (int l = 0; l < kLanes; ++l) {
         float gap;
-        const KdWeighed e = kd_weigh(row, s[c + l], t[c + l], gap);
+        const KdWeighed e = kd_weigh(row, sv[l], tv[l], gap);
         weights[l] += e.weight;
         gaps[l] += e.weight * e.gap;
         max_gap[l] = max_or_second(gap, max_gap[l]);
@@ -118,7 +145,7 @@ ARD_HD float kl_row(const Scratch& b, float inv_temperature, int64_t classes, fl
   }
   if (!kd_row_set_sums(row, KdSums{float(weight_sum), float(weighted_gap_sum), lane_max(max_gap),
                                    lane_min(min_gap)})) {
-    kd_row_set_range(row, vector_max(s, b.padded));
+    kd_row_set_range(row, kd_scaled(row, vector_max(student)));
   }
 
   double sum = 0.0;
@@ -166,33 +193,34 @@ ARD_HD float kl_row(const Scratch& b, float inv_temperature, int64_t classes, fl
   return kl;
 }
 
-// The cross-entropy of the row in b.s; writes grad_weight * (p - onehot) unless grad is null.
+// The cross-entropy of one row; writes grad_weight * (p - onehot) unless grad is null.
 template <typename T>
-ARD_HD float ce_row(const Scratch& b, int64_t label, int64_t classes, float grad_weight,
+ARD_HD float ce_row(const RowView& logits, int64_t label, int64_t classes, float grad_weight,
                     T* __restrict grad) {
-  const float* __restrict s = b.s;
-  const float max = vector_max(s, b.padded);
+  const float max = vector_max(logits);
   double weight_sum = 0.0, max_count = 0.0;
-  for (int64_t block = 0; block < b.padded; block += kSumBlock) {
-    const int64_t stop = block + kSumBlock < b.padded ? block + kSumBlock : b.padded;
+  for (int64_t block = 0; block < logits.padded; block += kSumBlock) {
+    const int64_t stop = block + kSumBlock < logits.padded ? block + kSumBlock : logits.padded;
     float weights[kLanes] = {}, counts[kLanes] = {};
     for (int64_t c = block; c < stop; c += kLanes) {
+      const float* v = logits.vector_at(c);
       ARD_LANES for (int l = 0; l < kLanes; ++l) {
-        weights[l] += ce_weight(max, s[c + l]);
-        counts[l] += s[c + l] == max ? 1.0f : 0.0f;
+        weights[l] += ce_weight(max, v[l]);
+        counts[l] += v[l] == max ? 1.0f : 0.0f;
       }
     }
     weight_sum += lane_sum(weights);
     max_count += lane_sum(counts);
   }
   const CeRow row = ard::ce_row(max, float(weight_sum), float(max_count));
+  const float* __restrict z = logits.data;
   if (grad) {
     for (int64_t c = 0; c < classes; ++c) {
-      grad[c] = from_float<T>(ce_grad(row, s[c], false) * grad_weight);
+      grad[c] = from_float<T>(ce_grad(row, z[c], false) * grad_weight);
     }
-    grad[label] = from_float<T>(ce_grad(row, s[label], true) * grad_weight);
+    grad[label] = from_float<T>(ce_grad(row, z[label], true) * grad_weight);
   }
-  return ce_loss(row, s[label]);
+  return ce_loss(row, z[label]);
 }
 
 template <typename T>
@@ -202,14 +230,19 @@ ARD_HD T* row_or_null(void* data, int64_t row, int64_t classes) {
 
 template <typename T>
 ARD_HD void kd_rows(const KdLossParams& p, const Scratch& b, int64_t begin, int64_t end) {
+  float tails[2][kLanes];
   for (int64_t i = begin; i < end; ++i) {
-    load_row(static_cast<const T*>(p.student) + i * p.student_stride, p.classes, b.padded, b.s);
-    load_row(static_cast<const T*>(p.teacher) + i * p.teacher_stride, p.classes, b.padded, b.t);
-    float loss = p.kl_weight * kl_row(b, p.inv_temperature, p.classes, p.kl_grad_weight,
-                                      row_or_null<T>(p.grad_student, i, p.classes));
+    const RowView student = view_row(static_cast<const T*>(p.student) + i * p.student_stride,
+                                     p.classes, b.padded, b.s, tails[0]);
+    const RowView teacher = view_row(static_cast<const T*>(p.teacher) + i * p.teacher_stride,
+                                     p.classes, b.padded, b.t, tails[1]);
+    float loss =
+        p.kl_weight * kl_row(student, teacher, b, p.inv_temperature, p.classes, p.kl_grad_weight,
+                             row_or_null<T>(p.grad_student, i, p.classes));
     if (p.clean) {
-      load_row(static_cast<const T*>(p.clean) + i * p.clean_stride, p.classes, b.padded, b.s);
-      loss += p.ce_weight * ce_row(b, p.labels[i], p.classes, p.ce_grad_weight,
+      const RowView clean = view_row(static_cast<const T*>(p.clean) + i * p.clean_stride, p.classes,
+                                     b.padded, b.s, tails[0]);
+      loss += p.ce_weight * ce_row(clean, p.labels[i], p.classes, p.ce_grad_weight,
                                    row_or_null<T>(p.grad_clean, i, p.classes));
     }
     p.loss_rows[i] = loss;
