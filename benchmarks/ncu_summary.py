@@ -25,6 +25,9 @@ COLUMNS = {
     "regs": "launch__registers_per_thread",
 }
 
+CASE = re.compile(r"(?:step|start|loss)-[\w-]+")
+"""The NVTX range of a case of profile_kernels.py."""
+
 # what ncu's units have to be multiplied by to give microseconds and megabytes
 SCALE = {
     "nsecond": 1e-3, "usecond": 1.0, "msecond": 1e3, "second": 1e6, "ns": 1e-3, "us": 1.0, "ms": 1e3, "s": 1e6,
@@ -69,7 +72,7 @@ def _case(kernel: dict[str, str]) -> str:
     """The NVTX range the kernel ran in, from whichever column of this ncu version holds it."""
     for column, value in kernel.items():
         if column and "Push/Pop" in column:
-            found = re.search(r"(?:step|start|loss)-[\w-]+", value or "")
+            found = CASE.search(value or "")
             if found:
                 return found.group()
     return "-"

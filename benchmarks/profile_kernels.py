@@ -41,7 +41,7 @@ def start_case(case: str, device: torch.device) -> Callable[[], object]:
     from ard_fast import functional as F
 
     x = torch.rand(bench_pgd.CASES[case], device=device)
-    seed = torch.zeros(2, dtype=torch.int64, device=device)
+    seed = torch.zeros(1, dtype=torch.int64, device=device)
     return lambda: F.random_start(x, eps=bench_pgd.EPS, seed=seed)
 
 
@@ -71,22 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         print("\n".join(cases))
         return 0
-    torch.autograd.set_multithreading_enabled(False)  # NVTX ranges belong to a thread: keep the backward on this one
     for name in chosen:
         if name not in cases:
             parser.error(f"--cases: expected any of {', '.join(cases)}, got {name!r}")
         run = cases[name]()
-        for _ in range(args.repeat - 1):
+        with torch.autograd.set_multithreading_enabled(False):  # NVTX ranges belong to a thread: so must the backward
+            for _ in range(args.repeat - 1):
+                run()
+            if args.device == "cuda":
+                torch.cuda.synchronize()
+                torch.cuda.profiler.start()
+                torch.cuda.nvtx.range_push(name)
             run()
-        if args.device == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.profiler.start()
-            torch.cuda.nvtx.range_push(name)
-        run()
-        if args.device == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.nvtx.range_pop()
-            torch.cuda.profiler.stop()
+            if args.device == "cuda":
+                torch.cuda.synchronize()
+                torch.cuda.nvtx.range_pop()
+                torch.cuda.profiler.stop()
         print(name)
     return 0
 

@@ -24,6 +24,7 @@ import _timing  # noqa: E402
 import bench_kd_loss  # noqa: E402
 import bench_pgd  # noqa: E402
 import ncu_summary  # noqa: E402
+import profile_kernels  # noqa: E402
 from _cli import WrongResult  # noqa: E402
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def test_bench_pgd_rows_have_the_stated_fields(tmp_path, capsys):
     assert by_name["fused", "bf16"]["bytes_min"] == 3072 * 14
     assert fused["checked"] == by_name["fused", "bf16"]["checked"] == by_name["ard", "fp32"]["checked"] == "bit-equal"
     assert by_name["ard", "bf16"]["checked"].endswith("(bf16 step)")
-    assert fused["torch"] == torch.__version__
+    assert (fused["torch"], fused["allocator"]) == (torch.__version__, "aged")
     assert fused["median_us"] > 0
     assert by_name["ard", "fp32"]["speedup_vs_baseline"] == 1.0
     out = capsys.readouterr().out
@@ -291,6 +292,14 @@ def test_a_nan_gradient_is_a_wrong_result():
     )
     with pytest.raises(WrongResult, match="relative error of loss nan"):
         bench_kd_loss.check_variant(variant, student, torch.randn(2, 3), temperature=1.0, dtype_name="fp32")
+
+
+def test_every_kind_of_case_can_be_profiled(capsys):
+    cases = ["step-bf16-cifar-1", "start-cifar-1", "loss-fp32-c10-128"]
+    assert profile_kernels.main(["--device", "cpu", "--repeat", "1", "--cases", ",".join(cases)]) == 0
+    assert capsys.readouterr().out.split() == cases
+    assert ncu_summary.CASE.fullmatch("step-fp32-imagenet-128")
+    assert all(ncu_summary.CASE.fullmatch(name) for name in profile_kernels.all_cases(torch.device("cpu")))
 
 
 def test_ncu_summary_reads_cases_and_units():
