@@ -16,7 +16,7 @@
 
 namespace ard {
 
-// How a row is finished. `near`: every class has |x| < 1/2, so that a polynomial does for e^x - 1
+// How a row is finished. `near`: every class has |x| < 1, so that a polynomial does for e^x - 1
 // (all rows of ARD's T = 30, as a rule). `far`: the log-sum-exp form.
 enum class KdRange { near, middle, far };
 
@@ -88,7 +88,7 @@ ARD_HD bool kd_row_set_sums(KdRow& row, const KdSums& sums) {
   row.inv_z = 1.0f / sums.weight;
   row.log_z = log_f32(sums.weight);
   row.mean_gap = sums.weighted_gap * row.inv_z;
-  return sums.max_gap - row.mean_gap < 0.5f && row.mean_gap - sums.min_gap < 0.5f;
+  return sums.max_gap - row.mean_gap < 1.0f && row.mean_gap - sums.min_gap < 1.0f;
 }
 
 ARD_HD void kd_row_set_range(KdRow& row, float max_a) {
@@ -99,24 +99,30 @@ ARD_HD void kd_row_set_range(KdRow& row, float max_a) {
   row.range = far ? KdRange::far : KdRange::middle;
 }
 
+// phi(x) = e^x - 1 - x on |x| <= 1: minimax fit of phi(x) / x^2, relative error 1e-8.
+ARD_HD float kd_near_phi(float x) {
+  float p = 2.7722833e-6f;
+  p = p * x + 2.5354830e-5f;
+  p = p * x + 1.9844023e-4f;
+  p = p * x + 1.3885451e-3f;
+  p = p * x + 8.3333105e-3f;
+  p = p * x + 4.1666735e-2f;
+  p = p * x + 1.6666667e-1f;
+  p = p * x + 0.5f;
+  return x * x * p;
+}
+
 ARD_HD KdTerm kd_near_term(const KdRow& row, float gap, float weight) {
   const float q = weight * row.inv_z;
   const float x = gap - row.mean_gap;
-  // (e^x - 1 - x) / x^2 on |x| <= 1/2, minimax, relative error 2.4e-8.
-  float p = 1.9875629e-4f;
-  p = p * x + 1.3981997e-3f;
-  p = p * x + 8.3334520e-3f;
-  p = p * x + 4.1665796e-2f;
-  p = p * x + 1.6666666e-1f;
-  p = p * x + 0.5f;
-  const float phi = x * x * p;
+  const float phi = kd_near_phi(x);
   return KdTerm{q, q * (x + phi), q * phi};
 }
 
 ARD_HD KdTerm kd_middle_term(const KdRow& row, const KdWeighed& e) {
   const KdTerm near = kd_near_term(row, e.gap, e.weight);
   const float x = e.gap - row.mean_gap;
-  const bool small = (x < 0.5f) & (x > -0.5f) & (e.weight != 0.0f);
+  const bool small = (x < 1.0f) & (x > -1.0f) & (e.weight != 0.0f);
   const float diff = exp_f32(e.a - (row.log_z + row.mean_gap)) - near.q;
   return KdTerm{near.q, small ? near.diff : diff, small ? near.term : diff - near.q * x};
 }

@@ -95,26 +95,24 @@ struct Scratch {
 template <typename T>
 ARD_HD float kl_row(const RowView& student, const RowView& teacher, const Scratch& b,
                     float inv_temperature, int64_t classes, float grad_weight, T* __restrict grad) {
-  float* s = b.s;  // may hold the converted logits themselves: read and written at the same index
-  float* t = b.t;
+  // May hold the converted logits themselves: read and written at the same index.
+  float* gap = b.t;
   float* w = b.w;
-  float top[kLanes], at_top[kLanes];
-  ARD_LANES for (int l = 0; l < kLanes; ++l) {
-    top[l] = -INFINITY;
-    at_top[l] = student.vector_at(0)[0];
-  }
+  float* diff = gap;  // takes its place, element by element
+  const float top = vector_max(teacher);
+  // The first vector that holds it: a search that vectorises, unlike one for the position itself.
+  float at_top = student.vector_at(0)[0];
   for (int64_t c = 0; c < b.padded; c += kLanes) {
-    const float* sv = student.vector_at(c);
     const float* tv = teacher.vector_at(c);
-    ARD_LANES for (int l = 0; l < kLanes; ++l) {
-      const bool higher = tv[l] > top[l];
-      top[l] = higher ? tv[l] : top[l];
-      at_top[l] = higher ? sv[l] : at_top[l];
-    }
+    int found = 0;
+    ARD_LANES for (int l = 0; l < kLanes; ++l) found |= tv[l] == top;
+    if (!found) continue;
+    int l = 0;
+    while (tv[l] != top) ++l;
+    at_top = student.vector_at(c)[l];
+    break;
   }
-  int best = 0;
-  for (int l = 1; l < kLanes; ++l) best = top[l] > top[best] ? l : best;
-  KdRow row = kd_row_begin(at_top[best], top[best], inv_temperature);
+  KdRow row = kd_row_begin(at_top, top, inv_temperature);
 
   double weight_sum = 0.0, weighted_gap_sum = 0.0;
   float max_gap[kLanes], min_gap[kLanes];
@@ -129,14 +127,13 @@ ARD_HD float kl_row(const RowView& student, const RowView& teacher, const Scratc
       const float* sv = student.vector_at(c);
       const float* tv = teacher.vector_at(c);
       ARD_LANES for (int l = 0; l < kLanes; ++l) {
-        float gap;
-        const KdWeighed e = kd_weigh(row, sv[l], tv[l], gap);
+        float extreme;
+        const KdWeighed e = kd_weigh(row, sv[l], tv[l], extreme);
         weights[l] += e.weight;
         gaps[l] += e.weight * e.gap;
-        max_gap[l] = max_or_second(gap, max_gap[l]);
-        min_gap[l] = min_or_second(gap, min_gap[l]);
-        s[c + l] = e.a;
-        t[c + l] = e.gap;
+        max_gap[l] = max_or_second(extreme, max_gap[l]);
+        min_gap[l] = min_or_second(extreme, min_gap[l]);
+        gap[c + l] = e.gap;
         w[c + l] = e.weight;
       }
     }
@@ -152,42 +149,55 @@ ARD_HD float kl_row(const RowView& student, const RowView& teacher, const Scratc
   for (int64_t block = 0; block < b.padded; block += kSumBlock) {
     const int64_t stop = block + kSumBlock < b.padded ? block + kSumBlock : b.padded;
     float sums[kLanes] = {};
-    if (row.range == KdRange::far) {
-      for (int64_t c = block; c < stop; c += kLanes) {
-        ARD_LANES for (int l = 0; l < kLanes; ++l) sums[l] += kd_far_weight(row, s[c + l]);
-      }
-    } else if (row.range == KdRange::near) {
+    if (row.range == KdRange::near) {
       for (int64_t c = block; c < stop; c += kLanes) {
         ARD_LANES for (int l = 0; l < kLanes; ++l) {
-          const KdTerm e = kd_near_term(row, t[c + l], w[c + l]);
+          const float x = gap[c + l] - row.mean_gap;
+          const float phi = kd_near_phi(x);
+          sums[l] += w[c + l] * phi;
+          diff[c + l] = x + phi;  // up to the weight
+        }
+      }
+    } else if (row.range == KdRange::middle) {
+      for (int64_t c = block; c < stop; c += kLanes) {
+        const float* sv = student.vector_at(c);
+        ARD_LANES for (int l = 0; l < kLanes; ++l) {
+          const float a = kd_scaled(row, sv[l]);
+          const KdTerm e = kd_middle_term(row, KdWeighed{a, gap[c + l], w[c + l]});
           sums[l] += e.term;
-          t[c + l] = e.diff;
+          diff[c + l] = e.diff;
           w[c + l] = e.q;
         }
       }
     } else {
       for (int64_t c = block; c < stop; c += kLanes) {
+        const float* sv = student.vector_at(c);
         ARD_LANES for (int l = 0; l < kLanes; ++l) {
-          const KdTerm e = kd_middle_term(row, KdWeighed{s[c + l], t[c + l], w[c + l]});
-          sums[l] += e.term;
-          t[c + l] = e.diff;
-          w[c + l] = e.q;
+          sums[l] += kd_far_weight(row, kd_scaled(row, sv[l]));
         }
       }
     }
     sum += lane_sum(sums);
   }
 
+  if (row.range == KdRange::near) sum *= row.inv_z;
   const float kl = kd_row_finish(row, float(sum));
   if (!grad) return kl;
-  if (row.range == KdRange::far) {
+  if (row.range == KdRange::near) {
+    const float weight = grad_weight * row.inv_z / (1.0f + row.excess);
     for (int64_t c = 0; c < classes; ++c) {
-      grad[c] = from_float<T>(kd_far_grad(row, s[c], w[c]) * grad_weight);
+      grad[c] = from_float<T>(w[c] * (diff[c] - row.excess) * weight);
     }
-  } else {
+  } else if (row.range == KdRange::middle) {
     const float weight = grad_weight / (1.0f + row.excess);
     for (int64_t c = 0; c < classes; ++c) {
-      grad[c] = from_float<T>(kd_close_grad(row, w[c], t[c]) * weight);
+      grad[c] = from_float<T>(kd_close_grad(row, w[c], diff[c]) * weight);
+    }
+  } else {
+    const float* logits = student.data;
+    for (int64_t c = 0; c < classes; ++c) {
+      const float a = kd_scaled(row, logits[c]);
+      grad[c] = from_float<T>(kd_far_grad(row, a, w[c]) * grad_weight);
     }
   }
   return kl;
