@@ -451,12 +451,13 @@ def test_gpu_check_stops_when_the_budget_is_gone(gpu_check):
 @needs_bash
 @pytest.mark.skipif(not shutil.which("ps"), reason="finds the driver's process by ps")
 def test_gpu_check_interrupted_still_sums_up(gpu_check, tmp_path):
-    # the fake sends the signal to its great-grandparent, the driver: fake <- stage's bash <- timeout <- driver
+    # The fake sends the signal to its great-grandparent, the driver: fake <- stage's bash <- timeout <- driver. TERM,
+    # because a shell that runs in the background ignores INT, and so does all that it starts.
     signal = tmp_path / "signal"
     signal.write_text(
         "#!/bin/bash\n"
-        "parent() { ps -o ppid= -p \"$1\" | tr -d ' '; }\n"
-        'kill -INT "$(parent "$(parent "$PPID")")"\n'
+        "parent() { awk '/^PPid:/ { print $2 }' \"/proc/$1/status\"; }\n"
+        'kill -TERM "$(parent "$(parent "$PPID")")"\n'
         "sleep 20\n"
     )
     signal.chmod(0o755)

@@ -207,6 +207,19 @@ def test_bad_numbers_stay_in_their_row(value, where, device):
         assert grad.isnan().any(1).tolist() == [False, bad, False]
 
 
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("noise", [0.01, 3.0])  # a row near to its teacher, and one that is not
+def test_a_nan_at_an_excluded_class_is_seen(noise, device):
+    """Where the teacher's probability is 0 nothing else of the formula touches the student's logit."""
+    teacher = torch.tensor([[1.0, 2.0, -math.inf, 0.5], [1.0, 2.0, -1e4, 0.5]], device=device)
+    student = teacher + noise * torch.tensor([1.0, -1.0, 0.0, 0.5], device=device)
+    student[:, 2] = math.nan
+    student.requires_grad_()
+    rows = F.kl_distill_loss(student, teacher, reduction="none")
+    assert rows.isnan().all()
+    assert torch.autograd.grad(rows.sum(), student)[0].isnan().all()
+
+
 def test_equal_logits_have_no_loss_and_no_gradient(device):
     student = (100 * torch.randn(4, 50, generator=torch.Generator().manual_seed(8))).to(device).requires_grad_()
     loss = F.kl_distill_loss(student, student.detach().clone(), temperature=3.0)

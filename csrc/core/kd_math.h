@@ -80,7 +80,8 @@ ARD_HD KdWeighed kd_weigh(const KdRow& row, float student, float teacher, float&
   const float shifted = difference - row.shift;
   gap = (rest == rest ? shifted + rest : shifted) * row.inv_temperature;
   const float weight = exp_f32((teacher - row.teacher_ref) * row.inv_temperature);
-  return KdWeighed{kd_scaled(row, student), weight == 0.0f ? 0.0f : gap, weight};
+  const float excluded = student != student ? student : 0.0f;  // NaN must not pass unseen
+  return KdWeighed{kd_scaled(row, student), weight == 0.0f ? excluded : gap, weight};
 }
 
 // True when the row is near and needs no kd_row_set_range.
