@@ -11,7 +11,6 @@ pgd_linf_step_ = torch.ops.ard_fast.pgd_linf_step_.default
 random_start = torch.ops.ard_fast.random_start.default
 kd_loss = torch.ops.ard_fast.kd_loss.default
 scale_rows_ = torch.ops.ard_fast.scale_rows_.default
-simd_level = torch.ops.ard_fast.simd_level.default
 
 
 @torch.library.register_fake("ard_fast::pgd_linf_step_")

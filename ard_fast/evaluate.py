@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ard_fast.attacks import PGD
+from ard_fast.attacks import PGD, attack_mode
 from ard_fast.data import Split
 
 PGD20_STEPS = 20
@@ -57,9 +57,7 @@ def evaluate(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     seed_tensor = torch.tensor([seed], dtype=torch.int64, device=device)
     correct = torch.zeros(2, dtype=torch.int64, device=device)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with attack_mode(model, "eval"):
         for start in range(0, len(split), batch_size):
             if between_batches is not None:
                 between_batches()
@@ -70,8 +68,5 @@ def evaluate(
             with torch.no_grad():
                 for row, images in enumerate((x, adversarial)):
                     correct[row] += (model(images).argmax(1) == y).sum()
-    finally:
-        for module, training in modes.items():
-            module.training = training
     clean, robust = correct.tolist()
     return Accuracy(100.0 * clean / len(split), 100.0 * robust / len(split))

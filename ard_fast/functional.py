@@ -262,7 +262,7 @@ def _logits(student: Tensor, teacher: Tensor, clean: Tensor | None) -> tuple[Ten
 
     def prepared(logits: Tensor) -> Tensor:
         logits = logits.to(dtype)
-        return logits if logits.dim() != 2 or logits.stride(1) == 1 else logits.contiguous()
+        return logits if logits.stride(1) == 1 else logits.contiguous()
 
     return prepared(student), prepared(teacher.detach()), None if clean is None else prepared(clean)
 

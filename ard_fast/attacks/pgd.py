@@ -120,11 +120,11 @@ class PGD:
                     return self._run(model, x, y, seed, sample_ids)
                 return self._best_of_restarts(model, x, y, seed, sample_ids)
 
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The loss of each sample, `[B]` float32, that the attack raises (lowers if targeted)."""
+    def loss(self, logits: Tensor, y: Tensor, reduction: str = "none") -> Tensor:
+        """The loss, float32, that the attack raises (lowers if targeted): of each sample `[B]`, or their "sum"."""
         if self.loss_name == "ce":
-            return torch.nn.functional.cross_entropy(logits.float(), y, reduction="none")
-        return F.kl_distill_loss(logits, y, temperature=1.0, reduction="none")
+            return torch.nn.functional.cross_entropy(logits.float(), y, reduction=reduction)
+        return F.kl_distill_loss(logits, y, temperature=1.0, reduction=reduction)
 
     def _run(self, model: Callable, x: Tensor, y: Tensor, seed: int | Tensor | None, ids: Tensor | None) -> Tensor:
         """One start and K steps."""
@@ -136,7 +136,7 @@ class PGD:
             x_adv = x.clone()
         for _ in range(self.steps):
             probe = x_adv.detach().requires_grad_()
-            loss = self.loss(self._logits(model, probe), y).sum()
+            loss = self.loss(self._logits(model, probe), y, reduction="sum")
             (grad,) = torch.autograd.grad(loss, [probe])
             F.pgd_linf_step_(
                 x_adv,

@@ -90,13 +90,18 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+inline void check_device(const Tensor& t, const char* name, const Tensor& like,
+                         const char* like_name) {
+  ARD_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), name,
+            " must be on the device of ", like_name, " (", device_of(like), "), got ",
+            device_of(t));
+}
+
 inline void check_like(const Tensor& t, const char* name, const Tensor& like,
                        const char* like_name) {
   ARD_CHECK(same_shape(t, like), name, " must have the shape of ", like_name, " ", shape_of(like),
             ", got ", shape_of(t));
-  ARD_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), name,
-            " must be on the device of ", like_name, " (", device_of(like), "), got ",
-            device_of(t));
+  check_device(t, name, like, like_name);
 }
 
 // Equal strides wherever they matter (dimensions of size 1 have arbitrary ones).
@@ -143,8 +148,7 @@ inline void check_per_sample(const std::optional<Tensor>& t, const char* name, c
   ARD_CHECK(x.dim() >= 1 && t->dim() == 1 && t->size(0) == x.size(0), name, " must have shape [",
             x.dim() ? x.size(0) : 0, "], one entry a sample, got ", shape_of(*t));
   check_dtype(*t, name, dtype, dtype_text);
-  ARD_CHECK(t->is_cuda() == x.is_cuda() && t->get_device_index() == x.get_device_index(), name,
-            " must be on the device of x (", device_of(x), "), got ", device_of(*t));
+  check_device(*t, name, x, "x");
   ARD_CHECK(t->size(0) < 2 || t->stride(0) == 1, name, " must be contiguous");
 }
 

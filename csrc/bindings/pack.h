@@ -93,8 +93,7 @@ inline RandomStartParams pack_random_start(const Tensor& x,                     
   check_per_sample(sample_ids, "sample_ids", x, ScalarType::Long, "int64");
   check_dtype(seed, "seed", ScalarType::Long, "int64");
   ARD_CHECK(seed.numel() == 1, "seed must have one element, got shape ", shape_of(seed));
-  ARD_CHECK(seed.is_cuda() == x.is_cuda() && seed.get_device_index() == x.get_device_index(),
-            "seed must be on the device of x (", device_of(x), "), got ", device_of(seed));
+  check_device(seed, "seed", x, "x");
 
   RandomStartParams p{};
   p.x = static_cast<const float*>(x.data_ptr());
@@ -189,9 +188,7 @@ inline void check_scale_rows(const Tensor& grad, const Tensor& scale) {
   ARD_CHECK(scale.numel() == 1 || (scale.dim() == 1 && scale.size(0) == grad.size(0)),
             "scale must have one element or shape [B], got ", shape_of(scale));
   ARD_CHECK(scale.dim() == 0 || scale.is_contiguous(), "scale must be contiguous");
-  ARD_CHECK(
-      scale.is_cuda() == grad.is_cuda() && scale.get_device_index() == grad.get_device_index(),
-      "scale must be on the device of grad (", device_of(grad), "), got ", device_of(scale));
+  check_device(scale, "scale", grad, "grad");
 }
 
 }  // namespace ard

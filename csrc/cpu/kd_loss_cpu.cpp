@@ -75,7 +75,8 @@ ARD_HD float vector_max(const RowView& row) {
   return lane_max(tops);
 }
 
-// What a thread keeps between the passes over a row.
+// What a thread keeps between the passes over a row: converted logits (s, t), gaps (over t),
+// weights.
 struct Scratch {
   explicit Scratch(int64_t classes)
       : padded((classes + kLanes - 1) / kLanes * kLanes),
