@@ -1,4 +1,4 @@
-"""Handles of the compiled operators and their shape functions. Schemas: csrc/bindings/ops.cpp."""
+"""Handles of the compiled operators and their shape functions. Schemas: csrc/bindings/module.cpp."""
 
 import torch
 from torch import Tensor
@@ -11,6 +11,11 @@ pgd_linf_step_ = torch.ops.ard_fast.pgd_linf_step_.default
 random_start = torch.ops.ard_fast.random_start.default
 kd_loss = torch.ops.ard_fast.kd_loss.default
 scale_rows_ = torch.ops.ard_fast.scale_rows_.default
+attack_gradient = torch.ops.ard_fast.attack_gradient.default
+pgd_l2_step_ = torch.ops.ard_fast.pgd_l2_step_.default
+mifgsm_step_ = torch.ops.ard_fast.mifgsm_step_.default
+apgd_step_ = torch.ops.ard_fast.apgd_step_.default
+select_best_ = torch.ops.ard_fast.select_best_.default
 
 
 @torch.library.register_fake("ard_fast::pgd_linf_step_")
@@ -45,4 +50,19 @@ def _(
 
 @torch.library.register_fake("ard_fast::scale_rows_")
 def _(grad, scale, factor) -> None:
+    return None
+
+
+@torch.library.register_fake("ard_fast::attack_gradient")
+def _(logits, labels, target_classes, loss, kappa, with_rows) -> tuple[Tensor, Tensor, Tensor]:
+    rows = logits.shape[0] if with_rows else 0
+    grad = logits.new_empty(logits.shape)
+    return grad, logits.new_empty((rows,), dtype=torch.float32), logits.new_empty((rows,), dtype=torch.bool)
+
+
+@torch.library.register_fake("ard_fast::pgd_l2_step_")
+@torch.library.register_fake("ard_fast::mifgsm_step_")
+@torch.library.register_fake("ard_fast::apgd_step_")
+@torch.library.register_fake("ard_fast::select_best_")
+def _(*_arguments) -> None:
     return None

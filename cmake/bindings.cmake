@@ -8,7 +8,9 @@ if(Python3_Development.Module_FOUND)
     OUTPUT_VARIABLE torch_folder OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
 endif()
 if(EXISTS "${torch_folder}/include/torch/csrc/stable/library.h")
-  add_library(ard_bindings OBJECT EXCLUDE_FROM_ALL csrc/bindings/ops.cpp)
+  file(GLOB ard_binding_sources CONFIGURE_DEPENDS csrc/bindings/*.cpp)
+  list(FILTER ard_binding_sources EXCLUDE REGEX "_cuda\\.cpp$")
+  add_library(ard_bindings OBJECT EXCLUDE_FROM_ALL ${ard_binding_sources})
   target_include_directories(ard_bindings SYSTEM PRIVATE
     ${torch_folder}/include ${torch_folder}/include/torch/csrc/api/include ${Python3_INCLUDE_DIRS})
   # As setup.py: the oldest torch and Python that the modules run on.

@@ -16,15 +16,21 @@ endfunction()
 
 # The kernels use nvcc's pragmas. The CPU loops, their counterpart, go without function clones: the
 # loader resolves those before a sanitizer's run time is ready.
-add_library(ard_kernels STATIC csrc/cpu/pgd_cpu.cpp csrc/cpu/kd_loss_cpu.cpp)
+file(GLOB ard_cpu_sources CONFIGURE_DEPENDS csrc/cpu/*.cpp)
+add_library(ard_kernels STATIC ${ard_cpu_sources})
 target_compile_definitions(ard_kernels PUBLIC ARD_FAST_NO_CLONES=1)
 target_compile_options(ard_kernels PUBLIC -Wno-unknown-pragmas)
 target_link_libraries(ard_kernels PUBLIC ard_emulator)
 
 ard_test(test_core core)
 ard_test(test_emulator emulator)
-ard_test(test_kernels_emulated kernels)
-target_link_libraries(test_kernels_emulated PRIVATE ard_kernels)
+# One program a family of kernels: tests/cpp/test_*_emulated.cpp.
+file(GLOB ard_kernel_tests CONFIGURE_DEPENDS tests/cpp/test_*_emulated.cpp)
+foreach(path IN LISTS ard_kernel_tests)
+  get_filename_component(name ${path} NAME_WE)
+  ard_test(${name} kernels)
+  target_link_libraries(${name} PRIVATE ard_kernels)
+endforeach()
 
 if(ARD_FAST_SANITIZE STREQUAL "thread")
   # The racecheck is itself checked: a missing barrier must be reported, in the samples and for every

@@ -26,7 +26,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-SOURCES = [CSRC / "testing" / name for name in ("emulator.cpp", "block_engine.cpp", "shared_arrays.cpp")]
+SOURCES = sorted((CSRC / "testing").glob("*.cpp"))
 # IEEE and without contraction, so that the step and the random start have the bits of the CPU op.
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
 FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]

@@ -3,7 +3,8 @@
 #include <cstdio>
 #include <vector>
 
-#include "testing/kernels_on_host.h"
+#include "testing/kd_on_host.h"
+#include "testing/pgd_on_host.h"
 
 int main() {
   using namespace ard;

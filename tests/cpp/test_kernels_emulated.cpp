@@ -10,7 +10,8 @@
 
 #include "check.h"
 #include "cpu/kernels.h"
-#include "testing/kernels_on_host.h"
+#include "testing/kd_on_host.h"
+#include "testing/pgd_on_host.h"
 
 namespace ard {
 namespace {

@@ -1,9 +1,4 @@
-"""The operators: fused attack steps and distillation losses on CPU and CUDA tensors.
-
-Conventions, everywhere: B batch, C classes. Pixel tensors are `[B, ...]`, float32, in units where the full range is
-`bounds` (0 to 1 by default); eps and step sizes are in the same units. No function waits for the GPU or allocates
-behind torch's back, so all of them can be captured in a CUDA graph.
-"""
+"""The distillation losses: fused, with their gradients from the same pass over the logits."""
 
 from __future__ import annotations
 
@@ -13,113 +8,11 @@ import torch
 from torch import Tensor
 
 from ard_fast import _ops
-from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample, positive, seed_tensor
+from ard_fast._arguments import positive
 from ard_fast._autograd import KdLoss
-
-__all__ = ["ard_loss", "kl_distill_loss", "pgd_linf_step_", "random_start"]
 
 _LOGIT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _REDUCTIONS = ("none", "sum", "batchmean", "mean")
-
-
-def pgd_linf_step_(
-    x_adv: Tensor,
-    grad: Tensor,
-    x: Tensor,
-    *,
-    step_size: float | Tensor,
-    eps: float | Tensor,
-    targeted: bool = False,
-    bounds: tuple[float, float] = (0.0, 1.0),
-) -> Tensor:
-    """Take one L-infinity PGD step in place: signed step, projection onto the eps-ball, clamp, in one pass.
-
-    Bit for bit `clamp(min(max(x_adv + step_size * sign(grad), x - eps), x + eps), *bounds)` in float32, the order of
-    operations of the published ARD code (Madry et al. 2018, section 2.1, is the method). `sign` is torch's: 0 for NaN
-    and both zeros. A NaN pixel stays NaN.
-
-    Args:
-        x_adv: iterate `[B, ...]`, float32, dense in memory (contiguous, channels_last, ...). Updated in place.
-        grad: gradient of the loss at `x_adv`, same shape, float32, float16 or bfloat16.
-        x: clean images, same shape, float32.
-        step_size: a number or a tensor `[B]` with one for each sample, at least 0.
-        eps: radius of the ball, likewise. Tensors are not checked for their values: that would wait for the GPU.
-        targeted: descend the loss instead of ascending it.
-        bounds: lowest and highest pixel value.
-
-    Returns:
-        `x_adv`.
-
-    Raises:
-        ValueError: a number is negative or not finite, bounds are not increasing, or `x_adv` requires grad.
-        RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
-    """
-    if x_adv.requires_grad and torch.is_grad_enabled():
-        raise ValueError("x_adv must not require grad: the step is not differentiable; pass x_adv.detach()")
-    step_scalar, step_tensor = number_or_per_sample(step_size, "step_size", x_adv)
-    eps_scalar, eps_tensor = number_or_per_sample(eps, "eps", x_adv)
-    lower, upper = bounds_pair(bounds)
-    stride = x_adv.stride()
-    if grad.requires_grad or grad.stride() != stride:
-        grad = _with_layout_of(grad.detach(), x_adv)
-    if x.requires_grad or x.stride() != stride:
-        x = _with_layout_of(x.detach(), x_adv)
-    _ops.pgd_linf_step_(x_adv, grad, x, step_tensor, eps_tensor, step_scalar, eps_scalar, targeted, lower, upper)
-    # The dispatcher does not count the write of an operator like this one; without the count autograd would not
-    # notice that a tensor it saved has changed.
-    torch.autograd.graph.increment_version(x_adv)
-    return x_adv
-
-
-def random_start(
-    x: Tensor,
-    *,
-    eps: float | Tensor,
-    norm: str = "linf",
-    init: str = "uniform",
-    std: float = 0.001,
-    clamp: bool = True,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    seed: int | Tensor | None = None,
-    sample_ids: Tensor | None = None,
-) -> Tensor:
-    """Return a random point near each image, where an attack starts.
-
-    The noise comes from Philox4x32-10 keyed by (seed, sample id, element): the same bits on CPU and CUDA, whatever
-    the memory layout, and for a given sample id whatever batch the sample is in.
-
-    Args:
-        x: images `[B, ...]`, float32.
-        eps: radius of the uniform noise, a number or a tensor `[B]`; at least 0. Not used by `init="normal"`.
-        norm: "linf".
-        init: "uniform" on (-eps, eps) (Madry et al. 2018), or "normal", `std` * N(0, 1) (the TRADES code).
-        std: standard deviation of the normal noise, in pixel units.
-        clamp: clamp to `bounds`. The published ARD, TRADES and RSLAD codes do not.
-        bounds: lowest and highest pixel value.
-        seed: an int, an int64 tensor with one element on the device of `x` (read when the kernel runs), or None to draw
-            one from torch's generator of that device.
-        sample_ids: int64 `[B]`, what identifies each sample; None takes 0, 1, ..., B - 1.
-
-    Returns:
-        `[B, ...]`, float32, in the memory layout of `x` where that is contiguous or channels_last, else contiguous.
-
-    Raises:
-        ValueError: a number or a name is out of range.
-        RuntimeError: shapes, dtypes or devices do not fit; the message names the argument.
-    """
-    if norm != "linf":
-        raise ValueError(f"norm must be 'linf', got {norm!r}")
-    if init not in ("uniform", "normal"):
-        raise ValueError(f"init must be 'uniform' or 'normal', got {init!r}")
-    std = nonnegative(std, "std")
-    lower, upper = bounds_pair(bounds)
-    x = x.detach()
-    if not _is_plain(x):
-        x = x.contiguous()
-    eps_scalar, eps_tensor = number_or_per_sample(eps, "eps", x)
-    return _ops.random_start(
-        x, eps_tensor, eps_scalar, seed_tensor(seed, x.device), sample_ids, init == "normal", std, clamp, lower, upper
-    )
 
 
 def kl_distill_loss(
@@ -265,21 +158,3 @@ def _logits(student: Tensor, teacher: Tensor, clean: Tensor | None) -> tuple[Ten
         return logits if logits.stride(1) == 1 else logits.contiguous()
 
     return prepared(student), prepared(teacher.detach()), None if clean is None else prepared(clean)
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Contiguous, or channels_last in two or three dimensions."""
-    if x.is_contiguous():
-        return True
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
-
-
-def _with_layout_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """`tensor` in the memory layout of `like`: itself, or a copy. Other shapes are left for the operator to refuse."""
-    if tensor.shape != like.shape:
-        return tensor
-    strides = zip(tensor.shape, tensor.stride(), like.stride(), strict=True)
-    if all(size == 1 or a == b for size, a, b in strides):
-        return tensor
-    return torch.empty_like(like, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

@@ -1,0 +1,12 @@
+"""The operators: fused attack steps and distillation losses on CPU and CUDA tensors.
+
+Conventions, everywhere: B batch, C classes. Pixel tensors are `[B, ...]`, float32, in units where the full range is
+`bounds` (0 to 1 by default); eps and step sizes are in the same units. No function waits for the GPU or allocates
+behind torch's back, so all of them can be captured in a CUDA graph.
+"""
+
+from ard_fast.functional.losses import ard_loss, kl_distill_loss
+from ard_fast.functional.starts import random_start
+from ard_fast.functional.steps import pgd_linf_step_
+
+__all__ = ["ard_loss", "kl_distill_loss", "pgd_linf_step_", "random_start"]

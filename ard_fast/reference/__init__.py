@@ -1,0 +1,11 @@
+"""The formulas in plain torch: what the fused operators are tested and measured against.
+
+Same signatures as `ard_fast.functional`, except that `pgd_linf_step` returns a new tensor. Any floating dtype; in
+float64 the losses serve as ground truth.
+"""
+
+from ard_fast.reference.losses import ard_loss, kl_distill_loss
+from ard_fast.reference.starts import philox_uniform, random_start
+from ard_fast.reference.steps import pgd_linf_step
+
+__all__ = ["ard_loss", "kl_distill_loss", "pgd_linf_step", "philox_uniform", "random_start"]

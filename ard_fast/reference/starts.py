@@ -1,0 +1,52 @@
+"""Random starts, and the random numbers under them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ard_fast.reference.steps import per_sample
+
+
+def random_start(
+    x: Tensor,
+    *,
+    eps: float | Tensor,
+    norm: str = "linf",
+    init: str = "uniform",
+    std: float = 0.001,
+    clamp: bool = True,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    seed: int,
+    sample_ids: Tensor | None = None,
+) -> Tensor:
+    """x plus Philox noise. Uniform noise has the operator's bits; the normal quantile here is torch's, in float64."""
+    if norm != "linf":
+        raise ValueError(f"norm must be 'linf', got {norm!r}")
+    uniform = philox_uniform(x.shape, seed=seed, sample_ids=sample_ids).to(x.device)
+    if init == "uniform":
+        noise = per_sample(eps, x) * uniform.to(x.dtype)
+    else:
+        noise = (std * torch.special.ndtri((1.0 + uniform.double()) / 2.0)).to(x.dtype)
+    out = x + noise
+    return torch.clamp(out, *bounds) if clamp else out
+
+
+def philox_uniform(shape: torch.Size | tuple[int, ...], *, seed: int, sample_ids: Tensor | None = None) -> Tensor:
+    """float32 `shape` on (-1, 1): Philox4x32-10 keyed by (seed, sample id, element), as csrc/core/philox.h."""
+    batch, numel = shape[0], torch.Size(shape[1:]).numel()
+    groups = (numel + 3) // 4
+    ids = torch.arange(batch) if sample_ids is None else sample_ids.cpu()
+    mask = 0xFFFFFFFF
+    group = torch.arange(groups).expand(batch, groups)
+    ids = ids[:, None].expand(batch, groups)
+    c0, c1, c2, c3 = group & mask, (group >> 32) & mask, ids & mask, (ids >> 32) & mask
+    k0, k1 = seed & mask, (seed >> 32) & mask
+    for _ in range(10):
+        # int64 products wrap, but their 64 bits are the unsigned ones.
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = ((p1 >> 32) & mask) ^ c1 ^ k0, p1 & mask, ((p0 >> 32) & mask) ^ c3 ^ k1, p0 & mask
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    bits = torch.stack((c0, c1, c2, c3), dim=2).reshape(batch, 4 * groups)[:, :numel]
+    odd = 2 * (bits >> 9) + 1 - 2**23
+    return (odd.to(torch.float32) * 2.0**-23).reshape(shape)

@@ -1,0 +1,47 @@
+// The distillation loss on CUDA tensors.
+#include "bindings/cuda_scope.h"
+#include "bindings/kd_pack.h"
+#include "cuda/launch.h"
+
+namespace ard {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> kd_loss_cuda(const Tensor student, const Tensor teacher,
+                                                std::optional<Tensor> clean,
+                                                std::optional<Tensor> labels, double temperature,
+                                                double kl_weight, double ce_weight,
+                                                double kl_grad_weight, double ce_grad_weight,
+                                                bool reduce, bool with_grad) {
+  const Scope scope(student);
+  KdOutputs out;
+  const KdLossParams p =
+      pack_kd_loss(student, teacher, clean, labels, temperature,
+                   {kl_weight, ce_weight, kl_grad_weight, ce_grad_weight}, with_grad, out);
+  if (!reduce) {
+    cuda::launch_kd_loss(p, dtype_tag(student), nullptr, scope.stream());
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    return {out.loss_rows, out.grad_student, out.grad_clean};
+  }
+  Tensor total = torch::stable::new_empty(student, {}, ScalarType::Float);
+  cuda::launch_kd_loss(p, dtype_tag(student), static_cast<float*>(total.data_ptr()),
+                       scope.stream());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {total, out.grad_student, out.grad_clean};
+}
+
+void scale_rows_cuda(Tensor grad, const Tensor scale, double factor) {
+  check_scale_rows(grad, scale);
+  const Scope scope(grad);
+  cuda::launch_scale_rows(grad.data_ptr(), dtype_tag(grad), grad.numel(), grad.size(1),
+                          static_cast<const float*>(scale.data_ptr()), scale.numel() != 1,
+                          float(factor), scope.stream());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace
+}  // namespace ard
+
+STABLE_TORCH_LIBRARY_IMPL(ard_fast, CUDA, m) {
+  m.impl("kd_loss", TORCH_BOX(&ard::kd_loss_cuda));
+  m.impl("scale_rows_", TORCH_BOX(&ard::scale_rows_cuda));
+}

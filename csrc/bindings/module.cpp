@@ -1,0 +1,71 @@
+// The module _C: the one schema block of the package. The CPU implementations register themselves
+// in the *_ops.cpp files.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "cpu/kernels.h"
+
+namespace ard {
+namespace {
+
+std::string simd_level() { return cpu::simd_level(); }
+
+}  // namespace
+}  // namespace ard
+
+STABLE_TORCH_LIBRARY(ard_fast, m) {
+  m.def(
+      "pgd_linf_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, Tensor? step_size_per_sample, "
+      "Tensor? eps_per_sample, float step_size, float eps, bool targeted, float lower, "
+      "float upper) -> ()");
+  m.def(
+      "random_start(Tensor x, Tensor? eps_per_sample, float eps, Tensor seed, Tensor? sample_ids, "
+      "bool normal, float std, bool clamp, float lower, float upper) -> Tensor");
+  // Row loss: kl_weight * KL + ce_weight * CE; `reduce` sums the rows. The gradients come unscaled
+  // by any incoming one, with their own weights; they are empty without `with_grad`.
+  m.def(
+      "kd_loss(Tensor student, Tensor teacher, Tensor? clean, Tensor? labels, float temperature, "
+      "float kl_weight, float ce_weight, float kl_grad_weight, float ce_grad_weight, bool reduce, "
+      "bool with_grad) -> (Tensor loss, Tensor grad_student, Tensor grad_clean)");
+  // grad[i] *= factor * scale[i], leaving rows untouched where the product is 1.
+  m.def("scale_rows_(Tensor(a!) grad, Tensor scale, float factor) -> ()");
+  // d(loss)/d(logits) of the batch's summed loss; loss: ce 0, margin 1, dlr 2, dlr_targeted 3. The
+  // rows (loss [B], and whether the label is the largest logit) are empty without `with_rows`.
+  m.def(
+      "attack_gradient(Tensor logits, Tensor labels, Tensor? target_classes, int loss, float "
+      "kappa, "
+      "bool with_rows) -> (Tensor grad, Tensor loss_rows, Tensor correct)");
+  m.def(
+      "pgd_l2_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, Tensor? step_size_per_sample, "
+      "Tensor? eps_per_sample, float step_size, float eps, bool targeted, float lower, "
+      "float upper) -> ()");
+  m.def(
+      "mifgsm_step_(Tensor(a!) x_adv, Tensor(b!) momentum, Tensor grad, Tensor x, "
+      "Tensor? step_size_per_sample, Tensor? eps_per_sample, float step_size, float eps, "
+      "float decay, bool targeted, float lower, float upper) -> ()");
+  // Takes the loss at x_adv into account and, given its gradient, writes the next iterate over
+  // x_prev. `window`: iterations since the last checkpoint if this is one, else 0.
+  m.def(
+      "apgd_step_(Tensor(a!) x_adv, Tensor(b!) x_prev, Tensor(c!) x_best, Tensor(d!) grad_best, "
+      "Tensor(e!) x_fooled, Tensor state, Tensor(f!) state_out, Tensor? grad, Tensor x, "
+      "Tensor loss_rows, Tensor correct, Tensor? eps_per_sample, float eps, bool l2, bool first, "
+      "int window, float rho, float momentum, float lower, float upper) -> ()");
+  // Per sample: keeps best, or takes candidate where its loss is higher (`lower`: lower).
+  m.def(
+      "select_best_(Tensor(a!) best, Tensor candidate, Tensor best_loss, Tensor loss, "
+      "Tensor(b!) best_loss_out, bool lower) -> ()");
+  m.def("simd_level() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ard_fast, CompositeExplicitAutograd, m) {
+  m.impl("simd_level", TORCH_BOX(&ard::simd_level));
+}
+
+// An empty module: importing it runs the registrations above.
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
