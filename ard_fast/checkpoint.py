@@ -33,8 +33,12 @@ def save_weights(path: Path, model: nn.Module, *, name: str, num_classes: int, i
     write_atomic(path, lambda part: save_file(tensors, part, metadata=metadata))
 
 
-def find_weights(source: str | Path) -> Path:
+def find_weights(source: str | Path, *, argument: str = "teacher") -> Path:
     """The weights file of a run's folder (its best checkpoint), or the file itself.
+
+    Args:
+        source: the folder or file.
+        argument: what errors call it.
 
     Raises:
         FileNotFoundError: neither is there.
@@ -42,14 +46,24 @@ def find_weights(source: str | Path) -> Path:
     path = Path(source)
     if path.is_dir():
         if not (path / BEST).is_file():
-            raise FileNotFoundError(f"teacher: {path} holds no {BEST}; is it the folder of a run that has validated?")
+            raise FileNotFoundError(
+                f"{argument}: {path} holds no {BEST}; is it the folder of a run that has validated?"
+            )
         return path / BEST
     if not path.is_file():
-        raise FileNotFoundError(f"teacher: {path} is neither a network's name nor an existing folder or file")
+        raise FileNotFoundError(f"{argument}: {path} is neither a network's name nor an existing folder or file")
     return path
 
 
-def load_network(source: str | Path, *, num_classes: int, in_channels: int, model: str | None = None) -> nn.Module:
+def load_network(
+    source: str | Path,
+    *,
+    num_classes: int,
+    in_channels: int,
+    model: str | None = None,
+    argument: str = "teacher",
+    model_argument: str = "teacher_model",
+) -> nn.Module:
     """A trained network from a run's folder, a `.safetensors` file, or a file written by `torch.save`.
 
     `module.` prefixes (DataParallel) and the unused `sub_block1.` of TRADES WideResNets are dropped. Pickles are
@@ -60,6 +74,8 @@ def load_network(source: str | Path, *, num_classes: int, in_channels: int, mode
         num_classes: what the data set needs.
         in_channels: what the data set needs.
         model: the network's name, where the file does not say; must agree where it does.
+        argument: what errors call `source`.
+        model_argument: what errors call `model`.
 
     Returns:
         The network on the CPU, in eval mode, without trainable parameters.
@@ -68,43 +84,62 @@ def load_network(source: str | Path, *, num_classes: int, in_channels: int, mode
         FileNotFoundError: nothing there.
         ValueError: another network or another number of classes, or an unreadable file.
     """
-    path = find_weights(source)
-    weights, metadata = _read_weights(path)
+    path = find_weights(source, argument=argument)
+    weights, metadata = read_weights(path, argument=argument)
     name = metadata.get("model", model)
     if name is None:
-        raise ValueError(f"teacher: {path} does not say which network it is; name it with --teacher-model")
+        flag = "--" + model_argument.replace("_", "-")
+        raise ValueError(f"{argument}: {path} does not say which network it is; name it with {flag}")
     if model is not None and name != model:
-        raise ValueError(f"teacher_model: {path} holds {name!r}, not {model!r}")
+        raise ValueError(f"{model_argument}: {path} holds {name!r}, not {model!r}")
     for what, wanted in (("num_classes", num_classes), ("in_channels", in_channels)):
         if int(metadata.get(what, wanted)) != wanted:
-            raise ValueError(f"teacher: {path} has {what} {metadata[what]}, the data set needs {wanted}")
+            raise ValueError(f"{argument}: {path} has {what} {metadata[what]}, the data set needs {wanted}")
     network = build_model(name, num_classes, in_channels)
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
     weights = {key: value for key, value in weights.items() if not key.startswith("sub_block1.")}
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"teacher: {path} does not fit {name} with {num_classes} classes: {error}") from error
+    fill_network(network, weights, f"{argument}: {path} does not fit {name} with {num_classes} classes")
     return network.eval().requires_grad_(False)
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def fill_network(network: nn.Module, weights: dict[str, Tensor], complaint: str) -> None:
+    """Put a state dict into a network, every key of both.
+
+    Raises:
+        ValueError: `complaint`, followed by the keys and shapes that do not fit.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{complaint}: {error}") from error
+
+
+def read_weights(path: Path, *, argument: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a weights file, without `module.` prefixes, and its metadata (empty for pickles).
+
+    Raises:
+        ValueError: unreadable, refused by `weights_only=True`, or no state dict.
+    """
+    weights, metadata = _read_file(path, argument)
+    return {key.removeprefix("module."): value for key, value in weights.items()}, metadata
+
+
+def _read_file(path: Path, argument: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
                 names = file.keys()
                 return {key: file.get_tensor(key) for key in names}, file.metadata() or {}
         except SafetensorError as error:
-            raise ValueError(f"teacher: {path} is not a safetensors file: {error}") from error
+            raise ValueError(f"{argument}: {path} is not a safetensors file: {error}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or refused pickle fails with almost any exception type
-        raise ValueError(f"teacher: cannot read {path} as a state dict: {error}") from error
+        raise ValueError(f"{argument}: cannot read {path} as a state dict: {error}") from error
     for key in ("state_dict", "model", "net"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"teacher: {path} holds no state dict of tensors")
+        raise ValueError(f"{argument}: {path} holds no state dict of tensors")
     return content, {}
 
 

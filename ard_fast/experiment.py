@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ard_fast.checkpoint import load_network
 from ard_fast.config import COMPARE, TrainConfig, to_yaml
 from ard_fast.data import load_dataset
-from ard_fast.evaluate import PGD20_STEPS
+from ard_fast.devices import find_device
+from ard_fast.evaluation import PGD20_STEPS
 from ard_fast.files import write_atomic, write_text
 from ard_fast.interrupts import StopRequest
 from ard_fast.models import MODELS
@@ -29,12 +29,7 @@ def prepare(config: TrainConfig, stop: StopRequest) -> Environment:
     Raises:
         ValueError, FileNotFoundError: no such device, data, teacher, or networks that do not fit.
     """
-    device = torch.device(config.device)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError("device: cuda was asked for, and torch sees no CUDA device (torch.cuda.is_available())")
-        if device.index is not None and device.index >= torch.cuda.device_count():
-            raise ValueError(f"device: {config.device} does not exist; torch sees {torch.cuda.device_count()}")
+    device = find_device(config.device)
     dataset = load_dataset(
         config.dataset,
         data_dir=config.data_dir,

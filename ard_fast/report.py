@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ard_fast.evaluate import PGD20_STEPS, Accuracy
+from ard_fast.evaluation import PGD20_STEPS, Accuracy
 from ard_fast.files import write_atomic, write_text
 from ard_fast.runfolder import RunFolder
 

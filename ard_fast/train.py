@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from ard_fast.checkpoint import DamagedState
+from ard_fast.commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from ard_fast.config import (
     DATASET_DEFAULTS,
     PRESETS,
@@ -28,30 +29,13 @@ from ard_fast.config import (
 )
 from ard_fast.experiment import prepare, run
 from ard_fast.interrupts import Interrupted, StopRequest
-from ard_fast.names import nearest
 from ard_fast.runfolder import RunFolder
 from ard_fast.trainer import NonFiniteLoss
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
-
-class _Parser(argparse.ArgumentParser):
-    """Says the nearest flag for one that does not exist."""
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        parsed, extra = self.parse_known_args(args, namespace)
-        if extra:
-            near = nearest(extra[0].split("=")[0], self._option_string_actions)
-            self.error(f"unknown argument {extra[0]!r}" + (f"; did you mean {near}?" if near else ""))
-        return parsed
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
-
-
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The command line; every field of `TrainConfig` is a flag."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m ard_fast.train",
         usage="%(prog)s [--method METHOD] [--dataset DATASET] [--out DIR] [--resume DIR] [any setting below]",
         description="Train small robust networks: PGD adversarial training, distillation, ARD. "

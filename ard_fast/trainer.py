@@ -15,7 +15,7 @@ from ard_fast.checkpoint import TrainingState, load_network, load_state, save_st
 from ard_fast.config import TrainConfig, to_yaml
 from ard_fast.data import Dataset, EpochPlan, make_batch
 from ard_fast.data.batches import derive_seed, pad_images
-from ard_fast.evaluate import PGD20_STEPS, Accuracy, evaluate
+from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.methods import build_method
 from ard_fast.models import MODELS, build_model, count_parameters
@@ -23,8 +23,6 @@ from ard_fast.progress import Progress
 from ard_fast.report import write_run_report
 from ard_fast.runfolder import RunFolder
 from ard_fast.schedules import learning_rate
-
-_EVAL_SEED = 1234567  # one for all runs: the same starting points for every network
 
 
 class NonFiniteLoss(RuntimeError):
@@ -238,7 +236,7 @@ class Trainer:
             split,
             levels=self.env.dataset.levels,
             attack=attack,
-            seed=_EVAL_SEED,
+            seed=EVALUATION_SEED,
             batch_size=self.config.eval_batch_size,
             channels_last=self.config.channels_last,
             between_batches=self._stop_if_requested,

@@ -12,6 +12,7 @@ from ard_fast.attacks import PGD, attack_mode
 from ard_fast.data import Split
 
 PGD20_STEPS = 20
+EVALUATION_SEED = 1234567  # one for all runs: the same starting points for every network
 
 
 class Accuracy(NamedTuple):

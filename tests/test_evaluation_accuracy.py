@@ -6,7 +6,7 @@ from torch import nn
 
 from ard_fast.attacks import PGD
 from ard_fast.data import Split
-from ard_fast.evaluate import evaluate
+from ard_fast.evaluation import evaluate
 from ard_fast.models import build_model
 
 PGD3 = PGD(eps=0.1, step_size=0.05, steps=3, bn="eval")
