@@ -67,6 +67,14 @@ ARD_HD float sqrt_rn(float a) {
 #endif
 }
 
+ARD_HD double sqrt_f64(double a) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(a);
+#else
+  return __builtin_sqrt(a);
+#endif
+}
+
 // The larger / smaller argument, the second one for ties and when either is NaN: one instruction on
 // x86 and, unlike fmaxf, the same sign of zero everywhere.
 ARD_HD float max_or_second(float a, float b) { return a > b ? a : b; }

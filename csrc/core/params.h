@@ -56,4 +56,28 @@ struct KdLossParams {
   float ce_grad_weight;        // grad_clean = ce_grad_weight * (p_clean - onehot)
 };
 
+struct ApgdParams {
+  float* x_adv;                 // [B, E] the iterate just evaluated; overwritten on a restart
+  float* x_prev;                // [B, E] the iterate before it; the next one is written here
+  float* x_best;                // [B, E] highest loss
+  void* grad_best;              // [B, E] gradient there
+  float* x_fooled;              // [B, E] last misclassified iterate, or the start
+  const float* state;           // [7, B], see ApgdRecord
+  float* state_out;             // [7, B]
+  const void* grad;             // [B, E] float, f16 or bf16, or null: no step
+  const float* x;               // [B, E]
+  const float* loss_rows;       // [B]
+  const bool* correct;          // [B]
+  const float* eps_per_sample;  // [B] or null
+  int64_t batch;
+  int64_t sample_numel;      // E
+  float eps;                 // used when eps_per_sample is null
+  float most_increases;      // at a checkpoint: halve the step if no more steps raised the loss
+  float momentum;            // weight of the gradient step
+  float one_minus_momentum;  // weight of the move before
+  float lower, upper;        // pixel bounds
+  bool first;                // this is the start: nothing is remembered yet
+  bool checkpoint;
+};
+
 }  // namespace ard

@@ -6,18 +6,22 @@
 
 namespace ard {
 
-// min(max(x_adv + step * sign(grad), x - eps), x + eps), then clamped to the pixel bounds: Madry et
-// al. 2018 in the order of operations of the published ARD code, bit for bit. sign(NaN) is 0 as in
-// torch, a subnormal gradient counts, and step * sign is exact, so no contraction can change it.
+// min(max(value, x - eps), x + eps), then clamped to the pixel bounds.
+ARD_HD float linf_project(float value, float x, float eps, float lower, float upper) {
+  const float lowest = x - eps;
+  const float projected = min_or_second(max_or_second(value, lowest), x + eps);
+  const float clamped = clamp_nan(projected, lower, upper);
+  // NaN pixels (or eps, or step) propagate as through torch.max; one test replaces four.
+  return either_nan(value, lowest) ? value + lowest : clamped;
+}
+
+// x_adv + step * sign(grad), projected: Madry et al. 2018 in the order of operations of the
+// published ARD code, bit for bit. sign(NaN) is 0 as in torch, a subnormal gradient counts, and
+// step * sign is exact, so no contraction can change it.
 ARD_HD float pgd_linf_update(float x_adv, float grad, float x, float signed_step, float eps,
                              float lower, float upper) {
   const float sign = float(int(grad > 0.0f) - int(grad < 0.0f));
-  const float stepped = x_adv + signed_step * sign;
-  const float lowest = x - eps;
-  const float projected = min_or_second(max_or_second(stepped, lowest), x + eps);
-  const float clamped = clamp_nan(projected, lower, upper);
-  // NaN pixels (or eps, or step) propagate as through torch.max; one test replaces four.
-  return either_nan(stepped, lowest) ? stepped + lowest : clamped;
+  return linf_project(x_adv + signed_step * sign, x, eps, lower, upper);
 }
 
 // Uniform on (-1, 1), symmetric: the odd multiples of 2^-23, exact in float.

@@ -1,0 +1,202 @@
+"""Auto-PGD: the loop's whole state machine in one operator a step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ard_fast import _ops
+from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample
+from ard_fast.functional._layout import is_plain, with_layout_of
+
+# Rows of the state, as in csrc/core/apgd_math.h.
+_STATE_ROWS = 7
+_STEP_SIZE, _LOSS_BEST, _FOOLED = 0, 1, 6
+
+
+def checkpoint_windows(
+    steps: int, *, first: float = 0.22, decrement: float = 0.03, minimum: float = 0.06
+) -> tuple[int, ...]:
+    """When Auto-PGD looks back on its progress (Croce & Hein 2020, section 3.1, as the authors' code rounds it).
+
+    The first checkpoint comes after `first` of the steps; each interval is shorter than the one before it by
+    `decrement` of them, down to `minimum`.
+
+    Args:
+        steps: gradient steps of the attack, at least 1.
+
+    Returns:
+        `steps` numbers, one for each call of `APGDRun.step`: how many steps have passed since the last checkpoint if
+        there is one at this call, else 0.
+
+    Raises:
+        ValueError: steps is less than 1, or a fraction is negative or not finite.
+    """
+    steps = _step_count(steps)
+    interval = max(int(nonnegative(first, "first") * steps), 1)
+    smallest = max(int(nonnegative(minimum, "minimum") * steps), 1)
+    shrink = max(int(nonnegative(decrement, "decrement") * steps), 1)
+    windows = [0] * steps
+    at = interval
+    while at < steps:
+        windows[at] = interval
+        interval = max(interval - shrink, smallest)
+        at += interval
+    return tuple(windows)
+
+
+class APGDRun:
+    """One run of Auto-PGD (Croce & Hein, ICML 2020) on a batch, from the start to the last step.
+
+    Every sample halves its own step size and goes back to its own best point; all of it, the step included, is one
+    operator over the images for each iteration, which waits for nothing. L-infinity iterates are bit for bit those of
+    the authors' code for the same gradients; in L2 the norms are taken without underflow, and a zero gradient moves
+    nothing.
+
+    ::
+
+        run = F.APGDRun(x, start, eps=8 / 255, steps=100)
+        for _ in range(100):
+            ...  # grad, loss_rows [B] and correct [B] at run.x_adv
+            run.step(grad, loss_rows, correct)
+        ...  # loss_rows and correct at run.x_adv
+        run.finish(loss_rows, correct)
+        run.x_fooled, run.fooled, run.x_best, run.loss_best
+
+    Args:
+        x: clean images `[B, ...]`, float32.
+        start: where the run starts, same shape, float32, within the ball and the bounds; it is copied.
+        eps: radius of the ball, a number or a tensor `[B]`.
+        norm: "linf" or "l2".
+        steps: how many times `step` will be called, at least 1; sets the checkpoints.
+        rho: at a checkpoint, the step is halved if no more than `rho` of the steps since the last one raised the loss.
+        momentum: weight of the gradient step against the move before it, 0 to 1.
+        bounds: lowest and highest pixel value.
+
+    Attributes:
+        x_adv: `[B, ...]`, where the loss is to be evaluated next. Overwritten later: copy what shall stay.
+        x_best: `[B, ...]`, the point of the highest loss so far.
+        x_fooled: `[B, ...]`, the last misclassified point, or the start where there was none.
+        state: float32 `[7, B]`, what each sample remembers: step size, best loss, previous loss, steps since the last
+            checkpoint that raised the loss, best loss at the last checkpoint, 1 if the step was halved there, 1 if the
+            sample was misclassified anywhere.
+
+    Raises:
+        ValueError: a number or a name is out of range.
+        RuntimeError: shapes, dtypes or devices do not fit; the message names the argument.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        start: Tensor,
+        *,
+        eps: float | Tensor,
+        norm: str = "linf",
+        steps: int = 100,
+        rho: float = 0.75,
+        momentum: float = 0.75,
+        bounds: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        if norm not in ("linf", "l2"):
+            raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}")
+        if x.dim() < 1:
+            raise RuntimeError("x must have a batch dimension, got a scalar")
+        if start.shape != x.shape:
+            raise RuntimeError(f"start must have the shape of x {list(x.shape)}, got {list(start.shape)}")
+        self._l2 = norm == "l2"
+        self._windows = checkpoint_windows(steps)
+        self._rho = nonnegative(rho, "rho")
+        self._momentum = nonnegative(momentum, "momentum")
+        if self._momentum > 1.0:
+            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
+        self._lower, self._upper = bounds_pair(bounds)
+        self._eps, self._eps_tensor = number_or_per_sample(eps, "eps", x)
+        x = x.detach()
+        self._x = x if is_plain(x) else x.contiguous()
+        self.x_adv = torch.empty_like(self._x).copy_(start.detach())
+        self._x_prev = torch.empty_like(self._x)
+        self.x_best = torch.empty_like(self._x)
+        self.x_fooled = torch.empty_like(self._x)
+        self._grad_best: Tensor | None = None
+        self.state = x.new_empty((_STATE_ROWS, x.shape[0]), dtype=torch.float32)
+        self._state_out = torch.empty_like(self.state)
+        self._calls = 0
+        self._finished = False
+
+    @property
+    def step_size(self) -> Tensor:
+        """`[B]`, the step size of the next step."""
+        return self.state[_STEP_SIZE]
+
+    @property
+    def loss_best(self) -> Tensor:
+        """`[B]`, the highest loss so far."""
+        return self.state[_LOSS_BEST]
+
+    @property
+    def fooled(self) -> Tensor:
+        """Bool `[B]`, whether some point so far was misclassified."""
+        return self.state[_FOOLED] != 0
+
+    def step(self, grad: Tensor, loss_rows: Tensor, correct: Tensor) -> Tensor:
+        """Take the loss at `x_adv` into account and step on along its gradient.
+
+        Args:
+            grad: gradient of the loss at `x_adv`, `[B, ...]`, float32, float16 or bfloat16; the same dtype every time.
+            loss_rows: `[B]`, float32, the loss there.
+            correct: bool `[B]`, whether the sample is classified correctly there.
+
+        Returns:
+            The next `x_adv`.
+        """
+        if self._calls >= len(self._windows):
+            raise RuntimeError(f"step was called more than steps = {len(self._windows)} times")
+        grad = with_layout_of(grad.detach(), self._x)
+        if self._grad_best is None:
+            self._grad_best = torch.empty_like(self._x, dtype=grad.dtype)
+        self._call(grad, loss_rows, correct, self._windows[self._calls])
+        self.x_adv, self._x_prev = self._x_prev, self.x_adv
+        self._calls += 1
+        return self.x_adv
+
+    def finish(self, loss_rows: Tensor, correct: Tensor) -> APGDRun:
+        """Take the loss at the last point into account; no gradient is needed there. Returns itself."""
+        if self._finished or self._grad_best is None:
+            raise RuntimeError("finish must be called once, after the steps")
+        self._call(None, loss_rows, correct, 0)
+        self._finished = True
+        return self
+
+    def _call(self, grad: Tensor | None, loss_rows: Tensor, correct: Tensor, window: int) -> None:
+        if self._finished:
+            raise RuntimeError("the run is finished; start another one")
+        written = (self.x_adv, self._x_prev, self.x_best, self._grad_best, self.x_fooled, self._state_out)
+        _ops.apgd_step_(
+            *written[:5],
+            self.state,
+            self._state_out,
+            grad,
+            self._x,
+            loss_rows.detach(),
+            correct,
+            self._eps_tensor,
+            self._eps,
+            self._l2,
+            self._calls == 0,
+            window,
+            self._rho,
+            self._momentum,
+            self._lower,
+            self._upper,
+        )
+        torch.autograd.graph.increment_version(written)
+        self.state, self._state_out = self._state_out, self.state
+
+
+def _step_count(steps: int) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"steps must be an int, got {type(steps).__name__}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    return steps

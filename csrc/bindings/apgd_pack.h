@@ -1,0 +1,127 @@
+// The Auto-PGD step: from checked tensors to its params struct, the same for CPU and CUDA.
+#pragma once
+
+#include "bindings/checks.h"
+#include "core/apgd_math.h"
+
+namespace ard {
+
+constexpr int64_t kApgdFields = sizeof(ApgdRecord) / sizeof(float);
+
+inline void check_apgd_state(const Tensor& t, const char* name, const Tensor& x) {
+  ARD_CHECK(t.dim() == 2 && t.size(0) == kApgdFields && t.size(1) == x.size(0), name,
+            " must have shape [", kApgdFields, ", ", x.size(0), "], got ", shape_of(t));
+  check_dtype(t, name, ScalarType::Float, "float32");
+  check_device(t, name, x, "x_adv");
+  ARD_CHECK(t.numel() == 0 || ((t.size(1) == 1 || t.stride(1) == 1) && t.stride(0) == t.size(1)),
+            name, " must be contiguous");
+}
+
+// Blocks of the kernels read and write without an order among them: nothing written may be read or
+// written under another name.
+inline void check_apart(const Tensor& out, const char* out_name, const Tensor& other,
+                        const char* other_name) {
+  const auto bytes = [](const Tensor& t) {
+    const ScalarType s = t.scalar_type();
+    return t.numel() * (s == ScalarType::Bool ? 1 : item_size(t));
+  };
+  const auto* o = static_cast<const char*>(out.data_ptr());
+  const auto* i = static_cast<const char*>(other.data_ptr());
+  ARD_CHECK(o + bytes(out) <= i || i + bytes(other) <= o, out_name, " must not overlap ",
+            other_name, " in memory");
+}
+
+inline ApgdParams pack_apgd_step(Tensor& x_adv,        // [B, ...] float32, written on a restart
+                                 Tensor& x_prev,       // [B, ...] float32, written
+                                 Tensor& x_best,       // [B, ...] float32, written
+                                 Tensor& grad_best,    // [B, ...], written
+                                 Tensor& x_fooled,     // [B, ...] float32, written
+                                 const Tensor& state,  // [7, B] float32
+                                 Tensor& state_out,    // [7, B] float32, written
+                                 const std::optional<Tensor>& grad,            // [B, ...]
+                                 const Tensor& x,                              // [B, ...] float32
+                                 const Tensor& loss_rows,                      // [B] float32
+                                 const Tensor& correct,                        // [B] bool
+                                 const std::optional<Tensor>& eps_per_sample,  // [B] float32
+                                 double eps, bool first, int64_t window, double rho,
+                                 double momentum, double lower, double upper) {
+  check_dtype(x_adv, "x_adv", ScalarType::Float, "float32 (iterates stay in full precision)");
+  check_dense(x_adv, "x_adv");
+  check_batch_outermost(x_adv, "x_adv", "Auto-PGD, which decides sample by sample");
+  const auto check_image = [&](const Tensor& t, const char* name) {
+    check_like(t, name, x_adv, "x_adv");
+    check_same_layout(t, name, x_adv, "x_adv");
+  };
+  const auto check_pixels = [&](const Tensor& t, const char* name) {
+    check_dtype(t, name, ScalarType::Float, "float32");
+    check_image(t, name);
+  };
+  check_pixels(x_prev, "x_prev");
+  check_pixels(x_best, "x_best");
+  check_pixels(x_fooled, "x_fooled");
+  check_pixels(x, "x");
+  check_float_dtype(grad_best, "grad_best");
+  check_image(grad_best, "grad_best");
+  if (grad) {
+    check_float_dtype(*grad, "grad");
+    check_image(*grad, "grad");
+    ARD_CHECK(grad->scalar_type() == grad_best.scalar_type(), "grad must have the dtype of ",
+              "grad_best (", dtype_of(grad_best), "), got ", dtype_of(*grad));
+  }
+  check_apgd_state(state, "state", x_adv);
+  check_apgd_state(state_out, "state_out", x_adv);
+  check_per_sample(loss_rows, "loss_rows", x_adv, ScalarType::Float, "float32");
+  check_per_sample(correct, "correct", x_adv, ScalarType::Bool, "bool");
+  check_per_sample(eps_per_sample, "eps", x_adv, ScalarType::Float, "float32");
+  ARD_CHECK(window >= 0, "window must be at least 0, got ", window);
+
+  struct Named {
+    const Tensor* tensor;
+    const char* name;
+  };
+  // The first six are written.
+  const Named all[] = {{&x_adv, "x_adv"},
+                       {&x_prev, "x_prev"},
+                       {&x_best, "x_best"},
+                       {&grad_best, "grad_best"},
+                       {&x_fooled, "x_fooled"},
+                       {&state_out, "state_out"},
+                       {&state, "state"},
+                       {grad ? &*grad : nullptr, "grad"},
+                       {&x, "x"},
+                       {&loss_rows, "loss_rows"},
+                       {&correct, "correct"},
+                       {eps_per_sample ? &*eps_per_sample : nullptr, "eps"}};
+  for (int i = 0; i < 6; ++i) {
+    for (int j = i + 1; j < int(std::size(all)); ++j) {
+      if (all[j].tensor) check_apart(*all[i].tensor, all[i].name, *all[j].tensor, all[j].name);
+    }
+  }
+
+  ApgdParams p{};
+  p.x_adv = static_cast<float*>(x_adv.data_ptr());
+  p.x_prev = static_cast<float*>(x_prev.data_ptr());
+  p.x_best = static_cast<float*>(x_best.data_ptr());
+  p.grad_best = grad_best.data_ptr();
+  p.x_fooled = static_cast<float*>(x_fooled.data_ptr());
+  p.state = static_cast<const float*>(state.data_ptr());
+  p.state_out = static_cast<float*>(state_out.data_ptr());
+  p.grad = grad ? grad->data_ptr() : nullptr;
+  p.x = static_cast<const float*>(x.data_ptr());
+  p.loss_rows = static_cast<const float*>(loss_rows.data_ptr());
+  p.correct = static_cast<const bool*>(correct.data_ptr());
+  p.eps_per_sample = data_or_null<float>(eps_per_sample);
+  p.batch = x_adv.size(0);
+  p.sample_numel = x_adv.numel() ? x_adv.numel() / p.batch : 0;
+  p.eps = float(eps);
+  p.most_increases = float(rho * double(window));
+  p.momentum = float(first ? 1.0 : momentum);
+  p.one_minus_momentum = float(first ? 0.0 : 1.0 - momentum);
+  p.lower = float(lower);
+  p.upper = float(upper);
+  p.first = first;
+  p.checkpoint = window > 0;
+  return p;
+}
+
+}  // namespace ard
