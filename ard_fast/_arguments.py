@@ -37,6 +37,14 @@ def positive(value: float, name: str) -> float:
     return number
 
 
+def confidence(value: float, name: str) -> float:
+    """`value` as a float of at least 0; may be infinite."""
+    number = _number(value, name)
+    if not number >= 0.0:
+        raise ValueError(f"{name} must be at least 0, got {number}")
+    return number
+
+
 def _number(value: float, name: str) -> float:
     if not isinstance(value, str):
         try:

@@ -31,6 +31,12 @@ def loss_arguments(device, dtype=torch.float32, with_clean=True, reduce=True, wi
     return student, teacher, clean, labels, 4.0, 0.5, 0.25, 0.5, 0.25, reduce, with_grad
 
 
+def gradient_arguments(device, loss=0, dtype=torch.float32, with_rows=True):
+    logits = torch.randn(3, 6, device=device).to(dtype)
+    labels = torch.tensor([0, 5, 2], device=device)
+    return logits, labels, labels.flip(0) if loss == 3 else None, loss, 50.0, with_rows
+
+
 CASES = {
     "step": lambda device: (_ops.pgd_linf_step_, step_arguments(device)),
     "step bf16": lambda device: (_ops.pgd_linf_step_, step_arguments(device, torch.bfloat16)),
@@ -40,6 +46,10 @@ CASES = {
     "loss": lambda device: (_ops.kd_loss, loss_arguments(device)),
     "loss fp16 rows": lambda device: (_ops.kd_loss, loss_arguments(device, torch.float16, False, False)),
     "loss alone": lambda device: (_ops.kd_loss, loss_arguments(device, with_grad=False)),
+    "gradient": lambda device: (_ops.attack_gradient, gradient_arguments(device)),
+    "gradient alone": lambda device: (_ops.attack_gradient, gradient_arguments(device, 1, with_rows=False)),
+    "gradient dlr": lambda device: (_ops.attack_gradient, gradient_arguments(device, 2, torch.float16)),
+    "gradient targeted": lambda device: (_ops.attack_gradient, gradient_arguments(device, 3, torch.bfloat16)),
     "scale": lambda device: (_ops.scale_rows_, (torch.randn(3, 6, device=device), torch.rand(3, device=device), 2.0)),
 }
 
@@ -97,6 +107,26 @@ def test_compiled_step_and_start(backend, memory_format, device):
     assert mine.equal(F.pgd_linf_step_(x.clone(), grad, x, step_size=0.02, eps=0.1))
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_attack_gradient(backend, device):
+    """An attack's gradient through a network, in one graph."""
+    weight, x = torch.randn(8, 10, device=device), torch.randn(4, 8, device=device)
+    labels = torch.tensor([1, 2, 3, 4], device=device)
+    other = torch.randn(4, 10, device=device)
+
+    def rows_and_gradients(x, weight):
+        logits = x @ weight
+        ce = F.attack_gradient(logits, labels, with_rows=True)
+        dlr = F.attack_gradient(logits, labels.flip(0), loss="dlr_targeted", labels=labels)
+        kl = F.attack_gradient(logits, other, loss="kl", temperature=2.0)
+        return ce.loss, ce.correct, (ce.grad + dlr + kl) @ weight.t()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(rows_and_gradients, backend=backend, fullgraph=True)(x, weight)
+    for a, b in zip(compiled, rows_and_gradients(x, weight), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_torch_func_grad(device):
     student, teacher = torch.randn(3, 6, device=device), torch.randn(3, 6, device=device)
 
@@ -136,6 +166,10 @@ def test_nothing_waits_for_the_gpu():
         leaves = [student.requires_grad_(), clean.requires_grad_()]
         loss = F.ard_loss(leaves[0], teacher, leaves[1], labels, alpha=0.5)
         torch.autograd.grad(loss, leaves, torch.full((), 3.0, device=device))
+        for name in ("ce", "margin", "dlr"):
+            F.attack_gradient(student, labels, loss=name, with_rows=True)
+        F.attack_gradient(student, labels.flip(0), loss="dlr_targeted", labels=labels)
+        F.attack_gradient(student, teacher, loss="kl", temperature=2.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

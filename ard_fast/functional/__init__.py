@@ -6,8 +6,18 @@ behind torch's back, so all of them can be captured in a CUDA graph.
 """
 
 from ard_fast.functional.apgd import APGDRun, checkpoint_windows
+from ard_fast.functional.gradients import AttackGradient, attack_gradient
 from ard_fast.functional.losses import ard_loss, kl_distill_loss
 from ard_fast.functional.starts import random_start
 from ard_fast.functional.steps import pgd_linf_step_
 
-__all__ = ["APGDRun", "ard_loss", "checkpoint_windows", "kl_distill_loss", "pgd_linf_step_", "random_start"]
+__all__ = [
+    "APGDRun",
+    "AttackGradient",
+    "ard_loss",
+    "attack_gradient",
+    "checkpoint_windows",
+    "kl_distill_loss",
+    "pgd_linf_step_",
+    "random_start",
+]

@@ -10,8 +10,8 @@ from torch import Tensor
 from ard_fast import _ops
 from ard_fast._arguments import positive
 from ard_fast._autograd import KdLoss
+from ard_fast.functional._logits import common_logits
 
-_LOGIT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _REDUCTIONS = ("none", "sum", "batchmean", "mean")
 
 
@@ -116,7 +116,8 @@ def _kd_loss(
             "teacher_logits must not require grad: only the student gets a gradient; "
             "run the teacher under torch.no_grad() or pass teacher_logits.detach()"
         )
-    student, teacher, clean = _logits(student, teacher, clean)
+    named = {"student_logits": student, "teacher_logits": teacher.detach(), "student_logits (clean)": clean}
+    student, teacher, clean = common_logits(named)
     if reduction in ("batchmean", "mean"):
         batch = student.shape[0]
         if batch == 0:
@@ -138,23 +139,3 @@ def _kd_loss(
     ce_factor = 1.0 if lift is None else ce_weight / ce_grad
     settings = (temperature, kl_weight, ce_weight, kl_grad, ce_grad, reduce, kl_factor, ce_factor)
     return KdLoss.apply(student, teacher, clean, labels, settings)[0]
-
-
-def _logits(student: Tensor, teacher: Tensor, clean: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """All logits in their common dtype, with the classes contiguous."""
-    named = {"student_logits": student, "teacher_logits": teacher, "student_logits (clean)": clean}
-    dtype = student.dtype
-    for name, logits in named.items():
-        if logits is None:
-            continue
-        if logits.dtype not in _LOGIT_DTYPES:
-            raise TypeError(f"{name} must be float32, float16 or bfloat16, got {logits.dtype}")
-        if logits.dim() != 2 or logits.shape[1] == 0:
-            raise RuntimeError(f"{name} must be logits of shape [B, C] with C >= 1, got {list(logits.shape)}")
-        dtype = torch.promote_types(dtype, logits.dtype)
-
-    def prepared(logits: Tensor) -> Tensor:
-        logits = logits.to(dtype)
-        return logits if logits.stride(1) == 1 else logits.contiguous()
-
-    return prepared(student), prepared(teacher.detach()), None if clean is None else prepared(clean)

@@ -1,12 +1,23 @@
 """The formulas in plain torch: what the fused operators are tested and measured against.
 
-Same signatures as `ard_fast.functional`, except that `pgd_linf_step` returns a new tensor. Any floating dtype; in
-float64 the losses serve as ground truth.
+Same signatures as `ard_fast.functional`, except that `pgd_linf_step` returns a new tensor and `attack_gradient` the
+gradient alone. Any floating dtype; in float64 the losses serve as ground truth.
 """
 
 from ard_fast.reference.apgd import APGDIterate, apgd_step
+from ard_fast.reference.gradients import attack_gradient, attack_loss
 from ard_fast.reference.losses import ard_loss, kl_distill_loss
 from ard_fast.reference.starts import philox_uniform, random_start
 from ard_fast.reference.steps import pgd_linf_step
 
-__all__ = ["APGDIterate", "apgd_step", "ard_loss", "kl_distill_loss", "pgd_linf_step", "philox_uniform", "random_start"]
+__all__ = [
+    "APGDIterate",
+    "apgd_step",
+    "ard_loss",
+    "attack_gradient",
+    "attack_loss",
+    "kl_distill_loss",
+    "pgd_linf_step",
+    "philox_uniform",
+    "random_start",
+]

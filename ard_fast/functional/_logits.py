@@ -1,0 +1,27 @@
+"""Checks of logits that several functions share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def common_logits(named: dict[str, Tensor | None]) -> list[Tensor | None]:
+    """All logits, given by the names of their arguments, in their common dtype, with the classes contiguous."""
+    dtype = next(iter(named.values())).dtype
+    for name, logits in named.items():
+        if logits is None:
+            continue
+        if logits.dtype not in _DTYPES:
+            raise TypeError(f"{name} must be float32, float16 or bfloat16, got {logits.dtype}")
+        if logits.dim() != 2 or logits.shape[1] == 0:
+            raise RuntimeError(f"{name} must be logits of shape [B, C] with C >= 1, got {list(logits.shape)}")
+        dtype = torch.promote_types(dtype, logits.dtype)
+
+    def prepared(logits: Tensor) -> Tensor:
+        logits = logits.to(dtype)
+        return logits if logits.stride(1) == 1 else logits.contiguous()
+
+    return [None if logits is None else prepared(logits) for logits in named.values()]

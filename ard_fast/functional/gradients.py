@@ -1,0 +1,99 @@
+"""The gradient that an attack follows, at the logits: no loss, no graph, one pass."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ard_fast import _ops
+from ard_fast._arguments import confidence, positive
+from ard_fast.functional._logits import common_logits
+
+_CODES = {"ce": 0, "margin": 1, "dlr": 2, "dlr_targeted": 3}
+_LOSSES = ("ce", "kl", "margin", "dlr", "dlr_targeted")
+
+
+class AttackGradient(NamedTuple):
+    """What `attack_gradient` returns with `with_rows=True`."""
+
+    grad: Tensor
+    """`[B, C]`, dtype of the logits."""
+    loss: Tensor
+    """`[B]` float32, the loss of each row."""
+    correct: Tensor | None
+    """`[B]` bool: the label is the largest logit (the first of its size), and no logit is NaN. None for "kl"."""
+
+
+def attack_gradient(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    loss: str = "ce",
+    labels: Tensor | None = None,
+    temperature: float = 1.0,
+    kappa: float = 50.0,
+    with_rows: bool = False,
+) -> Tensor | AttackGradient:
+    """Return d(loss)/d(logits) for the loss of each row, which an attack ascends.
+
+    This is the gradient of the batch's summed loss. An attack hands it to `torch.autograd.grad(logits, x, grad)`: no
+    loss need be computed. y is a row's label and z_(k) its k-th largest logit, ties going to the lowest class.
+
+    - "ce": cross-entropy at y (Madry et al. 2018).
+    - "kl": T^2 KL(softmax(target / T) || softmax(logits / T)) (Zhang et al. 2019; Zi et al. 2021).
+    - "margin": -max(z_y - max_{j != y} z_j + kappa, 0) (Carlini & Wagner 2017, as PGD uses it). Rows beyond kappa have
+      the gradient 0; kappa = inf is never beyond and gives max_{j != y} z_j - z_y.
+    - "dlr": -(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12) (Croce & Hein 2020, equation 6); C >= 3.
+    - "dlr_targeted": -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12) (the same, equation 7); C >= 4.
+
+    Rows whose margin or DLR is NaN have NaN throughout their gradient. Float16 and bfloat16 results are finite where
+    the loss is: they saturate.
+
+    Args:
+        logits: `[B, C]`, float32, float16 or bfloat16; the arithmetic is in float32.
+        target: labels y, int64 `[B]` in [0, C), for "ce", "margin" and "dlr"; logits `[B, C]` for "kl"; target classes
+            t, int64 `[B]`, for "dlr_targeted". On CUDA a class out of range makes its row NaN (no wait for the GPU).
+        loss: "ce", "kl", "margin", "dlr" or "dlr_targeted".
+        labels: y for "dlr_targeted", which needs them.
+        temperature: T of "kl", above 0.
+        kappa: confidence of "margin", at least 0, may be infinite.
+        with_rows: also return the loss of each row, and whether it is classified as y.
+
+    Returns:
+        The gradient `[B, C]`, contiguous, in the dtype of `logits`; with `with_rows` an `AttackGradient`.
+
+    Raises:
+        ValueError: `loss` is unknown, a number is out of range, labels are missing or not taken by this loss.
+        TypeError: target logits or logits of another dtype for "kl".
+        RuntimeError: shapes, dtypes or devices do not fit, C is too small for the loss, or (CPU) a class is out of
+            range; the message names the argument.
+    """
+    if loss not in _LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(map(repr, _LOSSES))}, got {loss!r}")
+    if (labels is not None) != (loss == "dlr_targeted"):
+        raise ValueError(
+            "labels must be given for loss='dlr_targeted'"
+            if labels is None
+            else f"labels must be None for loss={loss!r}: they are given as target"
+        )
+    logits = logits.detach()
+    if loss == "kl":
+        return _kl_gradient(logits, target.detach(), temperature, with_rows)
+    kappa = confidence(kappa, "kappa")
+    if logits.dim() == 2 and logits.stride(1) != 1:
+        logits = logits.contiguous()
+    classes = None
+    if loss == "dlr_targeted":
+        target, classes = labels, target.contiguous()
+    grad, rows, correct = _ops.attack_gradient(logits, target.contiguous(), classes, _CODES[loss], kappa, with_rows)
+    return AttackGradient(grad, rows, correct) if with_rows else grad
+
+
+def _kl_gradient(logits: Tensor, target: Tensor, temperature: float, with_rows: bool) -> Tensor | AttackGradient:
+    temperature = positive(temperature, "temperature")
+    weight = temperature * temperature
+    prepared, target = common_logits({"logits": logits, "target": target})
+    rows, grad, _ = _ops.kd_loss(prepared, target, None, None, temperature, weight, 0.0, weight, 0.0, False, True)
+    grad = grad.to(logits.dtype)
+    return AttackGradient(grad, rows, None) if with_rows else grad

@@ -1,0 +1,39 @@
+// The cross-entropy of one row of logits.
+#pragma once
+
+#include "core/kd_math.h"
+#include "cpu/row_view.h"
+
+namespace ard::cpu {
+
+// The cross-entropy of one row; writes grad_weight * (p - onehot) unless grad is null.
+template <typename T>
+ARD_HD float ce_row(const RowView& logits, int64_t label, int64_t classes, float grad_weight,
+                    T* __restrict grad) {
+  const float max = vector_max(logits);
+  double weight_sum = 0.0, max_count = 0.0;
+  for (int64_t block = 0; block < logits.padded; block += kSumBlock) {
+    const int64_t stop = block + kSumBlock < logits.padded ? block + kSumBlock : logits.padded;
+    float weights[kLanes] = {}, counts[kLanes] = {};
+    for (int64_t c = block; c < stop; c += kLanes) {
+      const float* v = logits.vector_at(c);
+      ARD_LANES for (int l = 0; l < kLanes; ++l) {
+        weights[l] += ce_weight(max, v[l]);
+        counts[l] += v[l] == max ? 1.0f : 0.0f;
+      }
+    }
+    weight_sum += lane_sum(weights);
+    max_count += lane_sum(counts);
+  }
+  const CeRow row = ard::ce_row(max, float(weight_sum), float(max_count));
+  const float* __restrict z = logits.data;
+  if (grad) {
+    for (int64_t c = 0; c < classes; ++c) {
+      grad[c] = from_float<T>(ce_grad(row, z[c], false) * grad_weight);
+    }
+    grad[label] = from_float<T>(ce_grad(row, z[label], true) * grad_weight);
+  }
+  return ce_loss(row, z[label]);
+}
+
+}  // namespace ard::cpu
