@@ -6,6 +6,7 @@ What depends on tensors (shapes, dtypes, devices, layouts) is checked once, in c
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +44,20 @@ def confidence(value: float, name: str) -> float:
     if not number >= 0.0:
         raise ValueError(f"{name} must be at least 0, got {number}")
     return number
+
+
+def positive_int(value: int, name: str) -> int:
+    """`value`, an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+    return value
+
+
+def one_of(value: str, name: str, choices: Sequence[str]) -> str:
+    """`value`, which must be among the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
 
 
 def _number(value: float, name: str) -> float:

@@ -282,8 +282,8 @@ def test_empty_batch(device):
 @pytest.mark.parametrize(
     "message, settings, error",
     [
-        ("norm must be 'linf', got 'l2'", {"norm": "l2"}, ValueError),
-        ("loss must be one of 'ce', 'kl', got 'mse'", {"loss": "mse"}, ValueError),
+        ("norm must be one of 'linf', 'l2', got 'l1'", {"norm": "l1"}, ValueError),
+        ("loss must be one of 'ce', 'kl', 'margin', 'dlr', 'dlr_targeted', got 'mse'", {"loss": "mse"}, ValueError),
         ("bn must be one of 'eval', 'train', 'train_frozen', got 'off'", {"bn": "off"}, ValueError),
         ("steps must be an int of at least 1, got 0", {"steps": 0}, ValueError),
         ("steps must be an int of at least 1, got 2.5", {"steps": 2.5}, ValueError),

@@ -1,6 +1,37 @@
-"""Attacks: small classes that turn (model, images, labels) into adversarial images and leave the model as it was."""
+"""Attacks: small classes that turn (model, images, labels) into adversarial images and leave the model as it was.
 
+All share one loop and one set of conventions: see `ard_fast.attacks.base` for those and for making one's own.
+"""
+
+from ard_fast.attacks.apgd import APGD, APGDT
+from ard_fast.attacks.base import GradientAttack, Problem, differentiated
+from ard_fast.attacks.cw import CWLinf
+from ard_fast.attacks.in_turn import InTurn
+from ard_fast.attacks.kl import KLPGD
+from ard_fast.attacks.mifgsm import MIFGSM
 from ard_fast.attacks.model_state import BN_POLICIES, attack_mode
+from ard_fast.attacks.one_step import FGSM, FGSMRS, NFGSM
 from ard_fast.attacks.pgd import PGD
+from ard_fast.attacks.presets import PRESETS, preset
+from ard_fast.attacks.standards import STANDARDS
 
-__all__ = ["BN_POLICIES", "PGD", "attack_mode"]
+__all__ = [
+    "APGD",
+    "APGDT",
+    "BN_POLICIES",
+    "FGSM",
+    "FGSMRS",
+    "KLPGD",
+    "MIFGSM",
+    "NFGSM",
+    "PGD",
+    "PRESETS",
+    "STANDARDS",
+    "CWLinf",
+    "GradientAttack",
+    "InTurn",
+    "Problem",
+    "attack_mode",
+    "differentiated",
+    "preset",
+]

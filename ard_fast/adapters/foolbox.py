@@ -1,0 +1,158 @@
+"""foolbox 3 (bethgelab/foolbox): our attacks in its interface, and its attacks in ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ard_fast.adapters.foreign import refuse_mask, undisturbed
+from ard_fast.attacks.base import GradientAttack
+
+
+class FoolboxAdapter:
+    """An attack of ours that is used like one of foolbox: `raw, clipped, is_adv = attack(fmodel, x, y, epsilons=...)`.
+
+    Each radius of the call replaces the attack's own, with step sizes in proportion; bounds are those of the foolbox
+    model. Model mode is as foolbox leaves it: the user's.
+
+    Args:
+        attack: an attack on labels.
+
+    Example:
+        >>> fmodel = foolbox.PyTorchModel(model.eval(), bounds=(0, 1))
+        >>> attack = FoolboxAdapter(PGD(eps=8 / 255, step_size=2 / 255, steps=10))
+        >>> raw, clipped, is_adv = attack(fmodel, images, labels, epsilons=[2 / 255, 8 / 255])
+    """
+
+    def __init__(self, attack: GradientAttack) -> None:
+        self.attack = attack
+
+    def __call__(
+        self, model: Any, inputs: Any, criterion: Any, *, epsilons: float | Iterable[float], **kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        """Attack.
+
+        Args:
+            model: a `foolbox.PyTorchModel`.
+            inputs: images `[B, ...]` inside its bounds, a tensor of torch or eagerpy.
+            criterion: labels, int64 `[B]`, or a foolbox criterion with `labels` or `target_classes`.
+            epsilons: a radius, or several.
+            kwargs: `seed`, `sample_ids`, `mask`, for our attack.
+
+        Returns:
+            The images, the same clipped to the radius, and whether they are adversarial `[B]`; for several radii two
+            lists and `[K, B]`. In the tensor type of `inputs`.
+
+        Raises:
+            TypeError: the criterion has neither labels nor target classes, or a radius is None.
+        """
+        x, wrap = _unwrapped(inputs)
+        y, targeted = _goal(criterion)
+        several = isinstance(epsilons, Iterable)
+        settings = {"targeted": targeted} if targeted else {}
+        attack = self.attack.replace(bounds=tuple(model.bounds), **settings)
+        raw, clipped, success = [], [], []
+        for eps in epsilons if several else (epsilons,):
+            if eps is None:
+                raise TypeError("epsilons must be numbers, got None: this attack has a fixed radius")
+            found = attack.at_eps(eps)(model, x, y, **kwargs)
+            inside = _clip(found, x, float(eps), attack.norm)
+            with torch.no_grad():
+                success.append(_is_adversarial(criterion, inside, model(inside), y))
+            raw.append(wrap(found))
+            clipped.append(wrap(inside))
+        if several:
+            return raw, clipped, wrap(torch.stack(success))
+        return raw[0], clipped[0], wrap(success[0])
+
+    def __repr__(self) -> str:
+        return f"FoolboxAdapter({self.attack!r})"
+
+
+class FromFoolbox:
+    """An attack of foolbox that is called like ours, for instance by the evaluation.
+
+    The model is in eval mode with its parameters frozen meanwhile, because foolbox writes `.grad`.
+
+    Args:
+        attack: a `foolbox.attacks` object.
+        eps: the radius.
+        targeted: whether the labels of a call are those to move to.
+        bounds: lowest and highest pixel value.
+    """
+
+    def __init__(
+        self, attack: Any, eps: float, targeted: bool = False, bounds: tuple[float, float] = (0.0, 1.0)
+    ) -> None:
+        self.attack = attack
+        self.eps = eps
+        self.targeted = targeted
+        self.bounds = bounds
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial images within `eps`.
+
+        `seed` seeds torch's generator for the call; noise is not keyed by `sample_ids`.
+
+        Raises:
+            ValueError: there is a mask, which foolbox does not know.
+        """
+        import foolbox
+
+        refuse_mask(mask, self.attack)
+        criterion = foolbox.criteria.TargetedMisclassification if self.targeted else foolbox.criteria.Misclassification
+        with undisturbed(model, x, seed):
+            fmodel = foolbox.PyTorchModel(model, bounds=self.bounds, device=x.device)
+            _, clipped, _ = self.attack(fmodel, x.detach().clone(), criterion(y), epsilons=self.eps)
+        return clipped.detach()
+
+    def __repr__(self) -> str:
+        return f"foolbox.{self.attack!r}, eps={self.eps}, targeted={self.targeted}, bounds={self.bounds}"
+
+
+def _unwrapped(inputs: Any) -> tuple[Tensor, Any]:
+    """The torch tensor inside, and what puts another one into the same type."""
+    if isinstance(inputs, Tensor):
+        return inputs, lambda tensor: tensor
+    wrapper = type(inputs)
+    return inputs.raw, wrapper
+
+
+def _goal(criterion: Any) -> tuple[Tensor, bool]:
+    """Labels or target classes `[B]`, and which of the two they are."""
+    for attribute, targeted in (("labels", False), ("target_classes", True)):
+        if hasattr(criterion, attribute):
+            return _unwrapped(getattr(criterion, attribute))[0], targeted
+    if isinstance(criterion, Tensor) or isinstance(getattr(criterion, "raw", None), Tensor):
+        return _unwrapped(criterion)[0], False
+    raise TypeError(
+        "criterion must be labels, Misclassification(labels) or TargetedMisclassification(target_classes), "
+        f"got {type(criterion).__name__}"
+    )
+
+
+def _is_adversarial(criterion: Any, x_adv: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    if callable(criterion):
+        return criterion(x_adv, logits)
+    return logits.argmax(1) != y
+
+
+def _clip(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
+    """The perturbation cut to the radius as foolbox cuts it."""
+    delta = x_adv - x
+    if norm == "linf":
+        return x + delta.clamp(-eps, eps)
+    length = delta.flatten(1).norm(dim=1).clamp(min=1e-12)
+    return x + delta * (eps / length).clamp(max=1.0).view(-1, *(1,) * (x.dim() - 1))

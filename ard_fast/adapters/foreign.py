@@ -1,0 +1,42 @@
+"""Running somebody else's attack with the care that ours take: model and random state are as before afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ard_fast.attacks.model_state import attack_mode
+
+
+@contextmanager
+def undisturbed(model: nn.Module, x: Tensor, seed: int | Tensor | None) -> Iterator[None]:
+    """The model in eval mode with its parameters frozen, so that `.grad` is not written; random numbers from `seed`.
+
+    Without a seed torch's global generators are used as the attack uses them. With one they are put back afterwards.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    devices = [x.device] if x.device.type == "cuda" else []
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        attack_mode(model, "eval"),
+        torch.random.fork_rng(devices, enabled=seed is not None),
+    ):
+        try:
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            if seed is not None:
+                torch.manual_seed(int(seed))
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+
+def refuse_mask(mask: Tensor | None, attack: object) -> None:
+    """Their attacks know no masks."""
+    if mask is not None:
+        raise ValueError(f"mask must be None: {type(attack).__name__} has no way to keep pixels as they are")

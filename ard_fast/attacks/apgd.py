@@ -1,0 +1,197 @@
+"""Auto-PGD (Croce and Hein, ICML 2020), the attack without a step size to choose, on the fused state machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ard_fast import functional as F
+from ard_fast._arguments import nonnegative, one_of, positive_int, seed_tensor
+from ard_fast.attacks.base import GradientAttack, Problem
+from ard_fast.functional import AttackGradient
+
+APGD_LOSSES = ("ce", "dlr", "dlr_targeted")
+
+
+class APGD(GradientAttack):
+    """APGD-CE and APGD-DLR as AutoAttack runs them.
+
+    The start touches the ball's surface. Steps begin at 2 eps, have momentum, and are halved, with a return to the best
+    point, where progress stalls; each sample for itself, on the device. A sample's result is a misclassified point
+    where one was met (the last one), else the point of the highest loss. One restart waits for nothing; between several
+    the attack waits for the GPU and goes on with the samples that no run has fooled yet.
+
+    Args:
+        eps: radius of the ball in pixel units, a number or a tensor `[B]`.
+        steps: gradient steps of a run; it evaluates the model steps + 1 times.
+        norm: "linf" or "l2".
+        loss: "ce", "dlr" or "dlr_targeted" (see `PGD`).
+        restarts: independent random starts.
+        targeted: move towards the labels instead of away from them.
+        bn: mode of the model during the attack: "eval", "train" or "train_frozen", see `attack_mode`.
+        bounds: lowest and highest pixel value.
+        rho: at a checkpoint the step is halved unless more than this share of the steps since the last raised the loss.
+        eot: forward and backward passes for each step, for models that are random: gradients are summed, losses
+            averaged, and the last pass says whether the point is misclassified.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+
+    Example:
+        >>> x_adv = APGD(eps=0.5, norm="l2", loss="dlr")(model, x, y)
+    """
+
+    needs_rows = True
+
+    def __init__(
+        self,
+        eps: float | Tensor = 8 / 255,
+        steps: int = 100,
+        norm: str = "linf",
+        loss: str = "ce",
+        restarts: int = 1,
+        targeted: bool = False,
+        bn: str = "eval",
+        bounds: tuple[float, float] = (0.0, 1.0),
+        *,
+        rho: float = 0.75,
+        eot: int = 1,
+    ) -> None:
+        super().__init__(
+            eps=eps,
+            steps=steps,
+            norm=norm,
+            loss=one_of(loss, "loss", APGD_LOSSES),
+            random_start=True,
+            init="surface",
+            restarts=restarts,
+            targeted=targeted,
+            bn=bn,
+            bounds=bounds,
+            eot=eot,
+        )
+        self.rho = nonnegative(rho, "rho")
+
+    def search(self, problem: Problem, seed: int | Tensor | None) -> Tensor:
+        """One run; further ones on what is left."""
+        if self.restarts == 1:
+            return self.run(problem, seed)[0]
+        seed = seed_tensor(seed, problem.x.device)
+        kept = _Kept(problem.x)
+        for restart in range(self.restarts):
+            if not kept.try_on_the_rest(self, problem, seed + restart):
+                break
+        return kept.x_adv
+
+    def run(self, problem: Problem, seed: int | Tensor | None) -> tuple[Tensor, F.APGDRun]:
+        """The result of one run, and the run."""
+        last, run = super().run(problem, seed)
+        run.finish(*self.rows(problem, last))
+        # The misclassified point where there is one, by the same operator that keeps the best of restarts.
+        fooled = run.fooled.float()
+        F.select_best_(run.x_best, torch.zeros_like(fooled), run.x_fooled, fooled)
+        return run.x_best, run
+
+    def begin(self, problem: Problem, x_adv: Tensor) -> F.APGDRun:
+        """The state machine."""
+        return F.APGDRun(
+            problem.x, x_adv, eps=self.eps, norm=self.norm, steps=self.steps, rho=self.rho, bounds=self.bounds
+        )
+
+    def step(self, x_adv: Tensor, outcome: AttackGradient, problem: Problem, state: Any) -> Tensor:
+        """Best point, checkpoint, momentum step and both projections in one operator."""
+        return state.step(outcome.grad, outcome.loss, outcome.correct)
+
+    def logits_gradient(self, logits: Tensor, problem: Problem, with_rows: bool = False) -> AttackGradient:
+        """As for other attacks, but of the negative loss if targeted: APGD always ascends."""
+        outcome = super().logits_gradient(logits, problem, with_rows)
+        if not self.targeted:
+            return outcome
+        if not with_rows:
+            return outcome._replace(grad=-outcome.grad)
+        return AttackGradient(-outcome.grad, -outcome.loss, ~outcome.correct)
+
+
+class APGDT(APGD):
+    """APGD-T: a run on the targeted DLR loss for each of the classes that are likeliest at the clean image.
+
+    Samples that the model gets wrong stay as they are; each run takes those that no run before it has fooled. Waits for
+    the GPU between runs, never within one.
+
+    Args:
+        n_targets: target classes, at least 1; no more are tried than the model has wrong classes.
+        Others: as for `APGD`.
+
+    Raises:
+        ValueError: an argument is out of range, or the model has fewer than 4 classes.
+    """
+
+    takes_target_classes = False
+
+    def __init__(
+        self,
+        eps: float | Tensor = 8 / 255,
+        steps: int = 100,
+        norm: str = "linf",
+        n_targets: int = 9,
+        restarts: int = 1,
+        bn: str = "eval",
+        bounds: tuple[float, float] = (0.0, 1.0),
+        *,
+        rho: float = 0.75,
+        eot: int = 1,
+    ) -> None:
+        super().__init__(
+            eps=eps,
+            steps=steps,
+            norm=norm,
+            loss="dlr_targeted",
+            restarts=restarts,
+            bn=bn,
+            bounds=bounds,
+            rho=rho,
+            eot=eot,
+        )
+        self.n_targets = positive_int(n_targets, "n_targets")
+
+    def search(self, problem: Problem, seed: int | Tensor | None) -> Tensor:
+        """All targets and restarts; run number r uses seed + r."""
+        seed = seed_tensor(seed, problem.x.device)
+        logits = self.predictions(problem.model, problem.x)
+        if logits.shape[1] < 4:
+            raise ValueError(f"model must have at least 4 classes for the targeted DLR loss, got {logits.shape[1]}")
+        wrong = logits.scatter(1, problem.y[:, None], float("-inf")).argsort(1, descending=True, stable=True)
+        kept = _Kept(problem.x, fooled=logits.argmax(1) != problem.y)
+        for target in range(min(self.n_targets, logits.shape[1] - 1)):
+            aimed = problem.aimed_at(wrong[:, target])
+            for restart in range(self.restarts):
+                if not kept.try_on_the_rest(self, aimed, seed + (target * self.restarts + restart)):
+                    return kept.x_adv
+        return kept.x_adv
+
+
+class _Kept:
+    """What several runs have found for each sample: a misclassified point, or that of the highest loss."""
+
+    def __init__(self, x: Tensor, fooled: Tensor | None = None) -> None:
+        self.x_adv = x.clone()
+        self._fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device) if fooled is None else fooled
+        self._loss = torch.full((len(x),), float("-inf"), device=x.device)
+
+    def try_on_the_rest(self, attack: APGD, problem: Problem, seed: Tensor) -> bool:
+        """One run on the samples not fooled yet; False if there are none."""
+        left = (~self._fooled).nonzero()[:, 0]
+        if not len(left):
+            return False
+        if len(left) == len(self._fooled):
+            found, run = attack.run(problem, seed)
+        else:
+            found, run = attack.for_samples(left).run(problem.take(left), seed)
+        better = run.fooled | (run.loss_best > self._loss[left])
+        chosen = left[better]
+        self.x_adv[chosen] = found[better]
+        self._loss[chosen] = run.loss_best[better]
+        self._fooled[left] = run.fooled
+        return True

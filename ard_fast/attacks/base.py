@@ -1,0 +1,353 @@
+"""The one loop of all gradient attacks: start, then K times gradient, step, projection.
+
+To make an attack of one's own, derive from `PGD` (or `GradientAttack`) and override what differs:
+
+* loss: `logits_gradient`, which gives d(loss)/d(logits). `differentiated` makes it from any expression in the logits:
+
+      class LogitSquare(PGD):
+          def logits_gradient(self, logits, problem, with_rows=False):
+              return differentiated(lambda z: -z.gather(1, problem.y[:, None])[:, 0] ** 2, logits)
+
+* step: `step`, which moves the iterate and keeps it in the ball and in the pixel range (the fused operators do all
+  three). What it carries from one step to the next is made by `begin`.
+* projection: `project`, called after the start and after each step, for constraints beyond ball and pixel range:
+
+      class EightBit(PGD):
+          def project(self, x_adv, problem):
+              return x_adv.mul_(255).round_().div_(255)
+
+* start: `start`. The gradient at an iterate, with its passes through the network: `gradient`, `differentiate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ard_fast import functional as F
+from ard_fast._arguments import bounds_pair, confidence, nonnegative, one_of, positive, positive_int
+from ard_fast.attacks.inputs import as_mask, check_images, check_targets
+from ard_fast.attacks.model_state import BN_POLICIES, attack_mode
+from ard_fast.attacks.settings import Configured
+from ard_fast.functional import AttackGradient
+from ard_fast.functional._layout import is_plain
+
+LOSSES = ("ce", "kl", "margin", "dlr", "dlr_targeted")
+NORMS = ("linf", "l2")
+INITS = ("uniform", "normal", "surface")
+
+Model = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What one call attacks.
+
+    Attributes:
+        model: maps `[B, ...]` to logits `[B, C]`.
+        x: clean images `[B, ...]`, float32.
+        y: labels `[B]`; target logits `[B, C]` or a target model for the loss "kl".
+        target_classes: `[B]`, the classes that the loss "dlr_targeted" moves to, else None.
+        mask: bool, of the shape of `x`: where pixels may change; None for everywhere.
+        sample_ids: int64 `[B]`, what each sample's noise is keyed by; None for its position.
+    """
+
+    model: Model
+    x: Tensor
+    y: Tensor | Model
+    target_classes: Tensor | None = None
+    mask: Tensor | None = None
+    sample_ids: Tensor | None = None
+
+    def aimed_at(self, target_classes: Tensor) -> Problem:
+        """The same with target classes `[B]`."""
+        return replace(self, target_classes=target_classes)
+
+    def take(self, index: Tensor) -> Problem:
+        """The samples at `index`, keeping their noise."""
+        ids = torch.arange(self.x.shape[0], device=self.x.device) if self.sample_ids is None else self.sample_ids
+        return replace(
+            self,
+            x=self.x[index],
+            y=self.y[index] if isinstance(self.y, Tensor) else self.y,
+            target_classes=None if self.target_classes is None else self.target_classes[index],
+            mask=None if self.mask is None else self.mask[index],
+            sample_ids=ids[index],
+        )
+
+
+class GradientAttack(Configured):
+    """Base of all attacks: arguments, inputs, the model's state, the gradient. Subclasses search: `search`.
+
+    An attack leaves no trace: every module's mode, `requires_grad`, `.grad` and (except under `bn="train"`) all
+    buffers are as before, after an exception too; inputs are not modified and the result is detached. Weight gradients
+    are not computed. Under autocast the model runs in autocast; the iterate stays float32. Nothing waits for the GPU
+    unless a class says so.
+    """
+
+    needs_rows = False
+    """Whether `step` needs the loss and the correctness of each sample."""
+    accepts_target_model = False
+    """Whether `y` may be a model."""
+
+    @property
+    def takes_target_classes(self) -> bool:
+        """Whether a call has `target_classes`."""
+        return self.loss_name == "dlr_targeted"
+
+    def __init__(
+        self,
+        *,
+        eps: float | Tensor,
+        steps: int,
+        norm: str,
+        loss: str,
+        random_start: bool,
+        init: str = "uniform",
+        std: float = 0.001,
+        clamp_start: bool = True,
+        restarts: int = 1,
+        targeted: bool = False,
+        bn: str = "eval",
+        bounds: tuple[float, float] = (0.0, 1.0),
+        eot: int = 1,
+        kappa: float = 50.0,
+        temperature: float = 1.0,
+    ) -> None:
+        self.norm = one_of(norm, "norm", NORMS)
+        self.loss_name = one_of(loss, "loss", LOSSES)
+        self.bn = one_of(bn, "bn", BN_POLICIES)
+        self.steps = positive_int(steps, "steps")
+        self.restarts = positive_int(restarts, "restarts")
+        self.eot = positive_int(eot, "eot")
+        if restarts > 1 and not random_start:
+            raise ValueError("restarts must be 1 without random_start: every restart would be the same")
+        if targeted and loss == "dlr_targeted":
+            raise ValueError(
+                "targeted must be False for loss='dlr_targeted': that loss moves to its target classes itself"
+            )
+        self.eps = eps if isinstance(eps, Tensor) else nonnegative(eps, "eps")
+        self.random_start = random_start
+        self.init = one_of(init, "init", INITS)
+        self.std = nonnegative(std, "std")
+        self.clamp_start = clamp_start
+        self.targeted = targeted
+        self.bounds = bounds_pair(bounds)
+        self.kappa = confidence(kappa, "kappa")
+        self.temperature = positive(temperature, "temperature")
+
+    def __call__(
+        self,
+        model: nn.Module | Model,
+        x: Tensor,
+        y: Tensor | Model | None = None,
+        *,
+        seed: int | Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        mask: Tensor | None = None,
+        target_classes: Tensor | None = None,
+    ) -> Tensor:
+        """Attack the images.
+
+        Args:
+            model: maps `[B, ...]` to logits `[B, C]`.
+            x: clean images `[B, ...]`, float32, inside `bounds`.
+            y: labels, int64 `[B]` (the classes to move to if targeted); for loss "kl" target logits `[B, C]`. None
+                takes what the model itself says of `x` in eval mode.
+            seed: of the random start: an int, an int64 tensor with one element, or None. Restart r uses seed + r.
+            sample_ids: int64 `[B]`, what the noise of each sample is keyed by; None takes its position.
+            mask: bool, `[B, ...]` or broadcastable to it: only pixels where it is True change.
+            target_classes: int64 `[B]`, for loss "dlr_targeted" only: the classes to move to. None takes the most
+                likely class at `x` other than the label.
+
+        Returns:
+            Adversarial images like `x`, detached.
+
+        Raises:
+            TypeError: x is not float32, or y, mask or target_classes not of the dtype they need.
+            ValueError: shapes of the arguments or of the logits do not fit, or y is missing for a targeted attack.
+        """
+        check_images(x)
+        check_targets(self, y, target_classes, x)
+        mask = as_mask(mask, x)
+        # Neither no_grad nor inference_mode around the caller reaches into the attack.
+        with torch.inference_mode(False), torch.enable_grad():
+            x = _usable(x)
+            if not is_plain(x):
+                x = x.contiguous()
+            if x.shape[0] == 0:
+                return x.clone()
+            y, target_classes, mask, sample_ids = (_usable(t) for t in (y, target_classes, mask, sample_ids))
+            if y is None or (self.takes_target_classes and target_classes is None):
+                y, target_classes = self._own_targets(model, x, y, target_classes)
+            problem = Problem(model, x, y, target_classes, mask, sample_ids)
+            with ExitStack() as modes:
+                modes.enter_context(attack_mode(model, self.bn))
+                if not isinstance(y, Tensor):
+                    modes.enter_context(attack_mode(y, "eval"))
+                return self.search(problem, seed)
+
+    def loss(self, logits: Tensor, y: Tensor, target_classes: Tensor | None = None, reduction: str = "none") -> Tensor:
+        """The loss, float32, that the attack raises (lowers if targeted): of each sample `[B]`, or their "sum"."""
+        one_of(reduction, "reduction", ("none", "sum"))
+        problem = Problem(self, logits, y, target_classes)
+        rows = self.logits_gradient(logits.detach(), problem, with_rows=True).loss
+        return rows.sum() if reduction == "sum" else rows
+
+    # --- what a subclass may override --------------------------------------------------------------------------------
+
+    def search(self, problem: Problem, seed: int | Tensor | None) -> Tensor:
+        """The best adversarial images found in all restarts, `[B, ...]`."""
+        raise NotImplementedError
+
+    def start(self, problem: Problem, seed: int | Tensor | None) -> Tensor:
+        """The first iterate, a new tensor `[B, ...]`."""
+        x, mask = problem.x, problem.mask
+        if not self.random_start:
+            return x.clone()
+        x_adv = F.random_start(
+            x,
+            eps=self.eps,
+            norm=self.norm,
+            init=self.init,
+            std=self.std,
+            clamp=self.clamp_start,
+            bounds=self.bounds,
+            seed=seed,
+            sample_ids=problem.sample_ids,
+        )
+        return x_adv if mask is None else torch.where(mask, x_adv, x)
+
+    def begin(self, problem: Problem, x_adv: Tensor) -> Any:
+        """What `step` carries from one step to the next."""
+        return None
+
+    def step(self, x_adv: Tensor, outcome: AttackGradient, problem: Problem, state: Any) -> Tensor:
+        """The next iterate, inside the ball and the pixel range; `x_adv` may be overwritten and returned.
+
+        Args:
+            x_adv: the iterate `[B, ...]`.
+            outcome: the gradient at it and, where `needs_rows` says so, loss and correctness of each sample.
+            problem: what is attacked.
+            state: what `begin` made.
+        """
+        raise NotImplementedError
+
+    def project(self, x_adv: Tensor, problem: Problem) -> Tensor:
+        """The iterate under further constraints; ball and pixel range are kept by the start and the step already."""
+        return x_adv
+
+    def logits_gradient(self, logits: Tensor, problem: Problem, with_rows: bool = False) -> AttackGradient:
+        """d(loss)/d(logits) of the batch's summed loss, which the attack ascends (descends if targeted).
+
+        Args:
+            logits: `[B, C]`, detached.
+            problem: what is attacked.
+            with_rows: whether `loss` and `correct` are wanted too.
+
+        Returns:
+            `grad` `[B, C]` in the dtype of the logits and, if wanted, `loss` `[B]` float32 and `correct` `[B]` bool.
+        """
+        target, labels = problem.y, None
+        if self.loss_name == "dlr_targeted":
+            target, labels = problem.target_classes, problem.y
+        settings = {"loss": self.loss_name, "temperature": self.temperature, "kappa": self.kappa}
+        result = F.attack_gradient(logits, target, labels=labels, with_rows=with_rows, **settings)
+        return result if with_rows else AttackGradient(result, None, None)
+
+    def differentiate(self, logits: Tensor, probe: Tensor, problem: Problem, with_rows: bool) -> AttackGradient:
+        """From d(loss)/d(logits) back through the network to `grad` = d(loss)/d(probe), `[B, ...]`."""
+        outcome = self.logits_gradient(logits.detach(), problem, with_rows)
+        (grad,) = torch.autograd.grad([logits], [probe], [outcome.grad])
+        return outcome._replace(grad=grad)
+
+    # --- shared by the searches --------------------------------------------------------------------------------------
+
+    def run(self, problem: Problem, seed: int | Tensor | None) -> tuple[Tensor, Any]:
+        """One start and K steps: the last iterate, and the state of the steps."""
+        x_adv = self.project(self.start(problem, seed), problem)
+        state = self.begin(problem, x_adv)
+        for _ in range(self.steps):
+            outcome = self.gradient(problem, x_adv)
+            x_adv = self.project(self.step(x_adv, outcome, problem, state), problem)
+        return x_adv, state
+
+    def gradient(self, problem: Problem, x_adv: Tensor) -> AttackGradient:
+        """Gradient of the summed loss at the iterate, and where needed losses, all summed over `eot` passes."""
+        total = None
+        for _ in range(self.eot):
+            # Shares memory with x_adv; the step may write there once the passes are over.
+            probe = x_adv.detach().requires_grad_()
+            logits = self.forward(problem.model, probe)
+            if not logits.requires_grad:
+                raise ValueError("model must be differentiable, but its logits do not depend on x for autograd")
+            outcome = self.differentiate(logits, probe, problem, self.needs_rows)
+            total = outcome if total is None else _added(total, outcome)
+        if problem.mask is not None:
+            total = total._replace(grad=total.grad * problem.mask)
+        return total
+
+    def rows(self, problem: Problem, x_adv: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Loss, float32 `[B]`, and correctness, bool `[B]`, of each sample at the iterate, over `eot` passes."""
+        total = None
+        with torch.no_grad():
+            for _ in range(self.eot):
+                outcome = self.logits_gradient(self.forward(problem.model, x_adv), problem, with_rows=True)
+                total = outcome if total is None else _added(total, outcome)
+        return total.loss, total.correct
+
+    def forward(self, model: Model, x: Tensor) -> Tensor:
+        """Logits `[B, C]` of the model, checked."""
+        logits = model(x)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != x.shape[0]:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"model must return logits of shape [{x.shape[0]}, C], got {got}")
+        return logits.float() if logits.dtype == torch.float64 else logits
+
+    def predictions(self, model: Model, x: Tensor) -> Tensor:
+        """Logits of the clean images with the model in eval mode."""
+        with attack_mode(model, "eval"), torch.no_grad():
+            return self.forward(model, x)
+
+    def _own_targets(
+        self, model: Model, x: Tensor, y: Tensor | None, target_classes: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """y and target_classes by what the model says of the clean images."""
+        logits = self.predictions(model, x)
+        if y is None:
+            y = logits if self.loss_name == "kl" else logits.argmax(1)
+        if self.takes_target_classes and target_classes is None:
+            target_classes = logits.scatter(1, y[:, None], float("-inf")).argmax(1)
+        return y, target_classes
+
+
+def differentiated(loss: Callable[[Tensor], Tensor], logits: Tensor) -> AttackGradient:
+    """What `logits_gradient` returns, for a loss of one's own.
+
+    Args:
+        loss: maps logits `[B, C]`, float32, to the loss of each sample `[B]`, differentiably.
+        logits: `[B, C]`.
+    """
+    with torch.enable_grad():
+        leaf = logits.detach().float().requires_grad_()
+        rows = loss(leaf)
+        (grad,) = torch.autograd.grad([rows.sum()], [leaf])
+    return AttackGradient(grad.to(logits.dtype), rows.detach(), None)
+
+
+def _added(total: AttackGradient, more: AttackGradient) -> AttackGradient:
+    """The passes so far and one more: gradients and losses add up; correct is what the last pass says."""
+    return AttackGradient(total.grad + more.grad, None if total.loss is None else total.loss + more.loss, more.correct)
+
+
+def _usable(value: Any) -> Any:
+    """A tensor that autograd may save (inference tensors cannot be), outside any graph; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    return value.clone() if value.is_inference() else value

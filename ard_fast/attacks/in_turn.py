@@ -1,0 +1,81 @@
+"""Several attacks, each on what the ones before it left standing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ard_fast.attacks.base import GradientAttack, Model
+from ard_fast.attacks.model_state import attack_mode
+from ard_fast.attacks.settings import Configured
+
+
+class InTurn(Configured):
+    """Attacks run one after another, each only on the samples that the model still classifies correctly in eval mode.
+
+    This is how AutoAttack combines its attacks. Waits for the GPU between them. The images are the clean ones where the
+    model errs on those already, the first adversarial ones found, and the last attack's attempt where none was found.
+
+    Args:
+        attacks: untargeted attacks on labels, at least one.
+
+    Raises:
+        ValueError: no attacks, or one that is targeted.
+    """
+
+    def __init__(self, attacks: Sequence[GradientAttack]) -> None:
+        if not attacks:
+            raise ValueError("attacks must be at least one, got none")
+        for attack in attacks:
+            if getattr(attack, "targeted", False):
+                raise ValueError(f"attacks must be untargeted, got {attack!r}")
+        self.attacks = tuple(attacks)
+
+    def at_eps(self, eps: float | Tensor) -> InTurn:
+        """All of the attacks at another radius."""
+        return InTurn([attack.at_eps(eps) for attack in self.attacks])
+
+    def for_samples(self, index: Tensor) -> InTurn:
+        """All of the attacks on some samples of a batch."""
+        return InTurn([attack.for_samples(index) for attack in self.attacks])
+
+    def replace(self, **changes: Any) -> InTurn:
+        """The same with arguments of all the attacks changed; `attacks` itself is one, too."""
+        attacks = changes.pop("attacks", self.attacks)
+        return InTurn([attack.replace(**changes) for attack in attacks])
+
+    def __call__(
+        self,
+        model: nn.Module | Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attack the images; arguments, result and errors as for each of the attacks."""
+        x_adv = x.detach().clone()
+        ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
+        mask = None if mask is None else mask.expand(x.shape)
+        for attack in self.attacks:
+            left = _correct(model, x_adv, y).nonzero()[:, 0]
+            if not len(left):
+                break
+            x_adv[left] = attack.for_samples(left)(
+                model,
+                x[left],
+                y[left],
+                seed=seed,
+                sample_ids=ids[left],
+                mask=None if mask is None else mask[left],
+            )
+        return x_adv
+
+
+def _correct(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    with attack_mode(model, "eval"), torch.no_grad():
+        return model(x).argmax(1) == y
