@@ -15,6 +15,17 @@ def step_arguments(device, grad_dtype=torch.float32, shape=(2, 3, 4, 5), per_sam
     return x.clone(), torch.randn_like(x).to(grad_dtype), x, sizes, sizes, 0.1, 0.2, False, 0.0, 1.0
 
 
+def mifgsm_arguments(device, **options):
+    x_adv, grad, x, steps, radii, step_size, eps, *rest = step_arguments(device, **options)
+    return x_adv, torch.randn_like(x), grad, x, steps, radii, step_size, eps, 0.9, *rest
+
+
+def select_arguments(device, lower=False):
+    best, candidate = torch.rand(2, 4, 3, 5, device=device)
+    best_loss, loss, out = torch.rand(3, 4, device=device)
+    return best, candidate, best_loss, loss, out, lower
+
+
 def start_arguments(device, normal=False, last=False):
     x = torch.rand(2, 3, 4, 5, device=device)
     if last:
@@ -41,6 +52,18 @@ CASES = {
     "step": lambda device: (_ops.pgd_linf_step_, step_arguments(device)),
     "step bf16": lambda device: (_ops.pgd_linf_step_, step_arguments(device, torch.bfloat16)),
     "step per sample": lambda device: (_ops.pgd_linf_step_, step_arguments(device, per_sample=True)),
+    "l2 step": lambda device: (_ops.pgd_l2_step_, step_arguments(device)),
+    "l2 step fp16 per sample": lambda device: (
+        _ops.pgd_l2_step_,
+        step_arguments(device, torch.float16, per_sample=True),
+    ),
+    "mifgsm step": lambda device: (_ops.mifgsm_step_, mifgsm_arguments(device)),
+    "mifgsm step bf16 per sample": lambda device: (
+        _ops.mifgsm_step_,
+        mifgsm_arguments(device, grad_dtype=torch.bfloat16, per_sample=True),
+    ),
+    "select": lambda device: (_ops.select_best_, select_arguments(device)),
+    "select lower": lambda device: (_ops.select_best_, select_arguments(device, True)),
     "start": lambda device: (_ops.random_start, start_arguments(device)),
     "start normal channels_last": lambda device: (_ops.random_start, start_arguments(device, True, True)),
     "loss": lambda device: (_ops.kd_loss, loss_arguments(device)),
@@ -125,6 +148,27 @@ def test_compiled_attack_gradient(backend, device):
     compiled = torch.compile(rows_and_gradients, backend=backend, fullgraph=True)(x, weight)
     for a, b in zip(compiled, rows_and_gradients(x, weight), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_sample_operators(backend, device):
+    """The operators that take a sample as a whole, in one graph, writing to arguments of the compiled function."""
+    x = torch.rand(3, 3, 4, 5, device=device)
+    grad, losses = torch.randn_like(x), torch.tensor([[0.0, 2.0, 1.0], [1.0, 1.0, 2.0]], device=device)
+
+    def restart(x_adv, momentum, grad, x, losses):
+        start = F.random_start(x, eps=0.5, norm="l2", init="surface", seed=3)
+        F.pgd_l2_step_(start, grad, x, step_size=0.2, eps=0.5)
+        F.mifgsm_step_(x_adv, momentum, grad, x, step_size=0.02, eps=0.1)
+        return F.select_best_(x_adv, losses[0], start, losses[1])
+
+    torch._dynamo.reset()
+    compiled = torch.compile(restart, backend=backend, fullgraph=True)
+    mine, other = ([x.clone(), torch.zeros_like(x)] for _ in range(2))
+    assert compiled(*mine, grad, x, losses).equal(restart(*other, grad, x, losses))
+    for a, b in zip(mine, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert not mine[0].equal(x)
 
 
 def test_torch_func_grad(device):

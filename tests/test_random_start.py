@@ -131,6 +131,64 @@ def test_seeds(device):
     assert not F.random_start(x, eps=0.1, seed=43).equal(F.random_start(x, eps=0.1, seed=42))
 
 
+BALLS = [("l2", "uniform"), ("l2", "surface"), ("linf", "surface")]
+
+
+@pytest.mark.parametrize("norm, init", BALLS)
+@pytest.mark.parametrize("shape", [*SHAPES, (4,)])
+def test_balls(norm, init, shape, device):
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    for clamp in (False, True):
+        settings = {"eps": 0.5, "norm": norm, "init": init, "clamp": clamp, "seed": -9}
+        out = F.random_start(x, **settings)
+        if len(shape) > 1:
+            torch.testing.assert_close(out, reference.random_start(x, **settings), rtol=0, atol=1e-6)
+        delta = (out - x).double().reshape(shape[0], -1)
+        sizes = torch.linalg.vector_norm(delta, ord=math.inf if norm == "linf" else 2, dim=1)
+        assert (sizes <= 0.5 + 1e-6).all()
+        if init == "surface" and not clamp:
+            assert (sizes >= 0.5 - 1e-6).all()
+
+
+def test_l2_distribution():
+    """The radius has the distribution r^E of the ball, the direction none of its own; both vary by sample."""
+    x = torch.zeros(20_000, 3)
+    points = F.random_start(x, eps=2.0, norm="l2", clamp=False, seed=1).double()
+    radii = points.norm(dim=1) / 2.0
+    n = len(points)
+    share = radii**3  # uniform on (0, 1)
+    assert abs(share.mean() - 0.5) < 5 * math.sqrt(1 / 12 / n)
+    assert abs(share.square().mean() - 1 / 3) < 5 * math.sqrt(4 / 45 / n)
+    directions = points / points.norm(dim=1, keepdim=True)
+    assert (directions.mean(0).abs() < 5 * math.sqrt(1 / 3 / n)).all()
+    moments = directions.T @ directions / n
+    assert (moments - torch.eye(3) / 3).abs().max() < 5 * math.sqrt(4 / 45 / n)
+    # Radius and direction come from different streams.
+    assert abs((share[:, None] - 0.5).mul(directions).mean(0)).max() < 5 * math.sqrt(1 / 36 / n)
+
+
+@pytest.mark.parametrize("norm, init", BALLS)
+def test_balls_by_sample(norm, init, device):
+    """A sample's start does not depend on its batch; eps may be per sample; layouts agree."""
+    x = torch.rand(6, 3, 6, 5, device=device)
+    ids = torch.tensor([9, 2**40, 3, 0, -5, 12], device=device)
+    eps = torch.linspace(0, 0.5, 6, device=device)
+    settings = {"norm": norm, "init": init, "seed": 1}
+    whole = F.random_start(x, eps=eps, sample_ids=ids, **settings)
+    torch.testing.assert_close(F.random_start(x[2:4], eps=eps[2:4], sample_ids=ids[2:4], **settings), whole[2:4])
+    assert whole[0].equal(x[0])
+    last = F.random_start(x.contiguous(memory_format=torch.channels_last), eps=eps, sample_ids=ids, **settings)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, whole)
+    assert not (whole[1] - x[1]).div(eps[1]).allclose((whole[2] - x[2]).div(eps[2]), atol=1e-2)
+
+
+@pytest.mark.parametrize("norm, init", BALLS)
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0)])
+def test_empty_balls(norm, init, shape, device):
+    assert F.random_start(torch.empty(shape, device=device), eps=0.1, norm=norm, init=init).shape == shape
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0)])
 def test_empty(shape, device):
     assert F.random_start(torch.empty(shape, device=device), eps=0.1).shape == shape
@@ -146,8 +204,8 @@ def test_the_input_is_left_alone(device):
 @pytest.mark.parametrize(
     "message, settings, error",
     [
-        ("norm must be 'linf', got 'l3'", {"norm": "l3"}, ValueError),
-        ("init must be 'uniform' or 'normal', got 'gauss'", {"init": "gauss"}, ValueError),
+        ("norm must be 'linf' or 'l2', got 'l3'", {"norm": "l3"}, ValueError),
+        ("init must be 'uniform', 'surface' or 'normal', got 'gauss'", {"init": "gauss"}, ValueError),
         ("eps must be finite", {"eps": math.inf}, ValueError),
         ("std must be finite and at least 0", {"init": "normal", "std": -1.0}, ValueError),
         ("bounds must be", {"bounds": (0.5, 0.5)}, ValueError),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ard_fast import _ops
 from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample, seed_tensor
 from ard_fast.functional._layout import is_plain
+
+_RADIUS_STREAM = 0x5DEECE66D1CE4E5B  # any constant: it only has to change the seed
 
 
 def random_start(
@@ -23,14 +26,17 @@ def random_start(
 ) -> Tensor:
     """Return a random point near each image, where an attack starts.
 
-    The noise comes from Philox4x32-10 keyed by (seed, sample id, element): the same bits on CPU and CUDA, whatever
-    the memory layout, and for a given sample id whatever batch the sample is in.
+    The noise comes from Philox4x32-10 keyed by (seed, sample id, element): the same on CPU and CUDA, whatever the
+    memory layout, and for a given sample id whatever batch the sample is in. To the bit for `init="normal"` and the
+    uniform L-infinity start; the others divide by a norm, whose last digit may depend on all that.
 
     Args:
         x: images `[B, ...]`, float32.
-        eps: radius of the uniform noise, a number or a tensor `[B]`; at least 0. Not used by `init="normal"`.
-        norm: "linf".
-        init: "uniform" on (-eps, eps) (Madry et al. 2018), or "normal", `std` * N(0, 1) (the TRADES code).
+        eps: radius of the ball, a number or a tensor `[B]`; at least 0. Not used by `init="normal"`.
+        norm: "linf" or "l2": the ball.
+        init: "uniform" in the ball (L-infinity: each pixel on (-eps, eps), Madry et al. 2018), "surface", scaled so
+            that the distance from `x` is eps (L-infinity: uniform noise by its largest entry; L2: a uniform direction;
+            Croce & Hein 2020, the APGD code), or "normal", `std` * N(0, 1) in either norm (the TRADES code).
         std: standard deviation of the normal noise, in pixel units.
         clamp: clamp to `bounds`. The published ARD, TRADES and RSLAD codes do not.
         bounds: lowest and highest pixel value.
@@ -45,16 +51,51 @@ def random_start(
         ValueError: a number or a name is out of range.
         RuntimeError: shapes, dtypes or devices do not fit; the message names the argument.
     """
-    if norm != "linf":
-        raise ValueError(f"norm must be 'linf', got {norm!r}")
-    if init not in ("uniform", "normal"):
-        raise ValueError(f"init must be 'uniform' or 'normal', got {init!r}")
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}")
+    if init not in ("uniform", "surface", "normal"):
+        raise ValueError(f"init must be 'uniform', 'surface' or 'normal', got {init!r}")
     std = nonnegative(std, "std")
     lower, upper = bounds_pair(bounds)
     x = x.detach()
     if not is_plain(x):
         x = x.contiguous()
     eps_scalar, eps_tensor = number_or_per_sample(eps, "eps", x)
-    return _ops.random_start(
-        x, eps_tensor, eps_scalar, seed_tensor(seed, x.device), sample_ids, init == "normal", std, clamp, lower, upper
-    )
+    seed = seed_tensor(seed, x.device)
+    if init == "normal" or (norm, init) == ("linf", "uniform"):
+        return _ops.random_start(
+            x, eps_tensor, eps_scalar, seed, sample_ids, init == "normal", std, clamp, lower, upper
+        )
+    radius = eps_scalar if eps_tensor is None else _over_samples(eps_tensor, x)
+    if norm == "l2" and init == "uniform":
+        # The share of the ball within radius r is r^E.
+        numel = x.shape[1:].numel()
+        radius = radius * _over_samples(_uniform(x, seed, sample_ids) ** (1.0 / max(numel, 1)), x)
+    start = x + radius * _surface_direction(x, norm, seed, sample_ids)
+    return start.clamp_(lower, upper) if clamp else start
+
+
+def _noise(like: Tensor, seed: Tensor, sample_ids: Tensor | None, normal: bool) -> Tensor:
+    """Philox noise, uniform on (-1, 1) or standard normal, in the shape and layout of `like`."""
+    return _ops.random_start(torch.zeros_like(like), None, 1.0, seed, sample_ids, normal, 1.0, False, 0.0, 1.0)
+
+
+def _surface_direction(x: Tensor, norm: str, seed: Tensor, sample_ids: Tensor | None) -> Tensor:
+    """Noise of norm 1 for each sample."""
+    noise = _noise(x, seed, sample_ids, normal=norm == "l2")
+    if noise.numel() == 0 or x.dim() == 1:
+        return noise.sign()
+    dims = tuple(range(1, x.dim()))
+    if norm == "linf":
+        return noise / torch.amax(noise.abs(), dims, keepdim=True)
+    return noise / torch.linalg.vector_norm(noise, dim=dims, keepdim=True, dtype=torch.float64).to(torch.float32)
+
+
+def _uniform(x: Tensor, seed: Tensor, sample_ids: Tensor | None) -> Tensor:
+    """One number on (0, 1) for each sample `[B]`, from another stream than the noise: a key with other bits."""
+    noise = _noise(x.new_empty(x.shape[:1]), seed ^ _RADIUS_STREAM, sample_ids, normal=False)
+    return (noise + 1.0) / 2.0
+
+
+def _over_samples(values: Tensor, x: Tensor) -> Tensor:
+    return values.reshape(-1, *(1,) * (x.dim() - 1))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ard_fast import _ops
-from ard_fast._arguments import bounds_pair, number_or_per_sample
+from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample
 from ard_fast.functional._layout import with_layout_of
 
 
@@ -42,18 +42,118 @@ def pgd_linf_step_(
         ValueError: a number is negative or not finite, bounds are not increasing, or `x_adv` requires grad.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
+    grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds)
+    _ops.pgd_linf_step_(x_adv, grad, x, *sizes, targeted, *bounds)
+    # The dispatcher does not count the write of an operator like this one; without the count autograd would not
+    # notice that a tensor it saved has changed.
+    torch.autograd.graph.increment_version(x_adv)
+    return x_adv
+
+
+def pgd_l2_step_(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    *,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    targeted: bool = False,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """Take one L2 PGD step in place: step of a given length, projection onto the L2 ball, clamp, in one operator.
+
+    `clamp(x + P(x_adv - x + step_size * grad / |grad|_2), *bounds)` with norms over each sample, P scaling to a norm of
+    at most eps (Madry et al. 2018, section 2.1, in the L2 norm). The norms are exact in double; the last addition is
+    rounded towards `x`, so that the distance from `x` does not exceed eps by more than its own last float32 digit. A
+    gradient of zero moves nothing. In the gradient NaN counts as 0 and an infinity as the largest float32; a NaN pixel
+    makes the norm of its sample, and with it the sample, NaN.
+
+    Args:
+        x_adv: iterate `[B, ...]`, float32, dense, batch outermost in memory (contiguous, channels_last, ...). Updated
+            in place.
+        grad: gradient of the loss at `x_adv`, same shape, float32, float16 or bfloat16. Of any size: only its direction
+            counts.
+        x: clean images, same shape, float32.
+        step_size: length of the step in the L2 norm, a number or a tensor `[B]`, at least 0.
+        eps: radius of the ball, likewise. Tensors are not checked for their values: that would wait for the GPU.
+        targeted: descend the loss instead of ascending it.
+        bounds: lowest and highest pixel value.
+
+    Returns:
+        `x_adv`.
+
+    Raises:
+        ValueError: a number is negative or not finite, bounds are not increasing, or `x_adv` requires grad.
+        RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
+    """
+    grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds)
+    _ops.pgd_l2_step_(x_adv, grad, x, *sizes, targeted, *bounds)
+    torch.autograd.graph.increment_version(x_adv)
+    return x_adv
+
+
+def mifgsm_step_(
+    x_adv: Tensor,
+    momentum: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    *,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    decay: float = 1.0,
+    targeted: bool = False,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """Take one MI-FGSM step in place (Dong et al. 2018, equations 6 and 7, with the L-infinity projection).
+
+    `momentum = decay * momentum + grad / |grad|_1` with the norm over each sample, then `pgd_linf_step_` along the
+    momentum. A gradient of zero adds nothing; in the gradient NaN counts as 0 and an infinity as the largest float32.
+
+    Args:
+        x_adv: iterate `[B, ...]`, float32, dense, batch outermost in memory. Updated in place.
+        momentum: accumulated gradient, same shape, float32; zeros at the start. Updated in place.
+        grad: gradient of the loss at `x_adv`, same shape, float32, float16 or bfloat16.
+        x: clean images, same shape, float32.
+        step_size: a number or a tensor `[B]`, at least 0.
+        eps: radius of the L-infinity ball, likewise. Tensors are not checked for their values.
+        decay: weight of the earlier momentum, at least 0 (mu in the paper, 1.0 there).
+        targeted: descend the loss instead of ascending it; the momentum accumulates the gradient either way.
+        bounds: lowest and highest pixel value.
+
+    Returns:
+        `x_adv`.
+
+    Raises:
+        ValueError: a number is negative or not finite, bounds are not increasing, or a tensor to be written requires
+            grad.
+        RuntimeError: shapes, dtypes, devices or memory layouts do not fit; `momentum` has another layout than `x_adv`
+            or shares memory with an argument. The message names the argument.
+    """
+    decay = nonnegative(decay, "decay")
+    if momentum.requires_grad and torch.is_grad_enabled():
+        raise ValueError("momentum must not require grad: the step is not differentiable; pass momentum.detach()")
+    grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds)
+    _ops.mifgsm_step_(x_adv, momentum, grad, x, *sizes, decay, targeted, *bounds)
+    torch.autograd.graph.increment_version((x_adv, momentum))
+    return x_adv
+
+
+def _prepare(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    bounds: tuple[float, float],
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, float, float], tuple[float, float]]:
+    """grad and x in the layout of x_adv, the sizes as the operators take them, and the bounds."""
     if x_adv.requires_grad and torch.is_grad_enabled():
         raise ValueError("x_adv must not require grad: the step is not differentiable; pass x_adv.detach()")
     step_scalar, step_tensor = number_or_per_sample(step_size, "step_size", x_adv)
     eps_scalar, eps_tensor = number_or_per_sample(eps, "eps", x_adv)
-    lower, upper = bounds_pair(bounds)
     stride = x_adv.stride()
     if grad.requires_grad or grad.stride() != stride:
         grad = with_layout_of(grad.detach(), x_adv)
     if x.requires_grad or x.stride() != stride:
         x = with_layout_of(x.detach(), x_adv)
-    _ops.pgd_linf_step_(x_adv, grad, x, step_tensor, eps_tensor, step_scalar, eps_scalar, targeted, lower, upper)
-    # The dispatcher does not count the write of an operator like this one; without the count autograd would not
-    # notice that a tensor it saved has changed.
-    torch.autograd.graph.increment_version(x_adv)
-    return x_adv
+    return grad, x, (step_tensor, eps_tensor, step_scalar, eps_scalar), bounds_pair(bounds)

@@ -1,14 +1,15 @@
 """The formulas in plain torch: what the fused operators are tested and measured against.
 
-Same signatures as `ard_fast.functional`, except that `pgd_linf_step` returns a new tensor and `attack_gradient` the
+Same signatures as `ard_fast.functional`, except that steps and selections return new tensors and `attack_gradient` the
 gradient alone. Any floating dtype; in float64 the losses serve as ground truth.
 """
 
 from ard_fast.reference.apgd import APGDIterate, apgd_step
 from ard_fast.reference.gradients import attack_gradient, attack_loss
 from ard_fast.reference.losses import ard_loss, kl_distill_loss
+from ard_fast.reference.selection import select_best
 from ard_fast.reference.starts import philox_uniform, random_start
-from ard_fast.reference.steps import pgd_linf_step
+from ard_fast.reference.steps import mifgsm_step, pgd_l2_step, pgd_linf_step
 
 __all__ = [
     "APGDIterate",
@@ -17,7 +18,10 @@ __all__ = [
     "attack_gradient",
     "attack_loss",
     "kl_distill_loss",
+    "mifgsm_step",
+    "pgd_l2_step",
     "pgd_linf_step",
     "philox_uniform",
     "random_start",
+    "select_best",
 ]

@@ -20,14 +20,27 @@ def random_start(
     seed: int,
     sample_ids: Tensor | None = None,
 ) -> Tensor:
-    """x plus Philox noise. Uniform noise has the operator's bits; the normal quantile here is torch's, in float64."""
-    if norm != "linf":
-        raise ValueError(f"norm must be 'linf', got {norm!r}")
+    """x plus Philox noise. Uniform noise has the operator's bits; the normal quantile and the norms here are torch's,
+    in float64."""
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}")
     uniform = philox_uniform(x.shape, seed=seed, sample_ids=sample_ids).to(x.device)
-    if init == "uniform":
+    normal = torch.special.ndtri((1.0 + uniform.double()) / 2.0)
+    dims = tuple(range(1, x.dim()))
+    if init == "normal":
+        noise = (std * normal).to(x.dtype)
+    elif init == "uniform" and norm == "linf":
         noise = per_sample(eps, x) * uniform.to(x.dtype)
     else:
-        noise = (std * torch.special.ndtri((1.0 + uniform.double()) / 2.0)).to(x.dtype)
+        surface = uniform / uniform.abs().amax(dims, keepdim=True)
+        if norm == "l2":
+            surface = normal / normal.square().sum(dims, keepdim=True).sqrt()
+        radius = per_sample(eps, x)
+        if init == "uniform":
+            key = seed ^ 0x5DEECE66D1CE4E5B
+            share = (1.0 + philox_uniform((len(x), 1), seed=key, sample_ids=sample_ids).to(x.device).double()) / 2.0
+            radius = radius * per_sample((share ** (1.0 / x[0].numel())).flatten(), x)
+        noise = (radius * surface).to(x.dtype)
     out = x + noise
     return torch.clamp(out, *bounds) if clamp else out
 

@@ -17,20 +17,6 @@ inline void check_apgd_state(const Tensor& t, const char* name, const Tensor& x)
             name, " must be contiguous");
 }
 
-// Blocks of the kernels read and write without an order among them: nothing written may be read or
-// written under another name.
-inline void check_apart(const Tensor& out, const char* out_name, const Tensor& other,
-                        const char* other_name) {
-  const auto bytes = [](const Tensor& t) {
-    const ScalarType s = t.scalar_type();
-    return t.numel() * (s == ScalarType::Bool ? 1 : item_size(t));
-  };
-  const auto* o = static_cast<const char*>(out.data_ptr());
-  const auto* i = static_cast<const char*>(other.data_ptr());
-  ARD_CHECK(o + bytes(out) <= i || i + bytes(other) <= o, out_name, " must not overlap ",
-            other_name, " in memory");
-}
-
 inline ApgdParams pack_apgd_step(Tensor& x_adv,        // [B, ...] float32, written on a restart
                                  Tensor& x_prev,       // [B, ...] float32, written
                                  Tensor& x_best,       // [B, ...] float32, written

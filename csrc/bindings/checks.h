@@ -143,12 +143,12 @@ inline void check_batch_outermost(const Tensor& t, const char* name, const char*
 }
 
 inline void check_per_sample(const std::optional<Tensor>& t, const char* name, const Tensor& x,
-                             ScalarType dtype, const char* dtype_text) {
+                             ScalarType dtype, const char* dtype_text, const char* x_name = "x") {
   if (!t) return;
   ARD_CHECK(x.dim() >= 1 && t->dim() == 1 && t->size(0) == x.size(0), name, " must have shape [",
             x.dim() ? x.size(0) : 0, "], one entry a sample, got ", shape_of(*t));
   check_dtype(*t, name, dtype, dtype_text);
-  check_device(*t, name, x, "x");
+  check_device(*t, name, x, x_name);
   ARD_CHECK(t->size(0) < 2 || t->stride(0) == 1, name, " must be contiguous");
 }
 
@@ -160,6 +160,22 @@ inline void check_no_partial_overlap(const Tensor& out, const char* out_name, co
   const int64_t out_bytes = out.numel() * 4, in_bytes = in.numel() * in_item_size;
   const bool apart = o + out_bytes <= i || i + in_bytes <= o;
   ARD_CHECK(apart || (o == i && in_item_size == 4), out_name, " must not partly overlap ", in_name,
+            " in memory");
+}
+
+// For outputs that must not coincide with an input either: the blocks of a kernel read and write
+// without an order among them.
+inline void check_apart(const Tensor& out, const char* out_name, const Tensor& in,
+                        const char* in_name) {
+  const auto bytes = [](const Tensor& t) {
+    const ScalarType s = t.scalar_type();
+    const bool one = s == ScalarType::Bool || s == ScalarType::Byte;
+    const bool two = s == ScalarType::Half || s == ScalarType::BFloat16;
+    return t.numel() * (one ? 1 : two ? 2 : s == ScalarType::Long ? 8 : 4);
+  };
+  const auto* o = static_cast<const char*>(out.data_ptr());
+  const auto* i = static_cast<const char*>(in.data_ptr());
+  ARD_CHECK(o + bytes(out) <= i || i + bytes(in) <= o, out_name, " must not overlap ", in_name,
             " in memory");
 }
 

@@ -1,0 +1,109 @@
+// Gradients divided by their norm, and the L2 step: the sums of one sample and what they decide.
+//
+// The sums are kept in double, where the square of any float is neither zero nor infinite, so that
+// one pass over a sample gives them all, with no scaling by the largest entry first.
+#pragma once
+
+#include "core/math.h"
+
+namespace ard {
+
+constexpr float kLargestFloat = 3.402823466e+38f;
+
+// What a gradient entry counts as: NaN as 0 and an infinity as the largest float, so that a sample
+// with a few overflowed entries still moves. On the bits: comparisons of floats keep gcc from
+// vectorising what follows.
+ARD_HD float finite_gradient(float grad) {
+  const uint32_t bits = float_to_bits(grad);
+  const int32_t size = int32_t(bits & 0x7fffffffu);
+  const int32_t finite = size < 0x7f800000 ? size : 0x7f7fffff;
+  const int32_t number = size > 0x7f800000 ? 0 : finite;
+  return bits_to_float((bits & 0x80000000u) | uint32_t(number));
+}
+
+ARD_HD float magnitude(float value) { return bits_to_float(float_to_bits(value) & 0x7fffffffu); }
+
+// A power of two that brings a norm near 1, and with it the entries below it, without overflow.
+ARD_HD float power_of_two_against(double norm) {
+  const float rounded = norm < double(kLargestFloat) ? float(norm) : kLargestFloat;
+  const int32_t exponent = 254 - int32_t(float_to_bits(rounded) >> 23);
+  return bits_to_float(uint32_t(exponent < 1 ? 1 : exponent > 254 ? 254 : exponent) << 23);
+}
+
+// Multiplication by factor / norm in two float factors, both normal numbers wherever norm is the
+// norm of a float gradient: grad * scale * step. A zero norm gives a zero step.
+struct NormedStep {
+  float scale;
+  float step;
+};
+
+ARD_HD NormedStep normed_step(double norm, double factor) {
+  const float scale = power_of_two_against(norm);
+  return NormedStep{scale, norm > 0.0 ? float(factor / (norm * double(scale))) : 0.0f};
+}
+
+ARD_HD float normed(float grad, const NormedStep& by) {
+  return mul_rn(mul_rn(finite_gradient(grad), by.scale), by.step);
+}
+
+// The largest float that is not above a positive double.
+ARD_HD float round_down(double value) {
+  const float nearest = float(value);
+  return double(nearest) > value ? bits_to_float(float_to_bits(nearest) - 1u) : nearest;
+}
+
+// x + delta, rounded towards x: the distance from x does not grow by the rounding, so a point on
+// the surface of a ball around x stays in it, however many pixels there are.
+ARD_HD float add_towards(float x, float delta) {
+  const float sum = add_rn(x, delta);
+  const float moved = add_rn(sum, -x);
+  // One float nearer to x. A sum of zero is exact and needs none.
+  const bool shrinks = (sum > x) == (sum > 0.0f);
+  const uint32_t bits = float_to_bits(sum);
+  const float nearer = bits_to_float(shrinks ? bits - 1u : bits + 1u);
+  return magnitude(moved) > magnitude(delta) ? nearer : sum;
+}
+
+// Of one sample, with g the gradient and d = x_adv - x.
+struct L2Sums {
+  double gg, gd, dd;
+};
+
+struct L2Step {
+  NormedStep move;
+  float shrink;  // onto the ball: 1 for a point within
+};
+
+// The norm of the stepped point's distance comes from the sums, |d + s g|^2 = dd + 2 s gd + s^2 gg,
+// so that nobody has to compute that point twice. A NaN pixel makes it NaN, as in torch.
+ARD_HD L2Step l2_step(const L2Sums& sums, float signed_step, float eps) {
+  L2Step out;
+  out.move = normed_step(sqrt_f64(sums.gg), double(signed_step));
+  const double s = double(out.move.scale) * double(out.move.step);
+  const double square = sums.dd + s * (2.0 * sums.gd + s * sums.gg);
+  const double distance = sqrt_f64(square < 0.0 ? 0.0 : square);
+  out.shrink = distance <= double(eps) ? 1.0f : round_down(double(eps) / distance);
+  return out;
+}
+
+ARD_HD float l2_update(float x_adv, float grad, float x, const L2Step& by, float lower,
+                       float upper) {
+  // The differences first: a step rounded to the spacing of the pixels would have another length.
+  const float delta = add_rn(add_rn(x_adv, -x), normed(grad, by.move));
+  return clamp_nan(add_towards(x, mul_rn(by.shrink, delta)), lower, upper);
+}
+
+// decay * momentum + g / |g|_1, the accumulated gradient of Dong et al. 2018, equation 6.
+ARD_HD float mifgsm_momentum(float momentum, float grad, float decay, const NormedStep& by) {
+  return add_rn(mul_rn(decay, momentum), normed(grad, by));
+}
+
+// Whether a candidate's loss beats the best one: never when it is NaN, always when only the best
+// is.
+ARD_HD bool loss_wins(float loss, float best, bool lower) {
+  if (loss != loss) return false;
+  if (best != best) return true;
+  return lower ? loss < best : loss > best;
+}
+
+}  // namespace ard
