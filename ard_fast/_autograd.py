@@ -34,7 +34,7 @@ class KdLoss(torch.autograd.Function):
         labels: Tensor | None,
         settings: KdSettings,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _ops.kd_loss(student, teacher, clean, labels, *settings[:6], True)
+        return _ops.kd_loss(student, teacher, clean, labels, *settings[:6], True, False)[:3]
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple) -> None:
@@ -61,7 +61,8 @@ class KdLoss(torch.autograd.Function):
             grad_clean = (grad_clean * (rows * ce_factor)).to(student.dtype) if with_clean else None
             return grad_student, None, grad_clean, None, None
         if ctx.gradients_handed_on:
-            _, grad_student, grad_clean = _ops.kd_loss(student, teacher, clean, labels, *ctx.settings[:6], True)
+            outputs = _ops.kd_loss(student, teacher, clean, labels, *ctx.settings[:6], True, False)
+            _, grad_student, grad_clean, _ = outputs
         ctx.gradients_handed_on = True
         _ops.scale_rows_(grad_student, grad_loss, kl_factor)
         if with_clean:

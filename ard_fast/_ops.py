@@ -41,11 +41,13 @@ def _(
     ce_grad_weight,
     reduce,
     with_grad,
-) -> tuple[Tensor, Tensor, Tensor]:
+    with_teacher_grad,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     loss = student.new_empty(() if reduce else (student.shape[0],), dtype=torch.float32)
     grad_student = student.new_empty(student.shape if with_grad else (0,))
     grad_clean = student.new_empty(student.shape if with_grad and clean is not None else (0,))
-    return loss, grad_student, grad_clean
+    grad_teacher = student.new_empty(student.shape if with_teacher_grad else (0,))
+    return loss, grad_student, grad_clean, grad_teacher
 
 
 @torch.library.register_fake("ard_fast::scale_rows_")

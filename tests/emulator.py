@@ -180,9 +180,12 @@ def kd_loss(
     kl_weight: float = 1.0,
     ce_weight: float = 0.0,
     with_grad: bool = True,
+    grad_teacher: torch.Tensor | None = None,
     variant: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Row losses [B] and the gradients [B, C] of their sum, by the CUDA kernel.
+
+    ``grad_teacher``, contiguous and of the student's dtype, receives the gradient for the teacher.
 
     ``variant``: "auto" as the launcher decides, "warp" (a warp a row, up to 1,024 classes), "block" (a block of two
     warps a row, kept in shared memory) or "block_uncached" (read again from memory for every pass).
@@ -198,6 +201,7 @@ def kd_loss(
         loss_rows=loss.numpy(),
         grad_student=_bits(grads[0]) if with_grad else None,
         grad_clean=_bits(grads[1]) if with_grad and clean is not None else None,
+        grad_teacher=None if grad_teacher is None else _bits(grad_teacher),
         inv_temperature=1.0 / temperature,
         kl_weight=kl_weight,
         ce_weight=ce_weight,

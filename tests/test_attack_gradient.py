@@ -103,6 +103,37 @@ def test_against_float64(loss, kind, dtype, device):
             assert_matches_float64(logits, *arguments(loss, logits, seed))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 30.0])
+@pytest.mark.parametrize("distance", [0.01, 5.0, 100.0])
+def test_gradient_for_the_target_logits(distance, temperature, dtype, device):
+    """Near, middle and far rows: every way in which a row's divergence is finished."""
+    for classes in (2, 10, 33, 1000, 1500):
+        target = make_logits("plain", 8, classes, 0)
+        logits = (target + distance * make_logits("plain", 8, classes, 1) / 5 + 20).to(device, dtype)
+        target = target.to(device, dtype)
+        settings = {"loss": "kl", "temperature": temperature, "with_target_grad": True}
+        found, grad_target = F.attack_gradient(logits, target, with_rows=True, **settings)
+        exact, exact_target = reference.attack_gradient(logits.double(), target.double(), **settings)
+        for got, expected in ((found.grad, exact), (grad_target, exact_target)):
+            assert got.dtype == dtype
+            floor = {torch.float16: 6e-8, torch.float32: 1e-30}.get(dtype, 1e-30)
+            # What the float64 formula itself cancels, beside the row's largest entry.
+            floor += 1e-14 * temperature
+            error = ((got.double() - expected).abs() - floor).clamp_min(0)
+            error = error / expected.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
+            assert error.max() <= GRAD_RTOL[dtype], f"gradient off by {error.max():.2e}"
+        grad, again = F.attack_gradient(logits, target, **settings)
+        assert grad.equal(found.grad) and again.equal(grad_target)
+
+
+def test_gradients_come_in_the_dtypes_of_their_logits(device):
+    logits = make_logits("plain", 4, 10, 0).to(device, torch.bfloat16)
+    target = make_logits("plain", 4, 10, 1).to(device)
+    grad, grad_target = F.attack_gradient(logits, target, loss="kl", with_target_grad=True)
+    assert grad.dtype == torch.bfloat16 and grad_target.dtype == torch.float32
+
+
 @pytest.mark.parametrize("kappa", [0.0, 3.0, 50.0, math.inf])
 def test_margin_is_switched_off_beyond_kappa(kappa, device):
     logits = torch.tensor([[60.0, 0, 1], [51.0, 1, 0], [4.0, 1, 0], [1.0, 1, 0], [0.0, 2, 1]], device=device)
@@ -236,6 +267,7 @@ def bad_calls():
     yield f"loss must be one of {names}, got 'mse'", (z, y), {"loss": "mse"}, ValueError
     yield "labels must be given for loss='dlr_targeted'", (z, y), {"loss": "dlr_targeted"}, ValueError
     yield "labels must be None for loss='ce'", (z, y), {"labels": y}, ValueError
+    yield "with_target_grad needs loss='kl', got loss='ce'", (z, y), {"with_target_grad": True}, ValueError
     yield "kappa must be at least 0, got -1.0", (z, y), {"loss": "margin", "kappa": -1}, ValueError
     yield "kappa must be at least 0, got nan", (z, y), {"loss": "margin", "kappa": math.nan}, ValueError
     yield "kappa must be a number, got str", (z, y), {"loss": "margin", "kappa": "50"}, TypeError

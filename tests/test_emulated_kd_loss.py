@@ -79,6 +79,27 @@ def test_kl(kind: str, temperature: float, variant: str) -> None:
         assert_grad(grad, expected_grad, torch.float32)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 30.0])
+def test_gradient_for_the_teacher(temperature: float, dtype: torch.dtype, variant: str) -> None:
+    for kind in ["near", "plain", "far"]:
+        for classes in [2, 10, 64, 129]:
+            student, teacher = logits(kind, 3, classes, dtype)
+            grad_teacher = torch.full_like(teacher, math.nan)
+            options = {"temperature": temperature, "variant": variant}
+            with_it = emulator.kd_loss(student, teacher, grad_teacher=grad_teacher, **options)
+            without = emulator.kd_loss(student, teacher, **options)
+            assert torch.equal(with_it[0], without[0]) and torch.equal(with_it[1], without[1])
+            log_p = torch.log_softmax(student.double() / temperature, dim=1)
+            log_q = torch.log_softmax(teacher.double() / temperature, dim=1)
+            q, cost = log_q.exp(), log_q - log_p
+            expected = q * (cost - (q * cost).sum(1, keepdim=True)) / temperature
+            scale = expected.abs().amax(1, keepdim=True)
+            error = (grad_teacher.double() - expected).abs() - TINY[dtype] * 10
+            assert (error <= GRAD_RTOL[dtype] * scale).all()
+
+
 @pytest.mark.parametrize("variant", ["warp", "block"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("temperature", [0.1, 4.0, 100.0])

@@ -35,11 +35,11 @@ def start_arguments(device, normal=False, last=False):
     return x, None, 0.1, seed, ids if last else None, normal, 0.001, True, 0.0, 1.0
 
 
-def loss_arguments(device, dtype=torch.float32, with_clean=True, reduce=True, with_grad=True):
+def loss_arguments(device, dtype=torch.float32, with_clean=True, reduce=True, with_grad=True, with_teacher=False):
     student, teacher, clean = (torch.randn(3, 6, device=device).to(dtype) for _ in range(3))
     labels = torch.tensor([0, 5, 2], device=device)
     clean, labels = (clean, labels) if with_clean else (None, None)
-    return student, teacher, clean, labels, 4.0, 0.5, 0.25, 0.5, 0.25, reduce, with_grad
+    return student, teacher, clean, labels, 4.0, 0.5, 0.25, 0.5, 0.25, reduce, with_grad, with_teacher
 
 
 def gradient_arguments(device, loss=0, dtype=torch.float32, with_rows=True):
@@ -68,6 +68,11 @@ CASES = {
     "start normal channels_last": lambda device: (_ops.random_start, start_arguments(device, True, True)),
     "loss": lambda device: (_ops.kd_loss, loss_arguments(device)),
     "loss fp16 rows": lambda device: (_ops.kd_loss, loss_arguments(device, torch.float16, False, False)),
+    "loss both gradients": lambda device: (_ops.kd_loss, loss_arguments(device, with_clean=False, with_teacher=True)),
+    "loss teacher fp16": lambda device: (
+        _ops.kd_loss,
+        loss_arguments(device, torch.float16, with_clean=False, with_grad=False, with_teacher=True),
+    ),
     "loss alone": lambda device: (_ops.kd_loss, loss_arguments(device, with_grad=False)),
     "gradient": lambda device: (_ops.attack_gradient, gradient_arguments(device)),
     "gradient alone": lambda device: (_ops.attack_gradient, gradient_arguments(device, 1, with_rows=False)),

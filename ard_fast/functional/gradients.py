@@ -33,8 +33,9 @@ def attack_gradient(
     labels: Tensor | None = None,
     temperature: float = 1.0,
     kappa: float = 50.0,
+    with_target_grad: bool = False,
     with_rows: bool = False,
-) -> Tensor | AttackGradient:
+) -> Tensor | AttackGradient | tuple[Tensor | AttackGradient, Tensor]:
     """Return d(loss)/d(logits) for the loss of each row, which an attack ascends.
 
     This is the gradient of the batch's summed loss. An attack hands it to `torch.autograd.grad(logits, x, grad)`: no
@@ -58,19 +59,25 @@ def attack_gradient(
         labels: y for "dlr_targeted", which needs them.
         temperature: T of "kl", above 0.
         kappa: confidence of "margin", at least 0, may be infinite.
+        with_target_grad: also return the gradient for the target logits ("kl" only; Huang et al. 2023 attack a student
+            and its teacher together).
         with_rows: also return the loss of each row, and whether it is classified as y.
 
     Returns:
-        The gradient `[B, C]`, contiguous, in the dtype of `logits`; with `with_rows` an `AttackGradient`.
+        The gradient `[B, C]`, contiguous, in the dtype of `logits`; with `with_rows` an `AttackGradient`. With
+        `with_target_grad` a pair: that, and the gradient for the target in the target's dtype.
 
     Raises:
-        ValueError: `loss` is unknown, a number is out of range, labels are missing or not taken by this loss.
+        ValueError: `loss` is unknown, a number is out of range, labels are missing or not taken by this loss, or
+            with_target_grad is asked of a loss other than "kl".
         TypeError: target logits or logits of another dtype for "kl".
         RuntimeError: shapes, dtypes or devices do not fit, C is too small for the loss, or (CPU) a class is out of
             range; the message names the argument.
     """
     if loss not in _LOSSES:
         raise ValueError(f"loss must be one of {', '.join(map(repr, _LOSSES))}, got {loss!r}")
+    if with_target_grad and loss != "kl":
+        raise ValueError(f"with_target_grad needs loss='kl', got loss={loss!r}: classes have no gradient")
     if (labels is not None) != (loss == "dlr_targeted"):
         raise ValueError(
             "labels must be given for loss='dlr_targeted'"
@@ -79,7 +86,7 @@ def attack_gradient(
         )
     logits = logits.detach()
     if loss == "kl":
-        return _kl_gradient(logits, target.detach(), temperature, with_rows)
+        return _kl_gradient(logits, target.detach(), temperature, with_target_grad, with_rows)
     kappa = confidence(kappa, "kappa")
     if logits.dim() == 2 and logits.stride(1) != 1:
         logits = logits.contiguous()
@@ -90,10 +97,15 @@ def attack_gradient(
     return AttackGradient(grad, rows, correct) if with_rows else grad
 
 
-def _kl_gradient(logits: Tensor, target: Tensor, temperature: float, with_rows: bool) -> Tensor | AttackGradient:
+def _kl_gradient(
+    logits: Tensor, target: Tensor, temperature: float, with_target_grad: bool, with_rows: bool
+) -> Tensor | AttackGradient | tuple[Tensor | AttackGradient, Tensor]:
     temperature = positive(temperature, "temperature")
     weight = temperature * temperature
-    prepared, target = common_logits({"logits": logits, "target": target})
-    rows, grad, _ = _ops.kd_loss(prepared, target, None, None, temperature, weight, 0.0, weight, 0.0, False, True)
+    named = {"logits": logits, "target": target}
+    rows, grad, _, grad_target = _ops.kd_loss(
+        *common_logits(named), None, None, temperature, weight, 0.0, weight, 0.0, False, True, with_target_grad
+    )
     grad = grad.to(logits.dtype)
-    return AttackGradient(grad, rows, None) if with_rows else grad
+    found = AttackGradient(grad, rows, None) if with_rows else grad
+    return (found, grad_target.to(target.dtype)) if with_target_grad else found

@@ -128,7 +128,7 @@ def _kd_loss(
     needs_grad = torch.is_grad_enabled() and (student.requires_grad or (clean is not None and clean.requires_grad))
     if not needs_grad:
         return _ops.kd_loss(
-            student, teacher, clean, labels, temperature, kl_weight, ce_weight, 0.0, 0.0, reduce, False
+            student, teacher, clean, labels, temperature, kl_weight, ce_weight, 0.0, 0.0, reduce, False, False
         )[0]
     # float16 holds the gradients of a mean over many classes badly: they leave the kernel as (p - q) * 2^k, with
     # |p - q| around 1 / C brought near 1, and get their size where a loss scale, if any, is multiplied in.

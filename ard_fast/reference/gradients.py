@@ -36,9 +36,15 @@ def attack_loss(
     return -gap if kappa == float("inf") else -F.relu(gap + kappa)
 
 
-def attack_gradient(logits: Tensor, target: Tensor, **settings: object) -> Tensor:
-    """d(sum of `attack_loss`)/d(logits), by autograd; the same arguments."""
-    logits = logits.detach().requires_grad_()
+def attack_gradient(
+    logits: Tensor, target: Tensor, *, with_target_grad: bool = False, **settings: object
+) -> Tensor | tuple[Tensor, Tensor]:
+    """d(sum of `attack_loss`)/d(logits), and d/d(target) if asked, by autograd; arguments as `attack_loss`."""
+    inputs = [logits.detach().requires_grad_()]
+    target = target.detach()
+    if with_target_grad:
+        inputs.append(target.requires_grad_())
     with torch.enable_grad():
-        total = attack_loss(logits, target, **settings).sum()
-    return torch.autograd.grad(total, logits)[0]
+        total = attack_loss(inputs[0], target, **settings).sum()
+    gradients = torch.autograd.grad(total, inputs)
+    return gradients if with_target_grad else gradients[0]

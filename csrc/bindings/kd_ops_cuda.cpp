@@ -6,27 +6,28 @@
 namespace ard {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor> kd_loss_cuda(const Tensor student, const Tensor teacher,
-                                                std::optional<Tensor> clean,
-                                                std::optional<Tensor> labels, double temperature,
-                                                double kl_weight, double ce_weight,
-                                                double kl_grad_weight, double ce_grad_weight,
-                                                bool reduce, bool with_grad) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> kd_loss_cuda(const Tensor student, const Tensor teacher,
+                                                        std::optional<Tensor> clean,
+                                                        std::optional<Tensor> labels,
+                                                        double temperature, double kl_weight,
+                                                        double ce_weight, double kl_grad_weight,
+                                                        double ce_grad_weight, bool reduce,
+                                                        bool with_grad, bool with_teacher_grad) {
   const Scope scope(student);
   KdOutputs out;
-  const KdLossParams p =
-      pack_kd_loss(student, teacher, clean, labels, temperature,
-                   {kl_weight, ce_weight, kl_grad_weight, ce_grad_weight}, with_grad, out);
+  const KdLossParams p = pack_kd_loss(student, teacher, clean, labels, temperature,
+                                      {kl_weight, ce_weight, kl_grad_weight, ce_grad_weight},
+                                      with_grad, with_teacher_grad, out);
   if (!reduce) {
     cuda::launch_kd_loss(p, dtype_tag(student), nullptr, scope.stream());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
-    return {out.loss_rows, out.grad_student, out.grad_clean};
+    return {out.loss_rows, out.grad_student, out.grad_clean, out.grad_teacher};
   }
   Tensor total = torch::stable::new_empty(student, {}, ScalarType::Float);
   cuda::launch_kd_loss(p, dtype_tag(student), static_cast<float*>(total.data_ptr()),
                        scope.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {total, out.grad_student, out.grad_clean};
+  return {total, out.grad_student, out.grad_clean, out.grad_teacher};
 }
 
 void scale_rows_cuda(Tensor grad, const Tensor scale, double factor) {

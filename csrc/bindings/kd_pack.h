@@ -21,7 +21,7 @@ struct KdWeights {
 };
 
 struct KdOutputs {
-  Tensor loss_rows, grad_student, grad_clean;
+  Tensor loss_rows, grad_student, grad_clean, grad_teacher;
 };
 
 inline KdLossParams pack_kd_loss(const Tensor& student,                // [B, C]
@@ -29,7 +29,7 @@ inline KdLossParams pack_kd_loss(const Tensor& student,                // [B, C]
                                  const std::optional<Tensor>& clean,   // [B, C]
                                  const std::optional<Tensor>& labels,  // [B] int64
                                  double temperature, const KdWeights& weights, bool with_grad,
-                                 KdOutputs& out) {
+                                 bool with_teacher_grad, KdOutputs& out) {
   check_float_dtype(student, "student_logits");
   check_logits(student, "student_logits", student);
   check_logits(teacher, "teacher_logits", student);
@@ -53,6 +53,7 @@ inline KdLossParams pack_kd_loss(const Tensor& student,                // [B, C]
   out.loss_rows = torch::stable::new_empty(student, {rows.data(), rows.size()}, ScalarType::Float);
   out.grad_student = grad_like(with_grad);
   out.grad_clean = grad_like(with_grad && clean.has_value());
+  out.grad_teacher = grad_like(with_teacher_grad);
 
   KdLossParams p{};
   p.student = student.data_ptr();
@@ -62,6 +63,7 @@ inline KdLossParams pack_kd_loss(const Tensor& student,                // [B, C]
   p.loss_rows = static_cast<float*>(out.loss_rows.data_ptr());
   p.grad_student = with_grad ? out.grad_student.data_ptr() : nullptr;
   p.grad_clean = with_grad && clean ? out.grad_clean.data_ptr() : nullptr;
+  p.grad_teacher = with_teacher_grad ? out.grad_teacher.data_ptr() : nullptr;
   p.batch = batch;
   p.classes = classes;
   p.student_stride = student.stride(0);

@@ -24,11 +24,13 @@ STABLE_TORCH_LIBRARY(ard_fast, m) {
       "random_start(Tensor x, Tensor? eps_per_sample, float eps, Tensor seed, Tensor? sample_ids, "
       "bool normal, float std, bool clamp, float lower, float upper) -> Tensor");
   // Row loss: kl_weight * KL + ce_weight * CE; `reduce` sums the rows. The gradients come unscaled
-  // by any incoming one, with their own weights; they are empty without `with_grad`.
+  // by any incoming one, with their own weights (kl_grad_weight is the teacher's too); they are
+  // empty without `with_grad` or `with_teacher_grad`.
   m.def(
       "kd_loss(Tensor student, Tensor teacher, Tensor? clean, Tensor? labels, float temperature, "
       "float kl_weight, float ce_weight, float kl_grad_weight, float ce_grad_weight, bool reduce, "
-      "bool with_grad) -> (Tensor loss, Tensor grad_student, Tensor grad_clean)");
+      "bool with_grad, bool with_teacher_grad) -> (Tensor loss, Tensor grad_student, "
+      "Tensor grad_clean, Tensor grad_teacher)");
   // grad[i] *= factor * scale[i], leaving rows untouched where the product is 1.
   m.def("scale_rows_(Tensor(a!) grad, Tensor scale, float factor) -> ()");
   // d(loss)/d(logits) of the batch's summed loss; loss: ce 0, margin 1, dlr 2, dlr_targeted 3. The

@@ -154,6 +154,12 @@ ARD_HD float kd_far_grad(const KdRow& row, float a, float weight) {
   return kd_far_weight(row, a) * row.inv_student_z - weight * row.inv_z;
 }
 
+// The KL's derivative to the teacher's scaled logit, -q (d - m): how much more than the mean it
+// costs to favour this class.
+ARD_HD float kd_teacher_grad(const KdRow& row, float gap, float weight) {
+  return -(weight * row.inv_z) * (gap - row.mean_gap);
+}
+
 // Cross-entropy, relative to the largest logit z_max: with r the sum of e^(z - z_max) over all
 // classes but one that attains z_max, CE = log1p(r) + (z_max - z_label), accurate when the label is
 // certain.

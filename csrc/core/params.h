@@ -47,13 +47,15 @@ struct KdLossParams {
   float* loss_rows;       // [B]
   void* grad_student;     // [B, C] contiguous, or null
   void* grad_clean;       // [B, C] contiguous, or null
+  void* grad_teacher;     // [B, C] contiguous, or null
   int64_t batch;
   int64_t classes;
   int64_t student_stride, teacher_stride, clean_stride;  // elements between rows
   float inv_temperature;
   float kl_weight, ce_weight;  // loss_row = kl_weight * KL + ce_weight * CE
-  float kl_grad_weight;        // grad_student = kl_grad_weight * (p_student - p_teacher)
-  float ce_grad_weight;        // grad_clean = ce_grad_weight * (p_clean - onehot)
+  // grad_student = kl_grad_weight * (p_student - p_teacher); also the weight of grad_teacher
+  float kl_grad_weight;
+  float ce_grad_weight;  // grad_clean = ce_grad_weight * (p_clean - onehot)
 };
 
 struct ApgdParams {

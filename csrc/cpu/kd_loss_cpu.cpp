@@ -30,11 +30,13 @@ struct Scratch {
   float* const w;
 };
 
-// The KL of one row; writes grad_weight * (p_student - p_teacher) unless grad is null.
+// The KL of one row; writes grad_weight * (p_student - p_teacher) unless grad is null, and the
+// gradient for the teacher unless that is.
 // Vector loops only; the mathematics is in kd_math.h.
 template <typename T>
 ARD_HD float kl_row(const RowView& student, const RowView& teacher, const Scratch& b,
-                    float inv_temperature, int64_t classes, float grad_weight, T* __restrict grad) {
+                    float inv_temperature, int64_t classes, float grad_weight, T* __restrict grad,
+                    T* __restrict grad_teacher) {
   // May hold the converted logits themselves: read and written at the same index.
   float* gap = b.t;
   float* w = b.w;
@@ -83,6 +85,12 @@ ARD_HD float kl_row(const RowView& student, const RowView& teacher, const Scratc
   if (!kd_row_set_sums(row, KdSums{float(weight_sum), float(weighted_gap_sum), lane_max(max_gap),
                                    lane_min(min_gap)})) {
     kd_row_set_range(row, kd_scaled(row, vector_max(student)));
+  }
+
+  if (grad_teacher) {
+    for (int64_t c = 0; c < classes; ++c) {
+      grad_teacher[c] = from_float<T>(kd_teacher_grad(row, gap[c], w[c]) * grad_weight);
+    }
   }
 
   double sum = 0.0;
@@ -158,7 +166,8 @@ ARD_HD void kd_rows(const KdLossParams& p, const Scratch& b, int64_t begin, int6
                                      p.classes, b.padded, b.t, tails[1]);
     float loss =
         p.kl_weight * kl_row(student, teacher, b, p.inv_temperature, p.classes, p.kl_grad_weight,
-                             row_or_null<T>(p.grad_student, i, p.classes));
+                             row_or_null<T>(p.grad_student, i, p.classes),
+                             row_or_null<T>(p.grad_teacher, i, p.classes));
     if (p.clean) {
       const RowView clean = view_row(static_cast<const T*>(p.clean) + i * p.clean_stride, p.classes,
                                      b.padded, b.s, tails[0]);

@@ -113,6 +113,21 @@ __device__ float kd_row_loss(const KdLossParams& p, Group& group, int64_t index,
       store_vec<kVec>(grad + c, out);
     }
   }
+  if (p.grad_teacher) {
+    T* grad = static_cast<T*>(p.grad_teacher) + index * p.classes;
+    ARD_FOR_VECTORS(c) {
+      const Vec<T, kVec> s = row_vec<kVec, kCached>(student, staged_student, c);
+      const Vec<T, kVec> t = row_vec<kVec, kCached>(teacher, staged_teacher, c);
+      Vec<T, kVec> out;
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) {
+        float gap;
+        const KdWeighed e = kd_weigh(row, to_float(s.v[j]), to_float(t.v[j]), gap);
+        out.v[j] = from_float<T>(kd_teacher_grad(row, e.gap, e.weight) * p.kl_grad_weight);
+      }
+      store_vec<kVec>(grad + c, out);
+    }
+  }
   return kl;
 }
 

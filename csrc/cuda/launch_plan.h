@@ -68,7 +68,7 @@ inline KdLossPlan plan_kd_loss(const KdLossParams& p, int item_size, int64_t max
   plan.vector = p.classes % vec == 0 && rows_aligned(p.student, p.student_stride) &&
                 rows_aligned(p.teacher, p.teacher_stride) &&
                 rows_aligned(p.clean, p.clean_stride) && rows_aligned(p.grad_student, p.classes) &&
-                rows_aligned(p.grad_clean, p.classes);
+                rows_aligned(p.grad_clean, p.classes) && rows_aligned(p.grad_teacher, p.classes);
   const int64_t row_bytes = 2 * ceil_div(p.classes * item_size, 16) * 16;  // student and teacher
   if (p.classes <= kWarpRowClasses) {
     plan.warp = true;

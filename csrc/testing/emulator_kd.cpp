@@ -8,8 +8,9 @@ void py_kd_loss(const py::array& student, const py::array& teacher,
                 const std::optional<py::array>& clean, const std::optional<py::array>& labels,
                 const std::string& dtype, const py::array& loss_rows,
                 const std::optional<py::array>& grad_student,
-                const std::optional<py::array>& grad_clean, float inv_temperature, float kl_weight,
-                float ce_weight, float kl_grad_weight, float ce_grad_weight,
+                const std::optional<py::array>& grad_clean,
+                const std::optional<py::array>& grad_teacher, float inv_temperature,
+                float kl_weight, float ce_weight, float kl_grad_weight, float ce_grad_weight,
                 const std::string& variant) {
   if (student.ndim() != 2) throw std::invalid_argument("student: expected [B, C]");
   with_dtype(dtype, [&](auto type) {
@@ -23,6 +24,7 @@ void py_kd_loss(const py::array& student, const py::array& teacher,
     p.loss_rows = data_of<float>(loss_rows, "loss_rows", rows);
     p.grad_student = gradient<T>(grad_student, "grad_student", rows, classes);
     p.grad_clean = gradient<T>(grad_clean, "grad_clean", rows, classes);
+    p.grad_teacher = gradient<T>(grad_teacher, "grad_teacher", rows, classes);
     p.batch = rows;
     p.classes = classes;
     p.inv_temperature = inv_temperature;
@@ -69,8 +71,8 @@ void bind_kd(py::module_& m) {
   using py::arg;
   m.def("kd_loss", &py_kd_loss, py::kw_only(), arg("student"), arg("teacher"), arg("clean"),
         arg("labels"), arg("dtype"), arg("loss_rows"), arg("grad_student"), arg("grad_clean"),
-        arg("inv_temperature"), arg("kl_weight"), arg("ce_weight"), arg("kl_grad_weight"),
-        arg("ce_grad_weight"), arg("variant"));
+        arg("grad_teacher"), arg("inv_temperature"), arg("kl_weight"), arg("ce_weight"),
+        arg("kl_grad_weight"), arg("ce_grad_weight"), arg("variant"));
   m.def("sum_rows", &py_sum_rows, arg("rows"));
   m.def("scale_rows", &py_scale_rows, py::kw_only(), arg("grad"), arg("dtype"), arg("classes"),
         arg("scale"), arg("factor"));

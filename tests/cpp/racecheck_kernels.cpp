@@ -11,6 +11,7 @@ int main() {
   constexpr int kRows = 2, kClasses = 200;
   std::vector<float> student(kRows * kClasses), teacher(kRows * kClasses), loss(kRows);
   std::vector<float> grad(kRows * kClasses), grad_clean(kRows * kClasses);
+  std::vector<float> grad_teacher(kRows * kClasses);
   std::vector<int64_t> labels(kRows, 1);
   for (std::size_t i = 0; i < student.size(); ++i) {
     student[i] = static_cast<float>(i * 37 % 101) * 0.1f;
@@ -24,6 +25,7 @@ int main() {
   p.loss_rows = loss.data();
   p.grad_student = grad.data();
   p.grad_clean = grad_clean.data();
+  p.grad_teacher = grad_teacher.data();
   p.batch = kRows;
   p.classes = p.student_stride = p.teacher_stride = p.clean_stride = kClasses;
   p.inv_temperature = 1.0f;

@@ -199,30 +199,34 @@ void test_kd_loss(std::size_t rows, std::size_t classes, std::size_t offset, std
   p.kl_grad_weight = 4.0f;
   p.ce_grad_weight = 0.5f;
 
-  const auto run = [&](Buffer<float>& loss, Buffer<T>& grad, Buffer<T>& grad_clean, auto&& kernel) {
+  const auto run = [&](Buffer<float>& loss, Buffer<T>& grad, Buffer<T>& grad_clean,
+                       Buffer<T>& grad_teacher, auto&& kernel) {
     p.loss_rows = loss.data();
     p.grad_student = with_grad ? grad.data() : nullptr;
     p.grad_clean = with_grad && with_clean ? grad_clean.data() : nullptr;
+    p.grad_teacher = with_grad ? grad_teacher.data() : nullptr;
     kernel();
   };
   const std::size_t grads = with_grad ? rows * classes : 0;
   const std::size_t clean_grads = with_clean ? grads : 0;
   Buffer<float> expected(rows, 0);
-  Buffer<T> expected_grad(grads, 0), expected_clean(clean_grads, 0);
-  run(expected, expected_grad, expected_clean, [&] { cpu::kd_loss(p, dtype_of<T>(), 0, p.batch); });
+  Buffer<T> expected_grad(grads, 0), expected_clean(clean_grads, 0), expected_teacher(grads, 0);
+  run(expected, expected_grad, expected_clean, expected_teacher,
+      [&] { cpu::kd_loss(p, dtype_of<T>(), 0, p.batch); });
   const float last_place = std::is_same_v<T, float> ? 1e-4f
                            : std::is_same_v<T, f16> ? 1e-3f
                                                     : 8e-3f;
   for (int variant = 0; variant < 3; ++variant) {
     Buffer<float> loss(rows, 0);
-    Buffer<T> grad(grads, 0), grad_clean(clean_grads, 0);
-    run(loss, grad, grad_clean, [&] {
+    Buffer<T> grad(grads, 0), grad_clean(clean_grads, 0), grad_teacher(grads, 0);
+    run(loss, grad, grad_clean, grad_teacher, [&] {
       emu::kd_loss<T>(p, variant == 0 ? cuda::plan_kd_loss(p, sizeof(T), emu::kMaxSharedBytes)
                                       : emu::block_plan<T>(p, 64, variant == 1));
     });
     CHECK(close(loss, expected, 2e-5f, 0.0f));
     CHECK(close(grad, expected_grad, last_place, 1e-4f));
     CHECK(close(grad_clean, expected_clean, last_place, 1e-4f));
+    CHECK(close(grad_teacher, expected_teacher, last_place, 1e-4f));
   }
 }
 
