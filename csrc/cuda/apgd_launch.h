@@ -1,0 +1,12 @@
+// Launchers of the Auto-PGD step; as in launch.h, errors of the launch are left for the caller.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "core/params.h"
+
+namespace ard::cuda {
+
+void launch_apgd_linf_step(const ApgdParams& p, Dtype grad_dtype, cudaStream_t stream);
+
+}  // namespace ard::cuda
