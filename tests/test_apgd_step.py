@@ -233,15 +233,15 @@ def bad_tensors():
     yield "correct must be bool, got uint8", {"correct": torch.zeros(2, dtype=torch.uint8)}
     yield r"eps must have shape \[2\]", {"eps_per_sample": torch.zeros(2, 1)}
     yield "window must be at least 0, got -1", {"window": -1}
-    yield "x_adv must not share memory with x$", {"x_adv": x, "x": x}
+    yield "x_adv must not overlap x in memory", {"x_adv": x, "x": x}
     yield (
-        "x_best must not share memory with x_fooled",
+        "x_best must not overlap x_fooled in memory",
         {
             "x_best": shifted[:96].view(2, 3, 4, 4),
             "x_fooled": shifted[95:191].view(2, 3, 4, 4),
         },
     )
-    yield "state_out must not share memory with state", {"state_out": good["state"], "state": good["state"]}
+    yield "state_out must not overlap state in memory", {"state_out": good["state"], "state": good["state"]}
     moved = {name: t.transpose(0, 1) for name, t in good.items() if isinstance(t, torch.Tensor) and t.dim() == 4}
     yield "x_adv must have its batch dimension outermost", moved
 

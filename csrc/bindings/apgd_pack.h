@@ -65,7 +65,8 @@ inline ApgdParams pack_apgd_step(Tensor& x_adv,        // [B, ...] float32, writ
     const Tensor* tensor;
     const char* name;
   };
-  // The first six are written.
+  // The first six are written. Blocks of the kernels read and write without an order among them, so
+  // nothing written may be read or written under another name.
   const Named all[] = {{&x_adv, "x_adv"},
                        {&x_prev, "x_prev"},
                        {&x_best, "x_best"},

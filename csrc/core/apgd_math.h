@@ -3,6 +3,7 @@
 // known, and one pixel of its L-infinity step. Rules and constants are those of the authors' code.
 #pragma once
 
+#include "core/norm_math.h"
 #include "core/params.h"
 #include "core/pgd_math.h"
 
@@ -52,8 +53,7 @@ ARD_HD ApgdDecision apgd_decide(const ApgdParams& p, int64_t sample) {
     return ApgdDecision{start, true, true, false};
   }
   ApgdRecord r = apgd_load(p.state, p.batch, sample);
-  // A NaN is never better, and anything else is better than a NaN.
-  const bool improved = loss > r.loss_best || (r.loss_best != r.loss_best && loss == loss);
+  const bool improved = loss_wins(loss, r.loss_best, false);
   if (improved) r.loss_best = loss;
   if (loss > r.loss_prev) r.increases += 1.0f;
   r.loss_prev = loss;
@@ -89,51 +89,16 @@ ARD_HD float apgd_linf_update(float current, float grad, float x, float previous
   return linf_project(mixed, x, eps, lower, upper);
 }
 
-// The gradient as the L2 step counts it: nothing for a NaN, the largest float for an infinity.
-ARD_HD float l2_clean(float grad) {
-  const float number = grad == grad ? grad : 0.0f;
-  return min_or_second(max_or_second(number, -3.40282347e38f), 3.40282347e38f);
-}
-
-// A power of two that brings the largest |gradient| near 1, so that no square overflows and none
-// that counts underflows.
-ARD_HD float l2_scale(float largest) {
-  const int32_t biased = 253 - int32_t(float_to_bits(largest) >> 23);
-  return bits_to_float(uint32_t(biased < 1 ? 1 : biased) << 23);
-}
-
-// What the scaled gradient is multiplied by to have the length of the step: 0 for no gradient.
-ARD_HD float l2_step_factor(float step_size, double scaled_norm_squared) {
-  return scaled_norm_squared > 0.0 ? float(double(step_size) / sqrt_f64(scaled_norm_squared))
-                                   : 0.0f;
-}
-
-// What a perturbation is multiplied by to lie in the ball: rounded down, so that it does.
-ARD_HD float l2_shrink(float eps, double norm_squared) {
-  if (norm_squared <= double(eps) * double(eps)) return 1.0f;
-  const double ratio = double(eps) / sqrt_f64(norm_squared);
-  const float rounded = float(ratio);
-  const bool above = double(rounded) > ratio;  // then it is positive
-  return above ? bits_to_float(float_to_bits(rounded) - 1u) : rounded;
-}
-
-// One pixel of the L2 step, in three parts between which the sample's norm is taken: the
-// perturbation after the gradient step; the perturbation after the momentum, from that step
-// projected; and the next iterate.
-ARD_HD float apgd_l2_stepped(float current, float grad, float x, float scale, float factor) {
-  const float direction = mul_rn(mul_rn(l2_clean(grad), scale), factor);
-  return add_rn(add_rn(current, direction), -x);
-}
-
-ARD_HD float apgd_l2_projected(float perturbation, float x, float shrink, float lower,
-                               float upper) {
-  return clamp_nan(add_rn(x, mul_rn(perturbation, shrink)), lower, upper);
-}
-
-ARD_HD float apgd_l2_mixed(float stepped, float shrink, float current, float x, float previous,
+// One pixel of the L2 step before its last projection, relative to x: the gradient step of
+// norm_math.h, which ends in the ball, and the momentum.
+ARD_HD float apgd_l2_delta(float current, float grad, float x, float previous, const L2Step& by,
                            float momentum, float one_minus_momentum, float lower, float upper) {
-  const float projected = apgd_l2_projected(stepped, x, shrink, lower, upper);
-  return add_rn(apgd_mix(current, projected, previous, momentum, one_minus_momentum), -x);
+  const float stepped = l2_update(current, grad, x, by, lower, upper);
+  return add_rn(apgd_mix(current, stepped, previous, momentum, one_minus_momentum), -x);
+}
+
+ARD_HD float apgd_l2_finish(float delta, float x, float shrink, float lower, float upper) {
+  return clamp_nan(add_towards(x, mul_rn(shrink, delta)), lower, upper);
 }
 
 }  // namespace ard

@@ -74,6 +74,11 @@ struct L2Step {
   float shrink;  // onto the ball: 1 for a point within
 };
 
+// What brings a perturbation of that norm onto the ball.
+ARD_HD float l2_shrink(double norm, float eps) {
+  return norm <= double(eps) ? 1.0f : round_down(double(eps) / norm);
+}
+
 // The norm of the stepped point's distance comes from the sums, |d + s g|^2 = dd + 2 s gd + s^2 gg,
 // so that nobody has to compute that point twice. A NaN pixel makes it NaN, as in torch.
 ARD_HD L2Step l2_step(const L2Sums& sums, float signed_step, float eps) {
@@ -81,8 +86,7 @@ ARD_HD L2Step l2_step(const L2Sums& sums, float signed_step, float eps) {
   out.move = normed_step(sqrt_f64(sums.gg), double(signed_step));
   const double s = double(out.move.scale) * double(out.move.step);
   const double square = sums.dd + s * (2.0 * sums.gd + s * sums.gg);
-  const double distance = sqrt_f64(square < 0.0 ? 0.0 : square);
-  out.shrink = distance <= double(eps) ? 1.0f : round_down(double(eps) / distance);
+  out.shrink = l2_shrink(sqrt_f64(square < 0.0 ? 0.0 : square), eps);
   return out;
 }
 
