@@ -1,23 +1,12 @@
-"""PGD: what it computes, and that it leaves no trace."""
+"""PGD: what it computes, in which mode of the model, and what it refuses."""
 
 import pytest
 import torch
+from attack_cases import small_net
 from torch import nn
 
 from ard_fast import attacks, reference
 from ard_fast import functional as F
-
-
-def small_net(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Flatten(),
-        nn.Linear(8 * 36, 10),
-    )
 
 
 @pytest.fixture
@@ -124,61 +113,6 @@ def test_a_sample_is_attacked_alike_in_any_batch(batch, device):
     torch.testing.assert_close(part, whole[[4, 1]], rtol=0, atol=6e-8)
 
 
-def snapshot(model):
-    return {
-        "modes": [m.training for m in model.modules()],
-        "tracking": [m.track_running_stats for m in model.modules() if isinstance(m, nn.BatchNorm2d)],
-        "requires_grad": [p.requires_grad for p in model.parameters()],
-        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        "state": {k: v.clone() for k, v in model.state_dict().items()},
-    }
-
-
-def assert_same_snapshot(before, after, *, buffers=True):
-    for key in ("modes", "tracking", "requires_grad"):
-        assert before[key] == after[key]
-    for a, b in zip(before["grads"], after["grads"], strict=True):
-        assert (a is None and b is None) or a.equal(b)
-    for name, value in before["state"].items():
-        if buffers or ("running" not in name and "num_batches" not in name):
-            assert value.equal(after["state"][name]), name
-
-
-@pytest.mark.parametrize("bn", attacks.BN_POLICIES)
-@pytest.mark.parametrize("training", [True, False])
-def test_leaves_no_trace(bn, training, batch, device):
-    x, y = batch
-    model = small_net().to(device).train(training)
-    model[0].weight.requires_grad_(False)
-    model[5].weight.grad = torch.ones_like(model[5].weight)
-    before, image = snapshot(model), x.clone()
-    x_adv = attacks.PGD(steps=3, bn=bn)(model, x, y)
-    assert_same_snapshot(before, snapshot(model), buffers=bn != "train")
-    assert x.equal(image) and not x_adv.requires_grad and x_adv.grad_fn is None
-    assert x_adv.data_ptr() != x.data_ptr()
-
-
-@pytest.mark.parametrize("bn", attacks.BN_POLICIES)
-def test_leaves_no_trace_after_an_exception(bn, batch, device):
-    x, y = batch
-    model = small_net().to(device).train()
-    model[1].eval()
-    before = snapshot(model)
-    calls = []
-
-    def fail_at_the_second(module, inputs):
-        calls.append(module.training)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    hook = model[5].register_forward_pre_hook(fail_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        attacks.PGD(steps=3, bn=bn)(model, x, y)
-    hook.remove()
-    assert len(calls) == 2
-    assert_same_snapshot(before, snapshot(model), buffers=bn != "train")
-
-
 def test_batch_norm_policies(batch, device):
     x, y = batch
     seen = {}
@@ -204,79 +138,6 @@ def test_train_policies_respect_frozen_modules(batch, device):
         before = model[1].running_mean.clone()
         attacks.PGD(steps=2, bn=bn)(model, x, y)
         assert model[1].running_mean.equal(before) and not model[1].training
-
-
-def test_weights_get_no_gradient_work(batch, device):
-    """The backward pass of the attack computes input gradients only: a third of a training step's work is left out."""
-    x, y = batch
-    model = nn.Sequential(small_net()[0], nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 10)).to(device)
-    masks = []
-
-    class RecordConvolutions(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func is torch.ops.aten.convolution_backward.default:
-                masks.append(tuple(args[-1]))
-            return func(*args, **(kwargs or {}))
-
-    with RecordConvolutions():
-        attacks.PGD(steps=2)(model, x, y)
-    assert masks == [(True, False, False)] * 4
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_inside_no_grad_and_inference_mode(batch, device):
-    x, y = batch
-    model = small_net().to(device)
-    attack = attacks.PGD(steps=3)
-    expected = attack(model, x, y, seed=2)
-    with torch.no_grad():
-        inside = attack(model, x, y, seed=2)
-        assert not torch.is_grad_enabled()
-    torch.testing.assert_close(inside, expected)
-    with torch.inference_mode():
-        torch.testing.assert_close(attack(model, x.clone(), y.clone(), seed=2), expected)
-
-
-def test_random_numbers_used(batch, device):
-    """One draw from torch's generator without a seed, none with one."""
-    x, y = batch
-    model = small_net().to(device)
-    state = torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state()
-
-    def current():
-        return torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state()
-
-    attacks.PGD(steps=2)(model, x, y, seed=1)
-    assert current().equal(state)
-    attacks.PGD(steps=2, random_start=False)(model, x, y)
-    assert current().equal(state)
-    attacks.PGD(steps=2)(model, x, y)
-    assert not current().equal(state)
-
-
-def test_autocast_keeps_the_iterate_in_float32(batch, device):
-    x, y = batch
-    model = small_net().to(device)
-    with torch.autocast(device.type, torch.bfloat16):
-        x_adv = attacks.PGD(eps=0.1, step_size=0.03, steps=4)(model, x, y)
-    assert x_adv.dtype == torch.float32
-    assert ((x_adv - x).abs() <= 0.1 + 6e-8).all()
-    # Every pixel moved by whole float32 steps: none is rounded to bfloat16.
-    assert not x_adv.equal(x_adv.bfloat16().float())
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_keeps_the_memory_format(memory_format, batch, device):
-    x, y = batch
-    x = x.contiguous(memory_format=memory_format)
-    x_adv = attacks.PGD(steps=2)(small_net().to(device), x, y)
-    assert x_adv.is_contiguous(memory_format=memory_format)
-
-
-def test_empty_batch(device):
-    x = torch.empty(0, 3, 6, 6, device=device)
-    y = torch.empty(0, dtype=torch.int64, device=device)
-    assert attacks.PGD()(small_net().to(device), x, y).shape == x.shape
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ class TorchattacksAdapter:
 
         def least_likely(inputs: Tensor, labels: Tensor) -> Tensor:
             others = self._logits(inputs).scatter(1, labels[:, None], float("inf"))
-            return others.argsort(1, stable=True)[:, kth_min - 1]
+            return others.argsort(dim=1, stable=True)[:, kth_min - 1]
 
         self._target("targeted(least-likely)", least_likely, quiet)
 

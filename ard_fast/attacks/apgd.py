@@ -162,7 +162,7 @@ class APGDT(APGD):
         logits = self.predictions(problem.model, problem.x)
         if logits.shape[1] < 4:
             raise ValueError(f"model must have at least 4 classes for the targeted DLR loss, got {logits.shape[1]}")
-        wrong = logits.scatter(1, problem.y[:, None], float("-inf")).argsort(1, descending=True, stable=True)
+        wrong = logits.scatter(1, problem.y[:, None], float("-inf")).argsort(dim=1, descending=True, stable=True)
         kept = _Kept(problem.x, fooled=logits.argmax(1) != problem.y)
         for target in range(min(self.n_targets, logits.shape[1] - 1)):
             aimed = problem.aimed_at(wrong[:, target])

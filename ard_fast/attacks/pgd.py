@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ard_fast import functional as F
@@ -100,9 +99,7 @@ class PGD(GradientAttack):
         for restart in range(1, self.restarts):
             x_adv, _ = self.run(problem, seed + restart)
             loss, _ = self.rows(problem, x_adv)
-            better = loss < best_loss if self.targeted else loss > best_loss
-            best_loss = torch.where(better, loss, best_loss)
-            best = torch.where(better.view(-1, *(1,) * (best.dim() - 1)), x_adv, best)
+            best_loss = F.select_best_(best, best_loss, x_adv, loss, lower=self.targeted)
         return best
 
     def step(self, x_adv: Tensor, outcome: AttackGradient, problem: Problem, state: Any) -> Tensor:

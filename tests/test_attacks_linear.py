@@ -1,0 +1,139 @@
+"""On a linear model the distance to the boundary is known: attacks succeed just beyond it, and stay in their budget."""
+
+import pytest
+import torch
+from attack_cases import distances
+from torch import nn
+
+from ard_fast import attacks
+
+PIXELS = (3, 5, 4)
+CLASSES = 5
+
+# name -> attack at a radius; those with a norm take it.
+LINF = {
+    "pgd": lambda eps, **s: attacks.PGD(eps=eps, step_size=eps / 4, steps=20, **s),
+    "pgd margin": lambda eps, **s: attacks.PGD(eps=eps, step_size=eps / 4, steps=20, loss="margin", **s),
+    "pgd dlr": lambda eps, **s: attacks.PGD(eps=eps, step_size=eps / 4, steps=20, loss="dlr", **s),
+    "pgd from x": lambda eps, **s: attacks.PGD(eps=eps, step_size=eps / 4, steps=20, random_start=False, **s),
+    "pgd restarts": lambda eps, **s: attacks.PGD(eps=eps, step_size=eps / 4, steps=10, restarts=3, **s),
+    "fgsm": lambda eps, **s: attacks.FGSM(eps=eps, **s),
+    "mifgsm": lambda eps, **s: attacks.MIFGSM(eps=eps, **s),
+    "cw": lambda eps, **s: attacks.CWLinf(eps=eps, step_size=eps / 4, steps=20, **s),
+    "kl": lambda eps, **s: attacks.KLPGD(eps=eps, step_size=eps / 4, steps=20, **s),
+    "fgsm-rs": lambda eps, **s: attacks.FGSMRS(eps=eps, **s),
+    "apgd": lambda eps, **s: attacks.APGD(eps=eps, steps=20, **s),
+    "apgd dlr": lambda eps, **s: attacks.APGD(eps=eps, steps=20, loss="dlr", **s),
+    "apgd-t": lambda eps, **s: attacks.APGDT(eps=eps, steps=20, **s),
+}
+L2 = {
+    "pgd": lambda eps, **s: attacks.PGD(eps=eps, step_size=eps / 4, steps=20, norm="l2", **s),
+    "pgd margin": lambda eps, **s: attacks.PGD(eps=eps, step_size=eps / 4, steps=20, norm="l2", loss="margin", **s),
+    "fgsm": lambda eps, **s: attacks.FGSM(eps=eps, norm="l2", **s),
+    "kl": lambda eps, **s: attacks.KLPGD(eps=eps, step_size=eps / 4, steps=20, norm="l2", **s),
+    "apgd": lambda eps, **s: attacks.APGD(eps=eps, steps=20, norm="l2", **s),
+    "apgd dlr": lambda eps, **s: attacks.APGD(eps=eps, steps=20, norm="l2", loss="dlr", **s),
+    "apgd-t": lambda eps, **s: attacks.APGDT(eps=eps, steps=20, norm="l2", **s),
+}
+CASES = [("linf", name) for name in LINF] + [("l2", name) for name in L2]
+
+
+class Linear(nn.Module):
+    """Logits (m, -m, c, c, c) with the margin m = w (x - centre) and classes 2, 3, 4 out of reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.w = nn.Parameter(torch.randn(PIXELS, generator=generator))
+
+    def margin(self, x: torch.Tensor) -> torch.Tensor:
+        return ((x - 0.5) * self.w).flatten(1).sum(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        m = self.margin(x)
+        far = torch.full_like(m, -30.0)
+        return torch.stack([m, -m, far, far, far], 1)
+
+    def distance(self, x: torch.Tensor, norm: str) -> torch.Tensor:
+        """To the boundary m = 0, by the dual norm, far from the limits of the pixel range: `[B]`."""
+        dual = self.w.abs().sum() if norm == "linf" else self.w.norm()
+        return (self.margin(x).abs() / dual).detach()
+
+
+def problem(size: int, device: torch.device) -> tuple[Linear, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(size)
+    model = Linear().to(device)
+    x = 0.35 + 0.3 * torch.rand(size, *PIXELS, generator=generator).to(device)
+    return model, x, model(x).argmax(1)
+
+
+def goal(name: str, y: torch.Tensor, targeted: bool) -> torch.Tensor:
+    """The class to leave or to reach, for "kl" as logits."""
+    y = 1 - y if targeted else y
+    return 20.0 * nn.functional.one_hot(y, CLASSES).float() if name == "kl" else y
+
+
+def attack_for(norm: str, name: str, eps: torch.Tensor | float, **settings) -> attacks.GradientAttack:
+    return (LINF if norm == "linf" else L2)[name](eps, **settings)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("norm, name", CASES)
+def test_succeeds_just_beyond_the_optimal_distance(norm, name, targeted, size, device):
+    if targeted and name == "apgd-t":
+        pytest.skip("has its own targets")
+    model, x, y = problem(size, device)
+    eps = 1.25 * model.distance(x, norm)
+    settings = {"targeted": True} if targeted else {}
+    x_adv = attack_for(norm, name, eps, **settings)(model, x, goal(name, y, targeted), seed=0)
+    assert model(x_adv).argmax(1).equal(1 - y)
+    assert (distances(x_adv, x, norm) <= eps.double() + 6e-8).all()
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+
+
+@pytest.mark.parametrize("norm, name", CASES)
+def test_one_radius_for_all(norm, name, device):
+    """A number as radius, 1.25 times the greatest distance."""
+    model, x, y = problem(8, device)
+    eps = 1.25 * model.distance(x, norm).max().item()
+    x_adv = attack_for(norm, name, eps)(model, x, goal(name, y, False), seed=0)
+    assert model(x_adv).argmax(1).equal(1 - y)
+    assert (distances(x_adv, x, norm) <= eps + 6e-8).all()
+
+
+@pytest.mark.parametrize("norm, name", CASES)
+def test_nothing_succeeds_below_the_optimal_distance(norm, name, device):
+    """The distance is the true one, and no attack cheats."""
+    model, x, y = problem(8, device)
+    eps = 0.95 * model.distance(x, norm)
+    x_adv = attack_for(norm, name, eps)(model, x, goal(name, y, False), seed=0)
+    assert model(x_adv).argmax(1).equal(y)
+    assert (distances(x_adv, x, norm) <= eps.double() + 6e-8).all()
+
+
+@pytest.mark.parametrize("norm, name", CASES)
+def test_the_budget_holds_at_the_limits_of_the_pixel_range(norm, name, device):
+    """Images of black and white pixels: clamping and projecting do not undo one another."""
+    model, x, _ = problem(8, device)
+    x = x.gt(0.5).float()
+    eps = 0.3
+    x_adv = attack_for(norm, name, eps)(model, x, goal(name, model(x).argmax(1), False), seed=0)
+    assert (distances(x_adv, x, norm) <= eps + 6e-8).all()
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+
+
+@pytest.mark.parametrize("norm, name", CASES)
+def test_masked_attacks_succeed_with_the_pixels_they_have(norm, name, device):
+    """The optimum with a mask is the same with w cut to it; pixels elsewhere keep their bits."""
+    model, x, y = problem(8, device)
+    mask = torch.zeros(PIXELS, dtype=torch.bool, device=device)
+    mask[:, :4] = True
+    w = model.w.detach() * mask
+    dual = w.abs().sum() if norm == "linf" else w.norm()
+    eps = 1.25 * model.margin(x).detach().abs() / dual
+    x_adv = attack_for(norm, name, eps)(model, x, goal(name, y, False), seed=0, mask=mask)
+    assert x_adv[:, ~mask].equal(x[:, ~mask])
+    assert x_adv.min() > 0 and x_adv.max() < 1  # else the pixel range would make the optimum another one
+    assert model(x_adv).argmax(1).equal(1 - y)
+    assert (distances(x_adv, x, norm) <= eps.double() + 6e-8).all()
