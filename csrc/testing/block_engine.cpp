@@ -41,6 +41,7 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr std::size_t kMaxThreads = 1024;
+constexpr unsigned kMaxCluster = 8;                  // what every device with clusters can run
 constexpr std::size_t kMaxSharedBytes = 227 * 1024;  // of sm_90; what a kernel may opt in to
 #if defined(ARD_EMU_ASAN) || defined(ARD_EMU_TSAN)
 constexpr std::size_t kStackBytes = 128 * 1024;
@@ -48,9 +49,10 @@ constexpr std::size_t kStackBytes = 128 * 1024;
 constexpr std::size_t kStackBytes = 64 * 1024;
 #endif
 
-enum class State { kReady, kAtBarrier, kInWarp, kDone };
+enum class State { kReady, kAtBarrier, kInWarp, kAtCluster, kDone };
 
 struct Fiber;
+struct Block;
 
 struct Thread {
   Dim3 index{0, 0, 0};
@@ -65,6 +67,24 @@ struct Thread {
   // Number of completed __syncwarp calls, and those of the other lanes at the last one.
   unsigned warp_syncs = 0;
   std::uint32_t parities = 0;
+  // Addresses that stand for synchronisation objects of the lane (see barrier_sync).
+  char warp_sync[2] = {0, 0};
+  Block* block = nullptr;
+  // Halves of cluster barriers passed; the second half of one that was skipped waits for nothing.
+  unsigned cluster_arrivals = 0, cluster_waits = 0;
+  bool skipped_arrival = false;
+};
+
+struct Block {
+  Dim3 index;
+  Thread* first = nullptr;  // of its threads
+  std::unique_ptr<char[]> shared;
+  std::size_t at_barrier = 0, finished = 0;
+  unsigned barriers_done = 0;
+  Site barrier_site{nullptr, 0};
+  // Stands for a synchronisation object. Barriers alternate between two of them, so that a thread
+  // leaving one barrier does not inherit what others did before the next.
+  char barrier_sync[2] = {0, 0};
 };
 
 struct Fiber {
@@ -97,10 +117,13 @@ bool same(const Site& a, const Site& b) {
 
 class Engine {
  public:
-  void run_grid(Dim3 grid, Dim3 block, std::size_t shared_bytes, void (*body)(const void*),
-                const void* arguments);
+  void run_grid(Dim3 grid, unsigned cluster, Dim3 block, std::size_t shared_bytes,
+                void (*body)(const void*), const void* arguments);
   void fiber_main();
   void block_barrier(Site site);
+  void cluster_arrive(Site site);
+  void cluster_wait(Site site);
+  void* in_block(void* mine, unsigned block);
   std::uint64_t warp_operation(std::uint32_t mask, std::uint64_t value, int source, Site site,
                                bool is_exchange);
 
@@ -111,12 +134,15 @@ class Engine {
   std::vector<Site> sites;  // of __syncthreads, in order of first arrival
 
   Thread* current = nullptr;
-  Dim3 block_index, block_size, grid_size;
-  char* shared = nullptr;
+  Dim3 block_size, grid_size;
+  unsigned cluster_size = 1;
+  std::size_t block_rank() const {
+    return static_cast<std::size_t>(current->block - blocks_.data());
+  }
 
  private:
-  void run_block(std::size_t shared_bytes);
-  void poison(std::size_t shared_bytes);
+  void run_cluster(std::size_t first_block);
+  void check_static_arrays() const;
   void run_thread(Thread* thread);
   Thread* take_unstarted();
   void resume(Fiber* fiber);
@@ -131,13 +157,17 @@ class Engine {
   std::vector<Thread> threads_;
   std::vector<int> start_order_;
   std::vector<Thread*> ready_, next_ready_;
-  std::size_t started_ = 0, finished_ = 0, at_barrier_ = 0;
+  std::vector<Block> blocks_;  // of the cluster that is running
+  std::size_t started_ = 0, finished_ = 0;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Fiber*> idle_;
   Fiber* running_ = nullptr;
-  std::unique_ptr<char[]> shared_owner_;
-  Site barrier_site_{nullptr, 0};
+  std::size_t shared_bytes_ = 0;
+  std::size_t at_cluster_ = 0;  // threads that have arrived at the cluster's barrier
+  unsigned cluster_barriers_done_ = 0;
+  Site cluster_site_{nullptr, 0};
   std::string error_;
+  Dim3 failed_block_;
   void (*body_)(const void*) = nullptr;
   const void* arguments_ = nullptr;
   bool found_shared_arrays_ = false;
@@ -148,12 +178,8 @@ class Engine {
   [[maybe_unused]] void* scheduler_fake_stack_ = nullptr;
   [[maybe_unused]] const void* scheduler_stack_ = nullptr;
   [[maybe_unused]] std::size_t scheduler_stack_bytes_ = 0;
-  // Addresses that stand for synchronisation objects. Barriers alternate between two of them, so
-  // that a thread leaving one barrier does not inherit what others did before the next.
   [[maybe_unused]] char start_sync_ = 0, end_sync_ = 0;
-  [[maybe_unused]] char barrier_sync_[2] = {0, 0};
-  [[maybe_unused]] char warp_sync_[2][kMaxThreads] = {};
-  unsigned barriers_done_ = 0;
+  [[maybe_unused]] char cluster_sync_[2] = {0, 0};
 };
 
 Engine* make_engine() {
@@ -219,8 +245,8 @@ void Engine::arrange(std::vector<T>& items) {
   if (order == Order::kShuffled) std::shuffle(items.begin(), items.end(), random);
 }
 
-void Engine::run_grid(Dim3 grid, Dim3 block, std::size_t shared_bytes, void (*body)(const void*),
-                      const void* arguments) {
+void Engine::run_grid(Dim3 grid, unsigned cluster, Dim3 block, std::size_t shared_bytes,
+                      void (*body)(const void*), const void* arguments) {
   if (current) throw LaunchError("launch: a kernel cannot launch another");
   const std::size_t threads = block.count();
   if (threads == 0 || threads > kMaxThreads || block.z > 64) {
@@ -235,12 +261,19 @@ void Engine::run_grid(Dim3 grid, Dim3 block, std::size_t shared_bytes, void (*bo
     throw LaunchError("launch: at most " + std::to_string(kMaxSharedBytes) +
                       " bytes of dynamic shared memory, got " + std::to_string(shared_bytes));
   }
+  if (cluster == 0 || cluster > kMaxCluster || grid.x % cluster != 0) {
+    throw LaunchError(
+        "launch: a cluster has 1 to 8 blocks, and they divide those of the grid along x, got " +
+        std::to_string(cluster) + " for a grid of " + text(grid));
+  }
   if (!found_shared_arrays_) {
     shared_arrays_ = find_shared_arrays();
     found_shared_arrays_ = true;
   }
   grid_size = grid;
   block_size = block;
+  cluster_size = cluster;
+  shared_bytes_ = shared_bytes;
   body_ = body;
   arguments_ = arguments;
   random.seed(seed);
@@ -248,15 +281,10 @@ void Engine::run_grid(Dim3 grid, Dim3 block, std::size_t shared_bytes, void (*bo
   scheduler_tsan_ = __tsan_get_current_fiber();
 #endif
 
-  std::vector<std::size_t> blocks(grid.count());
-  for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
-  arrange(blocks);
-  for (const std::size_t b : blocks) {
-    block_index =
-        Dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
-             static_cast<unsigned>(b / grid.x / grid.y));
-    run_block(shared_bytes);
-  }
+  std::vector<std::size_t> clusters(grid.count() / cluster);
+  for (std::size_t i = 0; i < clusters.size(); ++i) clusters[i] = i;
+  arrange(clusters);
+  for (const std::size_t c : clusters) run_cluster(c * cluster);
 }
 
 // A plain loop, not memset: the range covers red zones that AddressSanitizer guards.
@@ -267,37 +295,67 @@ __attribute__((no_sanitize("address"), noinline)) void fill_garbage(unsigned cha
   }
 }
 
-void Engine::poison(std::size_t shared_bytes) {
-  for (const auto& [data, bytes] : shared_arrays_) fill_garbage(data, bytes);
-  shared_owner_.reset(new char[shared_bytes]);  // of the exact size, so that ASan sees its end
-  shared = shared_owner_.get();
-  std::memset(shared, 0xff, shared_bytes);
+__attribute__((no_sanitize("address"), noinline)) bool is_garbage(const unsigned char* data,
+                                                                  std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; ++i) {
+    if (*const_cast<const volatile unsigned char*>(data + i) != 0xff) return false;
+  }
+  return true;
 }
 
-void Engine::run_block(std::size_t shared_bytes) {
-  const std::size_t count = block_size.count();
+// The stand-in for a static __shared__ array is one for all blocks.
+void Engine::check_static_arrays() const {
+  for (const auto& [data, bytes] : shared_arrays_) {
+    if (!is_garbage(data, bytes)) {
+      throw LaunchError(
+          "a kernel in clusters wrote to a static __shared__ array, which its blocks would share "
+          "here: use dynamic shared memory");
+    }
+  }
+}
+
+// The blocks of one cluster, together; without clusters, one block.
+void Engine::run_cluster(std::size_t first_block) {
+  const std::size_t block_threads = block_size.count();
+  const std::size_t count = block_threads * cluster_size;
   threads_.assign(count, Thread{});
+  blocks_.clear();
+  blocks_.resize(cluster_size);
+  for (std::size_t b = 0; b < blocks_.size(); ++b) {
+    Block& block = blocks_[b];
+    const std::size_t index = first_block + b;
+    block.index = Dim3(static_cast<unsigned>(index % grid_size.x),
+                       static_cast<unsigned>(index / grid_size.x % grid_size.y),
+                       static_cast<unsigned>(index / grid_size.x / grid_size.y));
+    block.first = &threads_[b * block_threads];
+    // Of the exact size, so that AddressSanitizer sees its end.
+    block.shared.reset(new char[shared_bytes_]);
+    std::memset(block.shared.get(), 0xff, shared_bytes_);
+  }
+  for (const auto& [data, bytes] : shared_arrays_) fill_garbage(data, bytes);
   start_order_.resize(count);
   // Fibers append to these: no allocation there, which ThreadSanitizer would see.
   for (auto* list : {&ready_, &next_ready_}) list->reserve(count);
   idle_.reserve(count);
   for (std::size_t i = 0; i < count; ++i) {
     Thread& t = threads_[i];
-    t.linear = static_cast<int>(i);
-    t.index = Dim3(static_cast<unsigned>(i % block_size.x),
-                   static_cast<unsigned>(i / block_size.x % block_size.y),
-                   static_cast<unsigned>(i / block_size.x / block_size.y));
-    start_order_[i] = t.linear;
+    const std::size_t linear = i % block_threads;
+    t.block = &blocks_[i / block_threads];
+    t.linear = static_cast<int>(linear);
+    t.index = Dim3(static_cast<unsigned>(linear % block_size.x),
+                   static_cast<unsigned>(linear / block_size.x % block_size.y),
+                   static_cast<unsigned>(linear / block_size.x / block_size.y));
+    start_order_[i] = static_cast<int>(i);
   }
   arrange(start_order_);
   ready_.clear();
   next_ready_.clear();
-  started_ = finished_ = at_barrier_ = 0;
-  barriers_done_ = 0;
+  started_ = finished_ = at_cluster_ = 0;
+  cluster_barriers_done_ = 0;
+  failed_block_ = blocks_[0].index;
   error_.clear();
   idle_.clear();
   for (const auto& fiber : fibers_) idle_.push_back(fiber.get());
-  poison(shared_bytes);
   tsan_release(&start_sync_);
 
   while (finished_ < count && error_.empty()) {
@@ -335,9 +393,10 @@ void Engine::run_block(std::size_t shared_bytes) {
   }
   tsan_acquire(&end_sync_);
   if (!error_.empty()) {
-    throw LaunchError("block " + text(block_index) + " of " + text(grid_size) + ", " +
-                      std::to_string(count) + " threads: " + error_);
+    throw LaunchError("block " + text(failed_block_) + " of " + text(grid_size) + ", " +
+                      std::to_string(block_threads) + " threads: " + error_);
   }
+  if (cluster_size > 1) check_static_arrays();
 }
 
 Thread* Engine::take_unstarted() {
@@ -352,9 +411,11 @@ void Engine::run_thread(Thread* thread) {
     body_(arguments_);
   } catch (const std::exception& problem) {
     error_ = "thread " + text(thread->index) + ": " + problem.what();
+    failed_block_ = thread->block->index;
   }
   tsan_release(&end_sync_);
   thread->state = State::kDone;
+  ++thread->block->finished;
   ++finished_;
 }
 
@@ -435,22 +496,24 @@ bool Engine::skips(Site site) {
 void Engine::block_barrier(Site site) {
   if (skips(site)) return;
   Thread* const self = current;
-  if (at_barrier_ == 0) {
-    barrier_site_ = site;
-  } else if (!same(barrier_site_, site)) {
+  Block& block = *self->block;
+  if (block.at_barrier == 0) {
+    block.barrier_site = site;
+  } else if (!same(block.barrier_site, site)) {
     stop("divergent barrier: __syncthreads at " + text(site) + ", others wait at " +
-         text(barrier_site_));
+         text(block.barrier_site));
   }
   self->site = site;
   self->state = State::kAtBarrier;
-  char* const sync = &barrier_sync_[barriers_done_ & 1];
+  char* const sync = &block.barrier_sync[block.barriers_done & 1];
   tsan_release(sync);
-  if (++at_barrier_ == threads_.size()) {
-    at_barrier_ = 0;
-    ++barriers_done_;
-    for (Thread& thread : threads_) {
-      thread.state = State::kReady;
-      if (&thread != self) next_ready_.push_back(&thread);
+  const std::size_t count = block_size.count();
+  if (++block.at_barrier == count) {
+    block.at_barrier = 0;
+    ++block.barriers_done;
+    for (Thread* thread = block.first; thread != block.first + count; ++thread) {
+      thread->state = State::kReady;
+      if (thread != self) next_ready_.push_back(thread);
     }
   } else {
     leave();
@@ -458,12 +521,81 @@ void Engine::block_barrier(Site site) {
   tsan_acquire(sync);
 }
 
+void Engine::cluster_arrive(Site site) {
+  Thread* const self = current;
+  if (self->cluster_arrivals != self->cluster_waits || self->skipped_arrival) {
+    stop("cluster barrier: arrives at " + text(site) + " without having waited since it arrived");
+  }
+  if (skips(site)) {
+    self->skipped_arrival = true;
+    return;
+  }
+  if (at_cluster_ == 0) {
+    cluster_site_ = site;
+  } else if (!same(cluster_site_, site)) {
+    stop("divergent cluster barrier: arrives at " + text(site) + ", others at " +
+         text(cluster_site_));
+  }
+  ++self->cluster_arrivals;
+  tsan_release(&cluster_sync_[cluster_barriers_done_ & 1]);
+  if (++at_cluster_ == threads_.size()) {
+    at_cluster_ = 0;
+    ++cluster_barriers_done_;
+    for (Thread& thread : threads_) {
+      if (thread.state != State::kAtCluster) continue;
+      thread.state = State::kReady;
+      next_ready_.push_back(&thread);
+    }
+  }
+}
+
+void Engine::cluster_wait(Site site) {
+  Thread* const self = current;
+  if (self->skipped_arrival) {
+    self->skipped_arrival = false;
+    return;
+  }
+  if (self->cluster_arrivals == self->cluster_waits) {
+    stop("cluster barrier: waits at " + text(site) + " without having arrived");
+  }
+  const unsigned barrier = self->cluster_waits++;
+  if (cluster_barriers_done_ == barrier) {
+    self->site = site;
+    self->state = State::kAtCluster;
+    leave();
+  }
+  tsan_acquire(&cluster_sync_[barrier & 1]);
+}
+
+// The counterpart in another block of an address in this block's dynamic shared memory.
+void* Engine::in_block(void* mine, unsigned block) {
+  Thread* const self = current;
+  const std::ptrdiff_t offset = static_cast<char*>(mine) - self->block->shared.get();
+  if (block >= blocks_.size()) {
+    stop("distributed shared memory: block " + std::to_string(block) + " of a cluster of " +
+         std::to_string(blocks_.size()));
+  }
+  if (offset < 0 || static_cast<std::size_t>(offset) >= shared_bytes_) {
+    stop("distributed shared memory: the address is not in this block's dynamic shared memory");
+  }
+  Block& other = blocks_[block];
+  if (&other != self->block && self->cluster_waits == 0) {
+    stop(
+        "distributed shared memory: before a cluster barrier the other block may not have started");
+  }
+  if (other.finished == block_size.count()) {
+    stop("distributed shared memory: the other block may have ended");
+  }
+  return other.shared.get() + offset;
+}
+
 std::uint64_t Engine::warp_operation(std::uint32_t mask, std::uint64_t value, int source, Site site,
                                      bool is_exchange) {
   Thread* const self = current;
   const int lane = self->linear % kWarp;
   Thread* const warp = self - lane;
-  const int lanes = std::min<int>(kWarp, static_cast<int>(threads_.size()) - (self->linear - lane));
+  const int lanes =
+      std::min<int>(kWarp, static_cast<int>(block_size.count()) - (self->linear - lane));
   const auto in_mask = [mask](int l) { return (mask >> l & 1u) != 0; };
   const auto where = [&] {
     return std::string(is_exchange ? "shuffle" : "__syncwarp") + " at " + text(site);
@@ -483,7 +615,7 @@ std::uint64_t Engine::warp_operation(std::uint32_t mask, std::uint64_t value, in
   self->source = source;
   self->value = value;
   self->state = State::kInWarp;
-  if (!is_exchange) tsan_release(&warp_sync_[self->warp_syncs & 1][self->linear]);
+  if (!is_exchange) tsan_release(&self->warp_sync[self->warp_syncs & 1]);
 
   bool complete = true;
   for (int l = 0; l < lanes; ++l) {
@@ -520,7 +652,7 @@ std::uint64_t Engine::warp_operation(std::uint32_t mask, std::uint64_t value, in
   // A shuffle moves registers and orders no memory (CUDA C++ programming guide, warp shuffles).
   if (!is_exchange) {
     for (int l = 0; l < lanes; ++l) {
-      if (in_mask(l)) tsan_acquire(&warp_sync_[self->parities >> l & 1u][self->linear - lane + l]);
+      if (in_mask(l)) tsan_acquire(&warp[l].warp_sync[self->parities >> l & 1u]);
     }
   }
   return self->value;
@@ -531,6 +663,9 @@ std::string Engine::stuck_report() const {
   for (const Thread& thread : threads_) {
     if (thread.state == State::kDone) ++groups["have returned"];
     if (thread.state == State::kAtBarrier) ++groups["wait at __syncthreads " + text(thread.site)];
+    if (thread.state == State::kAtCluster) {
+      ++groups["wait at the cluster barrier " + text(thread.site)];
+    }
     if (thread.state == State::kInWarp) {
       ++groups[std::string(thread.is_exchange ? "wait in the shuffle " : "wait at __syncwarp ") +
                text(thread.site)];
@@ -563,18 +698,23 @@ std::vector<std::string> barrier_sites() {
   return out;
 }
 
-void run_grid(Dim3 grid, Dim3 block, std::size_t shared_bytes, void (*body)(const void*),
-              const void* arguments) {
-  engine().run_grid(grid, block, shared_bytes, body, arguments);
+void run_grid(Dim3 grid, unsigned cluster, Dim3 block, std::size_t shared_bytes,
+              void (*body)(const void*), const void* arguments) {
+  engine().run_grid(grid, cluster, block, shared_bytes, body, arguments);
 }
 
 const Dim3& thread_index() { return engine().current->index; }
-const Dim3& block_index() { return engine().block_index; }
+const Dim3& block_index() { return engine().current->block->index; }
 const Dim3& block_size() { return engine().block_size; }
 const Dim3& grid_size() { return engine().grid_size; }
-void* dynamic_shared() { return engine().shared; }
+unsigned cluster_size() { return engine().cluster_size; }
+unsigned cluster_block() { return static_cast<unsigned>(engine().block_rank()); }
+void* dynamic_shared() { return engine().current->block->shared.get(); }
 int lane_index() { return engine().current->linear % kWarp; }
 void block_barrier(Site site) { engine().block_barrier(site); }
+void cluster_arrive(Site site) { engine().cluster_arrive(site); }
+void cluster_wait(Site site) { engine().cluster_wait(site); }
+void* in_block(void* mine, unsigned block) { return engine().in_block(mine, block); }
 
 void warp_barrier(std::uint32_t mask, Site site) {
   engine().warp_operation(mask, 0, 0, site, false);

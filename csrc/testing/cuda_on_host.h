@@ -1,7 +1,8 @@
 // The CUDA vocabulary that the kernels in csrc/cuda use, for an ordinary C++ compiler.
 //
 // Include this before any .cuh file. The kernels then run through ard::emu::launch() on the CPU,
-// block by block, with barriers, warp shuffles and shared memory as on a GPU (block_engine.h).
+// block by block or cluster by cluster, with barriers, warp shuffles and shared memory as on a GPU
+// (block_engine.h).
 // It shows wrong indices, races, deadlocks, reads of unwritten shared memory and arithmetic that
 // differs; it cannot show coalescing, register use or speed.
 //
@@ -34,7 +35,8 @@
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
-// Blocks run one after another, so one static array serves them all.
+// Blocks run one after another, so one static array serves them all; those of a cluster do not, and
+// the engine refuses such arrays there.
 #define __shared__ static
 #define ARD_DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(::ard::emu::dynamic_shared())
 
@@ -76,15 +78,16 @@ T shuffle(unsigned mask, T value, int source, Site site) {
   return value;
 }
 
-/// kernel<<<grid, block, shared_bytes>>>(arguments...), finished on return.
+/// kernel<<<grid, block, shared_bytes>>>(arguments...) in clusters of so many blocks along x,
+/// finished on return.
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), Dim3 grid, Dim3 block, std::size_t shared_bytes,
-            Arguments&&... arguments) {
+void launch_in_clusters(void (*kernel)(Parameters...), Dim3 grid, unsigned cluster, Dim3 block,
+                        std::size_t shared_bytes, Arguments&&... arguments) {
   using Pack = std::tuple<void (*)(Parameters...), std::tuple<std::decay_t<Parameters>...>>;
   const Pack pack{kernel,
                   std::tuple<std::decay_t<Parameters>...>(std::forward<Arguments>(arguments)...)};
   run_grid(
-      grid, block, shared_bytes,
+      grid, cluster, block, shared_bytes,
       [](const void* raw) {
         const Pack& p = *static_cast<const Pack*>(raw);
         std::apply(std::get<0>(p), std::get<1>(p));
@@ -92,7 +95,30 @@ void launch(void (*kernel)(Parameters...), Dim3 grid, Dim3 block, std::size_t sh
       &pack);
 }
 
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), Dim3 grid, Dim3 block, std::size_t shared_bytes,
+            Arguments&&... arguments) {
+  launch_in_clusters(kernel, grid, 1, block, shared_bytes, std::forward<Arguments>(arguments)...);
+}
+
 }  // namespace ard::emu
+
+namespace ard::cuda {
+
+// As in cuda/cluster.cuh.
+inline unsigned cluster_blocks() { return emu::cluster_size(); }
+inline unsigned cluster_rank() { return emu::cluster_block(); }
+inline void cluster_arrive(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  emu::cluster_arrive({file, line});
+}
+inline void cluster_wait(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  emu::cluster_wait({file, line});
+}
+inline void store_to_block(double* mine, unsigned block, double value) {
+  *static_cast<double*>(emu::in_block(mine, block)) = value;
+}
+
+}  // namespace ard::cuda
 
 // A source outside the lane's segment gives the lane its own value back, as in CUDA.
 template <typename T>

@@ -29,4 +29,5 @@ PYBIND11_MODULE(_emulator, m) {
   bind_pgd(m);
   bind_kd(m);
   bind_apgd(m);
+  bind_norm(m);
 }

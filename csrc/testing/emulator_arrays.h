@@ -98,5 +98,6 @@ void* gradient(const std::optional<py::array>& array, const char* name, int64_t 
 void bind_pgd(py::module_& m);
 void bind_kd(py::module_& m);
 void bind_apgd(py::module_& m);
+void bind_norm(py::module_& m);
 
 }  // namespace ard::emu
