@@ -2,17 +2,10 @@
 #include "cuda/launch.h"
 #include "cuda/launch_helpers.cuh"
 #include "cuda/launch_plan.h"
+#include "cuda/shared_memory.cuh"
 
 namespace ard::cuda {
 namespace {
-
-// What one block may have beside its static shared memory.
-int64_t max_dynamic_shared() {
-  int device = 0, bytes = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return int64_t(bytes) - int64_t(sizeof(BlockScratch));
-}
 
 template <typename T, int kVec>
 void launch_rows(const KdLossParams& p, const KdLossPlan& plan, cudaStream_t stream) {
@@ -21,9 +14,7 @@ void launch_rows(const KdLossParams& p, const KdLossPlan& plan, cudaStream_t str
   if (plan.warp) {
     kd_loss_warp_kernel<T, kVec><<<grid, plan.threads, shared, stream>>>(p);
   } else if (plan.cached) {
-    // More than 48 KiB a block must be asked for.
-    cudaFuncSetAttribute(kd_loss_block_kernel<T, kVec, true>,
-                         cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    allow_dynamic_shared(kd_loss_block_kernel<T, kVec, true>, shared);
     kd_loss_block_kernel<T, kVec, true><<<grid, plan.threads, shared, stream>>>(p);
   } else {
     kd_loss_block_kernel<T, kVec, false><<<grid, plan.threads, 0, stream>>>(p);
@@ -36,7 +27,7 @@ void launch_kd_loss(const KdLossParams& p, Dtype dtype, float* total, cudaStream
   if (p.batch > 0) {
     for_dtype(dtype, [&](auto example) {
       using T = decltype(example);
-      const KdLossPlan plan = plan_kd_loss(p, sizeof(T), max_dynamic_shared());
+      const KdLossPlan plan = plan_kd_loss(p, sizeof(T), max_dynamic_shared(sizeof(BlockScratch)));
       if (plan.vector) {
         launch_rows<T, 16 / sizeof(T)>(p, plan, stream);
       } else {

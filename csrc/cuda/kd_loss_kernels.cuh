@@ -7,21 +7,12 @@
 #include "core/half.h"
 #include "core/kd_math.h"
 #include "core/params.h"
+#include "cuda/ce_row.cuh"
 #include "cuda/launch_plan.h"
 #include "cuda/reduce.cuh"
-#include "cuda/vec.cuh"
+#include "cuda/row_loop.cuh"
 
 namespace ard::cuda {
-
-// Visits the vectors of a row that belong to this thread. They are always the same ones, so what a
-// thread staged it may read back without a barrier.
-#define ARD_FOR_VECTORS(c) \
-  for (int64_t c = int64_t(group.rank()) * kVec; c < p.classes; c += int64_t(group.size()) * kVec)
-
-template <int kVec, bool kCached, typename T>
-__device__ __forceinline__ Vec<T, kVec> row_vec(const T* global, const T* staged, int64_t c) {
-  return load_vec<kVec>(kCached ? staged + c : global + c);
-}
 
 template <typename T, int kVec, bool kCached, typename Group>
 __device__ float kd_row_loss(const KdLossParams& p, Group& group, int64_t index, T* staged) {
@@ -32,7 +23,7 @@ __device__ float kd_row_loss(const KdLossParams& p, Group& group, int64_t index,
   T* staged_teacher = staged + (p.classes + kAlign - 1) / kAlign * kAlign;
 
   Largest top{-INFINITY, 0};
-  ARD_FOR_VECTORS(c) {
+  ARD_FOR_VECTORS(c, p.classes) {
     const Vec<T, kVec> s = load_vec<kVec>(student + c);
     const Vec<T, kVec> t = load_vec<kVec>(teacher + c);
     if constexpr (kCached) {
@@ -46,7 +37,7 @@ __device__ float kd_row_loss(const KdLossParams& p, Group& group, int64_t index,
   KdRow row = kd_row_begin(to_float(student[top.index]), top.value, p.inv_temperature);
 
   KdSums sums{0.0f, 0.0f, -INFINITY, INFINITY};
-  ARD_FOR_VECTORS(c) {
+  ARD_FOR_VECTORS(c, p.classes) {
     const Vec<T, kVec> s = row_vec<kVec, kCached>(student, staged_student, c);
     const Vec<T, kVec> t = row_vec<kVec, kCached>(teacher, staged_teacher, c);
 #pragma unroll
@@ -67,7 +58,7 @@ __device__ float kd_row_loss(const KdLossParams& p, Group& group, int64_t index,
   // From here on the range of the row, the same for all its threads, decides.
   if (!kd_row_set_sums(row, sums)) {
     float max_a = -INFINITY;
-    ARD_FOR_VECTORS(c) {
+    ARD_FOR_VECTORS(c, p.classes) {
       const Vec<T, kVec> s = row_vec<kVec, kCached>(student, staged_student, c);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) max_a = max_or_second(kd_scaled(row, to_float(s.v[j])), max_a);
@@ -76,7 +67,7 @@ __device__ float kd_row_loss(const KdLossParams& p, Group& group, int64_t index,
   }
 
   float sum = 0.0f;
-  ARD_FOR_VECTORS(c) {
+  ARD_FOR_VECTORS(c, p.classes) {
     const Vec<T, kVec> s = row_vec<kVec, kCached>(student, staged_student, c);
     const Vec<T, kVec> t = row_vec<kVec, kCached>(teacher, staged_teacher, c);
 #pragma unroll
@@ -93,7 +84,7 @@ __device__ float kd_row_loss(const KdLossParams& p, Group& group, int64_t index,
   if (p.grad_student) {
     T* grad = static_cast<T*>(p.grad_student) + index * p.classes;
     const float close_weight = p.kl_grad_weight / (1.0f + row.excess);
-    ARD_FOR_VECTORS(c) {
+    ARD_FOR_VECTORS(c, p.classes) {
       const Vec<T, kVec> s = row_vec<kVec, kCached>(student, staged_student, c);
       const Vec<T, kVec> t = row_vec<kVec, kCached>(teacher, staged_teacher, c);
       Vec<T, kVec> out;
@@ -115,7 +106,7 @@ __device__ float kd_row_loss(const KdLossParams& p, Group& group, int64_t index,
   }
   if (p.grad_teacher) {
     T* grad = static_cast<T*>(p.grad_teacher) + index * p.classes;
-    ARD_FOR_VECTORS(c) {
+    ARD_FOR_VECTORS(c, p.classes) {
       const Vec<T, kVec> s = row_vec<kVec, kCached>(student, staged_student, c);
       const Vec<T, kVec> t = row_vec<kVec, kCached>(teacher, staged_teacher, c);
       Vec<T, kVec> out;
@@ -131,58 +122,16 @@ __device__ float kd_row_loss(const KdLossParams& p, Group& group, int64_t index,
   return kl;
 }
 
-// A label outside [0, C) cannot be reported from here: the row's loss and gradient become NaN.
-template <typename T, int kVec, bool kCached, typename Group>
-__device__ float ce_row_loss(const KdLossParams& p, Group& group, int64_t index, T* staged) {
-  const T* clean = static_cast<const T*>(p.clean) + index * p.clean_stride;
-  const int64_t label = p.labels[index];
-  const bool valid = label >= 0 && label < p.classes;
-
-  float max = -INFINITY;
-  ARD_FOR_VECTORS(c) {
-    const Vec<T, kVec> z = load_vec<kVec>(clean + c);
-    if constexpr (kCached) store_vec<kVec>(staged + c, z);
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) max = max_or_second(to_float(z.v[j]), max);
-  }
-  max = group.reduce(max, MaxOp());
-
-  float weight_sum = 0.0f, max_count = 0.0f;
-  ARD_FOR_VECTORS(c) {
-    const Vec<T, kVec> z = row_vec<kVec, kCached>(clean, staged, c);
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      weight_sum += ce_weight(max, to_float(z.v[j]));
-      max_count += to_float(z.v[j]) == max ? 1.0f : 0.0f;
-    }
-  }
-  weight_sum = group.reduce(weight_sum, SumOp());
-  max_count = group.reduce(max_count, SumOp());
-  CeRow row = ce_row(max, weight_sum, max_count);
-  if (!valid) row.rest = row.inv_sum = NAN;
-
-  if (p.grad_clean) {
-    T* grad = static_cast<T*>(p.grad_clean) + index * p.classes;
-    ARD_FOR_VECTORS(c) {
-      const Vec<T, kVec> z = row_vec<kVec, kCached>(clean, staged, c);
-      Vec<T, kVec> out;
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) {
-        out.v[j] = from_float<T>(ce_grad(row, to_float(z.v[j]), c + j == label) * p.ce_grad_weight);
-      }
-      store_vec<kVec>(grad + c, out);
-    }
-  }
-  return ce_loss(row, valid ? to_float(clean[label]) : max);
-}
-
-#undef ARD_FOR_VECTORS
-
 template <typename T, int kVec, bool kCached, typename Group>
 __device__ __forceinline__ void kd_loss_of_row(const KdLossParams& p, Group& group, int64_t index,
                                                T* staged) {
   float loss = p.kl_weight * kd_row_loss<T, kVec, kCached>(p, group, index, staged);
-  if (p.clean) loss += p.ce_weight * ce_row_loss<T, kVec, kCached>(p, group, index, staged);
+  if (p.clean) {
+    T* grad = p.grad_clean ? static_cast<T*>(p.grad_clean) + index * p.classes : nullptr;
+    loss += p.ce_weight * ce_row_loss<T, kVec, kCached>(
+                              static_cast<const T*>(p.clean) + index * p.clean_stride, p.classes,
+                              p.labels[index], staged, p.ce_grad_weight, grad, nullptr, group);
+  }
   if (group.rank() == 0) p.loss_rows[index] = loss;
 }
 

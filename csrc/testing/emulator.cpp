@@ -30,4 +30,5 @@ PYBIND11_MODULE(_emulator, m) {
   bind_kd(m);
   bind_apgd(m);
   bind_norm(m);
+  bind_attack_gradient(m);
 }

@@ -99,5 +99,6 @@ void bind_pgd(py::module_& m);
 void bind_kd(py::module_& m);
 void bind_apgd(py::module_& m);
 void bind_norm(py::module_& m);
+void bind_attack_gradient(py::module_& m);
 
 }  // namespace ard::emu
