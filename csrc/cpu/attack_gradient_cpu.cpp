@@ -56,7 +56,8 @@ ARD_HD void rows(const AttackGradientParams& p, float* converted, int64_t padded
     // All other classes; NaN where the row is.
     const T rest = from_float<T>(row.scale == row.scale ? 0.0f : row.scale);
     for (int64_t c = 0; c < p.classes; ++c) grad[c] = rest;
-    for (const int c : {row.label, row.other, row.first_class, row.third_class, row.fourth_class}) {
+    const int parts[] = {row.label, row.other, row.first_class, row.third_class, row.fourth_class};
+    for (const int c : parts) {
       if (c != kNoClass) grad[c] = finite_from_float<T>(compared_grad(row, c));
     }
     if (p.loss_rows) {
