@@ -34,13 +34,13 @@ endforeach()
 
 if(ARD_FAST_SANITIZE STREQUAL "thread")
   # The racecheck is itself checked: a missing barrier must be reported, in the samples and for every
-  # __syncthreads of the real kernels.
+  # __syncthreads and cluster barrier of the real kernels.
   add_executable(racecheck_samples tests/cpp/racecheck_samples.cpp)
   target_link_libraries(racecheck_samples PRIVATE ard_emulator)
   add_executable(racecheck_kernels tests/cpp/racecheck_kernels.cpp)
   target_link_libraries(racecheck_kernels PRIVATE ard_kernels)
   add_test(NAME racecheck_samples_right COMMAND racecheck_samples right)
-  foreach(fault no_first_barrier no_second_barrier no_warp_barrier)
+  foreach(fault no_first_barrier no_second_barrier no_warp_barrier no_cluster_barrier)
     add_test(NAME racecheck_samples_${fault} COMMAND racecheck_samples ${fault})
     set_tests_properties(racecheck_samples_${fault} PROPERTIES
       PASS_REGULAR_EXPRESSION "WARNING: ThreadSanitizer: data race")

@@ -4,10 +4,13 @@
 #include <vector>
 
 #include "testing/kd_on_host.h"
+#include "testing/norm_on_host.h"
 #include "testing/pgd_on_host.h"
 
-int main() {
-  using namespace ard;
+namespace ard {
+namespace {
+
+void run_distillation_loss() {
   constexpr int kRows = 2, kClasses = 200;
   std::vector<float> student(kRows * kClasses), teacher(kRows * kClasses), loss(kRows);
   std::vector<float> grad(kRows * kClasses), grad_clean(kRows * kClasses);
@@ -34,8 +37,38 @@ int main() {
   emu::kd_loss<float>(p, emu::block_plan<float>(p, 64, false));
   float total = 0.0f;
   emu::sum_rows(grad.data(), kRows * kClasses, &total);
+}
+
+void run_steps_over_samples() {
+  constexpr int kSamples = 2, kNumel = 300;
+  std::vector<float> x_adv(kSamples * kNumel, 0.6f), grad(x_adv.size(), 0.5f);
+  std::vector<float> x(x_adv.size(), 0.5f), momentum(x_adv.size(), 0.0f);
+  NormStepParams p{};
+  p.x_adv = x_adv.data();
+  p.grad = grad.data();
+  p.x = x.data();
+  p.momentum = momentum.data();
+  p.batch = kSamples;
+  p.sample_numel = kNumel;
+  p.step_size = p.eps = 0.1f;
+  p.direction = p.upper = 1.0f;
+  emu::pgd_l2_step<float>(p, emu::norm_step_plan<float>(p, false, 2, 64, true));
+  emu::mifgsm_step<float>(p, emu::norm_step_plan<float>(p, true, 1, 64, true));
+}
+
+}  // namespace
+}  // namespace ard
+
+int main() {
+  try {
+    ard::run_distillation_loss();
+    ard::run_steps_over_samples();
+  } catch (const ard::emu::LaunchError& fault) {
+    std::fprintf(stderr, "%s\n", fault.what());
+    return 66;  // as ThreadSanitizer
+  }
   int index = 0;
-  for (const auto& site : emu::barrier_sites())
+  for (const auto& site : ard::emu::barrier_sites())
     std::printf("barrier %d %s\n", index++, site.c_str());
   return 0;
 }

@@ -52,4 +52,28 @@ __global__ void rotate_warp_kernel(float* data) {
   data[threadIdx.x] = slots[threadIdx.x - lane + (lane + 1) % 32];
 }
 
+/// out[rank of the block] = the others' values summed, `rounds` times, through distributed shared
+/// memory; both barriers are needed, and a slot for each round spares a third.
+template <bool kFirstBarrier, bool kSecondBarrier>
+__global__ void cluster_sum_kernel(double* out, int rounds) {
+  ARD_DYNAMIC_SHARED(double, slots);
+  if (kFirstBarrier) {
+    cuda::cluster_arrive();
+    cuda::cluster_wait();
+  }
+  const unsigned rank = cuda::cluster_rank(), blocks = cuda::cluster_blocks();
+  double sum = rank + 1.0;
+  for (int i = 0; i < rounds; ++i) {
+    double* const turn = slots + static_cast<unsigned>(i) % 2 * blocks;
+    if (threadIdx.x < blocks) cuda::store_to_block(&turn[rank], threadIdx.x, sum);
+    if (kSecondBarrier) {
+      cuda::cluster_arrive();
+      cuda::cluster_wait();
+    }
+    sum = 0.0;
+    for (unsigned b = 0; b < blocks; ++b) sum += turn[b];
+  }
+  if (threadIdx.x == 0) out[blockIdx.x] = sum;
+}
+
 }  // namespace ard::sample

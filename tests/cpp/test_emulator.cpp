@@ -86,6 +86,55 @@ __global__ void width_kernel() { (void)__shfl_sync(0xffffffffu, 1, 0, 12); }
 __global__ void nested_kernel() { launch(full_warp_kernel, 1, 32, 0); }
 __global__ void nothing_kernel() {}
 
+__global__ void cluster_index_kernel(int* out) {
+  ARD_DYNAMIC_SHARED(double, mine);
+  *mine = static_cast<double>(blockIdx.x);  // every block has its own
+  cuda::cluster_arrive();
+  cuda::cluster_wait();
+  out[blockIdx.x] = *mine == static_cast<double>(blockIdx.x)
+                        ? static_cast<int>(10 * cuda::cluster_rank() + cuda::cluster_blocks())
+                        : -1;
+}
+
+__global__ void static_in_cluster_kernel(int* out) {
+  __shared__ int shared_by_mistake[4];
+  shared_by_mistake[threadIdx.x] = 1;
+  out[threadIdx.x] = shared_by_mistake[threadIdx.x];
+}
+
+__global__ void block_without_cluster_barrier_kernel() {
+  if (cuda::cluster_rank() == 0) {
+    cuda::cluster_arrive();
+    cuda::cluster_wait();
+  }
+}
+
+__global__ void two_arrivals_kernel() {
+  cuda::cluster_arrive();
+  cuda::cluster_arrive();
+}
+
+__global__ void wait_alone_kernel() { cuda::cluster_wait(); }
+
+__global__ void two_cluster_barriers_kernel() {
+  if (cuda::cluster_rank() == 0) {
+    cuda::cluster_arrive();
+  } else {
+    cuda::cluster_arrive();
+  }
+  cuda::cluster_wait();
+}
+
+/// Block 0 writes to block `other` once block 1 has left, or anywhere it likes.
+__global__ void late_store_kernel(unsigned other, double* elsewhere) {
+  ARD_DYNAMIC_SHARED(double, mine);
+  cuda::cluster_arrive();
+  cuda::cluster_wait();
+  if (cuda::cluster_rank() == 1) return;
+  for (int i = 0; i < 3; ++i) __syncthreads();
+  cuda::store_to_block(elsewhere ? elsewhere : mine, other, 1.0);
+}
+
 void test_indices() {
   std::vector<int> out(3 * 2 * 2 * 24);
   launch(index_kernel, Dim3(3, 2, 2), Dim3(4, 3, 2), 0, out.data());
@@ -165,6 +214,39 @@ void test_faults() {
   test_indices();  // a failed launch leaves nothing behind
 }
 
+#define CLUSTER_FAULT(part, ...) \
+  CHECK(test::contains(          \
+      test::message_of<LaunchError>([&] { emu::launch_in_clusters(__VA_ARGS__); }), part))
+
+void test_clusters() {
+  std::vector<int> out(12);
+  emu::launch_in_clusters(cluster_index_kernel, 12, 4, 1, sizeof(double), out.data());
+  for (int b = 0; b < 12; ++b) CHECK(out[static_cast<std::size_t>(b)] == 10 * (b % 4) + 4);
+  for (const unsigned blocks : {1u, 2u, 8u}) {
+    std::vector<double> sums(2 * blocks);
+    emu::launch_in_clusters(sample::cluster_sum_kernel<true, true>, 2 * blocks, blocks, 32,
+                            2 * blocks * sizeof(double), sums.data(), 3);
+    const double first = blocks * (blocks + 1) / 2.0;  // and every later sum is of equal values
+    for (const double sum : sums) CHECK(sum == first * blocks * blocks);
+  }
+  CLUSTER_FAULT("may not have started", sample::cluster_sum_kernel<false, true>, 2, 2, 32,
+                4 * sizeof(double), nullptr, 1);
+  CLUSTER_FAULT("static __shared__ array", static_in_cluster_kernel, 2, 2, 4, 0, out.data());
+  CLUSTER_FAULT("32 wait at the cluster barrier", block_without_cluster_barrier_kernel, 2, 2, 32,
+                0);
+  CLUSTER_FAULT("without having waited", two_arrivals_kernel, 2, 2, 1, 0);
+  CLUSTER_FAULT("without having arrived", wait_alone_kernel, 2, 2, 1, 0);
+  CLUSTER_FAULT("divergent cluster barrier", two_cluster_barriers_kernel, 2, 2, 1, 0);
+  CLUSTER_FAULT("may have ended", late_store_kernel, 2, 2, 2, sizeof(double), 1u, nullptr);
+  CLUSTER_FAULT("block 2 of a cluster of 2", late_store_kernel, 2, 2, 2, sizeof(double), 2u,
+                nullptr);
+  double outside = 0.0;
+  CLUSTER_FAULT("not in this block's dynamic shared memory", late_store_kernel, 2, 2, 2,
+                sizeof(double), 0u, &outside);
+  CLUSTER_FAULT("a cluster has 1 to 8 blocks", nothing_kernel, 16, 16, 1, 0);
+  CLUSTER_FAULT("a cluster has 1 to 8 blocks", nothing_kernel, 3, 2, 1, 0);
+}
+
 // Without ThreadSanitizer a missing barrier shows as results that depend on the order of threads.
 void test_orders() {
   std::vector<std::vector<float>> results;
@@ -175,6 +257,7 @@ void test_orders() {
     test_sum<float>();
     test_barriers();
     test_faults();
+    test_clusters();
 #if !defined(ARD_EMU_TSAN)  // which would report the race: that is tested apart
     std::vector<float> data(64);
     std::iota(data.begin(), data.end(), 0.0f);
@@ -199,6 +282,7 @@ void run_all() {
   test_barriers();
   test_garbage();
   test_faults();
+  test_clusters();
   test_orders();
 }
 
