@@ -1,0 +1,65 @@
+"""Which attacks the names on the command line stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from ard_fast.attacks.standards import STANDARDS
+from ard_fast.evaluation.referees import FABT, Square, require_pyautoattack
+from ard_fast.evaluation.runner import Attack, Step
+from ard_fast.names import unknown
+
+CLEAN, AUTOATTACK = "clean", "autoattack"
+REFEREES = ("fab-t", "square")
+ATTACK_NAMES = (CLEAN, *STANDARDS, *REFEREES, AUTOATTACK)
+DEFAULT_ATTACKS = {
+    "linf": ("clean", "fgsm", "pgd20", "cw20", "apgd-ce", "apgd-t"),
+    "l2": ("clean", "fgsm", "pgd20", "apgd-ce", "apgd-t"),
+}
+AUTOATTACK_STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
+_LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4, AUTOATTACK: 4}  # what the denominators of the DLR losses need
+
+
+def make_plan(names: Sequence[str], *, eps: float, norm: str, num_classes: int) -> list[Step]:
+    """The attacks in the order given, without "clean" (which always comes first) and without doubles.
+
+    Args:
+        names: of `ATTACK_NAMES`.
+        eps: radius.
+        norm: "linf" or "l2".
+        num_classes: of the model.
+
+    Raises:
+        ValueError: an unknown name, too few classes, no such attack in this norm, or `pyautoattack` is missing.
+    """
+    for name in names:
+        if name not in ATTACK_NAMES:
+            raise ValueError(f"attacks: {unknown('attack', name, ATTACK_NAMES)}")
+        least = _LEAST_CLASSES.get(name, 2)
+        if num_classes < least:
+            raise ValueError(f"attacks: {name} needs a model of at least {least} classes, got {num_classes}")
+        if name in (*REFEREES, AUTOATTACK):
+            require_pyautoattack(name)
+    steps = []
+    for name in dict.fromkeys(names):
+        if name != CLEAN:
+            stages = AUTOATTACK_STAGES if name == AUTOATTACK else (name,)
+            make = partial(make_attack, eps=eps, norm=norm, num_classes=num_classes)
+            steps.append(Step(name, tuple((stage, make(stage)) for stage in stages)))
+    return steps
+
+
+def make_attack(name: str, *, eps: float, norm: str, num_classes: int) -> Attack:
+    """One attack by name."""
+    if name == "fab-t":
+        return FABT(eps, norm, num_classes)
+    if name == "square":
+        return Square(eps, norm)
+    return STANDARDS[name](eps, norm)
+
+
+def curve_attack(names: Sequence[str], *, norm: str) -> tuple[str, Callable[[float], Attack]]:
+    """The attack of the curve over eps: APGD-CE (no step size to choose) if it is run anyhow, else PGD-20."""
+    name = "apgd-ce" if {"apgd-ce", AUTOATTACK} & set(names) else "pgd20"
+    return name, lambda eps: STANDARDS[name](eps, norm)

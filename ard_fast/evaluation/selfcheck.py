@@ -1,0 +1,224 @@
+"""Checks before and after the attacks: what would make the figures mean something else, and what to do about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ard_fast.evaluation.runner import StepResult, evaluation_mode
+
+_SUM_TOLERANCE = 1e-4  # of rows of probabilities
+_RANDOM_TOLERANCE = 1e-4  # of normalised logits; non-deterministic GPU sums stay far below
+_PIXEL_TOLERANCE = 1e-6
+_SQUARE_DROP, _FGSM_LEAD = 0.2, 0.5  # points
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A warning.
+
+    Attributes:
+        check: a short name.
+        message: what was seen, what it means, what to do.
+    """
+
+    check: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.message}"
+
+
+@dataclass
+class SelfCheck:
+    """What the checks at the start found.
+
+    Attributes:
+        findings: warnings; empty when all is fine.
+        measured: numbers behind them.
+        differentiable: whether the logits have a gradient with respect to the images.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
+    differentiable: bool = True
+
+    def add(self, check: str, message: str) -> None:
+        self.findings.append(Finding(check, message))
+
+
+def check_model(model: nn.Module, x: Tensor, y: Tensor, *, num_classes: int) -> SelfCheck:
+    """Look at a network on one batch, and leave it as it was.
+
+    Args:
+        model: as it was given: its train mode, if it is in one, is seen.
+        x: float32 `[B, ...]`, pixels in [0, 1].
+        y: int64 `[B]`.
+        num_classes: of the data set.
+
+    Raises:
+        ValueError: the output is not finite logits `[B, num_classes]`: nothing could be evaluated.
+    """
+    result = SelfCheck()
+    _check_mode(model, result)
+    _check_inputs(x, result)
+    with evaluation_mode(model):
+        with torch.no_grad():
+            logits, again = _forward(model, x, num_classes), model(x)
+        _check_output(logits, result)
+        _check_random(logits, again, result)
+        _check_gradient(model, x, y, result)
+    _check_accuracy(logits, y, num_classes, result)
+    return result
+
+
+def check_results(results: Sequence[StepResult]) -> list[Finding]:
+    """Look at finished attacks for signs that gradients mislead."""
+    findings = []
+    accuracy = {result.name: result.robust_acc for result in results if result.robust_acc is not None}
+    for strong in ("pgd20", "pgd10", "pgd50-10", "apgd-ce"):
+        if "fgsm" in accuracy and strong in accuracy and accuracy["fgsm"] < accuracy[strong] - _FGSM_LEAD:
+            findings.append(
+                Finding(
+                    "gradient masking",
+                    f"one step (fgsm, {accuracy['fgsm']:.2f} %) fools more images than {strong} "
+                    f"({accuracy[strong]:.2f} %), so many steps lose their way: gradients mislead. "
+                    "Trust no gradient attack alone; run autoattack, and look at accuracy against eps.",
+                )
+            )
+            break
+    for result in results:
+        stages = {stage.name: stage for stage in result.stages}
+        if len(stages) > 1 and "square" in stages:
+            drop = 100.0 * (stages["square"].attacked - stages["square"].left) / result.total
+            if drop > _SQUARE_DROP:
+                findings.append(
+                    Finding(
+                        "square",
+                        f"the gradient-free Square lowered {result.name} by {drop:.2f} points after three gradient "
+                        "attacks: these are probably misled, and the true robustness may be lower still. Look for "
+                        "quantisation, saturated or random parts in the model, and try an adaptive attack.",
+                    )
+                )
+        outside = sum(stage.outside for stage in result.stages)
+        if outside:
+            findings.append(
+                Finding("ball", f"{outside} results of {result.name} left the ball or the pixel range; not counted.")
+            )
+    return findings
+
+
+def _forward(model: nn.Module, x: Tensor, num_classes: int) -> Tensor:
+    try:
+        logits = model(x)
+    except RuntimeError as error:
+        raise ValueError(f"model: cannot take images of shape {list(x.shape)}: {error}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model: must return logits [{len(x)}, {num_classes}] for {len(x)} images, got {got}")
+    if logits.shape[1] != num_classes:
+        raise ValueError(f"model: returns {logits.shape[1]} classes, the data set has {num_classes}")
+    if not torch.isfinite(logits).all():
+        bad = int((~torch.isfinite(logits)).any(1).sum())
+        raise ValueError(f"model: logits of {bad} of {len(x)} clean images are not finite; nothing can be measured")
+    return logits
+
+
+def _check_mode(model: nn.Module, result: SelfCheck) -> None:
+    modules = list(model.modules())
+    training = sum(module.training for module in modules)
+    result.measured["modules_in_train_mode"] = training
+    if training:
+        result.add(
+            "train mode",
+            f"{training} of {len(modules)} modules were given in train mode. They are evaluated in eval mode (running "
+            "batch-norm statistics, no dropout); call model.eval() in the factory if that is what you mean.",
+        )
+
+
+def _check_inputs(x: Tensor, result: SelfCheck) -> None:
+    low, high = float(x.min()), float(x.max())
+    result.measured["pixel_range"] = [low, high]
+    if low < -_PIXEL_TOLERANCE or high > 1.0 + _PIXEL_TOLERANCE:
+        result.add(
+            "pixels",
+            f"images reach from {low:.3g} to {high:.3g}, not 0 to 1: eps would mean something else, and attacks clamp "
+            "to [0, 1]. Give unnormalised images, and put the normalisation into the model as its first layer.",
+        )
+
+
+def _check_output(logits: Tensor, result: SelfCheck) -> None:
+    sums = logits.float().sum(1)
+    low, high = float(logits.min()), float(logits.max())
+    result.measured["logit_range"] = [low, high]
+    if low >= -_SUM_TOLERANCE and high <= 1.0 + _SUM_TOLERANCE and float((sums - 1.0).abs().max()) <= _SUM_TOLERANCE:
+        result.add(
+            "probabilities",
+            "the output looks like probabilities (rows sum to 1, all in [0, 1]). A second softmax in the loss flattens "
+            "the gradient and makes attacks look weak: return logits, without the softmax.",
+        )
+
+
+def _check_random(logits: Tensor, again: Tensor, result: SelfCheck) -> None:
+    unit, unit_again = (part / part.norm(dim=1, keepdim=True).clamp_min(1e-10) for part in (logits, again))
+    difference = float((unit - unit_again).norm(dim=1).max())
+    changed = int((logits.argmax(1) != again.argmax(1)).sum())
+    result.measured["randomness"] = difference
+    if difference > _RANDOM_TOLERANCE or changed:
+        result.add(
+            "randomness",
+            f"two passes over the same images differ (by {difference:.2g} of the logits' norm, {changed} predictions). "
+            "Attacks then follow noisy gradients and figures change from run to run: switch the randomness off, or "
+            "attack the average over many passes (eot=20 of ard_fast.attacks).",
+        )
+
+
+def _check_gradient(model: nn.Module, x: Tensor, y: Tensor, result: SelfCheck) -> None:
+    probe = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = model(probe)
+        try:
+            (grad,) = torch.autograd.grad(nn.functional.cross_entropy(logits.float(), y, reduction="sum"), [probe])
+        except RuntimeError:  # no_grad or detach inside the model
+            result.differentiable = False
+            result.add(
+                "no gradient",
+                "the logits do not depend on the images in a differentiable way (no_grad, detach or numpy inside the "
+                "model?). Gradient attacks cannot run; clean and square can.",
+            )
+            return
+    flat = grad.flatten(1)
+    zero = int((flat == 0).all(1).sum())
+    not_finite = int((~torch.isfinite(flat)).any(1).sum())
+    result.measured["zero_gradient_images"] = zero / len(x)
+    result.measured["zero_gradient_pixels"] = float((flat == 0).float().mean())
+    if zero:
+        result.add(
+            "zero gradient",
+            f"the gradient of the cross-entropy is exactly zero for {zero} of {len(x)} images ({zero / len(x):.0%}), "
+            "so fgsm, pgd and apgd-ce cannot move them: the softmax is saturated, or a step is not differentiable. "
+            "Trust margin losses (cw20, apgd-t) and autoattack instead.",
+        )
+    if not_finite:
+        result.add(
+            "gradient",
+            f"the gradient of the cross-entropy holds NaN or infinity for {not_finite} of {len(x)} images; look for a "
+            "square root or a logarithm at zero in the model.",
+        )
+
+
+def _check_accuracy(logits: Tensor, y: Tensor, num_classes: int, result: SelfCheck) -> None:
+    accuracy, chance = float((logits.argmax(1) == y).float().mean()), 1.0 / num_classes
+    result.measured["first_batch_accuracy"] = 100.0 * accuracy
+    if accuracy <= chance + 3.0 * math.sqrt(chance * (1.0 - chance) / len(y)):
+        result.add(
+            "accuracy",
+            f"{100.0 * accuracy:.1f} % of the first {len(y)} images are right, and guessing gives {100.0 * chance:.1f} "
+            "%. Is it the right checkpoint and data set, in the same order of classes, and does the model expect "
+            "pixels in [0, 1] (a normalisation belongs into it)?",
+        )
