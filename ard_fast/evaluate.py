@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import torch
 
+from ard_fast.attacks.base import NORMS
 from ard_fast.commandline import EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from ard_fast.data import DATASETS
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
-from ard_fast.evaluation.ball import NORMS
 from ard_fast.evaluation.job import Job
 from ard_fast.evaluation.plan import ATTACK_NAMES, DEFAULT_ATTACKS
 from ard_fast.evaluation.settings import SPLITS, resolve_settings

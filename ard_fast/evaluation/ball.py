@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NORMS = ("linf", "l2")
 # float32 rounding of x + delta moves a pixel by up to 6e-8, a norm over thousands of pixels by a few 1e-6.
 _TOLERANCE = {"linf": 1e-6, "l2": 1e-5}
 

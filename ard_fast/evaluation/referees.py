@@ -49,14 +49,15 @@ class FABT:
         eps: radius; the minimal perturbation found counts where it is inside.
         norm: "linf" or "l2".
         num_classes: of the model.
+        steps: iterations for each target.
     """
 
-    def __init__(self, eps: float, norm: str, num_classes: int) -> None:
-        self.eps, self.norm, self.targets = eps, norm, min(MAX_TARGETS, num_classes - 1)
+    def __init__(self, eps: float, norm: str, num_classes: int, steps: int = FAB_ITERATIONS) -> None:
+        self.eps, self.norm, self.targets, self.steps = eps, norm, min(MAX_TARGETS, num_classes - 1), steps
 
     def __repr__(self) -> str:
         return (
-            f"FABT(eps={self.eps:.6g}, norm={self.norm!r}, targets={self.targets}, steps={FAB_ITERATIONS}, restarts=1, "
+            f"FABT(eps={self.eps:.6g}, norm={self.norm!r}, targets={self.targets}, steps={self.steps}, restarts=1, "
             f"alpha_max={FAB_ALPHA_MAX}, eta={FAB_ETA}, beta={FAB_BETA}, from='pyautoattack')"
         )
 
@@ -65,7 +66,7 @@ class FABT:
             model,
             norm=_NORM_NAMES[self.norm],
             n_restarts=1,
-            n_iter=FAB_ITERATIONS,
+            n_iter=self.steps,
             eps=self.eps,
             alpha_max=FAB_ALPHA_MAX,
             eta=FAB_ETA,

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ard_fast.attacks.base import NORMS
 from ard_fast.config import DATASET_DEFAULTS, TrainConfig
 from ard_fast.data import DATASETS
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
-from ard_fast.evaluation.ball import NORMS
 from ard_fast.evaluation.plan import ATTACK_NAMES, DEFAULT_ATTACKS
 from ard_fast.names import unknown
 from ard_fast.runfolder import RunFolder
