@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -105,12 +106,12 @@ def fill_network(network: nn.Module, weights: dict[str, Tensor], complaint: str)
     """Put a state dict into a network, every key of both.
 
     Raises:
-        ValueError: `complaint`, followed by the keys and shapes that do not fit.
+        ValueError: `complaint`, followed by the first keys and shapes that do not fit, in one line.
     """
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{complaint}: {error}") from error
+        raise ValueError(f"{complaint}: {shorten(str(error), 600)}") from error
 
 
 def read_weights(path: Path, *, argument: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -134,7 +135,7 @@ def _read_file(path: Path, argument: str) -> tuple[dict[str, Tensor], dict[str, 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or refused pickle fails with almost any exception type
-        raise ValueError(f"{argument}: cannot read {path} as a state dict: {error}") from error
+        raise ValueError(f"{argument}: cannot read {path} as a state dict: {shorten(str(error), 600)}") from error
     for key in ("state_dict", "model", "net"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

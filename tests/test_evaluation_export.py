@@ -39,8 +39,15 @@ def random_pairs(norm, eps, levels, count=200, shape=(3, 5, 5)):
 
 @pytest.mark.parametrize(
     ("norm", "eps", "levels"),
-    [("linf", 8 / 255, 255), ("linf", 0.031, 255), ("linf", 0.2, 16), ("l2", 0.5, 255), ("l2", 0.03, 255), ("l2", 1.0, 16)],
-)  # fmt: skip
+    [
+        ("linf", 8 / 255, 255),
+        ("linf", 0.031, 255),
+        ("linf", 0.2, 16),
+        ("l2", 0.5, 255),
+        ("l2", 0.03, 255),
+        ("l2", 1.0, 16),
+    ],
+)
 def test_rounding_stays_inside_in_exact_arithmetic(norm, eps, levels):
     original, x_adv = random_pairs(norm, eps, levels)
     rounded = round_into_ball(x_adv, original, levels=levels, norm=norm, eps=eps)
