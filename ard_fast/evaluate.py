@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from ard_fast.attacks.base import NORMS
-from ard_fast.commandline import EXIT_INTERRUPTED, EXIT_USAGE, Parser
+from ard_fast.commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from ard_fast.data import DATASETS
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
 from ard_fast.evaluation.job import Job
@@ -30,7 +30,7 @@ def make_parser() -> Parser:
         "pictures. Settings that are not given come from the run's config.yaml.",
         epilog="An attack's robust accuracy is over all images, those the network gets wrong as they are counting as "
         "wrong; autoattack is APGD-CE, APGD-T, FAB-T and Square, each on what the ones before left right. Exit code 0, "
-        "2 wrong arguments, 130 stopped on request.",
+        "1 out of memory, 2 wrong arguments, 130 stopped on request.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -60,7 +60,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 2 wrong arguments, 130 stopped on request."""
+    """Run the command and return its exit code: 0, 1 out of memory, 2 wrong arguments, 130 stopped on request."""
     flags = vars(make_parser().parse_args(argv))
     with StopRequest() as stop:
         try:
@@ -76,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Interrupted as stopped:
             print(f"\n{stopped}", file=sys.stderr)
             return EXIT_INTERRUPTED
+        except torch.OutOfMemoryError as error:
+            print(f"\nerror: out of memory; a smaller --batch-size changes no result ({error})", file=sys.stderr)
+            return EXIT_FAILED
     print(f"\nresults: {settings.out / 'results.json'}\nreport: {settings.out / 'report.md'}")
     return 0
 

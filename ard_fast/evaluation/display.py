@@ -19,6 +19,7 @@ class Display(Listener):
     def __init__(self) -> None:
         self._bar: tqdm | None = None
         self._name, self._count, self._done, self._left = "", 0, 0, 0
+        self._passes = self._passes_before = 0
         self._started = self._last_line = 0.0
 
     def header(self) -> None:
@@ -29,10 +30,12 @@ class Display(Listener):
         self.close()
         self._name, self._count, self._done, self._left = name, count, 0, count
         self._started = self._last_line = time.monotonic()
+        self._passes_before = self._passes
         if sys.stderr.isatty():
             self._bar = tqdm(total=count, desc=f"  {name}", unit="img", leave=False, dynamic_ncols=True)
 
     def tick(self, forwards: int) -> None:
+        self._passes = forwards
         if self._bar is None and self._name:
             self._line()
 
@@ -51,7 +54,8 @@ class Display(Listener):
             return
         self._last_line = now
         elapsed = now - self._started
-        text = f"    {self._name}: {elapsed:.0f} s, {self._done} of {self._count} images"
+        passes = self._passes - self._passes_before
+        text = f"    {self._name}: {elapsed:.0f} s, {passes:,} passes, {self._done} of {self._count} images done"
         if self._done:
             text += f", {self._left} still right, about {elapsed * (self._count - self._done) / self._done:.0f} s to go"
         self._say(text)

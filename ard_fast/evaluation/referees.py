@@ -57,7 +57,7 @@ class FABT:
 
     def __repr__(self) -> str:
         return (
-            f"FABT(eps={self.eps:.6g}, norm={self.norm!r}, targets={self.targets}, steps={self.steps}, restarts=1, "
+            f"FABT(eps={self.eps!r}, norm={self.norm!r}, targets={self.targets}, steps={self.steps}, restarts=1, "
             f"alpha_max={FAB_ALPHA_MAX}, eta={FAB_ETA}, beta={FAB_BETA}, from='pyautoattack')"
         )
 
@@ -98,7 +98,7 @@ class Square:
 
     def __repr__(self) -> str:
         return (
-            f"Square(eps={self.eps:.6g}, norm={self.norm!r}, queries={self.queries}, p_init={SQUARE_P_INIT}, "
+            f"Square(eps={self.eps!r}, norm={self.norm!r}, queries={self.queries}, p_init={SQUARE_P_INIT}, "
             "loss='margin', restarts=1, from='pyautoattack')"
         )
 
