@@ -336,6 +336,8 @@ def measure(
     rounds: int,
     min_sample_s: float,
     seed: int = 0,
+    warm_up: int = 3,
+    probes: int = 5,
 ) -> dict[str, Measurement]:
     """Times `variants` interleaved.
 
@@ -346,6 +348,8 @@ def measure(
         rounds: Samples per variant.
         min_sample_s: Each sample repeats the call until it lasts about this long.
         seed: Of the order of the variants within the rounds.
+        warm_up: Calls of a variant before its length is judged, and in each probe of it.
+        probes: Samples that judge it.
 
     Returns:
         A measurement for each variant's name.
@@ -358,10 +362,10 @@ def measure(
     runs: dict[str, int] = {}
     for v in variants:
         v.reset(n_sets)
-        warm_up = [i % n_sets for i in range(3)]
-        clock.sample(v.call, warm_up)
+        calls = [i % n_sets for i in range(warm_up)]
+        clock.sample(v.call, calls)
         # the fastest of a few: one sample hit by another process must not shrink all later ones
-        once = min(clock.sample(v.call, warm_up) for _ in range(5))
+        once = min(clock.sample(v.call, calls) for _ in range(probes))
         runs[v.name] = max(1, min(10_000, math.ceil(min_sample_s / max(once, 1e-9))))
     seconds: dict[str, list[float]] = {v.name: [] for v in variants}
     order = list(variants)
