@@ -48,7 +48,26 @@ def gradient_arguments(device, loss=0, dtype=torch.float32, with_rows=True):
     return logits, labels, labels.flip(0) if loss == 3 else None, loss, 50.0, with_rows
 
 
+def apgd_arguments(device, grad_dtype=torch.float32, l2=False, first=False, grad=True, per_sample=False, window=0):
+    pixels = torch.rand(5, 3, 2, 4, 5, device=device)
+    x_adv, x_prev, x_best, x_fooled, x = (p.clone() for p in pixels)
+    gradients = torch.randn(2, *x.shape, device=device).to(grad_dtype)
+    state, state_out = torch.rand(2, 7, 3, device=device).unbind()
+    loss_rows, correct = torch.rand(3, device=device), torch.tensor([True, False, True], device=device)
+    radii = torch.full((3,), 0.1, device=device) if per_sample else None
+    written = x_adv, x_prev, x_best, gradients[0].clone(), x_fooled, state.clone(), state_out.clone()
+    read = gradients[1].clone() if grad else None, x, loss_rows, correct, radii
+    return *written, *read, 0.1, l2, first, window, 0.75, 0.75, 0.0, 1.0
+
+
 CASES = {
+    "apgd first": lambda device: (_ops.apgd_step_, apgd_arguments(device, first=True)),
+    "apgd checkpoint bf16": lambda device: (_ops.apgd_step_, apgd_arguments(device, torch.bfloat16, window=2)),
+    "apgd l2 per sample": lambda device: (
+        _ops.apgd_step_,
+        apgd_arguments(device, torch.float16, l2=True, per_sample=True, window=3),
+    ),
+    "apgd last": lambda device: (_ops.apgd_step_, apgd_arguments(device, grad=False)),
     "step": lambda device: (_ops.pgd_linf_step_, step_arguments(device)),
     "step bf16": lambda device: (_ops.pgd_linf_step_, step_arguments(device, torch.bfloat16)),
     "step per sample": lambda device: (_ops.pgd_linf_step_, step_arguments(device, per_sample=True)),
@@ -176,6 +195,31 @@ def test_compiled_sample_operators(backend, device):
     assert not mine[0].equal(x)
 
 
+def apgd_run(x, start, norm="linf", steps=6):
+    """Auto-PGD on a loss whose gradient needs no network."""
+    run = F.APGDRun(x, start, eps=0.1, norm=norm, steps=steps)
+    weight = torch.linspace(-1, 1, x[0].numel(), device=x.device).view(x[0].shape)
+    for _ in range(steps):
+        loss = (weight * run.x_adv.square()).flatten(1).sum(1)
+        run.step(2 * weight * run.x_adv, loss, loss < 0)
+    loss = (weight * run.x_adv.square()).flatten(1).sum(1)
+    run.finish(loss, loss < 0)
+    return run.x_best, run.x_fooled, run.loss_best, run.fooled, run.step_size
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_compiled_apgd_run(backend, norm, device):
+    """The whole run in one graph."""
+    x = torch.rand(3, 2, 4, 5, device=device)
+    start = F.random_start(x, eps=0.1 if norm == "linf" else 0.01, seed=1)
+    expected = apgd_run(x, start, norm)
+    torch._dynamo.reset()
+    compiled = torch.compile(apgd_run, backend=backend, fullgraph=True)(x, start, norm)
+    for a, b in zip(compiled, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_torch_func_grad(device):
     student, teacher = torch.randn(3, 6, device=device), torch.randn(3, 6, device=device)
 
@@ -212,6 +256,8 @@ def test_nothing_waits_for_the_gpu():
         x_adv = F.random_start(x, eps=0.1, seed=seed)
         F.random_start(x, eps=0.1)
         F.pgd_linf_step_(x_adv, torch.ones_like(x), x, step_size=0.02, eps=0.1)
+        for norm in ("linf", "l2"):
+            apgd_run(x, x_adv, norm)
         leaves = [student.requires_grad_(), clean.requires_grad_()]
         loss = F.ard_loss(leaves[0], teacher, leaves[1], labels, alpha=0.5)
         torch.autograd.grad(loss, leaves, torch.full((), 3.0, device=device))
@@ -255,6 +301,28 @@ def test_cuda_graph_of_a_whole_attack_and_loss():
         eager = work()
         assert captured[0].equal(eager[0])
         torch.testing.assert_close(captured[1], eager[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_cuda_graph_of_an_apgd_run(norm):
+    device = torch.device("cuda")
+    x = torch.rand(4, 3, 8, 8, device=device)
+    start = x.clone()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        apgd_run(x, start, norm, 10)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = apgd_run(x, start, norm, 10)
+    for _ in range(3):
+        x.copy_(torch.rand_like(x))
+        start.copy_(F.random_start(x, eps=0.1 if norm == "linf" else 0.01))
+        graph.replay()
+        for a, b in zip(captured, apgd_run(x, start, norm, 10), strict=True):
+            assert a.equal(b)
 
 
 @pytest.mark.gpu
