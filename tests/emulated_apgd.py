@@ -27,10 +27,17 @@ def apgd_step_(
     momentum: float,
     lower: float,
     upper: float,
+    *,
+    cluster: int = 0,
+    threads: int = 0,
+    cached: bool = True,
 ) -> None:
-    """With the parameters of the operator ``apgd_step_``."""
+    """With the parameters of the operator ``apgd_step_``.
+
+    In L2, `cluster` blocks of `threads` own a sample, which they keep in shared memory where it is `cached`; a cluster
+    of 0 leaves all that to the launch plan.
+    """
     flat = emulator._flat
-    assert not l2
     emulator.load().apgd_step_(
         x_adv=flat(x_adv),
         x_prev=flat(x_prev),
@@ -53,4 +60,8 @@ def apgd_step_(
         momentum=momentum,
         lower=lower,
         upper=upper,
+        l2=l2,
+        cluster=cluster,
+        threads=threads,
+        cached=cached,
     )

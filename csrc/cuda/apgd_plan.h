@@ -1,25 +1,30 @@
-// Launch geometry of the Auto-PGD step, shared by the launcher and the host emulator.
+// Launch geometry of the Auto-PGD step, shared by the launchers and the host emulator.
 #pragma once
 
-#include "cuda/launch_plan.h"
+#include "cuda/norm_plan.h"
 
 namespace ard::cuda {
 
 struct ApgdLinfPlan {
-  bool vector;
+  bool vector;  // 16-byte loads
   int64_t blocks_per_sample;
   int64_t blocks;
 };
 
+struct ApgdL2Plan {
+  bool vector;
+  SamplePlan sample;
+};
+
 // Every tensor of pixels or gradients on a 16-byte boundary, at every sample.
-inline bool apgd_aligned(const ApgdParams& p, int vec) {
+inline bool apgd_aligned(const ApgdParams& p, int64_t vec) {
   return p.sample_numel % vec == 0 && aligned16(p.x_adv) && aligned16(p.x_prev) &&
          aligned16(p.x_best) && aligned16(p.grad_best) && aligned16(p.x_fooled) &&
          aligned16(p.grad) && aligned16(p.x);
 }
 
-// grad_size: bytes of one gradient element.
-inline ApgdLinfPlan plan_apgd_linf_step(const ApgdParams& p, int grad_size, int threads) {
+// grad_size: bytes of one gradient element; without a gradient, of one pixel.
+inline ApgdLinfPlan plan_apgd_linf_step(const ApgdParams& p, int64_t grad_size, int threads) {
   constexpr int64_t kMostVectors = 4;      // of a thread
   constexpr int64_t kEnoughBlocks = 2048;  // to fill any GPU several times over
   ApgdLinfPlan plan{};
@@ -32,6 +37,18 @@ inline ApgdLinfPlan plan_apgd_linf_step(const ApgdParams& p, int grad_size, int 
   const int64_t blocks = wanted < fewest ? fewest : wanted < one_each ? wanted : one_each;
   plan.blocks_per_sample = blocks ? blocks : 1;  // an empty sample has its record still
   plan.blocks = p.batch * plan.blocks_per_sample;
+  return plan;
+}
+
+// What is staged is what the L2 step of norm_plan.h stages.
+inline ApgdL2Plan plan_apgd_l2_step(const ApgdParams& p, int64_t grad_size,
+                                    const SampleDevice& device) {
+  ApgdL2Plan plan{};
+  plan.vector = apgd_aligned(p, 16 / grad_size);
+  const int64_t width = plan.vector ? 16 / grad_size : 1;
+  plan.sample = plan_samples(device, p.batch, p.sample_numel / width, [=](int64_t vectors) {
+    return staged_l2_bytes(vectors * width, grad_size);
+  });
   return plan;
 }
 

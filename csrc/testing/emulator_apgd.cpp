@@ -39,7 +39,15 @@ void py_apgd_step(const py::array& x_adv, const py::array& x_prev, const py::arr
     using T = decltype(type);
     p.grad_best = float_data<T>(grad_best, "grad_best", numel);
     p.grad = grad ? float_data<T>(*grad, "grad", numel) : nullptr;
-    apgd_linf_step<T>(p);
+    if (!p.grad) {
+      apgd_finish(p);
+    } else if (!l2) {
+      apgd_linf_step<T>(p);
+    } else {
+      // A cluster of 0 blocks asks for the launcher's own plan.
+      apgd_l2_step<T>(p, cluster ? apgd_l2_plan<T>(p, cluster, threads, cached)
+                                 : cuda::plan_apgd_l2_step(p, sizeof(T), kSampleDevice));
+    }
   });
 }
 
@@ -51,7 +59,7 @@ void bind_apgd(py::module_& m) {
         arg("grad_best"), arg("x_fooled"), arg("state"), arg("state_out"), arg("grad"),
         arg("grad_dtype"), arg("x"), arg("loss_rows"), arg("correct"), arg("eps_per_sample"),
         arg("batch"), arg("eps"), arg("first"), arg("window"), arg("rho"), arg("momentum"),
-        arg("lower"), arg("upper"));
+        arg("lower"), arg("upper"), arg("l2"), arg("cluster"), arg("threads"), arg("cached"));
 }
 
 }  // namespace ard::emu

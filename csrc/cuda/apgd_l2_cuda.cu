@@ -1,0 +1,31 @@
+#include "cuda/apgd_l2_kernels.cuh"
+#include "cuda/apgd_launch.h"
+#include "cuda/apgd_plan.h"
+#include "cuda/sample_launch.cuh"
+
+namespace ard::cuda {
+namespace {
+
+template <typename T, int kVec>
+void launch_l2(const ApgdParams& p, const SamplePlan& plan, cudaStream_t stream) {
+  launch_samples(
+      plan.cached ? apgd_l2_step_kernel<T, kVec, true> : apgd_l2_step_kernel<T, kVec, false>, plan,
+      stream, p);
+}
+
+}  // namespace
+
+void launch_apgd_l2_step(const ApgdParams& p, Dtype grad_dtype, cudaStream_t stream) {
+  if (p.batch == 0) return;
+  for_dtype(grad_dtype, [&](auto example) {
+    using T = decltype(example);
+    const ApgdL2Plan plan = plan_apgd_l2_step(p, sizeof(T), sample_device());
+    if (plan.vector) {
+      launch_l2<T, 16 / sizeof(T)>(p, plan.sample, stream);
+    } else {
+      launch_l2<T, 1>(p, plan.sample, stream);
+    }
+  });
+}
+
+}  // namespace ard::cuda

@@ -1,0 +1,35 @@
+// What Auto-PGD keeps of one place of the images, the same for both norms.
+#pragma once
+
+#include "core/apgd_math.h"
+#include "core/half.h"
+#include "cuda/pixels.cuh"
+
+namespace ard::cuda {
+
+// Where the step starts, and the gradient there.
+template <typename T, int kVec>
+struct ApgdPoint {
+  Pixels<kVec> current;
+  Vec<T, kVec> grad;
+};
+
+// Does what the decision says for kVec pixels at element i of the batch.
+template <typename T, int kVec>
+__device__ __forceinline__ ApgdPoint<T, kVec> apgd_select(const ApgdParams& p,
+                                                          const ApgdDecision& d, int64_t i) {
+  const T* grads = static_cast<const T*>(d.from_best ? p.grad_best : p.grad);
+  const Pixels<kVec> evaluated = load_pixels<kVec>(p.x_adv + i);
+  ApgdPoint<T, kVec> out;
+  out.grad = load_vec<kVec>(grads + i);
+  out.current = d.from_best ? load_pixels<kVec>(p.x_best + i) : evaluated;
+  if (d.keep_fooled) store_pixels<kVec>(p.x_fooled + i, evaluated);
+  if (d.improved) {
+    store_pixels<kVec>(p.x_best + i, evaluated);
+    store_vec<kVec>(static_cast<T*>(p.grad_best) + i, out.grad);
+  }
+  if (d.from_best) store_pixels<kVec>(p.x_adv + i, out.current);
+  return out;
+}
+
+}  // namespace ard::cuda
