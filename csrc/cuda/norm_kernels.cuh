@@ -6,35 +6,10 @@
 #include "core/norm_math.h"
 #include "core/pgd_math.h"
 #include "cuda/norm_plan.h"
+#include "cuda/pixels.cuh"
 #include "cuda/sample_group.cuh"
-#include "cuda/vec.cuh"
 
 namespace ard::cuda {
-
-template <int kVec>
-struct Pixels {
-  Vec<float, kVec == 1 ? 1 : 4> quad[kVec == 1 ? 1 : kVec / 4];
-  __device__ __forceinline__ float& operator[](int j) {
-    return quad[kVec == 1 ? 0 : j / 4].v[kVec == 1 ? 0 : j % 4];
-  }
-};
-
-// kVec pixels in 16-byte vectors, or one.
-template <int kVec>
-__device__ __forceinline__ Pixels<kVec> load_pixels(const float* from) {
-  constexpr int kWide = kVec == 1 ? 1 : 4;
-  Pixels<kVec> out;
-#pragma unroll
-  for (int q = 0; q < kVec / kWide; ++q) out.quad[q] = load_vec<kWide>(from + kWide * q);
-  return out;
-}
-
-template <int kVec>
-__device__ __forceinline__ void store_pixels(float* to, const Pixels<kVec>& pixels) {
-  constexpr int kWide = kVec == 1 ? 1 : 4;
-#pragma unroll
-  for (int q = 0; q < kVec / kWide; ++q) store_vec<kWide>(to + kWide * q, pixels.quad[q]);
-}
 
 // kCached: gradient, iterate and image are read from memory once and kept in shared memory.
 template <typename T, int kVec, bool kCached>

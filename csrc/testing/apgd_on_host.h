@@ -7,6 +7,7 @@
 #include "cuda/apgd_l2_kernels.cuh"
 #include "cuda/apgd_linf_kernels.cuh"
 #include "cuda/apgd_plan.h"
+#include "testing/norm_on_host.h"
 
 namespace ard::emu {
 
