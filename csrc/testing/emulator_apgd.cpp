@@ -11,7 +11,7 @@ void py_apgd_step(const py::array& x_adv, const py::array& x_prev, const py::arr
                   const std::string& grad_dtype, const py::array& x, const py::array& loss_rows,
                   const py::array& correct, const std::optional<py::array>& eps_per_sample,
                   int64_t batch, float eps, bool first, int64_t window, double rho, double momentum,
-                  float lower, float upper) {
+                  float lower, float upper, bool l2, int cluster, int threads, bool cached) {
   ApgdParams p{};
   const int64_t numel = x_adv.size();
   p.x_adv = data_of<float>(x_adv, "x_adv", numel);
