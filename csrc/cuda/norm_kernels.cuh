@@ -13,7 +13,7 @@ namespace ard::cuda {
 
 // kCached: gradient, iterate and image are read from memory once and kept in shared memory.
 template <typename T, int kVec, bool kCached>
-__global__ void __launch_bounds__(1024) pgd_l2_step_kernel(NormStepParams p) {
+__global__ void __launch_bounds__(1024, 1) pgd_l2_step_kernel(NormStepParams p) {
   ARD_DYNAMIC_SHARED(unsigned char, shared);
   SampleGroup group(*reinterpret_cast<SampleScratch*>(shared));
   const int64_t sample = group.sample(), at = sample * p.sample_numel;
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(1024) pgd_l2_step_kernel(NormStepParams p) {
 
 // kCached: the gradient is read from memory once; everything else is needed only once anyway.
 template <typename T, int kVec, bool kCached>
-__global__ void __launch_bounds__(1024) mifgsm_step_kernel(NormStepParams p) {
+__global__ void __launch_bounds__(1024, 1) mifgsm_step_kernel(NormStepParams p) {
   ARD_DYNAMIC_SHARED(unsigned char, shared);
   SampleGroup group(*reinterpret_cast<SampleScratch*>(shared));
   const int64_t sample = group.sample(), at = sample * p.sample_numel;

@@ -6,9 +6,11 @@
 
 #include "sample_kernels.h"
 
-int main(int argc, char** argv) {
-  using namespace ard;
-  const char* name = argc == 2 ? argv[1] : "";
+namespace ard {
+namespace {
+
+/// Whether there is such a sample.
+bool run(const char* name) {
   std::vector<float> data(64, 1.0f), out(2);
   std::vector<double> sums(4);
   const std::size_t shared = data.size() * sizeof(float);
@@ -29,11 +31,24 @@ int main(int argc, char** argv) {
     emu::launch_in_clusters(sample::cluster_sum_kernel<true, false>, 2, 2, 32, 4 * sizeof(double),
                             sums.data(), 3);
   } else {
-    std::fprintf(stderr,
-                 "usage: %s right|no_first_barrier|no_second_barrier|no_warp_barrier|"
-                 "no_cluster_barrier\n",
-                 argv[0]);
-    return 2;
+    return false;
   }
-  return 0;
+  return true;
+}
+
+}  // namespace
+}  // namespace ard
+
+int main(int argc, char** argv) {
+  try {
+    if (argc == 2 && ard::run(argv[1])) return 0;
+  } catch (const ard::emu::LaunchError& fault) {  // a race may end in one
+    std::fprintf(stderr, "%s\n", fault.what());
+    return 1;
+  }
+  std::fprintf(stderr,
+               "usage: %s right|no_first_barrier|no_second_barrier|no_warp_barrier|"
+               "no_cluster_barrier\n",
+               argv[0]);
+  return 2;
 }

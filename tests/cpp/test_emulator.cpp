@@ -98,6 +98,7 @@ __global__ void cluster_index_kernel(int* out) {
 
 __global__ void static_in_cluster_kernel(int* out) {
   __shared__ int shared_by_mistake[4];
+  if (cuda::cluster_rank() != 0) return;
   shared_by_mistake[threadIdx.x] = 1;
   out[threadIdx.x] = shared_by_mistake[threadIdx.x];
 }
