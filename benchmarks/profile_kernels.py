@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import bench_kd_loss
 import bench_pgd
+import bench_steps
 import torch
 
 STEP_CASES = ("cifar-1", "cifar-128", "cifar-1024", "imagenet-128")
@@ -45,6 +46,13 @@ def start_case(case: str, device: torch.device) -> Callable[[], object]:
     return lambda: F.random_start(x, eps=bench_pgd.EPS, seed=seed)
 
 
+def attack_case(case: str, device: torch.device) -> Callable[[], object]:
+    """Returns a call of the fused operator of a case of bench_steps, fp32."""
+    operator, size = bench_steps.CASES[case]
+    variant = bench_steps.make_problem(operator, size, "fp32", device, n_sets=1).make("fused")
+    return lambda: variant.call(0)
+
+
 def all_cases(device: torch.device) -> dict[str, Callable[[], Callable[[], object]]]:
     """Returns a maker for each case by name; making one allocates its buffers."""
     cases: dict[str, Callable[[], Callable[[], object]]] = {}
@@ -55,6 +63,9 @@ def all_cases(device: torch.device) -> dict[str, Callable[[], Callable[[], objec
     for case in LOSS_CASES:
         for name, dtype in bench_kd_loss.DTYPES.items():
             cases[f"loss-{name}-{case}"] = lambda case=case, dtype=dtype: loss_case(case, dtype, device)
+    for case in bench_steps.CASES:
+        if not case.endswith("digits-1"):  # call overhead, no kernel to speak of
+            cases[f"attack-{case}"] = lambda case=case: attack_case(case, device)
     return cases
 
 

@@ -4,10 +4,10 @@
 #   scripts/gpu_check.sh [options] OUT_DIR
 #
 # Builds and installs the package for the GPU at hand, runs every test, the CUDA tests under compute-sanitizer, the
-# benchmarks, ncu on the kernels, and a training run. Each stage has its own time limit and its own log,
-# OUT_DIR/STAGE.log; a stage that fails does not stop the next. At the end: a table, OUT_DIR/summary.json, and exit
-# status 1 if any stage failed or ran out of time (2 for wrong arguments). A stage whose tool or data is missing is
-# "skipped", with the reason.
+# benchmarks, ncu on the kernels, a training run, and robust evaluations of what it trained. Each stage has its own time
+# limit and its own log, OUT_DIR/STAGE.log; a stage that fails does not stop the next. At the end: a table,
+# OUT_DIR/summary.json, and exit status 1 if any stage failed or ran out of time (2 for wrong arguments). A stage whose
+# tool or data is missing is "skipped", with the reason.
 #
 # Options:
 #   --stages A,B      only these stages, in the script's order (default: all)
@@ -17,10 +17,12 @@
 #   --quick           short benchmarks
 #   --device cpu      rehearsal without a GPU: what needs one is skipped, the rest runs on the CPU
 #
-# Environment: PYTHON (default python3), which must have torch and the test dependencies.
-#   CIFAR10_DIR      folder with the official CIFAR-10 files, or
-#   CIFAR10_ARCHIVE  tar archive with them, for the stage train_cifar10
-#   GPU_CHECK_EPOCHS epochs of that stage (default 2)
+# Environment: PYTHON (default python3), which must have torch and the test dependencies; the peers that bench_attacks
+# compares with are optional, benchmarks/_attack_peers.py says how to install them.
+#   CIFAR10_DIR        folder with the official CIFAR-10 files, or
+#   CIFAR10_ARCHIVE    tar archive with them, for the stages *_cifar10
+#   GPU_CHECK_EPOCHS   epochs of train_cifar10 (default 2)
+#   GPU_CHECK_EXAMPLES test images that evaluate_cifar10 attacks (default all 10,000); autoattack_cifar10 a tenth of them
 
 set -uo pipefail
 
@@ -31,11 +33,13 @@ DEVICE=${GPU_CHECK_DEVICE:-cuda} # set by --device, handed to the stages
 QUICK=${GPU_CHECK_QUICK:-0}      # set by --quick, handed to the stages
 SKIPPED=77                       # exit status of a stage that says it does not apply
 
-STAGES=(env build info gpu_tests tests memcheck racecheck initcheck synccheck bench_pgd bench_kd_loss ncu train train_cifar10)
+STAGES=(env build info gpu_tests tests memcheck racecheck initcheck synccheck bench_pgd bench_kd_loss bench_steps
+  bench_attacks ncu train evaluate train_cifar10 evaluate_cifar10 autoattack_cifar10)
 declare -A LIMIT=(
   [env]=60 [build]=420 [info]=60 [gpu_tests]=300 [tests]=540
   [memcheck]=300 [racecheck]=300 [initcheck]=300 [synccheck]=300
-  [bench_pgd]=420 [bench_kd_loss]=420 [ncu]=240 [train]=300 [train_cifar10]=540
+  [bench_pgd]=420 [bench_kd_loss]=420 [bench_steps]=480 [bench_attacks]=540 [ncu]=300
+  [train]=300 [evaluate]=240 [train_cifar10]=540 [evaluate_cifar10]=540 [autoattack_cifar10]=540
 )
 
 # --- the stages: each runs in its own process, from the repository's root, with OUT_DIR as $1 ------------------------
@@ -137,6 +141,11 @@ bench() {
 }
 stage_bench_pgd() { bench bench_pgd "$1"; }
 stage_bench_kd_loss() { bench bench_kd_loss "$1"; }
+stage_bench_steps() { bench bench_steps "$1"; }
+stage_bench_attacks() {
+  "$PYTHON" benchmarks/count_ops.py --json "$1/count_ops.json"
+  bench bench_attacks "$1"
+}
 
 stage_ncu() {
   needs_gpu
@@ -163,22 +172,52 @@ stage_train() {
   "$PYTHON" -m ard_fast.train --device "$DEVICE" --out "$1/train_digits"
 }
 
-stage_train_cifar10() {
-  local data=${CIFAR10_DIR:-}
-  if [[ -z $data && -n ${CIFAR10_ARCHIVE:-} ]]; then
-    data=$(mktemp -d)
+# evaluate RUN OUT [OPTION...]: accuracy of what an earlier stage trained.
+evaluate() {
+  [[ -f $1/config.yaml ]] || skip "$(basename "$1") left no network"
+  "$PYTHON" -m ard_fast.evaluate "$1" --device "$DEVICE" --out "$2" "${@:3}"
+}
+
+ALL_ATTACKS=clean,fgsm,pgd20,pgd20-trades,pgd50-10,cw20,mifgsm,apgd-ce,apgd-dlr,apgd-t
+
+stage_evaluate() {
+  evaluate "$1/train_digits" "$1/evaluate_digits" --attacks "$ALL_ATTACKS"
+}
+
+# Sets CIFAR10_DIR, by unpacking CIFAR10_ARCHIVE if need be.
+need_cifar10() {
+  if [[ -z ${CIFAR10_DIR:-} && -n ${CIFAR10_ARCHIVE:-} ]]; then
+    local unpacked batch
+    unpacked=$(mktemp -d)
     # shellcheck disable=SC2064  # the folder's name is known now
-    trap "rm -rf '$data'" EXIT
-    tar -xf "$CIFAR10_ARCHIVE" -C "$data"
-    local batch
-    batch=$(find "$data" \( -name data_batch_1 -o -name data_batch_1.bin \) -print -quit)
+    trap "rm -rf '$unpacked'" EXIT
+    tar -xf "$CIFAR10_ARCHIVE" -C "$unpacked"
+    batch=$(find "$unpacked" \( -name data_batch_1 -o -name data_batch_1.bin \) -print -quit)
     [[ -n $batch ]] || { echo "CIFAR10_ARCHIVE: no data_batch_1 or data_batch_1.bin in $CIFAR10_ARCHIVE"; return 1; }
-    data=$(dirname "$batch")
+    CIFAR10_DIR=$(dirname "$batch")
   fi
-  [[ -n $data ]] || skip "neither CIFAR10_DIR nor CIFAR10_ARCHIVE is set"
+  [[ -n ${CIFAR10_DIR:-} ]] || skip "neither CIFAR10_DIR nor CIFAR10_ARCHIVE is set"
+}
+
+stage_train_cifar10() {
+  need_cifar10
   # the teacher is a network's name: it is trained first, adversarially, for as many epochs
-  "$PYTHON" -m ard_fast.train --dataset cifar10 --data-dir "$data" --method ard --student mobilenetv2 \
+  "$PYTHON" -m ard_fast.train --dataset cifar10 --data-dir "$CIFAR10_DIR" --method ard --student mobilenetv2 \
     --teacher resnet18 --epochs "${GPU_CHECK_EPOCHS:-2}" --device "$DEVICE" --out "$1/train_cifar10"
+}
+
+stage_evaluate_cifar10() {
+  need_cifar10
+  evaluate "$1/train_cifar10" "$1/evaluate_cifar10" --data-dir "$CIFAR10_DIR" --batch-size 1000 \
+    --n-examples "${GPU_CHECK_EXAMPLES:-10000}" --eps-curve none --attacks "$ALL_ATTACKS"
+}
+
+stage_autoattack_cifar10() {
+  need_cifar10
+  "$PYTHON" -c 'import pyautoattack' 2>/dev/null || skip "pyautoattack is not installed"
+  local examples=$((${GPU_CHECK_EXAMPLES:-10000} / 10))
+  evaluate "$1/train_cifar10" "$1/autoattack_cifar10" --data-dir "$CIFAR10_DIR" --batch-size 1000 \
+    --n-examples "$((examples > 0 ? examples : 1))" --eps-curve none --attacks clean,autoattack
 }
 
 if [[ ${1:-} == --run-stage ]]; then # how the driver below calls itself, under `timeout`
@@ -267,9 +306,9 @@ json_string() { printf '"%s"' "$(printf '%s' "$1" | tr -d '\000-\037' | sed 's/[
 
 summary() {
   local i failed=0
-  printf '\n%-14s %-8s %8s  %s\n' stage status seconds note
+  printf '\n%-18s %-8s %8s  %s\n' stage status seconds note
   for i in "${!NAMES[@]}"; do
-    printf '%-14s %-8s %8s  %s\n' "${NAMES[$i]}" "${STATUSES[$i]}" "${SECONDS_TAKEN[$i]}" "${NOTES[$i]}"
+    printf '%-18s %-8s %8s  %s\n' "${NAMES[$i]}" "${STATUSES[$i]}" "${SECONDS_TAKEN[$i]}" "${NOTES[$i]}"
     case ${STATUSES[$i]} in failed | timeout) failed=$((failed + 1)) ;; esac
   done
   {

@@ -295,7 +295,7 @@ def test_a_nan_gradient_is_a_wrong_result():
 
 
 def test_every_kind_of_case_can_be_profiled(capsys):
-    cases = ["step-bf16-cifar-1", "start-cifar-1", "loss-fp32-c10-128"]
+    cases = ["step-bf16-cifar-1", "start-cifar-1", "loss-fp32-c10-128", "attack-dlr-c10-128", "attack-l2-cifar-128"]
     assert profile_kernels.main(["--device", "cpu", "--repeat", "1", "--cases", ",".join(cases)]) == 0
     assert capsys.readouterr().out.split() == cases
     assert ncu_summary.CASE.fullmatch("step-fp32-imagenet-128")
@@ -337,6 +337,8 @@ echo "$*" >> "$FAKE_LOG"
 case "$*" in
   *"pip install"*) echo 'building "it"'; exit "${FAKE_PIP:-0}" ;;
   *ard_fast.info*) sleep "${FAKE_INFO_SLEEP:-0}" ;;
+  *ard_fast.train*) mkdir -p "${@: -1}"; touch "${@: -1}/config.yaml" ;; # --out stands last
+  *"import pyautoattack"*) exit "${FAKE_PYAUTOATTACK:-0}" ;;
   *pytest*) echo "${FAKE_PYTEST:-3 passed, 1 skipped in 0.1s}" ;;
 esac
 exit 0
@@ -392,13 +394,16 @@ def test_gpu_check_runs_every_stage(gpu_check):
     assert status == 0, output
     assert {s["status"] for s in stages.values()} == {"ok", "skipped"}
     skipped = {name: s["note"] for name, s in stages.items() if s["status"] == "skipped"}
-    assert skipped.pop("train_cifar10") == "neither CIFAR10_DIR nor CIFAR10_ARCHIVE is set"
+    for stage in ("train_cifar10", "evaluate_cifar10", "autoattack_cifar10"):
+        assert skipped.pop(stage) == "neither CIFAR10_DIR nor CIFAR10_ARCHIVE is set"
     assert set(skipped) <= {"ncu"}  # wherever ncu is installed the fake Python runs under it
     assert "-m pip install -v --no-build-isolation --no-deps ." in commands
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
         assert f"sanitizer --tool {tool} " in commands
-    assert "bench_pgd.py --device cuda --json" in commands
+    for benchmark in ("bench_pgd", "bench_kd_loss", "bench_steps", "bench_attacks"):
+        assert f"{benchmark}.py --device cuda --json" in commands
     assert "-m ard_fast.train --device cuda --out" in commands
+    assert "/train_digits --device cuda --out" in commands
 
 
 @needs_bash
@@ -500,3 +505,30 @@ def test_gpu_check_unpacks_a_cifar10_archive(gpu_check, tmp_path):
     data = Path(words[words.index("--data-dir") + 1])
     assert data.name == "cifar-10-batches-bin"
     assert not data.exists()  # the unpacked copy is gone again
+
+
+@needs_bash
+def test_gpu_check_evaluates_what_was_trained(gpu_check, tmp_path):
+    stages_run = "train_cifar10,evaluate_cifar10,autoattack_cifar10"
+    status, stages, output, commands = gpu_check(
+        "--stages", stages_run, CIFAR10_DIR=str(tmp_path), GPU_CHECK_EXAMPLES="2000"
+    )
+    assert status == 0, output
+    assert {s["status"] for s in stages.values()} == {"ok"}
+    evaluations = [line for line in commands.splitlines() if "ard_fast.evaluate" in line]
+    assert [line.split("--n-examples ")[1].split()[0] for line in evaluations] == ["2000", "200"]
+    assert all("/train_cifar10 --device cuda" in line and f"--data-dir {tmp_path}" in line for line in evaluations)
+    assert "apgd-t" in evaluations[0]
+    assert evaluations[1].endswith("--attacks clean,autoattack")
+
+    *_, output, _ = gpu_check("--stages", "autoattack_cifar10", CIFAR10_DIR=str(tmp_path), FAKE_PYAUTOATTACK="1")
+    assert "skipped" in output
+    assert "pyautoattack is not installed" in output
+
+
+@needs_bash
+def test_gpu_check_does_not_evaluate_what_was_not_trained(gpu_check):
+    status, stages, *_, commands = gpu_check("--stages", "evaluate")
+    assert status == 0
+    assert (stages["evaluate"]["status"], stages["evaluate"]["note"]) == ("skipped", "train_digits left no network")
+    assert "ard_fast.evaluate" not in commands
