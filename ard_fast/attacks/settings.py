@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -48,9 +49,7 @@ class Configured:
         if step is None:
             return self.replace(eps=eps)
         if not isinstance(self.eps, Tensor) and self.eps == 0:
-            raise ValueError(
-                "eps of this attack is 0: its step size cannot be scaled; use replace(eps=..., step_size=...)"
-            )
+            raise ValueError("eps is 0, so step_size has no ratio to it to keep: use replace(eps=..., step_size=...)")
         return self.replace(eps=eps, step_size=eps * (step / self.eps))
 
     def for_samples(self: Self, index: Tensor) -> Self:
@@ -72,6 +71,7 @@ def _text(name: str, value: Any) -> str:
         return repr(value.tolist())
     if name in _PIXEL_UNITS and isinstance(value, float) and 0 < value < 1:
         levels = round(value * 255, 2)
-        if levels / 255 == value:
-            return f"{levels:g}/255"
+        text = f"{levels:g}/255"
+        if math.isclose(levels / 255, value, rel_tol=1e-15) and len(text) < len(repr(value)):
+            return text
     return repr(value)

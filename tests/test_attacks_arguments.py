@@ -1,0 +1,240 @@
+"""The attacks as objects: what they refuse, how they read, copies of them; presets and standards."""
+
+import math
+
+import pytest
+import torch
+from attack_cases import ATTACKS, small_net
+from torch import nn
+
+from ard_fast import attacks
+from ard_fast.attacks import APGD, APGDT, FGSM, FGSMRS, KLPGD, MIFGSM, NFGSM, PGD, CWLinf, InTurn
+
+EVERY = (PGD, FGSM, MIFGSM, CWLinf, KLPGD, FGSMRS, NFGSM, APGD, APGDT)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize(
+    "name, value, message, error",
+    [
+        ("eps", -1, "eps must be finite and at least 0, got -1.0", ValueError),
+        ("eps", math.nan, "eps must be finite", ValueError),
+        ("eps", "8/255", "eps must be a number, got str", TypeError),
+        ("step_size", -0.1, "step_size must be finite and at least 0", ValueError),
+        ("steps", 0, "steps must be an int of at least 1, got 0", ValueError),
+        ("steps", 2.5, "steps must be an int of at least 1, got 2.5", ValueError),
+        ("steps", True, "steps must be an int of at least 1, got True", ValueError),
+        ("norm", "l1", "norm must be one of 'linf', 'l2', got 'l1'", ValueError),
+        ("loss", "mse", "loss must be one of .*, got 'mse'", ValueError),
+        ("bn", "off", "bn must be one of 'eval', 'train', 'train_frozen', got 'off'", ValueError),
+        ("restarts", 0, "restarts must be an int of at least 1, got 0", ValueError),
+        ("eot", 0, "eot must be an int of at least 1, got 0", ValueError),
+        ("bounds", (1, 0), "bounds must be", ValueError),
+        ("bounds", 1.0, "bounds must be a pair", ValueError),
+        ("init", "zero", "init must be one of 'uniform', 'normal', 'surface', got 'zero'", ValueError),
+        ("std", -1.0, "std must be finite and at least 0", ValueError),
+        ("kappa", -1.0, "kappa must be at least 0, got -1.0", ValueError),
+        ("kappa", math.nan, "kappa must be at least 0, got nan", ValueError),
+        ("temperature", 0.0, "temperature must be finite and above 0, got 0.0", ValueError),
+        ("decay", -0.1, "decay must be finite and at least 0", ValueError),
+        ("relative_step", -1.0, "relative_step must be finite and at least 0", ValueError),
+        ("noise", -1.0, "noise must be finite and at least 0", ValueError),
+        ("rho", -1.0, "rho must be finite and at least 0", ValueError),
+        ("n_targets", 0, "n_targets must be an int of at least 1, got 0", ValueError),
+    ],
+)
+def test_bad_settings(kind, name, value, message, error):
+    if name not in kind().settings():
+        with pytest.raises(TypeError, match="unexpected keyword argument"):
+            kind(**{name: value})
+        return
+    with pytest.raises(error, match=message):
+        kind(**{name: value})
+
+
+def test_settings_that_do_not_go_together():
+    for kind in (PGD, KLPGD, CWLinf, MIFGSM):
+        with pytest.raises(ValueError, match="restarts must be 1 without random_start"):
+            kind(restarts=2, random_start=False)
+    with pytest.raises(ValueError, match="targeted must be False for loss='dlr_targeted'"):
+        PGD(loss="dlr_targeted", targeted=True)
+    with pytest.raises(ValueError, match="loss must be one of 'ce', 'dlr', 'dlr_targeted', got 'kl'"):
+        APGD(loss="kl")
+    with pytest.raises(ValueError, match="attacks must be at least one"):
+        InTurn([])
+    with pytest.raises(ValueError, match="attacks must be untargeted, got PGD"):
+        InTurn([PGD(targeted=True)])
+
+
+X, Y = torch.rand(2, 3, 6, 6), torch.tensor([1, 2])
+
+
+@pytest.mark.parametrize(
+    "message, y, attack, call, error",
+    [
+        ("y must be given for a targeted attack", None, PGD(targeted=True), {}, ValueError),
+        ("y must be a tensor, or None .*, got Sequential", small_net(), PGD(), {}, TypeError),
+        ("y must be a tensor, or None .*, got int", 3, APGD(), {}, TypeError),
+        ("y must be target logits, a target model, or None .*, got int", 3, KLPGD(), {}, TypeError),
+        ("y must be target logits .* for loss='kl', got torch.int64", Y, KLPGD(), {}, TypeError),
+        (r"y must have shape \[2, C\] for loss='kl', got \(1, 10\)", torch.zeros(1, 10), KLPGD(), {}, ValueError),
+        ("y must be int64 labels for loss='dlr', got torch.int32", Y.int(), PGD(loss="dlr"), {}, TypeError),
+        (r"y must have shape \[2\] for loss='margin', got \(1,\)", Y[:1], CWLinf(), {}, ValueError),
+        ("mask must be a bool tensor, got torch.float32", Y, PGD(), {"mask": X}, TypeError),
+        ("mask must be a bool tensor, got bool", Y, APGD(), {"mask": True}, TypeError),
+        (
+            r"mask must be broadcastable to \(2, 3, 6, 6\), got \(5,\)",
+            Y,
+            PGD(),
+            {"mask": X[0, 0, 0, :5] > 0},
+            ValueError,
+        ),
+        ("target_classes must be None for PGD", Y, PGD(), {"target_classes": Y}, ValueError),
+        ("target_classes must be None for APGDT", Y, APGDT(), {"target_classes": Y}, ValueError),
+        ("target_classes must be int64", Y, PGD(loss="dlr_targeted"), {"target_classes": Y.int()}, TypeError),
+        (r"target_classes must have shape \[2\]", Y, PGD(loss="dlr_targeted"), {"target_classes": Y[:1]}, ValueError),
+        ("seed must be an int of 64 bits", Y, APGD(restarts=2), {"seed": 2**70}, ValueError),
+        ("eps", Y, PGD(eps=torch.tensor([0.1, 0.1, 0.1])), {"seed": 1}, RuntimeError),
+    ],
+)
+def test_bad_calls(message, y, attack, call, error):
+    model = small_net()
+    model[1].eval()
+    with pytest.raises(error, match=message):
+        attack(model, X, y, **call)
+    assert model.training and not model[1].training
+
+
+def test_bad_labels_raise_on_the_cpu():
+    for attack in (PGD(steps=1), CWLinf(steps=1), APGD(steps=1)):
+        with pytest.raises(RuntimeError, match="label"):
+            attack(small_net(), X, torch.tensor([1, 10]))
+
+
+def test_too_few_classes():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    with pytest.raises(ValueError, match="model must have at least 4 classes for the targeted DLR loss, got 3"):
+        APGDT()(model, X, Y)
+    four = nn.Sequential(nn.Flatten(), nn.Linear(108, 4))
+    assert APGDT(steps=1)(four, X, Y).shape == X.shape  # nine targets asked for, three there are
+    with pytest.raises(RuntimeError, match="C"):
+        PGD(loss="dlr", steps=1)(nn.Sequential(nn.Flatten(), nn.Linear(108, 2)), X, Y % 2)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_text_holds_every_argument_and_makes_the_attack_again(name):
+    attack = ATTACKS[name]()
+    text = repr(attack)
+    assert "\n" not in text and str(attack) == text
+    for argument in attack.settings():
+        assert f"{argument}=" in text
+    namespace = {kind.__name__: kind for kind in EVERY}
+    again = eval(text, namespace)
+    assert type(again) is type(attack) and again.settings() == attack.settings()
+
+
+def test_text_in_the_fields_own_units():
+    text = repr(PGD(eps=8 / 255, step_size=2 / 255, std=0.001))
+    assert text.startswith("PGD(eps=8/255, step_size=2/255, steps=10, norm='linf', loss='ce', random_start=True,")
+    assert "eps=0.031, step_size=0.007" in repr(PGD(eps=0.031, step_size=0.007))
+    assert "eps=1.25/255" in repr(FGSM(eps=1.25 / 255)) and "eps=0.5," in repr(FGSM(eps=0.5))
+    assert "eps=[0.25, 0.5]" in repr(PGD(eps=torch.tensor([0.25, 0.5])))
+    assert repr(InTurn([FGSM(eps=0.5)])).startswith("InTurn(attacks=(FGSM(eps=0.5,")
+
+
+def test_copies():
+    attack = PGD(eps=8 / 255, step_size=2 / 255, steps=7, bn="train", kappa=3.0)
+    changed = attack.replace(steps=3, norm="l2")
+    assert changed.settings() == {**attack.settings(), "steps": 3, "norm": "l2"} and attack.steps == 7
+    with pytest.raises(TypeError, match="PGD has no argument 'step'; it has eps, step_size"):
+        attack.replace(step=3)
+    with pytest.raises(ValueError, match="steps must be"):
+        attack.replace(steps=0)
+    wider = attack.at_eps(0.2)
+    assert wider.eps == 0.2 and wider.step_size == pytest.approx(0.05) and wider.steps == 7
+    assert attack.at_eps(8 / 255).settings() == attack.settings()
+    assert FGSM(eps=0.1).at_eps(0.2).step_size == 0.2
+    assert FGSMRS(eps=0.1).at_eps(0.2).step_size == 0.25
+    assert MIFGSM(eps=0.1).at_eps(0.2).step_size == pytest.approx(0.02)
+    assert APGD(eps=0.1).at_eps(0.2).eps == 0.2
+    assert InTurn([PGD(eps=0.1, step_size=0.1), APGD()]).at_eps(0.2).attacks[0].step_size == 0.2
+    with pytest.raises(ValueError, match="eps is 0"):
+        PGD(eps=0).at_eps(0.1)
+    eps = torch.tensor([0.1, 0.2, 0.3])
+    part = PGD(eps=eps, step_size=eps / 4).for_samples(torch.tensor([2, 0]))
+    assert part.eps.equal(eps[[2, 0]]) and part.step_size.equal(eps[[2, 0]] / 4)
+    assert attack.for_samples(torch.tensor([1])) is attack
+
+
+def test_mifgsm_steps_add_up_to_the_radius():
+    assert MIFGSM(eps=0.3, steps=6).step_size == pytest.approx(0.05)
+
+
+def test_presets():
+    ard = attacks.preset("ard")
+    assert (ard.eps, ard.step_size, ard.steps, ard.bn, ard.clamp_start) == (8 / 255, 2 / 255, 10, "train", False)
+    trades = attacks.preset("trades")
+    assert (trades.eps, trades.step_size, trades.init, trades.std, trades.clamp_start, trades.bn) == (
+        (0.031, 0.007, "normal", 0.001, False, "eval")
+    )
+    assert attacks.preset("rslad").settings() == attacks.preset("adaad").settings()
+    assert isinstance(attacks.preset("rslad"), KLPGD) and attacks.preset("rslad").step_size == 2 / 255
+    theirs = attacks.preset("torchattacks", eps=0.1, steps=4)
+    assert (theirs.eps, theirs.step_size, theirs.steps, theirs.clamp_start) == (0.1, pytest.approx(0.025), 4, True)
+    auto = attacks.preset("autoattack", eps=0.5, norm="l2")
+    assert [type(a) for a in auto.attacks] == [APGD, APGDT]
+    assert all((a.eps, a.norm, a.steps, a.restarts, a.rho) == (0.5, "l2", 100, 1, 0.75) for a in auto.attacks)
+    assert auto.attacks[0].loss_name == "ce" and auto.attacks[1].n_targets == 9
+    for name in attacks.PRESETS:
+        assert repr(attacks.preset(name, eps=0.2))
+    with pytest.raises(ValueError, match=r"name must be one of 'ard', 'trades', .*, got 'madry'"):
+        attacks.preset("madry")
+    with pytest.raises(TypeError, match="PGD has no argument 'alpha'"):
+        attacks.preset("ard", alpha=1)
+
+
+def test_presets_run():
+    model, teacher = small_net(), small_net(5)
+    for name in attacks.PRESETS:
+        y = {"trades": None, "rslad": teacher(X).detach(), "adaad": teacher}.get(name, Y)
+        x_adv = attacks.preset(name, eps=0.05, steps=2)(model, X, y, seed=0)
+        assert (x_adv - X).abs().max() <= 0.05 + 6e-8
+
+
+STANDARDS = {
+    "fgsm": (FGSM, {}),
+    "pgd10": (PGD, {"step_size": 2 / 255, "steps": 10, "random_start": True, "loss": "ce", "restarts": 1}),
+    "pgd20": (PGD, {"step_size": 2 / 255, "steps": 20, "random_start": True, "loss": "ce", "restarts": 1}),
+    "pgd20-trades": (PGD, {"step_size": 0.003, "steps": 20, "random_start": True, "loss": "ce", "init": "uniform"}),
+    "pgd50-10": (PGD, {"step_size": 2 / 255, "steps": 50, "restarts": 10, "loss": "ce"}),
+    "cw20": (CWLinf, {"step_size": 2 / 255, "steps": 20, "kappa": 50.0, "random_start": True}),
+    "cw30": (CWLinf, {"step_size": 2 / 255, "steps": 30, "kappa": 50.0, "random_start": True}),
+    "mifgsm": (MIFGSM, {"step_size": 0.8 / 255, "steps": 10, "decay": 1.0, "random_start": False}),
+    "apgd-ce": (APGD, {"steps": 100, "loss": "ce", "restarts": 1, "rho": 0.75}),
+    "apgd-dlr": (APGD, {"steps": 100, "loss": "dlr", "restarts": 1, "rho": 0.75}),
+    "apgd-t": (APGDT, {"steps": 100, "n_targets": 9, "restarts": 1, "rho": 0.75}),
+}
+
+
+def test_standards_have_their_published_parameters():
+    assert list(attacks.STANDARDS) == list(STANDARDS)
+    for name, (kind, expected) in STANDARDS.items():
+        attack = attacks.STANDARDS[name](8 / 255)
+        assert type(attack) is kind and attack.bn == "eval" and attack.norm == "linf" and attack.eps == 8 / 255
+        settings = attack.settings()
+        assert {key: settings[key] for key in expected} == pytest.approx(expected), name
+        wide = attacks.STANDARDS[name](0.2)
+        assert wide.eps == 0.2 and wide.settings().get("step_size", 0.0) == pytest.approx(
+            settings.get("step_size", 0.0) * 0.2 * 255 / 8
+        )
+
+
+def test_standards_in_l2():
+    for name, make in attacks.STANDARDS.items():
+        if name in ("cw20", "cw30", "mifgsm"):
+            with pytest.raises(ValueError, match=f"norm must be 'linf' for the attack {name}"):
+                make(0.5, "l2")
+        else:
+            assert make(0.5, "l2").norm == "l2"
+        with pytest.raises(ValueError, match="norm must be one of 'linf', 'l2', got 'l1'"):
+            make(0.5, "l1")
