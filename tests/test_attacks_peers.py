@@ -72,7 +72,7 @@ def test_torchattacks_mifgsm(decay, trained):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_foolbox_pgd(norm, trained):
-    foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed")
+    foolbox = pytest.importorskip("foolbox", reason="foolbox cannot be imported", exc_type=ImportError)
     model, x, y = trained
     eps = RADII[norm]
     kind = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD
@@ -90,7 +90,7 @@ def test_foolbox_pgd(norm, trained):
 
 
 def test_foolbox_types_and_criteria(trained):
-    foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed")
+    foolbox = pytest.importorskip("foolbox", reason="foolbox cannot be imported", exc_type=ImportError)
     import eagerpy
 
     model, x, y = trained[0], trained[1][:20], trained[2][:20]
