@@ -256,8 +256,15 @@ def test_nothing_waits_for_the_gpu():
         x_adv = F.random_start(x, eps=0.1, seed=seed)
         F.random_start(x, eps=0.1)
         F.pgd_linf_step_(x_adv, torch.ones_like(x), x, step_size=0.02, eps=0.1)
+        sizes = torch.full((4,), 0.1, device=device)
+        momentum = torch.zeros_like(x)
         for norm in ("linf", "l2"):
             apgd_run(x, x_adv, norm)
+            for init in ("uniform", "surface", "normal"):
+                F.random_start(x, eps=sizes, norm=norm, init=init, seed=seed)
+        F.pgd_l2_step_(x_adv, torch.ones_like(x), x, step_size=sizes, eps=0.1)
+        F.mifgsm_step_(x_adv, momentum, torch.ones_like(x), x, step_size=0.02, eps=sizes)
+        F.select_best_(x_adv, sizes, momentum, sizes + 1.0)
         leaves = [student.requires_grad_(), clean.requires_grad_()]
         loss = F.ard_loss(leaves[0], teacher, leaves[1], labels, alpha=0.5)
         torch.autograd.grad(loss, leaves, torch.full((), 3.0, device=device))
@@ -301,6 +308,57 @@ def test_cuda_graph_of_a_whole_attack_and_loss():
         eager = work()
         assert captured[0].equal(eager[0])
         torch.testing.assert_close(captured[1], eager[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_graph_of_restarts_over_whole_samples():
+    """The steps that launch clusters are captured too, and the selection takes its losses from the replay."""
+    device = torch.device("cuda")
+    x, seed = torch.rand(2, 3, 64, 64, device=device), torch.tensor([1], device=device)
+    grad = torch.randn_like(x)
+
+    def work():
+        best, best_loss = x.clone(), torch.full((2,), -math.inf, device=device)
+        for init in ("uniform", "surface"):
+            x_adv, momentum = F.random_start(x, eps=0.5, norm="l2", init=init, seed=seed), torch.zeros_like(x)
+            F.pgd_l2_step_(x_adv, grad, x, step_size=0.2, eps=0.5)
+            F.mifgsm_step_(x_adv, momentum, grad, x, step_size=0.01, eps=0.03)
+            best_loss = F.select_best_(best, best_loss, x_adv, (x_adv * grad).flatten(1).sum(1))
+        return best, best_loss
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    for value in (1, 2, 3):
+        seed.fill_(value)
+        grad.copy_(torch.randn_like(x))
+        graph.replay()
+        for mine, eager in zip(captured, work(), strict=True):
+            torch.testing.assert_close(mine, eager)
+
+
+@pytest.mark.gpu
+@pytest.mark.sanitizer
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+# Digits: a warp a sample; CIFAR in a small batch: clusters; ImageNet: eight blocks a sample; no vectors; a large batch.
+@pytest.mark.parametrize(
+    "shape", [(5, 1, 8, 8), (3, 3, 32, 32), (2, 3, 224, 224), (2, 3, 17, 13), (700, 1, 8, 8)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cpu_and_cuda_agree_over_whole_samples(shape, dtype):
+    for op, make in ((_ops.pgd_l2_step_, step_arguments), (_ops.mifgsm_step_, mifgsm_arguments)):
+        arguments = make("cpu", grad_dtype=dtype, shape=shape)
+        on_cuda = [a.cuda() if isinstance(a, torch.Tensor) else a for a in arguments]
+        op(*on_cuda)
+        op(*arguments)
+        # The sums have another order; a float that is rounded from them may differ in its last digit.
+        torch.testing.assert_close(on_cuda[0].cpu(), arguments[0], rtol=0, atol=2e-7)
+        torch.testing.assert_close(on_cuda[1].cpu(), arguments[1])
 
 
 @pytest.mark.gpu

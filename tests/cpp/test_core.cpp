@@ -11,6 +11,7 @@
 #include "core/half.h"
 #include "core/kd_math.h"
 #include "core/math.h"
+#include "core/norm_math.h"
 #include "core/pgd_math.h"
 #include "core/philox.h"
 
@@ -211,6 +212,84 @@ void test_kd_terms() {
   CHECK(gap == 0x1p-14f - 0x1p-20f);
 }
 
+void test_finite_gradient() {
+  CHECK(same_bits(finite_gradient(kNan), 0.0f) && finite_gradient(-kNan) == 0.0f);
+  CHECK(finite_gradient(kInf) == FLT_MAX && finite_gradient(-kInf) == -FLT_MAX);
+  for (const float value : {0.0f, -0.0f, 1e-45f, -1e-39f, 1.5f, -FLT_MAX}) {
+    CHECK(same_bits(finite_gradient(value), value));
+  }
+}
+
+// A step along a gradient of one entry, whatever its size, has the length asked for.
+void test_normed_step() {
+  for (int exponent = -149; exponent <= 127; ++exponent) {
+    const float grad = std::ldexp(exponent < -120 ? 1.0f : 1.37f, exponent);
+    for (const double factor : {0.2, -1.0, 1e-3}) {
+      const NormedStep by = normed_step(double(grad), factor);
+      CHECK(std::fabs(normed(grad, by) - factor) <= 1.2e-7 * std::fabs(factor));
+      CHECK(std::isnormal(by.scale) && std::isnormal(by.step));
+    }
+  }
+  // Norms of many entries go beyond the floats.
+  const NormedStep large = normed_step(300.0 * FLT_MAX, 1.0);
+  CHECK(std::fabs(normed(FLT_MAX, large) * 300.0 - 1.0) <= 3e-7);
+  CHECK(normed_step(0.0, 0.5).step == 0.0f && normed(0.0f, normed_step(0.0, 0.5)) == 0.0f);
+}
+
+void test_round_down() {
+  for (const double value : {0.1, 0.5, 1.0, 1.0 - 1e-12, 1e-30, 1.0 / 3.0, 0.99999999}) {
+    const float rounded = round_down(value);
+    CHECK(double(rounded) <= value);
+    CHECK(double(std::nextafter(rounded, 2.0f)) > value);
+  }
+  CHECK(round_down(0.0) == 0.0f);
+}
+
+// The sum never lies further from x than delta says, and never an ulp nearer than it must.
+void test_add_towards() {
+  uint32_t state = 1;
+  for (int i = 0; i < 300000; ++i) {
+    const auto draw = [&] {
+      state = state * 1664525u + 1013904223u;
+      return static_cast<float>(state >> 8) * 0x1p-23f - 1.0f;
+    };
+    const float x = i % 7 == 0 ? 0.0f : draw() * (i % 3 ? 1.0f : 1e-3f);
+    const float delta = i % 11 == 0 ? -x : draw() * (i % 2 ? 0.03f : 2.0f);
+    const float sum = add_towards(x, delta);
+    const double moved = double(sum) - double(x);
+    CHECK(std::fabs(moved) <= std::fabs(double(delta)) * (1 + 6e-8));
+    const double spacing = std::nextafter(std::fabs(x + delta), kInf) - std::fabs(x + delta);
+    CHECK(std::fabs(moved - double(delta)) <= 1.0001 * spacing);
+  }
+  CHECK(add_towards(0.5f, 0.0f) == 0.5f && std::isnan(add_towards(0.5f, kNan)));
+  CHECK(add_towards(0.25f, -0.25f) == 0.0f && add_towards(1.0f, kInf) == kInf);
+}
+
+void test_l2_step() {
+  // d = (3, 0), g = (0, 2), a step of 4 to (3, 4), on a ball of 2.5: halved.
+  const L2Step by = l2_step(L2Sums{4.0, 0.0, 9.0}, 4.0f, 2.5f);
+  CHECK(by.shrink == 0.5f);
+  CHECK(l2_update(3.0f, 0.0f, 0.0f, by, -9.0f, 9.0f) == 1.5f);
+  CHECK(std::fabs(l2_update(0.0f, 2.0f, 0.0f, by, -9.0f, 9.0f) - 2.0f) <= 3e-7f);
+  CHECK(l2_update(0.0f, 2.0f, 0.0f, by, -9.0f, 1.0f) == 1.0f);
+  CHECK(l2_step(L2Sums{4.0, 0.0, 9.0}, 4.0f, 5.5f).shrink == 1.0f);
+  CHECK(l2_step(L2Sums{0.0, 0.0, 0.0}, 4.0f, 0.0f).shrink == 1.0f);   // nothing to shrink
+  CHECK(l2_step(L2Sums{1.0, -2.0, 4.0}, 2.0f, 1.0f).shrink == 1.0f);  // back to the image itself
+  CHECK(!(l2_step(L2Sums{1.0, kNan, kNan}, 2.0f, 1.0f).shrink >= 0.0f));
+  CHECK(l2_step(L2Sums{1.0, 0.0, 1.0}, 0.0f, 0.0f).shrink == 0.0f);
+}
+
+void test_loss_wins() {
+  CHECK(loss_wins(2.0f, 1.0f, false) && !loss_wins(1.0f, 1.0f, false) &&
+        !loss_wins(0.0f, 1.0f, false));
+  CHECK(loss_wins(0.0f, 1.0f, true) && !loss_wins(1.0f, 1.0f, true) &&
+        !loss_wins(2.0f, 1.0f, true));
+  for (const bool lower : {false, true}) {
+    CHECK(!loss_wins(kNan, 1.0f, lower) && !loss_wins(kNan, kNan, lower));
+    CHECK(loss_wins(kInf, kNan, lower) && loss_wins(-kInf, kNan, lower));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -222,5 +301,11 @@ int main() {
   test_uniform_and_normal();
   test_step();
   test_kd_terms();
+  test_finite_gradient();
+  test_normed_step();
+  test_round_down();
+  test_add_towards();
+  test_l2_step();
+  test_loss_wins();
   return test::finish("test_core");
 }
