@@ -42,7 +42,7 @@ def ce(logits: Tensor, labels: Tensor) -> Tensor:
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Carlini and Wagner's margin as the published evaluations write it, with a one-hot mask."""
-    one_hot = nnF.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    one_hot = torch.zeros_like(logits).scatter_(1, labels[:, None], 1.0)
     real = (one_hot * logits).sum(1)
     other = ((1 - one_hot) * logits - one_hot * 10000).max(1)[0]
     return -torch.clamp(real - other + KAPPA, min=0).sum()

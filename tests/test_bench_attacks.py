@@ -26,8 +26,9 @@ from _cli import WrongResult  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Thousands of tiny calls: on a busy machine two threads would mostly wait for one another."""
+def tiny_calls(monkeypatch):
+    """Thousands of tiny calls: two threads would mostly wait for one another, and flushing a cache would be all."""
+    monkeypatch.setattr(_timing, "cpu_cache_bytes", lambda: 2**16)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
