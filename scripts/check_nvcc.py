@@ -6,7 +6,7 @@ Run from anywhere: ``python scripts/check_nvcc.py [--arch 80 90 120] [--jobs 2]`
 
 * nvcc, the host compiler or ptxas warns,
 * any kernel spills registers,
-* the PGD step or the random start keeps anything in local memory,
+* the PGD steps or the random start keep anything in local memory,
 * the vector variant of the PGD step kernel moves anything by less than 128 bits.
 
 Exit status 2 means that the check could not run: no nvcc, no torch, no CUDA source.
@@ -36,7 +36,7 @@ DEFINES = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 # Kernels that must keep everything in registers, and the 128-bit global loads and stores of their vector variants
 # for kVec elements a thread (pixels are float, so kVec of them are kVec / 4 vectors).
 STEP_KERNEL = "pgd_linf_step_kernel"
-REGISTERS_ONLY = ("pgd_linf_step", "random_start")
+REGISTERS_ONLY = ("pgd_linf_step", "random_start", "apgd_")
 
 
 class CannotRun(Exception):
