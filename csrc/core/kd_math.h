@@ -169,9 +169,11 @@ struct CeRow {
   float inv_sum;  // 1 / (1 + r)
 };
 
-// The difference instead of 0: NaN for an infinite logit, as in torch.
+// e^(z - z_max), but 0 for a class that attains z_max: ce_row counts those. NaN for a NaN and at an
+// infinite maximum, as in torch.
 ARD_HD float ce_weight(float max, float logit) {
-  return logit == max ? logit - max : exp_f32(logit - max);
+  const float below = logit - max;
+  return exp_f32(below == 0.0f ? -INFINITY : below);
 }
 
 ARD_HD CeRow ce_row(float max, float weight_sum, float max_count) {

@@ -42,9 +42,10 @@ ARD_HD void rows(const AttackGradientParams& p, float* converted, int64_t padded
     const int64_t label = p.labels[i];
     T* grad = static_cast<T*>(p.grad) + i * p.classes;
     if (p.loss == AttackLoss::ce) {
-      const float loss = ce_row(logits, label, p.classes, 1.0f, grad);
+      const CeRow row = ce_row_of(logits);
+      ce_row_grad(logits, row, label, p.classes, 1.0f, grad);
       if (p.loss_rows) {
-        p.loss_rows[i] = loss;
+        p.loss_rows[i] = ce_loss(row, logits.data[label]);
         p.correct[i] = label_is_largest(logits, label);
       }
       continue;

@@ -6,10 +6,8 @@
 
 namespace ard::cpu {
 
-// The cross-entropy of one row; writes grad_weight * (p - onehot) unless grad is null.
-template <typename T>
-ARD_HD float ce_row(const RowView& logits, int64_t label, int64_t classes, float grad_weight,
-                    T* __restrict grad) {
+// What the loss and the gradient of one row are computed from.
+ARD_HD CeRow ce_row_of(const RowView& logits) {
   const float max = vector_max(logits);
   double weight_sum = 0.0, max_count = 0.0;
   for (int64_t block = 0; block < logits.padded; block += kSumBlock) {
@@ -25,15 +23,18 @@ ARD_HD float ce_row(const RowView& logits, int64_t label, int64_t classes, float
     weight_sum += lane_sum(weights);
     max_count += lane_sum(counts);
   }
-  const CeRow row = ard::ce_row(max, float(weight_sum), float(max_count));
+  return ce_row(max, float(weight_sum), float(max_count));
+}
+
+// grad = weight * (p - onehot).
+template <typename T>
+ARD_HD void ce_row_grad(const RowView& logits, const CeRow& row, int64_t label, int64_t classes,
+                        float weight, T* __restrict grad) {
   const float* __restrict z = logits.data;
-  if (grad) {
-    for (int64_t c = 0; c < classes; ++c) {
-      grad[c] = from_float<T>(ce_grad(row, z[c], false) * grad_weight);
-    }
-    grad[label] = from_float<T>(ce_grad(row, z[label], true) * grad_weight);
+  for (int64_t c = 0; c < classes; ++c) {
+    grad[c] = from_float<T>(ce_grad(row, z[c], false) * weight);
   }
-  return ce_loss(row, z[label]);
+  grad[label] = from_float<T>(ce_grad(row, logits.data[label], true) * weight);
 }
 
 }  // namespace ard::cpu

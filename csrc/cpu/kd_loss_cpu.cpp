@@ -171,8 +171,12 @@ ARD_HD void kd_rows(const KdLossParams& p, const Scratch& b, int64_t begin, int6
     if (p.clean) {
       const RowView clean = view_row(static_cast<const T*>(p.clean) + i * p.clean_stride, p.classes,
                                      b.padded, b.s, tails[0]);
-      loss += p.ce_weight * ce_row(clean, p.labels[i], p.classes, p.ce_grad_weight,
-                                   row_or_null<T>(p.grad_clean, i, p.classes));
+      const CeRow row = ce_row_of(clean);
+      if (p.grad_clean) {
+        ce_row_grad(clean, row, p.labels[i], p.classes, p.ce_grad_weight,
+                    row_or_null<T>(p.grad_clean, i, p.classes));
+      }
+      loss += p.ce_weight * ce_loss(row, clean.data[p.labels[i]]);
     }
     p.loss_rows[i] = loss;
   }
