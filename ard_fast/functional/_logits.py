@@ -18,10 +18,12 @@ def common_logits(named: dict[str, Tensor | None]) -> list[Tensor | None]:
             raise TypeError(f"{name} must be float32, float16 or bfloat16, got {logits.dtype}")
         if logits.dim() != 2 or logits.shape[1] == 0:
             raise RuntimeError(f"{name} must be logits of shape [B, C] with C >= 1, got {list(logits.shape)}")
-        dtype = torch.promote_types(dtype, logits.dtype)
+        if logits.dtype != dtype:
+            dtype = torch.promote_types(dtype, logits.dtype)
 
     def prepared(logits: Tensor) -> Tensor:
-        logits = logits.to(dtype)
+        if logits.dtype != dtype:
+            logits = logits.to(dtype)
         return logits if logits.stride(1) == 1 else logits.contiguous()
 
     return [None if logits is None else prepared(logits) for logits in named.values()]

@@ -106,6 +106,7 @@ def _kl_gradient(
     rows, grad, _, grad_target = _ops.kd_loss(
         *common_logits(named), None, None, temperature, weight, 0.0, weight, 0.0, False, True, with_target_grad
     )
-    grad = grad.to(logits.dtype)
+    if grad.dtype != logits.dtype:
+        grad = grad.to(logits.dtype)
     found = AttackGradient(grad, rows, None) if with_rows else grad
     return (found, grad_target.to(target.dtype)) if with_target_grad else found

@@ -5,7 +5,6 @@
 
 #include "cpu/attack_gradient.h"
 
-#include <initializer_list>
 #include <memory>
 
 #include "core/attack_gradient_math.h"

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <vector>
 
+#include "testing/attack_gradient_on_host.h"
 #include "testing/kd_on_host.h"
 #include "testing/norm_on_host.h"
 #include "testing/pgd_on_host.h"
@@ -39,6 +40,28 @@ void run_distillation_loss() {
   emu::sum_rows(grad.data(), kRows * kClasses, &total);
 }
 
+void run_attack_gradient() {
+  constexpr int kRows = 2, kClasses = 200;
+  std::vector<float> logits(kRows * kClasses), grad(logits.size()), loss(kRows);
+  std::vector<int64_t> labels(kRows, 1);
+  bool correct[kRows];
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    logits[i] = static_cast<float>(i * 37 % 101) * 0.1f;
+  }
+  AttackGradientParams p{};
+  p.logits = logits.data();
+  p.labels = labels.data();
+  p.grad = grad.data();
+  p.loss_rows = loss.data();
+  p.correct = correct;
+  p.batch = kRows;
+  p.classes = p.logits_stride = kClasses;
+  for (const AttackLoss which : {AttackLoss::ce, AttackLoss::dlr}) {
+    p.loss = which;
+    emu::attack_gradient<float>(p, emu::attack_gradient_block_plan<float>(p, 96, true));
+  }
+}
+
 void run_steps_over_samples() {
   constexpr int kSamples = 2, kNumel = 300;
   std::vector<float> x_adv(kSamples * kNumel, 0.6f), grad(x_adv.size(), 0.5f);
@@ -62,6 +85,7 @@ void run_steps_over_samples() {
 int main() {
   try {
     ard::run_distillation_loss();
+    ard::run_attack_gradient();
     ard::run_steps_over_samples();
   } catch (const ard::emu::LaunchError& fault) {
     std::fprintf(stderr, "%s\n", fault.what());
