@@ -259,7 +259,8 @@ def test_an_ensemble_in_table_and_report(run, tmp_path, monkeypatch, capsys):
 
 
 def test_progress_is_told_in_plain_lines(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ard_fast.evaluation.display._QUIET_SECONDS", 0.0)
+    for name in ("_QUIET_SECONDS", "_GROWTH"):
+        monkeypatch.setattr(f"ard_fast.evaluation.display.{name}", 0.0)
     arguments = ("--attacks", "pgd20", "--eps-curve", "none", "--n-examples", 60, "--batch-size", 30)
     assert evaluate(run, *arguments, "--out", tmp_path / "out") == 0
     printed = capsys.readouterr().out

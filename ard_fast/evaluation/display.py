@@ -10,7 +10,8 @@ from tqdm import tqdm
 from ard_fast.evaluation.results import fixed_width, header_cells, stage_cells, step_cells
 from ard_fast.evaluation.runner import Listener, StageResult, Step, StepResult
 
-_QUIET_SECONDS = 5.0  # without a terminal, a line about an attack under way at most this often
+# Without a terminal, a line about an attack under way after this time, then ever more rarely: each a quarter later.
+_QUIET_SECONDS, _GROWTH = 5.0, 0.25
 
 
 class Display(Listener):
@@ -50,10 +51,10 @@ class Display(Listener):
     def _line(self) -> None:
         """Say how far the present attack is, unless the line before is fresh."""
         now = time.monotonic()
-        if now - self._last_line < _QUIET_SECONDS:
+        elapsed = now - self._started
+        if now - self._last_line < max(_QUIET_SECONDS, _GROWTH * elapsed):
             return
         self._last_line = now
-        elapsed = now - self._started
         passes = self._passes - self._passes_before
         text = f"    {self._name}: {elapsed:.0f} s, {passes:,} passes, {self._done} of {self._count} images done"
         if self._done:

@@ -140,11 +140,12 @@ def draw_pictures(path: Path, evaluator: Evaluator, *, class_names: Sequence[str
 def _choose(evaluator: Evaluator) -> list[int]:
     """Up to `PICTURES` positions: fooled ones first, and among these one a class in turn."""
     labels = evaluator.split.labels.tolist()
-    seen: dict[int, int] = {}
+    seen: dict[tuple[int, bool], int] = {}
     ranked = []
     for position, by in enumerate(evaluator.fooled_by):
         if by != "clean":
-            turn = seen[labels[position]] = seen.get(labels[position], 0) + (by is not None)
+            kind = labels[position], by is None
+            turn = seen[kind] = seen.get(kind, 0) + 1
             ranked.append((by is None, turn, labels[position], position))
     return [entry[-1] for entry in sorted(ranked)[:PICTURES]]
 
@@ -153,10 +154,11 @@ def _visible(difference: Tensor, evaluator: Evaluator) -> tuple[float, str]:
     """How to scale perturbations around mid-grey, and what the grey then means."""
     if evaluator.norm == "linf" and evaluator.eps > 0:
         return 0.5 / evaluator.eps, "grey: unchanged, white and black: ±eps"
-    largest = float(difference.abs().max())
-    if largest == 0:
+    sizes = difference.abs().flatten().sort().values
+    large = float(sizes[int(0.995 * (len(sizes) - 1))]) or float(sizes[-1])  # the very largest would hide the others
+    if large == 0:
         return 1.0, "grey: unchanged"
-    return 0.5 / largest, f"grey: unchanged, white and black: ±{largest:.3g}"
+    return 0.5 / large, f"grey: unchanged, white and black: ±{large:.3g} and more"
 
 
 def _eps_text(eps: float, levels: int, norm: str) -> str:
