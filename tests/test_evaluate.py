@@ -78,7 +78,7 @@ def test_a_run_gets_table_json_report_and_figures(run, tmp_path, capsys):
     for attack in found["attacks"][1:]:
         (stage,) = attack["stages"]
         assert attack["attacked"] == found["attacks"][0]["robust"]
-        assert "eps=25.5/255" in stage["parameters"]
+        assert "eps=0.1" in stage["parameters"]
         assert stage["cost"]["forward_images"] >= stage["cost"]["backward_images"] > 0 and stage["cost"]["seconds"] > 0
         cells = table_line(printed, attack["name"])
         assert cells[1:4] == [str(attack["attacked"]), f"{attack['robust_acc']:.2f}", f"{attack['worst_case_acc']:.2f}"]
@@ -96,7 +96,7 @@ def test_a_run_gets_table_json_report_and_figures(run, tmp_path, capsys):
     falls = [point["robust_acc"] for point in curve["points"]]
     assert falls == sorted(falls, reverse=True) and falls[0] == found["clean_acc"] and falls[-1] < falls[0] - 5
     report = (out / "report.md").read_text()
-    for text in (f"{found['worst_case_acc']:.2f}", "worst case %: ", "![robust", "pictures.png", "PGD(eps=25.5/255"):
+    for text in (f"{found['worst_case_acc']:.2f}", "worst case %: ", "![robust", "pictures.png", "PGD(eps=0.1"):
         assert text in report
     assert "robust %: share of all images right as they are and under this attack alone" in printed
     assert not_trivial(out / "accuracy_vs_eps.png") and not_trivial(out / "pictures.png")
