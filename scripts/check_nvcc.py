@@ -7,7 +7,7 @@ Run from anywhere: ``python scripts/check_nvcc.py [--arch 80 90 120] [--jobs 2]`
 * nvcc, the host compiler or ptxas warns,
 * any kernel spills registers,
 * the PGD steps or the random start keep anything in local memory,
-* the vector variant of the PGD step kernel moves anything by less than 128 bits.
+* the vector variant of an L-infinity step kernel moves anything by less than 128 bits.
 
 Exit status 2 means that the check could not run: no nvcc, no torch, no CUDA source.
 """
@@ -36,6 +36,8 @@ DEFINES = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 # Kernels that must keep everything in registers, and the 128-bit global loads and stores of their vector variants
 # for kVec elements a thread (pixels are float, so kVec of them are kVec / 4 vectors).
 STEP_KERNEL = "pgd_linf_step_kernel"
+# (tensors of gradients read, of pixels read, of gradients written, of pixels written)
+WIDE_TENSORS = {STEP_KERNEL: (1, 2, 0, 1), "apgd_linf_step_kernel": (1, 4, 1, 4)}
 REGISTERS_ONLY = ("pgd_linf_step", "random_start", "apgd_")
 
 
@@ -68,10 +70,12 @@ class Kernel:
             found.append(f"spills {self.spill_stores} bytes (stores), {self.spill_loads} bytes (loads)")
         if self.stack and self.name.startswith(REGISTERS_ONLY):
             found.append(f"uses {self.stack} bytes of local memory")
-        if self.name.startswith(STEP_KERNEL + "<"):
-            pixels = int(self.name.rstrip(">").rsplit(",", 1)[-1]) // 4
-            # The gradient, x_adv and x are read; x_adv is written.
-            expected = (1 + 2 * pixels, pixels)
+        family, _, arguments = self.name.partition("<")
+        elements = int(arguments.rstrip(">").rsplit(",", 1)[-1]) if family in WIDE_TENSORS else 1
+        if elements > 1:
+            grads_read, pixels_read, grads_written, pixels_written = WIDE_TENSORS[family]
+            quads = elements // 4
+            expected = (grads_read + pixels_read * quads, grads_written + pixels_written * quads)
             if (self.wide_loads, self.wide_stores) != expected:
                 found.append(
                     f"expected {expected[0]} 128-bit loads and {expected[1]} stores, got {self.wide_loads} and "

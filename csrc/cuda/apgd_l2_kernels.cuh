@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(1024) apgd_l2_step_kernel(ApgdParams p) {
     for (int j = 0; j < kVec; ++j) {
       point[j] = apgd_l2_finish(point[j], x[j], shrink, p.lower, p.upper);
     }
-    store_pixels<kVec>(p.x_prev + at + i, point);
+    store_pixels_global<kVec>(p.x_prev + at + i, point);
   }
 }
 

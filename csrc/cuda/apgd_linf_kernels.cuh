@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kApgdThreads)
                                      p.first ? current : previous[j], d.record.step_size, eps,
                                      p.momentum, p.one_minus_momentum, p.lower, p.upper);
     }
-    store_pixels<kVec>(p.x_prev + i, previous);
+    store_pixels_global<kVec>(p.x_prev + i, previous);
   }
 }
 
@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(kApgdThreads)
   const int64_t stride = int64_t(blocks_per_sample) * kApgdThreads * kVec;
   for (int64_t i = first; i < end; i += stride) {
     const Pixels<kVec> evaluated = load_pixels<kVec>(p.x_adv + i);
-    if (d.keep_fooled) store_pixels<kVec>(p.x_fooled + i, evaluated);
-    if (d.improved) store_pixels<kVec>(p.x_best + i, evaluated);
+    if (d.keep_fooled) store_pixels_global<kVec>(p.x_fooled + i, evaluated);
+    if (d.improved) store_pixels_global<kVec>(p.x_best + i, evaluated);
   }
 }
 

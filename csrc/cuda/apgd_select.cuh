@@ -23,12 +23,12 @@ __device__ __forceinline__ ApgdPoint<T, kVec> apgd_select(const ApgdParams& p,
   ApgdPoint<T, kVec> out;
   out.grad = load_vec<kVec>(grads + i);
   out.current = d.from_best ? load_pixels<kVec>(p.x_best + i) : evaluated;
-  if (d.keep_fooled) store_pixels<kVec>(p.x_fooled + i, evaluated);
+  if (d.keep_fooled) store_pixels_global<kVec>(p.x_fooled + i, evaluated);
   if (d.improved) {
-    store_pixels<kVec>(p.x_best + i, evaluated);
-    store_vec<kVec>(static_cast<T*>(p.grad_best) + i, out.grad);
+    store_pixels_global<kVec>(p.x_best + i, evaluated);
+    store_global<kVec>(static_cast<T*>(p.grad_best) + i, out.grad);
   }
-  if (d.from_best) store_pixels<kVec>(p.x_adv + i, out.current);
+  if (d.from_best) store_pixels_global<kVec>(p.x_adv + i, out.current);
   return out;
 }
 

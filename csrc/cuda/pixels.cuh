@@ -30,4 +30,11 @@ __device__ __forceinline__ void store_pixels(float* to, const Pixels<kVec>& pixe
   for (int q = 0; q < kVec / kWide; ++q) store_vec<kWide>(to + kWide * q, pixels.quad[q]);
 }
 
+template <int kVec>
+__device__ __forceinline__ void store_pixels_global(float* to, const Pixels<kVec>& pixels) {
+  constexpr int kWide = Pixels<kVec>::kWide;
+#pragma unroll
+  for (int q = 0; q < kVec / kWide; ++q) store_global<kWide>(to + kWide * q, pixels.quad[q]);
+}
+
 }  // namespace ard::cuda

@@ -20,4 +20,20 @@ __device__ __forceinline__ void store_vec(T* to, const Vec<T, N>& value) {
   *reinterpret_cast<Vec<T, N>*>(to) = value;
 }
 
+// As store_vec, to global memory, and surely at once: between branches the compiler may store the
+// elements of a struct one by one.
+template <int N, typename T>
+__device__ __forceinline__ void store_global(T* to, const Vec<T, N>& value) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(value) == 16) {
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(value.v);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+    return;
+  }
+#endif
+  store_vec<N>(to, value);
+}
+
 }  // namespace ard::cuda
