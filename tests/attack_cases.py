@@ -27,6 +27,7 @@ ATTACKS = {
     "apgd l2 dlr": lambda **s: attacks.APGD(eps=0.5, steps=4, norm="l2", loss="dlr", **s),
     "apgd restarts": lambda **s: attacks.APGD(eps=0.02, steps=2, restarts=2, **s),
     "apgd-t": lambda **s: attacks.APGDT(eps=0.02, steps=2, n_targets=2, **s),
+    "in turn": lambda **s: attacks.InTurn([attacks.FGSM(eps=0.005, **s), attacks.APGD(eps=0.02, steps=2, **s)]),
 }
 WITHOUT_NOISE = ("fgsm", "fgsm l2", "mifgsm")
 

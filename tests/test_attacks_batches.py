@@ -40,7 +40,7 @@ def test_a_sample_keeps_its_own_radius(name, batch, device):
     model = small_net().to(device)
     target = target_for(name, y)
     attack = ATTACKS[name]()
-    radii = attack.eps * torch.tensor([0.5, 1.0, 1.5, 0.25, 0.0, 2.0], device=device)
+    radii = getattr(attack, "eps", 0.02) * torch.tensor([0.5, 1.0, 1.5, 0.25, 0.0, 2.0], device=device)
     together = attack.at_eps(radii)(model, x, target, seed=1)
     for i, eps in enumerate(radii.tolist()):
         ids = torch.tensor([i], device=device)

@@ -195,8 +195,8 @@ class GradientAttack(Configured):
     def loss(self, logits: Tensor, y: Tensor, target_classes: Tensor | None = None, reduction: str = "none") -> Tensor:
         """The loss, float32, that the attack raises (lowers if targeted): of each sample `[B]`, or their "sum"."""
         one_of(reduction, "reduction", ("none", "sum"))
-        problem = Problem(self, logits, y, target_classes)
-        rows = self.logits_gradient(logits.detach(), problem, with_rows=True).loss
+        at_logits = Problem(lambda z: z, logits, y, target_classes)
+        rows = self.logits_gradient(logits.detach(), at_logits, with_rows=True).loss
         return rows.sum() if reduction == "sum" else rows
 
     # --- what a subclass may override --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ard_fast.attacks.base import GradientAttack, Model
+from ard_fast.attacks.inputs import as_mask, check_images
 from ard_fast.attacks.model_state import attack_mode
 from ard_fast.attacks.settings import Configured
 
@@ -51,18 +52,34 @@ class InTurn(Configured):
         self,
         model: nn.Module | Model,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         *,
         seed: int | Tensor | None = None,
         sample_ids: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
         """Attack the images; arguments, result and errors as for each of the attacks."""
-        x_adv = x.detach().clone()
+        check_images(x)
+        mask = as_mask(mask, x)
+        with torch.inference_mode(False):
+            return self._search(model, x.detach(), y, seed, sample_ids, mask)
+
+    def _search(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor | None,
+        seed: int | Tensor | None,
+        sample_ids: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        x_adv = x.clone()
+        if not len(x):
+            return x_adv
+        y = _predicted(model, x) if y is None else y
         ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
-        mask = None if mask is None else mask.expand(x.shape)
         for attack in self.attacks:
-            left = _correct(model, x_adv, y).nonzero()[:, 0]
+            left = (_predicted(model, x_adv) == y).nonzero()[:, 0]
             if not len(left):
                 break
             x_adv[left] = attack.for_samples(left)(
@@ -76,6 +93,6 @@ class InTurn(Configured):
         return x_adv
 
 
-def _correct(model: Model, x: Tensor, y: Tensor) -> Tensor:
+def _predicted(model: Model, x: Tensor) -> Tensor:
     with attack_mode(model, "eval"), torch.no_grad():
-        return model(x).argmax(1) == y
+        return model(x).argmax(1)
