@@ -239,6 +239,25 @@ def test_apgd_returns_the_fooled_point_or_the_highest_loss(batch, model):
         torch.testing.assert_close(reached[~fooled], best[~fooled])
 
 
+@pytest.mark.parametrize("restarts, fooled_at", [(1, 0), (1, 1), (1, 2), (2, 3), (2, 4)])
+def test_apgd_prefers_a_fooled_point_to_one_of_higher_loss(restarts, fooled_at, device):
+    """A class barely ahead of the label has less loss than a label barely ahead of two: the former is what counts."""
+    seen = []
+
+    def model(images):
+        seen.append(images.detach().clone())
+        tilt = images.flatten(1).mean(1, keepdim=True) * torch.tensor([[0.0, 1e-3, 1e-3]], device=device)
+        fooled = torch.tensor([[0.0, 0.1, -30.0]], device=device)
+        resists = torch.tensor([[0.0, -0.1, -0.1]], device=device)
+        return tilt + (fooled if len(seen) - 1 == fooled_at else resists)
+
+    x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)).to(device)
+    attack = attacks.APGD(eps=0.1, steps=2, restarts=restarts)
+    x_adv = attack(model, x, torch.zeros(2, dtype=torch.int64, device=device), seed=0)
+    assert len(seen) == 3 * restarts
+    assert x_adv.equal(seen[fooled_at])
+
+
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_targeted_apgd_reaches_the_target(loss, batch, model):
     x, _ = batch
@@ -286,10 +305,29 @@ def test_apgd_t_tries_the_likeliest_classes_on_what_is_left(batch, model):
     order = model(x).scatter(1, y[:, None], float("-inf")).argsort(1, descending=True)
     single = attacks.APGD(eps=0.02, steps=5, loss="dlr_targeted")
     fooled = model(x).argmax(1) != y
+    expected = x.clone()
     for k in range(3):
         found = single(model, x, y, seed=1 + k, target_classes=order[:, k])
-        fooled |= model(found).argmax(1) != y
-    assert (model(x_adv).argmax(1) != y).equal(fooled)
+        newly = (model(found).argmax(1) != y) & ~fooled
+        expected[newly] = found[newly]
+        fooled |= newly
+    assert (model(x_adv).argmax(1) != y).equal(fooled) and fooled.sum() > 2
+    assert_nearly_all_close(x_adv[fooled], expected[fooled])
+
+
+def test_apgd_t_starts_each_run_elsewhere(batch, model):
+    x, _ = batch
+    y = model(x).argmax(1)
+    seen = []
+
+    def watch(images):
+        seen.append(images.detach().clone())
+        return model(images)
+
+    attacks.APGDT(eps=1e-4, steps=1, n_targets=2, restarts=2)(watch, x, y, seed=7)
+    for run, start in enumerate(seen[1::2]):
+        assert start.equal(F.random_start(x, eps=1e-4, init="surface", seed=7 + run))
+    assert len(seen) == 9
 
 
 def test_in_turn_attacks_what_is_left(batch, model):
