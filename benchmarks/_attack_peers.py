@@ -68,8 +68,14 @@ def version(package: str) -> str:
     return importlib.metadata.version(DISTRIBUTIONS[package])
 
 
-def make_attack(package: str, setting: Setting, model: nn.Module) -> Attack:
+def make_attack(package: str, setting: Setting, model: nn.Module, *, drop: bool = False) -> Attack:
     """Returns the attack of `package` on `model`, which is in eval mode.
+
+    Args:
+        package: A key of `DISTRIBUTIONS`.
+        setting: The attack.
+        model: What is attacked.
+        drop: Our APGD as the evaluation runs it: samples that are fooled leave the run.
 
     Raises:
         ImportError: If the package, or something it imports, is not installed.
@@ -77,15 +83,16 @@ def make_attack(package: str, setting: Setting, model: nn.Module) -> Attack:
     """
     if package not in OFFERED[setting.attack]:
         raise ValueError(f"package: {setting.attack} is offered by {OFFERED[setting.attack]}, got {package!r}")
+    if package == OURS:
+        return _ours(setting, model, drop)
     return {
-        OURS: _ours,
         "torchattacks": _torchattacks,
         "foolbox": _foolbox,
         "pyautoattack": _pyautoattack,
     }[package](setting, model)
 
 
-def _ours(s: Setting, model: nn.Module) -> Attack:
+def _ours(s: Setting, model: nn.Module, drop: bool) -> Attack:
     from ard_fast import attacks
 
     if s.attack == "pgd":
@@ -100,6 +107,7 @@ def _ours(s: Setting, model: nn.Module) -> Attack:
             steps=s.steps,
             norm="l2" if s.attack.endswith("-l2") else "linf",
             loss="dlr" if "-dlr" in s.attack else "ce",
+            drop_every=5 if drop else 0,
         )
     return lambda x, y: attack(model, x, y)
 

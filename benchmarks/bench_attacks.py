@@ -5,6 +5,8 @@
 Variants, from images and labels to adversarial images:
 
     fused          this package's attack
+    dropping       APGD only, as the evaluation runs it: samples that are fooled leave the run after every 5 steps; its
+                   `fwd+bwd` counts passes, most of them on part of the batch
     torchattacks, foolbox, pyautoattack   the package's own, called as its users do (`_attack_peers.py`); optional: one
                    that is not installed is a line that says so
     plain          the attack in plain torch, written with care (`_plain_attacks.py`)
@@ -61,9 +63,10 @@ DIGITS_BATCH = 256
 CIFAR_BATCH = {"cpu": 16, "cuda": 128}
 QUICK_CASES = ("digits",)
 PEERS = ("torchattacks", "foolbox", "pyautoattack")
-VARIANTS = ("fused", *PEERS, "plain", "compile", "model")
+OURS_VARIANTS = ("fused", "dropping")
+VARIANTS = (*OURS_VARIANTS, *PEERS, "plain", "compile", "model")
 BASELINES = {"pgd": "torchattacks", "pgd-l2": "torchattacks", "mifgsm": "torchattacks"}
-UNCAPTURABLE = frozenset({"foolbox", "pyautoattack"})
+UNCAPTURABLE = frozenset({"dropping", "foolbox", "pyautoattack"})
 DEFAULT_ATTACKS = ("pgd", "pgd-l2", "mifgsm", "apgd-ce", "apgd-ce-l2")
 
 BALL_TOLERANCE = 1e-5
@@ -161,7 +164,7 @@ def make_variant(name: str, victim: Victim, setting: Setting) -> tuple[Variant, 
     if name in ("plain", "compile"):
         attack = plain_attack(setting, victim.model, compile=name == "compile")
     else:
-        attack = make_attack(OURS if name == "fused" else name, setting, victim.model)
+        attack = make_attack(OURS if name in OURS_VARIANTS else name, setting, victim.model, drop=name == "dropping")
     return Variant(name, lambda _i: attack(victim.x, victim.y), lambda n: None), attack
 
 
@@ -174,6 +177,8 @@ def run_attack(case: str, victim: Victim, setting: Setting, env: Row, args: argp
     device = torch.device(args.device)
     packages = OFFERED[setting.attack]
     chosen = [name for name in args.variants if name not in PEERS or name in packages]
+    if not setting.attack.startswith("apgd"):
+        chosen = [name for name in chosen if name != "dropping"]
     attacks: dict[str, Attack | None] = {}
 
     def make(name: str) -> Variant:
@@ -216,7 +221,8 @@ def run_attack(case: str, victim: Victim, setting: Setting, env: Row, args: argp
     fields = {**dict.fromkeys((*TIMING_FIELDS, *FIELDS)), **common}
     rows += [unavailable_row(name, reason, common=fields) for name, reason in absent.items()]
     for row in rows:
-        package = OURS if row["variant"] == "fused" else str(row["variant"]).removesuffix(GRAPH_SUFFIX)
+        package = str(row["variant"]).removesuffix(GRAPH_SUFFIX)
+        package = OURS if package in OURS_VARIANTS else package
         if row["status"] == "ok" and package in packages:
             row["version"] = _attack_peers.version(package)
     print_attack(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,14 @@ from ard_fast.attacks.base import GradientAttack, Problem
 from ard_fast.functional import AttackGradient
 
 APGD_LOSSES = ("ce", "dlr", "dlr_targeted")
+
+
+class Outcome(NamedTuple):
+    """What a run found: points `[B, ...]`, whether they are misclassified, bool `[B]`, and the highest loss `[B]`."""
+
+    x_adv: Tensor
+    fooled: Tensor
+    loss: Tensor
 
 
 class APGD(GradientAttack):
@@ -35,6 +43,9 @@ class APGD(GradientAttack):
         rho: at a checkpoint the step is halved unless more than this share of the steps since the last raised the loss.
         eot: forward and backward passes for each step, for models that are random: gradients are summed, losses
             averaged, and the last pass says whether the point is misclassified.
+        drop_every: after this many steps, and as many again, the samples that are fooled already leave the batch, and
+            the run goes on with the rest, which do not notice; 0 for never. Fewer passes for the same robust accuracy
+            (a fooled sample keeps a misclassified point, if an earlier one); waits for the GPU each time.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -58,6 +69,7 @@ class APGD(GradientAttack):
         *,
         rho: float = 0.75,
         eot: int = 1,
+        drop_every: int = 0,
     ) -> None:
         super().__init__(
             eps=eps,
@@ -73,11 +85,12 @@ class APGD(GradientAttack):
             eot=eot,
         )
         self.rho = nonnegative(rho, "rho")
+        self.drop_every = drop_every if drop_every == 0 else positive_int(drop_every, "drop_every")
 
     def search(self, problem: Problem, seed: int | Tensor | None) -> Tensor:
         """One run; further ones on what is left."""
         if self.restarts == 1:
-            return self.run(problem, seed)[0]
+            return self.attempt(problem, seed).x_adv
         seed = seed_tensor(seed, problem.x.device)
         kept = _Kept(problem.x)
         for restart in range(self.restarts):
@@ -85,14 +98,25 @@ class APGD(GradientAttack):
                 break
         return kept.x_adv
 
-    def run(self, problem: Problem, seed: int | Tensor | None) -> tuple[Tensor, F.APGDRun]:
-        """The result of one run, and the run."""
-        last, run = super().run(problem, seed)
-        run.finish(*self.rows(problem, last))
+    def attempt(self, problem: Problem, seed: int | Tensor | None) -> Outcome:
+        """One run from one start."""
+        x_adv = self.project(self.start(problem, seed), problem)
+        run = self.begin(problem, x_adv)
+        dropped = _Dropped(problem.x) if self.drop_every else None
+        for step in range(self.steps):
+            if dropped is not None and step and step % self.drop_every == 0:
+                problem, run = dropped.drop(problem, run)
+                if not len(problem.x):
+                    return dropped.outcome
+                x_adv = run.x_adv
+            outcome = self.gradient(problem, x_adv)
+            x_adv = self.project(self.step(x_adv, outcome, problem, run), problem)
+        run.finish(*self.rows(problem, x_adv))
         # The misclassified point where there is one, by the same operator that keeps the best of restarts.
         fooled = run.fooled.float()
         F.select_best_(run.x_best, torch.zeros_like(fooled), run.x_fooled, fooled)
-        return run.x_best, run
+        last = Outcome(run.x_best, run.fooled, run.loss_best)
+        return last if dropped is None else dropped.add(last)
 
     def begin(self, problem: Problem, x_adv: Tensor) -> F.APGDRun:
         """The state machine."""
@@ -142,6 +166,7 @@ class APGDT(APGD):
         *,
         rho: float = 0.75,
         eot: int = 1,
+        drop_every: int = 0,
     ) -> None:
         super().__init__(
             eps=eps,
@@ -153,6 +178,7 @@ class APGDT(APGD):
             bounds=bounds,
             rho=rho,
             eot=eot,
+            drop_every=drop_every,
         )
         self.n_targets = positive_int(n_targets, "n_targets")
 
@@ -186,12 +212,39 @@ class _Kept:
         if not len(left):
             return False
         if len(left) == len(self._fooled):
-            found, run = attack.run(problem, seed)
+            found = attack.attempt(problem, seed)
         else:
-            found, run = attack.for_samples(left).run(problem.take(left), seed)
-        better = run.fooled | (run.loss_best > self._loss[left])
+            found = attack.for_samples(left).attempt(problem.take(left), seed)
+        better = found.fooled | (found.loss > self._loss[left])
         chosen = left[better]
-        self.x_adv[chosen] = found[better]
-        self._loss[chosen] = run.loss_best[better]
-        self._fooled[left] = run.fooled
+        self.x_adv[chosen] = found.x_adv[better]
+        self._loss[chosen] = found.loss[better]
+        self._fooled[left] = found.fooled
         return True
+
+
+class _Dropped:
+    """The samples that have left a run, and where those that are still in it belong."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.outcome = Outcome(torch.empty_like(x), x.new_zeros(len(x), dtype=torch.bool), x.new_zeros(len(x)))
+        self._left = torch.arange(len(x), device=x.device)
+
+    def drop(self, problem: Problem, run: F.APGDRun) -> tuple[Problem, F.APGDRun]:
+        """Put the fooled samples aside; what is left of the problem and of the run."""
+        fooled = run.fooled
+        gone, stay = fooled.nonzero()[:, 0], (~fooled).nonzero()[:, 0]
+        if not len(gone):
+            return problem, run
+        self._write(self._left[gone], Outcome(run.x_fooled[gone], fooled[gone], run.loss_best[gone]))
+        self._left = self._left[stay]
+        return problem.take(stay), run.take(stay)
+
+    def add(self, last: Outcome) -> Outcome:
+        """Everything, with the outcome of the samples that stayed to the end."""
+        self._write(self._left, last)
+        return self.outcome
+
+    def _write(self, where: Tensor, part: Outcome) -> None:
+        for whole, piece in zip(self.outcome, part, strict=True):
+            whole[where] = piece

@@ -11,7 +11,8 @@ All attack the model in eval mode. `repr` of the attack states every parameter i
     cw20, cw30    margin loss with kappa 50 under PGD, steps of eps/4, uniform start
     mifgsm        10 steps of eps/10, decay 1, no random start (Dong et al. 2018)
     apgd-ce, apgd-dlr, apgd-t
-                  as in AutoAttack: 100 iterations, one restart, rho .75; -t: targeted DLR, 9 target classes
+                  as in AutoAttack: 100 iterations, one restart, rho .75; -t: targeted DLR, 9 target classes. Samples
+                  that are fooled leave a run after every 5 iterations: the same accuracy for fewer passes
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from ard_fast.attacks.pgd import PGD
 
 Factory = Callable[..., GradientAttack]
 
+_DROP_EVERY = 5
+
 
 def _pgd(steps: int, restarts: int = 1, relative_step: float = 0.25) -> Factory:
     def make(eps: float, norm: str = "linf") -> PGD:
@@ -38,7 +41,7 @@ def _pgd(steps: int, restarts: int = 1, relative_step: float = 0.25) -> Factory:
 
 def _apgd(loss: str) -> Factory:
     def make(eps: float, norm: str = "linf") -> APGD:
-        return APGD(eps=eps, norm=norm, loss=loss)
+        return APGD(eps=eps, norm=norm, loss=loss, drop_every=_DROP_EVERY)
 
     return make
 
@@ -48,7 +51,7 @@ def _fgsm(eps: float, norm: str = "linf") -> FGSM:
 
 
 def _apgd_t(eps: float, norm: str = "linf") -> APGDT:
-    return APGDT(eps=eps, norm=norm)
+    return APGDT(eps=eps, norm=norm, drop_every=_DROP_EVERY)
 
 
 def _linf_only(name: str, make: Callable[[float], GradientAttack]) -> Factory:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -160,6 +162,25 @@ class APGDRun:
         self._calls += 1
         return self.x_adv
 
+    def take(self, index: Tensor) -> APGDRun:
+        """The run of some of the samples, which go on exactly as they would have here.
+
+        Args:
+            index: int64 `[N]`, their positions.
+
+        Returns:
+            A run of N samples; this one must not be used any more.
+        """
+        part = copy.copy(self)
+        for name in ("_x", "x_adv", "_x_prev", "x_best", "x_fooled", "_grad_best", "_eps_tensor"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(part, name, value[index].contiguous(memory_format=_format_of(value)))
+        part.state = self.state[:, index].contiguous()
+        part._state_out = torch.empty_like(part.state)
+        self._finished = True
+        return part
+
     def finish(self, loss_rows: Tensor, correct: Tensor) -> APGDRun:
         """Take the loss at the last point into account; no gradient is needed there. Returns itself."""
         if self._finished or self._grad_best is None:
@@ -192,6 +213,13 @@ class APGDRun:
         )
         torch.autograd.graph.increment_version(written)
         self.state, self._state_out = self._state_out, self.state
+
+
+def _format_of(tensor: Tensor) -> torch.memory_format:
+    """Contiguous or channels_last, as `is_plain` allows."""
+    if tensor.is_contiguous():
+        return torch.contiguous_format
+    return torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
 
 
 def _step_count(steps: int) -> int:
