@@ -109,8 +109,7 @@ class APGD(GradientAttack):
                 if not len(problem.x):
                     return dropped.outcome
                 x_adv = run.x_adv
-            outcome = self.gradient(problem, x_adv)
-            x_adv = self.project(self.step(x_adv, outcome, problem, run), problem)
+            x_adv = self.advance(problem, x_adv, run)
         run.finish(*self.rows(problem, x_adv))
         # The misclassified point where there is one, by the same operator that keeps the best of restarts.
         fooled = run.fooled.float()

@@ -273,9 +273,12 @@ class GradientAttack(Configured):
         x_adv = self.project(self.start(problem, seed), problem)
         state = self.begin(problem, x_adv)
         for _ in range(self.steps):
-            outcome = self.gradient(problem, x_adv)
-            x_adv = self.project(self.step(x_adv, outcome, problem, state), problem)
+            x_adv = self.advance(problem, x_adv, state)
         return x_adv, state
+
+    def advance(self, problem: Problem, x_adv: Tensor, state: Any) -> Tensor:
+        """One iteration: gradient, step, projection."""
+        return self.project(self.step(x_adv, self.gradient(problem, x_adv), problem, state), problem)
 
     def gradient(self, problem: Problem, x_adv: Tensor) -> AttackGradient:
         """Gradient of the summed loss at the iterate, and where needed losses, all summed over `eot` passes."""

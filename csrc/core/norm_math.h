@@ -69,6 +69,15 @@ struct L2Sums {
   double gg, gd, dd;
 };
 
+// One element.
+ARD_HD void l2_add(float x_adv, float grad, float x, double& gg, double& gd, double& dd) {
+  const double g = double(finite_gradient(grad));
+  const double d = double(add_rn(x_adv, -x));
+  gg += g * g;
+  gd += g * d;
+  dd += d * d;
+}
+
 struct L2Step {
   NormedStep move;
   float shrink;  // onto the ball: 1 for a point within

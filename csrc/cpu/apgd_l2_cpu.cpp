@@ -7,12 +7,6 @@
 namespace ard::cpu {
 namespace {
 
-ARD_HD double lane_sum(const double* lanes) {
-  double sum = 0.0;
-  for (int l = 0; l < kLanes; ++l) sum += lanes[l];
-  return sum;
-}
-
 template <typename GradT>
 struct L2Sample {
   float* x_prev;
@@ -24,11 +18,7 @@ struct L2Sample {
 
   // The squares of perturbation and gradient, and their product, of one element.
   ARD_HD void add(int64_t i, double& gg, double& gd, double& dd) const {
-    const double g = double(finite_gradient(to_float(grad[i])));
-    const double d = double(x_adv[i] - x[i]);
-    gg += g * g;
-    gd += g * d;
-    dd += d * d;
+    l2_add(x_adv[i], to_float(grad[i]), x[i], gg, gd, dd);
   }
 
   // Leaves the perturbation where the iterate before was, and adds its square.

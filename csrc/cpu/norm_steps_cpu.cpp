@@ -8,12 +8,6 @@
 namespace ard::cpu {
 namespace {
 
-ARD_HD double lane_sum(const double* lanes) {
-  double sum = 0.0;
-  for (int l = 0; l < kLanes; ++l) sum += lanes[l];
-  return sum;
-}
-
 // Adds up one sample; the second pass finds it in a cache. No restrict: x_adv may be x itself.
 template <typename GradT>
 ARD_HD L2Sums l2_sums(const float* x_adv, const GradT* grad, const float* x, int64_t count) {
@@ -21,19 +15,11 @@ ARD_HD L2Sums l2_sums(const float* x_adv, const GradT* grad, const float* x, int
   const int64_t whole = count / kLanes * kLanes;
   for (int64_t i = 0; i < whole; i += kLanes) {
     ARD_LANES for (int l = 0; l < kLanes; ++l) {
-      const double g = double(finite_gradient(to_float(grad[i + l])));
-      const double d = double(x_adv[i + l] - x[i + l]);
-      gg[l] += g * g;
-      gd[l] += g * d;
-      dd[l] += d * d;
+      l2_add(x_adv[i + l], to_float(grad[i + l]), x[i + l], gg[l], gd[l], dd[l]);
     }
   }
   for (int64_t i = whole; i < count; ++i) {
-    const double g = double(finite_gradient(to_float(grad[i])));
-    const double d = double(x_adv[i] - x[i]);
-    gg[0] += g * g;
-    gd[0] += g * d;
-    dd[0] += d * d;
+    l2_add(x_adv[i], to_float(grad[i]), x[i], gg[0], gd[0], dd[0]);
   }
   return L2Sums{lane_sum(gg), lane_sum(gd), lane_sum(dd)};
 }

@@ -10,12 +10,6 @@ namespace ard::cpu {
 // error of a row does not grow with the number of classes.
 constexpr int64_t kSumBlock = 1024;
 
-ARD_HD double lane_sum(const float* lanes) {
-  double sum = 0.0;
-  for (int l = 0; l < kLanes; ++l) sum += lanes[l];
-  return sum;
-}
-
 ARD_HD float lane_max(const float* lanes) {
   float max = lanes[0];
   for (int l = 1; l < kLanes; ++l) max = max_or_second(lanes[l], max);

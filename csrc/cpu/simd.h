@@ -29,4 +29,11 @@ namespace ard::cpu {
 
 constexpr int kLanes = 16;
 
+template <typename T>
+ARD_HD double lane_sum(const T* lanes) {
+  double sum = 0.0;
+  for (int l = 0; l < kLanes; ++l) sum += lanes[l];
+  return sum;
+}
+
 }  // namespace ard::cpu

@@ -37,11 +37,7 @@ __global__ void __launch_bounds__(1024) apgd_l2_step_kernel(ApgdParams p) {
     }
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      const double gradient = double(finite_gradient(to_float(from.grad.v[j])));
-      const double delta = double(add_rn(from.current[j], -x[j]));
-      sums[0] += gradient * gradient;
-      sums[1] += gradient * delta;
-      sums[2] += delta * delta;
+      l2_add(from.current[j], to_float(from.grad.v[j]), x[j], sums[0], sums[1], sums[2]);
     }
   }
   group.sum(sums);

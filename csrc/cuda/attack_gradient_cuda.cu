@@ -8,8 +8,7 @@ namespace ard::cuda {
 namespace {
 
 template <typename T, int kVec>
-void launch_rows(const AttackGradientParams& p, const AttackGradientPlan& plan,
-                 cudaStream_t stream) {
+void launch_rows(const AttackGradientParams& p, const RowPlan& plan, cudaStream_t stream) {
   const unsigned grid = grid_size(plan.blocks);
   const int shared = int(plan.shared_bytes);
   if (p.loss != AttackLoss::ce) {
@@ -34,7 +33,7 @@ void launch_attack_gradient(const AttackGradientParams& p, Dtype dtype, cudaStre
   if (p.batch == 0) return;
   for_dtype(dtype, [&](auto example) {
     using T = decltype(example);
-    const AttackGradientPlan plan =
+    const RowPlan plan =
         plan_attack_gradient(p, sizeof(T), max_dynamic_shared(sizeof(BlockScratch)));
     if (plan.vector) {
       launch_rows<T, 16 / sizeof(T)>(p, plan, stream);

@@ -8,7 +8,7 @@ namespace ard::cuda {
 namespace {
 
 template <typename T, int kVec>
-void launch_rows(const KdLossParams& p, const KdLossPlan& plan, cudaStream_t stream) {
+void launch_rows(const KdLossParams& p, const RowPlan& plan, cudaStream_t stream) {
   const unsigned grid = grid_size(plan.blocks);
   const int shared = int(plan.shared_bytes);
   if (plan.warp) {
@@ -27,7 +27,7 @@ void launch_kd_loss(const KdLossParams& p, Dtype dtype, float* total, cudaStream
   if (p.batch > 0) {
     for_dtype(dtype, [&](auto example) {
       using T = decltype(example);
-      const KdLossPlan plan = plan_kd_loss(p, sizeof(T), max_dynamic_shared(sizeof(BlockScratch)));
+      const RowPlan plan = plan_kd_loss(p, sizeof(T), max_dynamic_shared(sizeof(BlockScratch)));
       if (plan.vector) {
         launch_rows<T, 16 / sizeof(T)>(p, plan, stream);
       } else {

@@ -46,7 +46,8 @@ inline RandomStartPlan plan_random_start(const RandomStartParams& p, int threads
   return {vector, ceil_div(p.batch * ceil_div(p.sample_numel, 4), threads)};
 }
 
-struct KdLossPlan {
+// Of a kernel over rows of logits.
+struct RowPlan {
   bool warp;    // a warp a row, else a block a row
   bool vector;  // 16-byte loads
   bool cached;  // block only: the row stays in shared memory between its passes
@@ -58,30 +59,36 @@ struct KdLossPlan {
 constexpr int64_t kWarpRowClasses = 1024;
 constexpr int kWarpsPerBlock = 4;
 
+// Everything but `vector`. row_bytes: what a row keeps in shared memory, of max_shared that one
+// block may have.
+inline void plan_rows(RowPlan& plan, int64_t batch, int64_t classes, int64_t row_bytes,
+                      int64_t max_shared) {
+  if (classes <= kWarpRowClasses) {
+    plan.warp = plan.cached = true;
+    plan.threads = 32 * kWarpsPerBlock;
+    plan.blocks = ceil_div(batch, kWarpsPerBlock);
+    plan.shared_bytes = kWarpsPerBlock * row_bytes;
+    return;
+  }
+  plan.threads = classes <= 8192 ? 256 : classes <= 32768 ? 512 : 1024;
+  plan.blocks = batch;
+  plan.cached = row_bytes <= max_shared;
+  plan.shared_bytes = plan.cached ? row_bytes : 0;
+}
+
 // max_shared: shared memory that one block may have, in bytes. item_size: bytes of one logit.
-inline KdLossPlan plan_kd_loss(const KdLossParams& p, int item_size, int64_t max_shared) {
+inline RowPlan plan_kd_loss(const KdLossParams& p, int item_size, int64_t max_shared) {
   const int vec = 16 / item_size;
   const auto rows_aligned = [&](const void* data, int64_t stride) {
     return !data || (aligned16(data) && stride % vec == 0);
   };
-  KdLossPlan plan{};
+  RowPlan plan{};
   plan.vector = p.classes % vec == 0 && rows_aligned(p.student, p.student_stride) &&
                 rows_aligned(p.teacher, p.teacher_stride) &&
                 rows_aligned(p.clean, p.clean_stride) && rows_aligned(p.grad_student, p.classes) &&
                 rows_aligned(p.grad_clean, p.classes) && rows_aligned(p.grad_teacher, p.classes);
   const int64_t row_bytes = 2 * ceil_div(p.classes * item_size, 16) * 16;  // student and teacher
-  if (p.classes <= kWarpRowClasses) {
-    plan.warp = true;
-    plan.cached = true;
-    plan.threads = 32 * kWarpsPerBlock;
-    plan.blocks = ceil_div(p.batch, kWarpsPerBlock);
-    plan.shared_bytes = kWarpsPerBlock * row_bytes;
-    return plan;
-  }
-  plan.threads = p.classes <= 8192 ? 256 : p.classes <= 32768 ? 512 : 1024;
-  plan.blocks = p.batch;
-  plan.cached = row_bytes <= max_shared;
-  plan.shared_bytes = plan.cached ? row_bytes : 0;
+  plan_rows(plan, p.batch, p.classes, row_bytes, max_shared);
   return plan;
 }
 

@@ -39,11 +39,7 @@ __global__ void __launch_bounds__(1024, 1) pgd_l2_step_kernel(NormStepParams p) 
     }
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      const double gradient = double(finite_gradient(to_float(g.v[j])));
-      const double delta = double(add_rn(a[j], -c[j]));
-      sums[0] += gradient * gradient;
-      sums[1] += gradient * delta;
-      sums[2] += delta * delta;
+      l2_add(a[j], to_float(g.v[j]), c[j], sums[0], sums[1], sums[2]);
     }
   }
   group.sum(sums);

@@ -10,17 +10,15 @@ namespace ard::emu {
 
 /// The plan for a device of `max_shared` bytes of shared memory a block.
 template <typename T>
-cuda::AttackGradientPlan attack_gradient_plan(const AttackGradientParams& p,
-                                              int64_t max_shared = 227 * 1024) {
+cuda::RowPlan attack_gradient_plan(const AttackGradientParams& p, int64_t max_shared = 227 * 1024) {
   return cuda::plan_attack_gradient(p, sizeof(T),
                                     max_shared - static_cast<int64_t>(sizeof(cuda::BlockScratch)));
 }
 
 /// The plan for a block of `threads` a row, where the launcher would give small rows to a warp.
 template <typename T>
-cuda::AttackGradientPlan attack_gradient_block_plan(const AttackGradientParams& p, int threads,
-                                                    bool cached) {
-  cuda::AttackGradientPlan plan = attack_gradient_plan<T>(p);
+cuda::RowPlan attack_gradient_block_plan(const AttackGradientParams& p, int threads, bool cached) {
+  cuda::RowPlan plan = attack_gradient_plan<T>(p);
   const int64_t row_bytes = cuda::ceil_div(p.classes * static_cast<int64_t>(sizeof(T)), 16) * 16;
   plan.warp = false;
   plan.cached = cached;
@@ -31,7 +29,7 @@ cuda::AttackGradientPlan attack_gradient_block_plan(const AttackGradientParams& 
 }
 
 template <typename T, int kVec>
-void attack_gradient_rows(const AttackGradientParams& p, const cuda::AttackGradientPlan& plan) {
+void attack_gradient_rows(const AttackGradientParams& p, const cuda::RowPlan& plan) {
   if (plan.blocks == 0) return;
   void (*kernel)(AttackGradientParams);
   if (p.loss != AttackLoss::ce) {
@@ -47,7 +45,7 @@ void attack_gradient_rows(const AttackGradientParams& p, const cuda::AttackGradi
 }
 
 template <typename T>
-void attack_gradient(const AttackGradientParams& p, const cuda::AttackGradientPlan& plan) {
+void attack_gradient(const AttackGradientParams& p, const cuda::RowPlan& plan) {
   if (plan.vector) {
     attack_gradient_rows<T, 16 / sizeof(T)>(p, plan);
   } else {

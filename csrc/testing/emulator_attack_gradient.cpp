@@ -25,7 +25,7 @@ void py_attack_gradient(const py::array& logits, const py::array& labels,
     p.classes = classes;
     p.loss = static_cast<AttackLoss>(loss);
     p.kappa = kappa;
-    const cuda::AttackGradientPlan automatic = attack_gradient_plan<T>(p);
+    const cuda::RowPlan automatic = attack_gradient_plan<T>(p);
     if (variant == "auto" || (variant == "warp" && automatic.warp)) {
       attack_gradient<T>(p, automatic);
     } else if (variant == "block") {

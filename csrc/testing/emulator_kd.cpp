@@ -32,7 +32,7 @@ void py_kd_loss(const py::array& student, const py::array& teacher,
     p.ce_weight = ce_weight;
     p.kl_grad_weight = kl_grad_weight;
     p.ce_grad_weight = ce_grad_weight;
-    const cuda::KdLossPlan automatic = cuda::plan_kd_loss(p, sizeof(T), kMaxSharedBytes);
+    const cuda::RowPlan automatic = cuda::plan_kd_loss(p, sizeof(T), kMaxSharedBytes);
     if (variant == "auto" || (variant == "warp" && automatic.warp)) {
       kd_loss<T>(p, automatic);
     } else if (variant == "block") {

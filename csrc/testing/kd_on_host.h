@@ -13,7 +13,7 @@ namespace ard::emu {
 constexpr int64_t kMaxSharedBytes = 227 * 1024 - static_cast<int64_t>(sizeof(cuda::BlockScratch));
 
 template <typename T, int kVec>
-void kd_loss_rows(const KdLossParams& p, const cuda::KdLossPlan& plan) {
+void kd_loss_rows(const KdLossParams& p, const cuda::RowPlan& plan) {
   if (plan.blocks == 0) return;
   auto* const kernel = plan.warp     ? cuda::kd_loss_warp_kernel<T, kVec>
                        : plan.cached ? cuda::kd_loss_block_kernel<T, kVec, true>
@@ -23,7 +23,7 @@ void kd_loss_rows(const KdLossParams& p, const cuda::KdLossPlan& plan) {
 }
 
 template <typename T>
-void kd_loss(const KdLossParams& p, const cuda::KdLossPlan& plan) {
+void kd_loss(const KdLossParams& p, const cuda::RowPlan& plan) {
   if (plan.vector) {
     kd_loss_rows<T, 16 / sizeof(T)>(p, plan);
   } else {
@@ -33,8 +33,8 @@ void kd_loss(const KdLossParams& p, const cuda::KdLossPlan& plan) {
 
 /// The plan for a block of `threads` a row, where the launcher would give small rows to a warp.
 template <typename T>
-cuda::KdLossPlan block_plan(const KdLossParams& p, int threads, bool cached) {
-  cuda::KdLossPlan plan = cuda::plan_kd_loss(p, sizeof(T), kMaxSharedBytes);
+cuda::RowPlan block_plan(const KdLossParams& p, int threads, bool cached) {
+  cuda::RowPlan plan = cuda::plan_kd_loss(p, sizeof(T), kMaxSharedBytes);
   const int64_t row_bytes =
       2 * cuda::ceil_div(p.classes * static_cast<int64_t>(sizeof(T)), 16) * 16;
   plan.warp = false;
