@@ -16,7 +16,7 @@ from ard_fast.files import write_atomic
 from ard_fast.models import build_model
 
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "training_state.pt"
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 def save_weights(path: Path, model: nn.Module, *, name: str, num_classes: int, in_channels: int) -> None:
@@ -173,6 +173,7 @@ class TrainingState:
     elapsed: float = 0.0
     model: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_state(path: Path, state: TrainingState) -> None:

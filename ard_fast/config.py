@@ -6,7 +6,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -14,93 +14,81 @@ from typing import Any
 import yaml
 
 from ard_fast.data import DATASETS
+from ard_fast.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, presets
+from ard_fast.methods import METHODS, MethodSettings, find_method
 from ard_fast.models import MODELS
 from ard_fast.names import unknown
+from ard_fast.options import option
 
-METHODS = ("at", "kd", "ard")
 COMPARE = "compare"  # not a method: teacher, then every method of `compare_methods`, for every seed
 
 
-def _opt(default: Any, help: str, group: str, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "group": group, "choices": choices})
-
-
 @dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a run's result. Names are the YAML keys and, with dashes, the command-line flags.
+class TrainConfig(MethodSettings):
+    """Everything that decides a run's result. Names are the YAML keys and, with dashes, the command-line flags."""
 
-    Pixels are in [0, 1], so `eps` and the step sizes are too. `alpha` is the weight of the distillation term.
-    """
-
-    method: str = _opt(
+    method: str = option(
         COMPARE, "what to train; compare: a teacher, then each of --compare-methods", "what", (*METHODS, COMPARE)
     )
-    dataset: str = _opt("digits", "images to train on", "what", DATASETS)
-    data_dir: str | None = _opt(None, "folder with cifar-10-batches-bin or cifar-10-batches-py", "what")
-    student: str = _opt("mobilenetv2", "network to train", "what", tuple(MODELS))
-    teacher: str | None = _opt(
-        None, "a network's name (trained first, adversarially), a run's folder, or a checkpoint file", "what"
+    parity: bool = option(
+        False, "reproduce the quirks of the method's published code; they are printed by name", "what"
     )
-    teacher_model: str | None = _opt(None, "the network of a checkpoint file that does not say", "what", tuple(MODELS))
-    seed: int = _opt(0, "decides weights, data order and attacks", "what")
-    compare_methods: tuple[str, ...] = _opt(("at", "ard"), "methods of a comparison, comma-separated", "what")
-    compare_seeds: int = _opt(3, "seeds of a comparison: seed, seed + 1, ...", "what")
+    dataset: str = option("digits", "images to train on", "what", DATASETS)
+    data_dir: str | None = option(None, "folder with cifar-10-batches-bin or cifar-10-batches-py", "what")
+    student: str = option("mobilenetv2", "network to train", "what", tuple(MODELS))
+    teacher: str | None = option(
+        None, "a network's name (trained first, by --teacher-method), a run's folder, or a checkpoint file", "what"
+    )
+    teacher_model: str | None = option(
+        None, "the network of a checkpoint file that does not say", "what", tuple(MODELS)
+    )
+    clean_teacher: str | None = option(
+        None, "mtard, iad-ii: the second teacher, likewise; a network named here is trained on clean images", "what"
+    )
+    clean_teacher_model: str | None = option(None, "as teacher_model, for clean_teacher", "what", tuple(MODELS))
+    seed: int = option(0, "decides weights, data order and attacks", "what")
+    compare_methods: tuple[str, ...] = option(("at", "ard"), "methods of a comparison, comma-separated", "what")
+    compare_seeds: int = option(3, "seeds of a comparison: seed, seed + 1, ...", "what")
 
-    epochs: int = _opt(200, "passes over the training images", "optimiser")
-    batch_size: int = _opt(128, "images a step", "optimiser")
-    lr: float = _opt(0.1, "learning rate of SGD at the start", "optimiser")
-    at_lr: float | None = _opt(None, "learning rate for method at, where another one than lr suits it", "optimiser")
-    momentum: float = _opt(0.9, "momentum of SGD (no Nesterov)", "optimiser")
-    weight_decay: float = _opt(2e-4, "weight decay, on every parameter", "optimiser")
-    schedule: str = _opt(
+    epochs: int = option(200, "passes over the training images, replays counted", "optimiser")
+    batch_size: int = option(128, "images a step", "optimiser")
+    lr: float | None = option(None, "learning rate of SGD at the start; default the method's", "optimiser")
+    momentum: float = option(0.9, "momentum of SGD", "optimiser")
+    nesterov: bool = option(False, "Nesterov's form of the momentum", "optimiser")
+    weight_decay: float = option(2e-4, "weight decay, on every parameter", "optimiser")
+    schedule: str = option(
         "multistep",
         "multistep: x lr_factor at each milestone; ard: as published, where every drop after the first is a no-op; "
-        "cosine: to zero; constant",
+        "cosine: to zero; cyclic: up to lr at half, down to zero; constant",
         "optimiser",
-        ("multistep", "ard", "cosine", "constant"),
+        ("multistep", "ard", "cosine", "cyclic", "constant"),
     )
-    milestones: tuple[int, ...] | None = _opt(
+    milestones: tuple[int, ...] | None = option(
         None, "epochs at which the rate drops, comma-separated; default 1/2 and 3/4 of the epochs", "optimiser"
     )
-    lr_factor: float = _opt(0.1, "what a milestone multiplies the learning rate by", "optimiser")
-    teacher_epochs: int | None = _opt(None, "epochs of a teacher trained first; default as epochs", "optimiser")
-    teacher_lr: float | None = _opt(None, "learning rate of a teacher trained first; default as at_lr", "optimiser")
+    lr_factor: float = option(0.1, "what a milestone multiplies the learning rate by", "optimiser")
+    teacher_method: str = option("at", "how a teacher given by name is trained", "optimiser", tuple(METHODS))
+    teacher_epochs: int | None = option(None, "epochs of a teacher trained first; default as epochs", "optimiser")
+    teacher_lr: float | None = option(None, "learning rate of such a teacher; default its method's", "optimiser")
 
-    alpha: float = _opt(1.0, "weight of the distillation term; 1 - alpha weighs the clean cross-entropy", "loss")
-    temperature: float = _opt(30.0, "softmax temperature of teacher and student in the distillation term", "loss")
-    reduction: str = _opt(
-        "mean",
-        "of the KL: mean divides by batch x classes (the ARD code), batchmean by batch",
-        "loss",
-        ("mean", "batchmean"),
+    eval_step_size: float | None = option(
+        None, "step of the evaluation attacks (PGD-20 on the test images); default eps/4", "evaluation"
     )
-    eps: float = _opt(8 / 255, "radius of the L-infinity ball; may be written 8/255", "attack")
-    step_size: float = _opt(2 / 255, "step of the training attack", "attack")
-    steps: int = _opt(10, "steps of the training attack", "attack")
-    clamp_start: bool = _opt(
-        True, "clamp the attack's random start to [0, 1]; the ARD code does not (each later iterate is)", "attack"
+    val_steps: int = option(
+        10, "steps of the attack on the validation images that selects the best epoch", "evaluation"
     )
-    attack_bn: str = _opt(
-        "train",
-        "batch norm inside the training attack: train (batch statistics, running ones updated, as the ARD code), "
-        "train_frozen (not updated), eval",
-        "attack",
-        ("train", "train_frozen", "eval"),
-    )
-    eval_step_size: float = _opt(2 / 255, "step of the evaluation attacks (PGD-20 on the test images)", "evaluation")
-    val_steps: int = _opt(10, "steps of the attack on the validation images that selects the best epoch", "evaluation")
-    val_every: int = _opt(1, "epochs between two validations", "evaluation")
-    eval_batch_size: int = _opt(500, "images a batch in evaluations", "evaluation")
+    val_every: int = option(1, "epochs between two validations", "evaluation")
+    eval_batch_size: int = option(500, "images a batch in evaluations", "evaluation")
 
-    val_size: int = _opt(1000, "images held out of CIFAR-10's training files (the digits' split is fixed)", "data")
-    subset: int | None = _opt(None, "train on the first N training images only", "data")
-    test_subset: int | None = _opt(None, "evaluate on the first N test images only", "data")
-    crop_padding: int = _opt(4, "random crop from the image with this border of zeros; 0: none", "data")
-    flip: bool = _opt(True, "random horizontal flip", "data")
+    val_size: int = option(1000, "images held out of CIFAR-10's training files (the digits' split is fixed)", "data")
+    subset: int | None = option(None, "train on the first N training images only", "data")
+    test_subset: int | None = option(None, "evaluate on the first N test images only", "data")
+    crop_padding: int = option(4, "random crop from the image with this border of zeros; 0: none", "data")
+    flip: bool = option(True, "random horizontal flip", "data")
 
-    device: str = _opt("cpu", "cpu, cuda or cuda:N", "machine")
-    channels_last: bool = _opt(False, "keep images and weights in channels-last layout", "machine")
-    threads: int = _opt(0, "CPU threads of torch; 0: torch's own choice", "machine")
+    device: str = option("cpu", "cpu, cuda or cuda:N", "machine")
+    channels_last: bool = option(False, "keep images and weights in channels-last layout", "machine")
+    threads: int = option(0, "CPU threads of torch; 0: torch's own choice", "machine")
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some fields changed."""
@@ -110,57 +98,14 @@ class TrainConfig:
         """The epochs at which the rate drops."""
         return (self.epochs // 2, self.epochs * 3 // 4) if self.milestones is None else self.milestones
 
+    def passes(self) -> int:
+        """Passes over the training images: a method that updates m times on each batch makes epochs / m of them."""
+        return -(-self.epochs // (self.replays or 1))
 
-# What suits a data set, on top of the dataclass's own defaults.
-DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
-    # Tuned on the validation split; benchmarks/NOTES.md says what was tried.
-    "digits": {
-        "student": "digits-student",
-        "teacher": "digits-teacher",
-        "epochs": 15,
-        "teacher_epochs": 25,
-        "batch_size": 64,
-        "lr": 0.5,
-        "at_lr": 0.05,
-        "temperature": 3.0,
-        "schedule": "cosine",
-        "eps": 0.2,
-        "step_size": 0.05,
-        "eval_step_size": 0.05,
-        "steps": 7,
-        "crop_padding": 0,
-        "flip": False,
-        "threads": 1,  # networks this small only lose time to more
-    },
-}
 
-# Section 1.2 of our notes on the paper: the constants of its official code.
-PRESETS: dict[str, dict[str, Any]] = {
-    "ard-paper": {
-        "method": "ard",
-        "dataset": "cifar10",
-        "student": "mobilenetv2",
-        "epochs": 200,
-        "batch_size": 128,
-        "lr": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 2e-4,
-        "schedule": "ard",
-        "milestones": (100, 150),
-        "lr_factor": 0.1,
-        "alpha": 1.0,
-        "temperature": 30.0,
-        "reduction": "mean",
-        "eps": 8 / 255,
-        "step_size": 2 / 255,
-        "steps": 10,
-        "clamp_start": False,
-        "attack_bn": "train",
-        "eval_step_size": 2 / 255,
-        "crop_padding": 4,
-        "flip": True,
-    },
-}
+_METHOD_FIELDS = tuple(item.name for item in dataclasses.fields(MethodSettings) if item.name != "eps")
+
+PRESETS = presets()
 
 _FIELDS = {item.name: item for item in dataclasses.fields(TrainConfig)}
 _TYPES = typing.get_type_hints(TrainConfig)
@@ -260,13 +205,11 @@ def to_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
-# A layer that gives the key on the left, and not those on the right, sets these too: `--eps 0.2` alone takes its steps
-# with it, `--lr` alone goes for every network of the run.
-_FOLLOWERS: dict[str, dict[str, Any]] = {
-    "eps": {"step_size": lambda eps: eps / 4, "eval_step_size": lambda eps: eps / 4},
-    "lr": {"at_lr": lambda _: None, "teacher_lr": lambda _: None},
-    "at_lr": {"teacher_lr": lambda _: None},
-    "epochs": {"teacher_epochs": lambda _: None, "milestones": lambda _: None},
+# A layer that gives the key on the left, and not those on the right, unsets these: `--eps 0.2` alone takes its steps
+# with it.
+_FOLLOWERS = {
+    "eps": ("step_size", "eval_step_size"),
+    "epochs": ("teacher_epochs", "milestones"),
 }
 
 
@@ -286,17 +229,85 @@ def resolve(
     for layer in (DATASET_DEFAULTS.get(dataset, {}), *layers):
         for key, followers in _FOLLOWERS.items():
             if key in layer:
-                values.update({name: follow(layer[key]) for name, follow in followers.items()})
+                values.update(dict.fromkeys(followers))
         values.update(layer)
     config = TrainConfig(**values)
-    if config.method == "at" and config.at_lr is not None:
-        config = config.replace(lr=config.at_lr, at_lr=None)
+    validate_names(config)
+    methods = config.compare_methods if config.method == COMPARE else (config.method,)
+    for key in _METHOD_FIELDS:
+        if getattr(config, key) is not None and not any(_has(find_method(name), key) for name in methods):
+            known = sorted(set(METHODS[methods[0]].defaults))
+            raise ValueError(f"{key}: method {', '.join(methods)} has no such setting; it has {', '.join(known)}")
+    config = complete(config)
     validate(config)
     return config
 
 
-def validate(config: TrainConfig) -> None:
-    """Refuse a configuration that cannot run, before any work is done.
+def complete(config: TrainConfig) -> TrainConfig:
+    """Fill in what was left to the method: its constants, tuned to the data set where ours are; parity's quirks.
+
+    What the method does not have becomes None. A comparison is completed one method at a time (`for_method`).
+    """
+    values: dict[str, Any] = {}
+    if config.eval_step_size is None:
+        values["eval_step_size"] = config.eps / 4
+    if config.method == COMPARE:
+        return config.replace(**values)
+    spec = find_method(config.method)
+    on_dataset = METHOD_ON_DATASET.get(config.dataset, {})
+    tuned = {**on_dataset.get(EVERY_METHOD, {}), **on_dataset.get(config.method, {})}
+    defaults = {**spec.defaults, **{key: value for key, value in tuned.items() if key in spec.defaults}}
+    if config.parity:
+        for quirk in spec.quirks:
+            defaults.update(quirk.settings)
+    if spec.attacks:
+        defaults.setdefault("step_size", config.eps * spec.step_ratio)
+    for key in _METHOD_FIELDS:
+        given = getattr(config, key) if _has(spec, key) else None
+        values[key] = defaults.get(key) if given is None else given
+    if config.parity and "schedule" in defaults:
+        values["schedule"] = defaults["schedule"]
+    if config.lr is None:
+        values["lr"] = tuned.get("lr", spec.paper.get("lr", 0.1))
+    return config.replace(**values)
+
+
+def _has(spec: Any, key: str) -> bool:
+    return key in spec.defaults or (key == "step_size" and spec.attacks)
+
+
+def for_method(config: TrainConfig, method: str, seed: int) -> TrainConfig:
+    """The configuration of one run of a comparison."""
+    return complete(config.replace(method=method, seed=seed))
+
+
+def for_teacher(config: TrainConfig, role: str) -> TrainConfig:
+    """The configuration that trains the network named by `config.teacher` or `config.clean_teacher`.
+
+    Args:
+        config: of the run that needs it.
+        role: "teacher", trained by `teacher_method`, or "clean_teacher", trained on clean images.
+    """
+    method = config.teacher_method if role == "teacher" else "natural"
+    return complete(
+        config.replace(
+            **{**dict.fromkeys(_METHOD_FIELDS), "steps": config.steps},
+            method=method,
+            parity=False,
+            student=getattr(config, role),
+            teacher=None,
+            clean_teacher=None,
+            epochs=config.teacher_epochs or config.epochs,
+            milestones=None if config.teacher_epochs else config.milestones,
+            lr=config.teacher_lr,
+            teacher_lr=None,
+            teacher_epochs=None,
+        )
+    )
+
+
+def validate_names(config: TrainConfig) -> None:
+    """Refuse names that do not exist.
 
     Raises:
         ValueError: names the field, what it takes and what it got.
@@ -305,6 +316,18 @@ def validate(config: TrainConfig) -> None:
         choices, value = item.metadata["choices"], getattr(config, item.name)
         if choices and value is not None and value not in choices:
             raise ValueError(f"{item.name}: {unknown('value', str(value), choices)}")
+    for method in config.compare_methods:
+        if method not in METHODS:
+            raise ValueError(f"compare_methods: {unknown('method', method, METHODS)}")
+
+
+def validate(config: TrainConfig) -> None:
+    """Refuse a configuration that cannot run, before any work is done.
+
+    Raises:
+        ValueError: names the field, what it takes and what it got.
+    """
+    validate_names(config)
 
     def require(name: str, good: bool, wanted: str) -> None:
         if not good:
@@ -314,18 +337,30 @@ def validate(config: TrainConfig) -> None:
         value = getattr(config, item.name)
         if isinstance(value, float):
             require(item.name, math.isfinite(value), "a finite number")
-    for name in ("epochs", "batch_size", "eval_batch_size", "val_every", "compare_seeds", "steps", "val_steps"):
-        require(name, getattr(config, name) >= 1, "at least 1")
-    for name in ("teacher_epochs", "subset", "test_subset"):
-        require(name, getattr(config, name) is None or getattr(config, name) >= 1, "at least 1")
-    for name in ("lr", "at_lr", "teacher_lr", "lr_factor", "temperature"):
-        require(name, getattr(config, name) is None or getattr(config, name) > 0, "more than 0")
-    for name in ("crop_padding", "threads", "seed", "weight_decay"):
-        require(name, getattr(config, name) >= 0, "at least 0")
-    for name in ("eps", "step_size", "eval_step_size"):
-        require(name, 0 <= getattr(config, name) <= 1, "0 to 1, in units of pixels in [0, 1] (8/255, not 8)")
+
+    def each(names: str, good: Any, wanted: str) -> None:
+        for name in names.split():
+            value = getattr(config, name)
+            require(name, value is None or good(value), wanted)
+
+    each(
+        "epochs batch_size eval_batch_size val_every compare_seeds steps val_steps replays",
+        lambda v: v >= 1,
+        "at least 1",
+    )
+    each("teacher_epochs subset test_subset", lambda v: v >= 1, "at least 1")
+    each("lr teacher_lr lr_factor temperature", lambda v: v > 0, "more than 0")
+    each(
+        "crop_padding threads seed weight_decay beta trust_power balance_rate fairness_power",
+        lambda v: v >= 0,
+        "at least 0",
+    )
+    each("igdm_weight entropy_scale noise_ratio", lambda v: v >= 0, "at least 0")
+    each("eps eval_step_size", lambda v: 0 <= v <= 1, "0 to 1, in units of pixels in [0, 1] (8/255, not 8)")
+    each("step_size", lambda v: 0 <= v <= 1, "0 to 1, in units of pixels in [0, 1] (8/255, not 8)")
+    each("alpha alpha2", lambda v: 0 <= v <= 1, "0 to 1, the weight of the distillation term")
+    each("begin_share", lambda v: 0 <= v <= 1, "0 to 1, a share of the epochs")
     require("momentum", 0 <= config.momentum < 1, "0 to below 1")
-    require("alpha", 0 <= config.alpha <= 1, "0 to 1, the weight of the distillation term")
     milestones = config.milestone_epochs()
     require("milestones", list(milestones) == sorted(milestones), "increasing epochs")
     if config.device != "cpu" and config.device.split(":")[0] != "cuda":
@@ -335,10 +370,9 @@ def validate(config: TrainConfig) -> None:
             "data_dir: cifar10 needs --data-dir, the folder that holds cifar-10-batches-bin or cifar-10-batches-py"
         )
     for method in config.compare_methods if config.method == COMPARE else (config.method,):
-        if method not in METHODS:
-            raise ValueError(f"compare_methods: {unknown('method', method, METHODS)}")
-        if method in ("kd", "ard") and config.teacher is None:
-            raise ValueError(
-                f"teacher: method {method} needs --teacher: a network's name (trained first, adversarially), "
-                "the folder of a finished run, or a checkpoint file"
-            )
+        for role in METHODS[method].teachers:
+            if getattr(config, role) is None:
+                raise ValueError(
+                    f"{role}: method {method} needs --{role.replace('_', '-')}: a network's name (trained first), "
+                    "the folder of a finished run, or a checkpoint file"
+                )

@@ -11,12 +11,13 @@ from typing import Any
 from torch import nn
 
 from ard_fast.checkpoint import load_network
-from ard_fast.config import COMPARE, TrainConfig, to_yaml
+from ard_fast.config import COMPARE, TrainConfig, for_method, for_teacher, to_yaml
 from ard_fast.data import load_dataset
 from ard_fast.devices import find_device
 from ard_fast.evaluation import PGD20_STEPS
 from ard_fast.files import write_atomic, write_text
 from ard_fast.interrupts import StopRequest
+from ard_fast.methods import METHODS
 from ard_fast.models import MODELS
 from ard_fast.report import markdown_table, plot_curves
 from ard_fast.runfolder import RunFolder
@@ -38,19 +39,27 @@ def prepare(config: TrainConfig, stop: StopRequest) -> Environment:
         test_subset=config.test_subset,
     )
     check_model_fits(config.student, dataset, "student")
-    if config.teacher in MODELS:
-        check_model_fits(config.teacher, dataset, "teacher")
     env = Environment(dataset.to(device), device, stop)
-    if config.teacher is not None and config.teacher not in MODELS and config.method != "at":
-        _load_teacher(config, config.teacher, env)
+    for role in _roles(config):
+        source = getattr(config, role)
+        if source in MODELS:
+            check_model_fits(source, dataset, role)
+        else:
+            _load_teacher(config, role, source, env)
     return env
+
+
+def _roles(config: TrainConfig) -> list[str]:
+    """The teachers that the run needs, in the order they are trained."""
+    methods = config.compare_methods if config.method == COMPARE else (config.method,)
+    return [role for role in ("teacher", "clean_teacher") if any(role in METHODS[name].teachers for name in methods)]
 
 
 def run(config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool = False) -> dict[str, Any]:
     """Carry out a configuration in a folder and return its summary; with `resume`, go on where it stopped."""
     if config.method == COMPARE:
         return _run_comparison(config, folder, env, resume=resume)
-    return _run_single(config, folder, env, resume=resume, teacher_folder=folder.path / "teacher")
+    return _run_single(config, folder, env, resume=resume, teacher_folders=folder.path)
 
 
 def _run_single(
@@ -59,9 +68,11 @@ def _run_single(
     env: Environment,
     *,
     resume: bool,
-    teacher_folder: Path,
+    teacher_folders: Path,
+    prefix: str = "",
     explain: bool = True,
 ) -> dict[str, Any]:
+    """One run. Teachers that are to be trained first go to `teacher_folders / (prefix + role)`."""
     done = folder.summary() if resume else None
     if done is not None:
         if to_yaml(folder.config()) != to_yaml(config):
@@ -70,65 +81,49 @@ def _run_single(
         return done
     if not (resume and folder.config_file.exists()):
         folder.start(config)
-    teacher = None
-    if config.method != "at":
-        source: str | Path = config.teacher or ""
-        if config.teacher in MODELS:
-            source = teacher_folder
+    teachers = {}
+    for role in METHODS[config.method].teachers:
+        source: str | Path = getattr(config, role)
+        if source in MODELS:
+            source = teacher_folders / (prefix + role)
             if RunFolder(source).summary() is None:  # a comparison has trained it already
-                _run_teacher(config, RunFolder(source), env, resume=resume)
-        teacher = _load_teacher(config, source, env)
+                _run_single(for_teacher(config, role), RunFolder(source), env, resume=resume, teacher_folders=source)
+        teachers[role] = _load_teacher(config, role, source, env)
     print(f"{folder.path}", flush=True)
-    trainer = Trainer(config, folder, env, teacher)
+    trainer = Trainer(config, folder, env, teachers)
     if explain:
         print("\n".join(f"  {line}" for line in trainer.describe()))
     return trainer.run()
 
 
-def _run_teacher(
-    config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool, explain: bool = True
-) -> dict[str, Any]:
-    """Train the network `config.teacher` adversarially."""
-    lr = next(rate for rate in (config.teacher_lr, config.at_lr, config.lr) if rate is not None)
-    teacher_config = config.replace(
-        method="at",
-        student=config.teacher,
-        teacher=None,
-        epochs=config.teacher_epochs or config.epochs,
-        milestones=None if config.teacher_epochs else config.milestones,
-        lr=lr,
-        at_lr=None,
-        teacher_lr=None,
-        teacher_epochs=None,
-    )
-    return _run_single(teacher_config, folder, env, resume=resume, teacher_folder=folder.path, explain=explain)
-
-
-def _load_teacher(config: TrainConfig, source: str | Path, env: Environment) -> nn.Module:
+def _load_teacher(config: TrainConfig, role: str, source: str | Path, env: Environment) -> nn.Module:
     dataset = env.dataset
     return load_network(
-        source, num_classes=dataset.num_classes, in_channels=dataset.image_shape[0], model=config.teacher_model
+        source,
+        num_classes=dataset.num_classes,
+        in_channels=dataset.image_shape[0],
+        model=getattr(config, f"{role}_model"),
+        argument=role,
+        model_argument=f"{role}_model",
     )
 
 
 def _run_comparison(config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool) -> dict[str, Any]:
-    """For every seed a teacher, then every method on the same student from the same initial weights."""
+    """For every seed the teachers, then every method on the same student from the same initial weights."""
     if not (resume and folder.config_file.exists()):
         folder.start(config)
     results: dict[str, list[tuple[RunFolder, dict[str, Any]]]] = {}
     for seed in range(config.seed, config.seed + config.compare_seeds):
-        teacher_folder = folder.path / f"seed{seed}-teacher"
-        how: dict[str, Any] = {"resume": resume, "explain": seed == config.seed}
-        if config.teacher in MODELS:
-            one = RunFolder(teacher_folder)
-            result = _run_teacher(config.replace(seed=seed), one, env, **how)
-            results.setdefault("teacher", []).append((one, result))
+        prefix = f"seed{seed}-"
+        how: dict[str, Any] = {"resume": resume, "explain": seed == config.seed, "teacher_folders": folder.path}
+        for role in _roles(config):
+            if getattr(config, role) in MODELS:
+                one = RunFolder(folder.path / (prefix + role))
+                result = _run_single(for_teacher(config.replace(seed=seed), role), one, env, **how)
+                results.setdefault(role, []).append((one, result))
         for method in config.compare_methods:
-            single = config.replace(method=method, seed=seed)
-            if method == "at":
-                single = single.replace(lr=config.at_lr or config.lr, at_lr=None)
-            one = RunFolder(folder.path / f"seed{seed}-{method}")
-            result = _run_single(single, one, env, teacher_folder=teacher_folder, **how)
+            one = RunFolder(folder.path / (prefix + method))
+            result = _run_single(for_method(config, method, seed), one, env, prefix=prefix, **how)
             results.setdefault(method, []).append((one, result))
     return _report_comparison(config, folder, results)
 
@@ -146,7 +141,9 @@ def _report_comparison(
         return [summary[key] for _, summary in results[name]]
 
     def label(name: str) -> str:
-        return f"{'teacher, at' if name == 'teacher' else name} ({results[name][0][1]['student']})"
+        summary = results[name][0][1]
+        what = name if name in METHODS else f"{name.replace('_', ' ')}, {summary['method']}"
+        return f"{what} ({summary['student']})"
 
     rows = [
         [

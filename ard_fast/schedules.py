@@ -12,7 +12,8 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
 
     Args:
         config: `schedule`, `lr`, `lr_factor`, `epochs` and `milestones` are read.
-        epoch: epochs done so far, with the fraction of the current one (2.5: in the middle of the third).
+        epoch: epochs done so far, replays counted, with the fraction of the current one (2.5: in the middle of the
+            third).
 
     `ard` reproduces the official ARD code, whose every drop multiplies the constant initial rate: the first milestone
     acts, the later ones set the same rate again (0.1 then 0.01; 0.001 is never reached).
@@ -21,5 +22,8 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
         return config.lr
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1.0 + math.cos(math.pi * epoch / config.epochs))
+    if config.schedule == "cyclic":  # one triangle (Wong, Rice, Kolter 2020)
+        half = config.epochs / 2
+        return config.lr * (1.0 - abs(epoch - half) / half)
     drops = sum(epoch >= milestone for milestone in config.milestone_epochs())
     return config.lr * config.lr_factor ** (min(drops, 1) if config.schedule == "ard" else drops)

@@ -18,7 +18,6 @@ import torch
 from ard_fast.checkpoint import DamagedState
 from ard_fast.commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from ard_fast.config import (
-    DATASET_DEFAULTS,
     PRESETS,
     TrainConfig,
     fields_by_group,
@@ -27,6 +26,7 @@ from ard_fast.config import (
     read_yaml,
     resolve,
 )
+from ard_fast.defaults import DATASET_DEFAULTS
 from ard_fast.experiment import prepare, run
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.runfolder import RunFolder
@@ -41,7 +41,7 @@ def make_parser() -> Parser:
         description="Train small robust networks: PGD adversarial training, distillation, ARD. "
         "Without arguments: a comparison on scikit-learn's digits, 1 to 3 minutes on a laptop CPU.",
         epilog="Later settings win: defaults, the data set's defaults, --preset, --config, the other flags. "
-        "--lr alone also sets the rates of at and of the teacher; --eps alone sets the steps to eps/4.",
+        "--eps alone takes the attacks' steps with it.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +14,17 @@ from torch import nn
 from ard_fast.attacks import PGD
 from ard_fast.checkpoint import TrainingState, load_network, load_state, save_state, save_weights
 from ard_fast.config import TrainConfig, to_yaml
-from ard_fast.data import Dataset, EpochPlan, make_batch
-from ard_fast.data.batches import derive_seed, pad_images
+from ard_fast.data import Batch, Dataset, ResidentLoader
+from ard_fast.data.batches import derive_seed
 from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
 from ard_fast.interrupts import Interrupted, StopRequest
-from ard_fast.methods import build_method
+from ard_fast.methods import METHODS, MethodContext, StepResult, build_method
 from ard_fast.models import MODELS, build_model, count_parameters
 from ard_fast.progress import Progress
 from ard_fast.report import write_run_report
 from ard_fast.runfolder import RunFolder
 from ard_fast.schedules import learning_rate
+from ard_fast.teachers import Teacher
 
 
 class NonFiniteLoss(RuntimeError):
@@ -63,23 +65,42 @@ class Trainer:
         config: of a single method (not a comparison).
         folder: where the run's files go; made by `run`.
         env: data set, device and stop request.
-        teacher: of kd and ard, from `load_network`.
+        teachers: networks by role ("teacher", "clean_teacher"), from `load_network`.
     """
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, env: Environment, teacher: nn.Module | None = None
+        self, config: TrainConfig, folder: RunFolder, env: Environment, teachers: Mapping[str, nn.Module] | None = None
     ) -> None:
         self.config, self.folder, self.env = config, folder, env
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        if teacher is not None:
-            teacher = teacher.to(env.device, memory_format=self.layout)
-        self.method = build_method(config, teacher)
+        context = MethodContext(
+            num_classes=env.dataset.num_classes,
+            epochs=config.passes(),
+            train_size=len(env.dataset.train),
+            teachers={
+                role: Teacher(network.to(env.device, memory_format=self.layout))
+                for role, network in (teachers or {}).items()
+            },
+        )
+        self.method = build_method(config.method, config, context)
         self.student = initial_network(config, env.dataset).to(env.device, memory_format=self.layout)
         self.optimizer = torch.optim.SGD(
-            self.student.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            self.student.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
         )
         self.state = TrainingState()
-        self.padded = pad_images(env.dataset.train, config.crop_padding)
+        self.loader = ResidentLoader(
+            env.dataset.train,
+            levels=env.dataset.levels,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            padding=config.crop_padding,
+            flip=config.flip,
+            layout=self.layout,
+        )
         self._started = time.perf_counter()
 
     # ---- the run ----------------------------------------------------------------------------------------------
@@ -96,11 +117,10 @@ class Trainer:
             self._restore()
         else:
             self.folder.start(self.config)
-        config, train_size = self.config, len(self.env.dataset.train)
-        steps = -(-train_size // config.batch_size)
-        progress = Progress(steps * config.epochs, steps * self.state.epoch + self.state.step)
+        steps, passes = self.loader.steps, self.config.passes()
+        progress = Progress(steps * passes, steps * self.state.epoch + self.state.step)
         try:
-            while self.state.epoch < config.epochs:
+            while self.state.epoch < passes:
                 self._train_epoch(progress)
                 self._finish_epoch(progress)
         finally:
@@ -109,20 +129,23 @@ class Trainer:
 
     def describe(self) -> list[str]:
         """The run's conventions in words."""
-        config, dataset = self.config, self.env.dataset
-        teacher = f" <- teacher {config.teacher}" if config.method != "at" else ""
+        config, dataset, spec = self.config, self.env.dataset, METHODS[self.config.method]
+        teachers = "".join(f" <- {role.replace('_', ' ')} {getattr(config, role)}" for role in spec.teachers)
         crop = f"crop pad {config.crop_padding}" if config.crop_padding else "no crop"
         lines = [
-            f"{config.method}: {config.student} ({count_parameters(self.student):,} parameters){teacher} "
+            f"{config.method}: {config.student} ({count_parameters(self.student):,} parameters){teachers} "
             f"on {dataset.name} ({len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test)",
             *self.method.conventions(),
         ]
-        if config.method != "kd":
+        if spec.attacks:
+            steps = "" if config.steps is None else f"{config.steps} steps of "
+            start = {None: "", True: ", start clamped", False: ", start not clamped"}[config.clamp_start]
             lines.append(
-                f"attack L-inf PGD-{config.steps}, eps {config.eps:.5g}, step {config.step_size:.5g} "
-                f"(pixels in [0, 1], no normalisation), uniform start{'' if config.clamp_start else ' not clamped'}, "
-                f"batch norm: {config.attack_bn}"
+                f"attack L-inf, eps {config.eps:.5g}, {steps}{config.step_size:.5g} (pixels in [0, 1], no "
+                f"normalisation){start}, batch norm: {config.attack_bn}"
             )
+        if config.parity:
+            lines += [f"parity: {quirk.text}" for quirk in spec.quirks] or ["parity: no quirks of this method's code"]
         lines.append(
             f"SGD lr {config.lr:g} ({config.schedule}), momentum {config.momentum:g}, weight decay "
             f"{config.weight_decay:g} on all parameters, batch {config.batch_size}, {crop}, "
@@ -138,43 +161,47 @@ class Trainer:
 
     def _train_epoch(self, progress: Progress) -> None:
         """Train the current epoch from the current step on. The host waits for the device only at its end."""
-        config, state, dataset = self.config, self.state, self.env.dataset
-        plan = EpochPlan.draw(
-            len(dataset.train),
-            seed=config.seed,
-            epoch=state.epoch,
-            batch_size=config.batch_size,
-            padding=config.crop_padding,
-            flip=config.flip,
-            device=self.env.device,
-        )
+        config, state, steps = self.config, self.state, self.loader.steps
         loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.env.device)
         correct = torch.tensor(state.correct, dtype=torch.int64, device=self.env.device)
         self.student.train()
+        self.method.begin_epoch(state.epoch)
         started = time.perf_counter()
-        for step in range(state.step, plan.steps):
+        for batch in self.loader.batches(state.epoch, state.step):
             if self.env.stop.requested:
                 break
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(config, state.epoch + step / plan.steps)
-            batch = make_batch(dataset.train, self.padded, plan, step, levels=dataset.levels, layout=self.layout)
-            result = self.method(self.student, batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            result.loss.backward()
-            self.optimizer.step()
+            result = self._update(batch)
             loss_sum += result.loss.detach() * len(batch.y)
             correct += (result.logits.detach().argmax(1) == batch.y).sum()
-            state.step = step + 1
+            state.step += 1
             progress.step()
         state.loss_sum, state.correct = loss_sum.item(), correct.item()  # waits for the device
         state.train_seconds += time.perf_counter() - started
         if not math.isfinite(state.loss_sum):
             raise NonFiniteLoss(
                 f"{config.method}: the loss became {state.loss_sum} in epoch {state.epoch + 1} at learning rate "
-                f"{learning_rate(config, state.epoch):g}; {self._kept()}. A smaller --lr usually helps."
+                f"{self._learning_rate(0.0):g}; {self._kept()}. A smaller --lr usually helps."
             )
-        if state.step < plan.steps:
+        if state.step < steps:
             self._stop()
+
+    def _update(self, batch: Batch) -> StepResult:
+        """The student's updates on one batch; the last one's outcome."""
+        for replay in range(self.method.replays):
+            done = (self.state.step + replay / self.method.replays) / self.loader.steps
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._learning_rate(done)
+            inner = self.method.attack(self.student, batch)
+            result = self.method.loss(self.student, batch, inner)
+            self.optimizer.zero_grad(set_to_none=True)
+            result.loss.backward()
+            self.method.after_backward(batch, inner)
+            self.optimizer.step()
+        return result
+
+    def _learning_rate(self, done: float) -> float:
+        """The rate when the share `done` of the current pass is over."""
+        return learning_rate(self.config, (self.state.epoch + done) * self.method.replays)
 
     def _finish_epoch(self, progress: Progress) -> None:
         """Validate, keep checkpoints, write the epoch's line."""
@@ -182,13 +209,14 @@ class Trainer:
         epoch = state.epoch + 1
         row: dict[str, Any] = {
             "epoch": epoch,
-            "lr": learning_rate(config, state.epoch),
+            "lr": self._learning_rate(0.0),
             "train_loss": state.loss_sum / count,
             "train_acc": 100.0 * state.correct / count,
+            **self.method.end_epoch(),
             "val_clean": None,
             "val_robust": None,
         }
-        if epoch % config.val_every == 0 or epoch == config.epochs:
+        if epoch % config.val_every == 0 or epoch == config.passes():
             accuracy = self._evaluate(self.student, self.env.dataset.val, config.val_steps)
             row["val_clean"], row["val_robust"] = accuracy
             if accuracy.robust > state.best_robust:
@@ -199,7 +227,7 @@ class Trainer:
         state.epoch, state.step, state.loss_sum, state.correct = epoch, 0, 0.0, 0
         self.folder.add_metrics(row)
         self._save()
-        progress.epoch(row, last=epoch == config.epochs)
+        progress.epoch(row, last=epoch == config.passes())
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate the best and the last checkpoint on the test images; write plot, report and summary."""
@@ -212,12 +240,12 @@ class Trainer:
             "method": config.method,
             "dataset": config.dataset,
             "student": config.student,
-            "teacher": config.teacher if config.method != "at" else None,
+            "teacher": config.teacher if "teacher" in METHODS[config.method].teachers else None,
             "seed": config.seed,
             "epochs": config.epochs,
             "clean_acc": test.clean,
             "pgd20_acc": test.robust,
-            "images_per_s": self._images_per_s(config.epochs),
+            "images_per_s": self._images_per_s(config.passes()),
             "elapsed_s": self._elapsed(),
         }
         write_run_report(self.folder, summary, self.describe(), test_last, self.state.best_epoch)
@@ -259,6 +287,7 @@ class Trainer:
         self._started = time.perf_counter()
         self.state.model = self.student.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
+        self.state.method = self.method.state_dict()
         save_state(self.folder.state, self.state)
         self._save_weights(self.folder.last)
 
@@ -271,6 +300,7 @@ class Trainer:
         self.state = load_state(self.folder.state)
         self.student.load_state_dict(self.state.model)
         self.optimizer.load_state_dict(self.state.optimizer)
+        self.method.load_state_dict(self.state.method)
         self.folder.rewrite_metrics(row for row in self.folder.metrics() if row["epoch"] <= self.state.epoch)
 
     def _stop_if_requested(self) -> None:
@@ -280,7 +310,7 @@ class Trainer:
     def _stop(self) -> None:
         self._save()
         where = f"epoch {self.state.epoch + 1}, after step {self.state.step}"
-        if self.state.epoch == self.config.epochs:
+        if self.state.epoch == self.config.passes():
             where = "trained to the end, not yet evaluated"
         raise Interrupted(f"stopped: {self.folder.path} ({where}); checkpoint written")
 

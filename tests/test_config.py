@@ -5,7 +5,18 @@ import dataclasses
 import pytest
 import yaml
 
-from ard_fast.config import PRESETS, TrainConfig, flag, parse_value, read_yaml, resolve, to_yaml, validate
+from ard_fast.config import (
+    PRESETS,
+    TrainConfig,
+    flag,
+    for_method,
+    for_teacher,
+    parse_value,
+    read_yaml,
+    resolve,
+    to_yaml,
+    validate,
+)
 from ard_fast.schedules import learning_rate
 from ard_fast.train import main, make_parser
 
@@ -37,9 +48,12 @@ def test_paper_preset_has_the_constants_of_the_official_code():
     config = resolve({"data_dir": "d", "teacher": "wrn-34-10"}, preset="ard-paper")
     assert (config.method, config.student, config.alpha, config.temperature) == ("ard", "mobilenetv2", 1.0, 30.0)
     assert (config.eps, config.step_size, config.steps, config.attack_bn) == (8 / 255, 2 / 255, 10, "train")
-    assert not config.clamp_start
     assert (config.lr, config.momentum, config.weight_decay, config.epochs) == (0.1, 0.9, 2e-4, 200)
     assert (config.batch_size, config.reduction, config.crop_padding, config.flip) == (128, "mean", 4, True)
+    rates = [learning_rate(config, epoch) for epoch in (0, 99.9, 100, 149, 150, 199)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    config = resolve({"data_dir": "d", "teacher": "wrn-34-10", "parity": True}, preset="ard-paper")
+    assert not config.clamp_start and config.clean_branch
     rates = [learning_rate(config, epoch) for epoch in (0, 99.9, 100, 149, 150, 199)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.01, 0.01])
 
@@ -50,17 +64,32 @@ def test_presets_hold_known_fields_only():
 
 
 def test_eps_alone_takes_its_steps_with_it_and_lr_alone_goes_for_all():
-    config = resolve({"eps": 0.2})
-    assert (config.step_size, config.eval_step_size) == (0.05, 0.05)
-    assert resolve({"eps": 0.2, "step_size": 0.01}).step_size == 0.01
+    config = resolve({"method": "at", "eps": 0.4})
+    assert (config.step_size, config.eval_step_size) == (0.1, 0.1)
+    assert resolve({"method": "at", "eps": 0.2, "step_size": 0.01}).step_size == 0.01
     config = resolve({"lr": 0.7})
-    assert (config.lr, config.at_lr, config.teacher_lr) == (0.7, None, None)
+    assert (for_method(config, "at", 0).lr, for_teacher(config, "teacher").lr) == (0.7, 0.05)
     assert resolve({"epochs": 2}).teacher_epochs is None
 
 
-def test_at_takes_its_own_learning_rate():
-    assert resolve({"method": "at", "at_lr": 0.3}).lr == 0.3
-    assert resolve({"method": "ard", "at_lr": 0.3}).lr != 0.3
+def test_a_comparison_gives_each_method_its_own_constants():
+    config = resolve({"steps": 3})
+    at, ard = for_method(config, "at", 1), for_method(config, "ard", 1)
+    assert (at.seed, at.steps, at.temperature, at.lr) == (1, 3, None, 0.05)
+    assert (ard.steps, ard.temperature, ard.alpha, ard.lr) == (3, 3.0, 1.0, 0.5)
+    assert for_teacher(ard, "teacher") == for_teacher(config.replace(seed=1), "teacher")
+
+
+def test_a_setting_that_the_method_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="temperature: method at has no such setting; it has attack_bn"):
+        resolve({"method": "at", "temperature": 2.0})
+    assert resolve({"temperature": 2.0}).temperature == 2.0  # ard, of the comparison, has it
+
+
+def test_parity_switches_the_quirks_on_unless_told_otherwise():
+    config = resolve({"method": "ard", "parity": True, "reduction": "batchmean"})
+    assert (config.schedule, config.attack_bn, config.clean_branch, config.clamp_start) == ("ard", "train", True, False)
+    assert config.reduction == "batchmean"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +132,7 @@ def test_values_from_text(name, text, value):
         ("eps", "8/0", "eps: expected a number"),
         ("flip", "maybe", "flip: expected true or false"),
         ("student", 3, "student: expected text"),
-        ("lr", None, "lr: expected a number"),
+        ("batch_size", None, "batch_size: expected a whole number"),
     ],
 )
 def test_wrong_types_are_refused(name, text, message):
@@ -201,4 +230,5 @@ def test_help_names_every_default(capsys):
         main(["--help"])
     assert stop.value.code == 0
     assert "--temperature" in (text := capsys.readouterr().out)
-    assert "[30; digits: 3]" in text and "[none; digits: digits-teacher]" in " ".join(text.split())
+    text = " ".join(text.split())
+    assert "[200; digits: 15]" in text and "[none; digits: digits-teacher]" in text

@@ -1,18 +1,18 @@
 """Methods: their losses against the formulas in float64, who sees which image, and no dead forward."""
 
 import copy
-import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as tf
 
 from ard_fast.attacks import PGD
-from ard_fast.config import TrainConfig
+from ard_fast.config import resolve
 from ard_fast.data import Batch
 from ard_fast.losses import ARDLoss
-from ard_fast.methods import build_method
+from ard_fast.methods import MethodContext, build_method
 from ard_fast.models import build_model
+from ard_fast.teachers import Teacher
 
 
 @pytest.fixture
@@ -43,8 +43,21 @@ def shifted(model, x, y, *, seed, sample_ids):
     return (x * 0.75 + 0.2).detach()
 
 
+def make(name, teacher=None, **settings):
+    """The method of a resolved configuration."""
+    config = resolve({"method": name, "dataset": "digits", **settings})
+    teachers = {} if teacher is None else {"teacher": Teacher(teacher)}
+    return build_method(name, config, MethodContext(num_classes=10, epochs=4, train_size=12, teachers=teachers))
+
+
 def with_stand_in(method):
-    return dataclasses.replace(method, attack=shifted) if hasattr(method, "attack") else method
+    if hasattr(method, "inner_attack"):
+        method.inner_attack = shifted
+    return method
+
+
+def step(method, student, batch):
+    return method.loss(student, batch, method.attack(student, batch))
 
 
 def formula(method, student, teacher, batch, *, alpha, temperature, reduction):
@@ -67,8 +80,8 @@ def formula(method, student, teacher, batch, *, alpha, temperature, reduction):
     ("alpha", "temperature", "reduction"), [(1.0, 30.0, "mean"), (0.7, 3.0, "mean"), (0.5, 1.0, "batchmean")]
 )
 def test_loss_and_gradient_equal_the_formula(method, alpha, temperature, reduction, student, teacher, batch):
-    config = TrainConfig(method=method, alpha=alpha, temperature=temperature, reduction=reduction)
-    result = with_stand_in(build_method(config, teacher))(student, batch)
+    settings = {} if method == "at" else {"alpha": alpha, "temperature": temperature, "reduction": reduction}
+    result = step(with_stand_in(make(method, teacher, **settings)), student, batch)
     result.loss.backward()
     exact, expected = formula(
         method, student, teacher, batch, alpha=alpha, temperature=temperature, reduction=reduction
@@ -86,36 +99,35 @@ def test_ard_runs_no_dead_forward_and_the_teacher_sees_clean_images(alpha, forwa
     attacked = shifted(None, batch.x, batch.y, seed=None, sample_ids=None)
     student.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     teacher.register_forward_pre_hook(lambda module, inputs: taught.append(inputs[0]))
-    method = with_stand_in(build_method(TrainConfig(method="ard", alpha=alpha), teacher))
-    result = method(student, batch)
+    result = step(with_stand_in(make("ard", teacher, alpha=alpha)), student, batch)
     assert ["x'" if torch.equal(images, attacked) else "x" for images in seen] == forwards
     assert len(taught) == 1 and torch.equal(taught[0], batch.x)
     assert torch.equal(result.logits, student(attacked))
 
 
 def test_kd_attacks_nothing(student, teacher, batch):
-    method = build_method(TrainConfig(method="kd"), teacher)
+    method = make("kd", teacher)
     seen = []
     student.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    method(student, batch)
+    step(method, student, batch)
     assert len(seen) == 1 and torch.equal(seen[0], batch.x)
 
 
 @pytest.mark.parametrize("method", ["at", "ard"])
 def test_the_attack_gets_the_configuration(method, teacher):
-    config = TrainConfig(method=method, eps=0.2, step_size=0.03, steps=4, attack_bn="train_frozen", clamp_start=False)
-    attack = build_method(config, teacher).attack
+    settings = {"eps": 0.2, "step_size": 0.03, "steps": 4, "attack_bn": "train_frozen", "clamp_start": False}
+    attack = make(method, teacher, **settings).inner_attack
     assert isinstance(attack, PGD)
     assert (attack.eps, attack.step_size, attack.steps, attack.bn) == (0.2, 0.03, 4, "train_frozen")
     assert not attack.clamp_start
 
 
 def test_ard_lowers_its_loss_on_a_batch(student, teacher, batch):
-    method = build_method(TrainConfig(method="ard", eps=0.05, step_size=0.02, steps=2, temperature=3.0), teacher)
+    method = make("ard", teacher, eps=0.05, step_size=0.02, steps=2, temperature=3.0)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.5)
     losses = []
     for _ in range(15):
-        loss = method(student, batch).loss
+        loss = step(method, student, batch).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -126,12 +138,12 @@ def test_ard_lowers_its_loss_on_a_batch(student, teacher, batch):
 @pytest.mark.parametrize("method", ["kd", "ard"])
 def test_a_missing_teacher_is_refused(method):
     with pytest.raises(ValueError, match=f"teacher: method {method} needs one"):
-        build_method(TrainConfig(method=method))
+        make(method)
 
 
 def test_unknown_method_gets_the_nearest():
-    with pytest.raises(ValueError, match="unknown method 'trade'"):
-        build_method(TrainConfig(method="trade"))
+    with pytest.raises(ValueError, match="unknown method 'add'; did you mean 'ard'"):
+        build_method("add", resolve({"method": "at"}), MethodContext(num_classes=10, epochs=1, train_size=1))
 
 
 def test_conventions_name_every_choice():

@@ -65,12 +65,14 @@ class Batch:
         y: int64 `[B]`.
         ids: int64 `[B]`.
         seed: int64 `[1]`, for the attack's random start.
+        views: int64 `[B]`, which crop and flip each image is: (row * (2 p + 1) + column) * 2 + flipped.
     """
 
     x: Tensor
     y: Tensor
     ids: Tensor
     seed: Tensor
+    views: Tensor | None = None
 
 
 def pad_images(split: Split, padding: int) -> Tensor:
@@ -111,4 +113,6 @@ def make_batch(
         columns[:, None, None, :],
     ]
     x = (pixels.to(torch.float32) / levels).contiguous(memory_format=layout)
-    return Batch(x, split.labels[positions], split.ids[positions], plan.attack_seeds[step])
+    across = padded.shape[-1] - width + 1
+    views = (plan.shift[chosen, 0] * across + plan.shift[chosen, 1]) * 2 + plan.flip[chosen]
+    return Batch(x, split.labels[positions], split.ids[positions], plan.attack_seeds[step], views)

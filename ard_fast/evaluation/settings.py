@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ard_fast.attacks.base import NORMS
-from ard_fast.config import DATASET_DEFAULTS, TrainConfig
+from ard_fast.config import TrainConfig
 from ard_fast.data import DATASETS
+from ard_fast.defaults import DATASET_DEFAULTS
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
 from ard_fast.evaluation.plan import ATTACK_NAMES, DEFAULT_ATTACKS
 from ard_fast.names import unknown

@@ -8,6 +8,7 @@ behind torch's back, so all of them can be captured in a CUDA graph.
 from ard_fast.functional.apgd import APGDRun, checkpoint_windows
 from ard_fast.functional.gradients import AttackGradient, attack_gradient
 from ard_fast.functional.losses import ard_loss, kl_distill_loss
+from ard_fast.functional.pair_losses import mart_loss, rslad_loss, trades_loss
 from ard_fast.functional.selection import select_best_
 from ard_fast.functional.starts import random_start
 from ard_fast.functional.steps import mifgsm_step_, pgd_l2_step_, pgd_linf_step_
@@ -19,9 +20,12 @@ __all__ = [
     "attack_gradient",
     "checkpoint_windows",
     "kl_distill_loss",
+    "mart_loss",
     "mifgsm_step_",
     "pgd_l2_step_",
     "pgd_linf_step_",
     "random_start",
+    "rslad_loss",
     "select_best_",
+    "trades_loss",
 ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as tf
 from torch import Tensor
 
 from ard_fast import _ops
 from ard_fast._arguments import positive
 from ard_fast._autograd import KdLoss
 from ard_fast.functional._logits import common_logits
+from ard_fast.functional.pair_losses import _kl, _reduced
 
 _REDUCTIONS = ("none", "sum", "batchmean", "mean")
 
@@ -22,6 +24,8 @@ def kl_distill_loss(
     temperature: float = 1.0,
     reduction: str = "batchmean",
     scale_t2: bool = True,
+    weight: Tensor | None = None,
+    teacher_temperature: float | Tensor | None = None,
 ) -> Tensor:
     """Distillation loss T^2 * KL(softmax(teacher / T) || softmax(student / T)) (Hinton et al. 2015), fused.
 
@@ -30,24 +34,29 @@ def kl_distill_loss(
 
     Args:
         student_logits: `[B, C]`, float32, float16 or bfloat16. The gradient flows here, in the same dtype.
-        teacher_logits: `[B, C]`; must not require grad. The teacher is the reference distribution.
+        teacher_logits: `[B, C]`, the reference distribution; where it requires grad its gradient flows too.
         temperature: T, above 0.
         reduction: "none" `[B]`, "sum", "batchmean" (divided by B: the KL of the mean sample) or "mean" (divided by
             B * C: what `nn.KLDivLoss()` and the ARD code do).
         scale_t2: multiply by T^2, so that the gradient's size does not depend on T.
+        weight: float32 `[B]`, factor of each sample's loss; without a gradient.
+        teacher_temperature: of the teacher, a number or float32 `[B]`; None takes `temperature`.
 
     Returns:
         The loss in float32, a scalar or `[B]`.
 
     Raises:
-        ValueError: temperature or reduction is out of range, the batch is empty and has no mean, or `teacher_logits`
-            requires grad.
+        ValueError: temperature or reduction is out of range, or the batch is empty and has no mean.
         TypeError: logits of another dtype.
         RuntimeError: shapes or devices do not fit; the message names the argument.
     """
     temperature = positive(temperature, "temperature")
-    weight = temperature * temperature if scale_t2 else 1.0
-    return _kd_loss(student_logits, teacher_logits, None, None, temperature, weight, 0.0, reduction)
+    factor = temperature * temperature if scale_t2 else 1.0
+    live = teacher_logits.requires_grad and torch.is_grad_enabled()
+    if live or weight is not None or teacher_temperature is not None:
+        rows = factor * _kl(student_logits, teacher_logits, temperature, teacher_temperature)
+        return _reduced(torch.zeros_like(rows), rows, weight, reduction, student_logits.shape[1])
+    return _kd_loss(student_logits, teacher_logits, None, None, temperature, factor, 0.0, reduction)
 
 
 def ard_loss(
@@ -59,6 +68,7 @@ def ard_loss(
     alpha: float = 1.0,
     temperature: float = 30.0,
     reduction: str = "mean",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """The ARD loss (Goldblum et al., AAAI 2020, equation of section "Adversarially Robust Distillation"), fused.
 
@@ -74,6 +84,7 @@ def ard_loss(
         temperature: T, above 0.
         reduction: "none" `[B]`, "sum", "batchmean" (divided by B) or "mean" (the KL divided by B * C, as the authors'
             `nn.KLDivLoss()` does; the cross-entropy by B).
+        weight: float32 `[B]`, factor of each sample's loss; without a gradient.
 
     Returns:
         The loss in float32, a scalar or `[B]`.
@@ -92,9 +103,19 @@ def ard_loss(
     elif student_logits is None or labels is None:
         missing = "student_logits" if student_logits is None else "labels"
         raise ValueError(f"{missing} must be given when alpha < 1 (got alpha = {alpha}): the cross-entropy needs it")
-    weight = alpha * temperature * temperature
+    if weight is not None:
+        rows = ard_loss(
+            student_adv_logits, teacher_logits, student_logits, labels, alpha=alpha, temperature=temperature,
+            reduction="none",
+        )  # fmt: skip
+        classes = student_adv_logits.shape[1]
+        if reduction == "mean" and alpha != 1.0:
+            label_rows = (1.0 - alpha) * tf.cross_entropy(student_logits.float(), labels, reduction="none")
+            return _reduced(label_rows, rows - label_rows, weight, reduction, classes)
+        return _reduced(torch.zeros_like(rows), rows, weight, reduction, classes)
+    factor = alpha * temperature * temperature
     return _kd_loss(
-        student_adv_logits, teacher_logits, student_logits, labels, temperature, weight, 1.0 - alpha, reduction
+        student_adv_logits, teacher_logits, student_logits, labels, temperature, factor, 1.0 - alpha, reduction
     )
 
 

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as tf
 from torch import nn
 
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch
-from ard_fast.methods.base import StepResult
+from ard_fast.methods.attack import ce_attack
+from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.spec import MethodSpec
 
 
-@dataclass(frozen=True)
-class AdversarialTraining:
+class AdversarialTraining(Method):
     """Cross-entropy on images attacked at their own label: CE(S(x'), y), averaged over the batch."""
 
-    attack: PGD
-    name: str = "at"
+    name = "at"
 
-    def __call__(self, student: nn.Module, batch: Batch) -> StepResult:
-        adversarial = self.attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids)
-        logits = student(adversarial)
+    def __init__(self, inner_attack: PGD) -> None:
+        self.inner_attack = inner_attack
+
+    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+        return Inner(self.inner_attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids))
+
+    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
+        logits = student(inner.x_adv)
         return StepResult(tf.cross_entropy(logits, batch.y), logits)
 
     def conventions(self) -> list[str]:
-        return ["loss CE(S(x'), y), mean over the batch"]
+        return ["loss CE(S(x'), y), mean over the batch; x' attacks CE(S(x'), y)"]
+
+
+def _build(settings: MethodSettings, context: MethodContext) -> AdversarialTraining:
+    return AdversarialTraining(ce_attack(settings))
+
+
+SPEC = MethodSpec(
+    summary="PGD adversarial training: CE(S(x'), y) (Madry et al., ICLR 2018)",
+    build=_build,
+    defaults={"steps": 10, "attack_bn": "train", "clamp_start": True},
+    paper={"epochs": 200, "milestones": (100, 150), "lr": 0.1, "weight_decay": 2e-4},
+)

@@ -1,19 +1,23 @@
-"""What every training method is."""
+"""What every training method is: an inner problem, an outer loss, and what the teacher sees."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from ard_fast.data import Batch
+from ard_fast.teachers import Teacher
 
 
 class StepResult(NamedTuple):
     """The outcome of a method on one batch, still on the device.
 
     Attributes:
-        loss: scalar, to be differentiated.
+        loss: scalar, to be differentiated: a mean over the batch.
         logits: `[B, num_classes]`, of the images the student was updated on (adversarial ones for at and ard).
     """
 
@@ -21,15 +25,101 @@ class StepResult(NamedTuple):
     logits: Tensor
 
 
-class Method(Protocol):
-    """A callable that gives a batch's loss. It holds the teacher and the attack, never the student or the optimiser."""
+@dataclass
+class Inner:
+    """What the inner problem hands to the outer loss. Nothing in it carries a gradient, except the `x_adv` of methods
+    whose update also moves the perturbation.
+
+    Attributes:
+        x_adv: adversarial images like `batch.x`; None for methods that attack nothing.
+        target: teacher logits `[B, num_classes]`, at the images that the method's teacher sees.
+        clean_target: logits of the second teacher, or of the same one at other images.
+        weight: float32 `[B]`, of each sample's loss.
+        delta: the perturbation that a method keeps between its replays.
+    """
+
+    x_adv: Tensor | None = None
+    target: Tensor | None = None
+    clean_target: Tensor | None = None
+    weight: Tensor | None = None
+    delta: Tensor | None = None
+
+
+def same(value: Tensor) -> Tensor:
+    """The sum over all processes, where there is one."""
+    return value
+
+
+@dataclass(frozen=True)
+class MethodContext:
+    """What a method may know of the run besides its own settings.
+
+    Attributes:
+        num_classes: C.
+        epochs: passes of the whole run.
+        train_size: images of the training split.
+        teachers: by role, "teacher" and "clean_teacher".
+        all_reduce: sums a tensor over all processes of the run, without a host synchronisation.
+    """
+
+    num_classes: int
+    epochs: int
+    train_size: int
+    teachers: Mapping[str, Teacher] = field(default_factory=dict)
+    all_reduce: Callable[[Tensor], Tensor] = same
+
+
+class Method(ABC):
+    """One training method. It holds teachers, attack and its own state, never the student or the optimiser.
+
+    For each batch the trainer calls `attack`, then `loss`, differentiates it, calls `after_backward` and updates the
+    student; `replays` times in a row. Nothing in these may wait for the device.
+    """
 
     name: str
+    replays: int = 1
+    """Updates on each batch; the run then makes epochs / replays passes over the data."""
 
-    def __call__(self, student: nn.Module, batch: Batch) -> StepResult:
-        """The loss of `batch` for `student`, which is in training mode."""
-        ...
+    @abstractmethod
+    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+        """The inner problem for the student, which is in training mode and must be left without a trace."""
 
+    @abstractmethod
+    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
+        """The outer loss. `student` may be wrapped (data-parallel); it is only called here."""
+
+    def after_backward(self, batch: Batch, inner: Inner) -> None:  # noqa: B027 - most methods need none
+        """Called once the loss has been differentiated, before the student's update."""
+
+    def begin_epoch(self, epoch: int) -> None:  # noqa: B027 - most methods need none
+        """Called before the first batch of an epoch (from 0), and when a run goes on inside one."""
+
+    def end_epoch(self) -> dict[str, float]:
+        """Called after an epoch's last batch: updates what changes once an epoch; its figures go into the metrics."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What must survive a stop, as tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put `state_dict`'s tensors back."""
+        if state:
+            raise ValueError(f"resume: method {self.name} keeps no state, got {', '.join(state)}")
+
+    @abstractmethod
     def conventions(self) -> list[str]:
         """The method's conventions in words, printed when a run starts."""
-        ...
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """A departure of a published code from its formulas, or from good practice, that changes results.
+
+    Attributes:
+        text: for people.
+        settings: what reproduces it: fields of the run's configuration.
+    """
+
+    text: str
+    settings: Mapping[str, object] = field(default_factory=dict)

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import nn
 
 from ard_fast.data import Batch
 from ard_fast.losses import ARDLoss
-from ard_fast.methods.base import StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.spec import MethodSpec
+from ard_fast.teachers import Teacher
 
 
-@dataclass(frozen=True)
-class CleanDistillation:
+class CleanDistillation(Method):
     """alpha T^2 KL(T^T(x) || S^T(x)) + (1 - alpha) CE(S(x), y): no attack, one forward of each network."""
 
-    teacher: nn.Module
-    loss: ARDLoss
-    name: str = "kd"
+    name = "kd"
 
-    def __call__(self, student: nn.Module, batch: Batch) -> StepResult:
-        with torch.no_grad():
-            target = self.teacher(batch.x)
+    def __init__(self, teacher: Teacher, loss: ARDLoss) -> None:
+        self.teacher, self.outer = teacher, loss
+
+    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+        return Inner(target=self.teacher.clean(batch))
+
+    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
         logits = student(batch.x)
-        return StepResult(self.loss(logits, target, logits, batch.y), logits)
+        return StepResult(self.outer(logits, inner.target, logits, batch.y), logits)
 
     def conventions(self) -> list[str]:
-        return [f"loss {self.loss.describe(distilled='S(x)')}", "teacher sees x, eval mode; no attack"]
+        return [f"loss {self.outer.describe(distilled='S(x)')}", "teacher sees x, eval mode; no attack"]
+
+
+def _build(settings: MethodSettings, context: MethodContext) -> CleanDistillation:
+    loss = ARDLoss(alpha=settings.alpha, temperature=settings.temperature, reduction=settings.reduction)
+    return CleanDistillation(context.teachers["teacher"], loss)
+
+
+SPEC = MethodSpec(
+    summary="clean distillation: alpha T^2 KL(T(x) || S(x)) + (1 - alpha) CE(S(x), y) (Hinton et al. 2015)",
+    build=_build,
+    defaults={"alpha": 1.0, "temperature": 30.0, "reduction": "mean"},
+    teachers=("teacher",),
+    attacks=False,
+    paper={"epochs": 200, "milestones": (100, 150), "lr": 0.1, "weight_decay": 2e-4},
+)

@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from ard_fast.attacks import PGD
-from ard_fast.config import METHODS, TrainConfig
-from ard_fast.losses import ARDLoss
-from ard_fast.methods.ard import AdversariallyRobustDistillation
-from ard_fast.methods.at import AdversarialTraining
-from ard_fast.methods.base import Method
-from ard_fast.methods.kd import CleanDistillation
+from ard_fast.methods import ard, at, kd
+from ard_fast.methods.base import Method, MethodContext
+from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.spec import MethodSpec
 from ard_fast.names import unknown
 
+METHODS: dict[str, MethodSpec] = {
+    "at": at.SPEC,
+    "kd": kd.SPEC,
+    "ard": ard.SPEC,
+}
 
-def build_method(config: TrainConfig, teacher: nn.Module | None = None) -> Method:
-    """The method that `config.method` names, with its attack and loss.
 
-    Args:
-        config: the run's configuration.
-        teacher: in eval mode, without trainable parameters; needed by kd and ard.
+def find_method(name: str) -> MethodSpec:
+    """The entry of a method.
 
     Raises:
-        ValueError: an unknown method, or a missing teacher.
+        ValueError: no such method; the message has the nearest name.
     """
-    if config.method not in METHODS:
-        raise ValueError(unknown("method", config.method, METHODS))
-    attack = PGD(
-        eps=config.eps,
-        step_size=config.step_size,
-        steps=config.steps,
-        bn=config.attack_bn,
-        clamp_start=config.clamp_start,
-    )
-    if config.method == "at":
-        return AdversarialTraining(attack)
-    if teacher is None:
-        raise ValueError(f"teacher: method {config.method} needs one")
-    loss = ARDLoss(alpha=config.alpha, temperature=config.temperature, reduction=config.reduction)
-    if config.method == "kd":
-        return CleanDistillation(teacher, loss)
-    return AdversariallyRobustDistillation(teacher, attack, loss)
+    if name not in METHODS:
+        raise ValueError(unknown("method", name, METHODS))
+    return METHODS[name]
+
+
+def build_method(name: str, settings: MethodSettings, context: MethodContext) -> Method:
+    """A method from settings that are complete: none of those it has is None (see `ard_fast.config.resolve`).
+
+    Raises:
+        ValueError: an unknown method, a missing teacher, or an incomplete setting.
+    """
+    spec = find_method(name)
+    for role in spec.teachers:
+        if role not in context.teachers:
+            raise ValueError(f"{role}: method {name} needs one")
+    for key in spec.defaults:
+        if getattr(settings, key) is None:
+            raise ValueError(f"{key}: method {name} needs a value, got None")
+    return spec.build(settings, context)

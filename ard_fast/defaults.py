@@ -1,0 +1,52 @@
+"""What suits a data set or reproduces a paper, on top of the fields' own defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ard_fast.methods import METHODS
+
+# Tuned on the validation split; benchmarks/NOTES.md says what was tried.
+DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {
+        "student": "digits-student",
+        "teacher": "digits-teacher",
+        "clean_teacher": "digits-teacher",
+        "epochs": 15,
+        "teacher_epochs": 25,
+        "batch_size": 64,
+        "schedule": "cosine",
+        "eps": 0.2,
+        "crop_padding": 0,
+        "flip": False,
+        "threads": 1,  # networks this small only lose time to more
+    },
+}
+
+# Constants of methods that suit a data set better than their papers' (which are CIFAR's); read only by methods that
+# have them.
+EVERY_METHOD = "*"
+METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
+    "digits": {
+        EVERY_METHOD: {"steps": 7, "lr": 0.05},
+        "kd": {"lr": 0.5, "temperature": 3.0},
+        "ard": {"lr": 0.5, "temperature": 3.0},
+    },
+}
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """For each method `<name>-paper`: the training recipe of its paper on CIFAR-10, quirks left out."""
+    common = {
+        "dataset": "cifar10",
+        "student": "mobilenetv2",
+        "batch_size": 128,
+        "momentum": 0.9,
+        "schedule": "multistep",
+        "lr_factor": 0.1,
+        "eps": 8 / 255,
+        "eval_step_size": 2 / 255,
+        "crop_padding": 4,
+        "flip": True,
+    }
+    return {f"{name}-paper": {**common, "method": name, **spec.paper} for name, spec in METHODS.items()}
