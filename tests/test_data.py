@@ -1,36 +1,12 @@
-"""Data sets: fixed disjoint splits, both CIFAR-10 layouts, damaged files, crops and flips."""
+"""Data sets by name, the digits, and batches: fixed disjoint splits, crops and flips."""
 
-import os
-import pickle
-
-import numpy as np
 import pytest
 import torch
 
 from ard_fast.data import EpochPlan, Split, load_dataset, make_batch
 from ard_fast.data.batches import derive_seed, pad_images
-from ard_fast.data.cifar10 import load_cifar10
 
 CPU = torch.device("cpu")
-FILES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
-
-
-def fake_cifar(root, count=40, layout="bin", seed=0):
-    """The official files with `count` random images each; returns {file: (images [N, 3072], labels)}."""
-    rng = np.random.default_rng(seed)
-    folder = root / f"cifar-10-batches-{layout}"
-    folder.mkdir(parents=True)
-    content = {}
-    for name in FILES:
-        images = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
-        labels = np.arange(count, dtype=np.uint8) % 10
-        content[name] = images, labels
-        if layout == "bin":
-            np.concatenate([labels[:, None], images], axis=1).tofile(folder / f"{name}.bin")
-        else:
-            batch = {b"batch_label": name.encode(), b"labels": labels.tolist(), b"data": images}
-            (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
-    return content
 
 
 # ---- digits -------------------------------------------------------------------------------------------------------
@@ -70,110 +46,6 @@ def test_test_subset_takes_the_first_test_images_only():
     assert len(part.train) == len(whole.train) and len(part.val) == len(whole.val)
     with pytest.raises(ValueError, match="test_subset: expected 1 to 450 test images of digits, got 0"):
         load_dataset("digits", test_subset=0)
-
-
-# ---- CIFAR-10 -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layout", ["bin", "py"])
-def test_both_layouts_give_the_written_pixels(tmp_path, layout):
-    content = fake_cifar(tmp_path, layout=layout)
-    data = load_cifar10(tmp_path, val_size=20)
-    assert (len(data.train), len(data.val), len(data.test)) == (180, 20, 40)
-    assert data.test.images.shape == (40, 3, 32, 32) and data.test.images.dtype == torch.uint8
-    images, labels = content["test_batch"]
-    assert np.array_equal(data.test.images.numpy().reshape(40, 3072), images)
-    assert np.array_equal(data.test.labels.numpy(), labels)
-    everything = np.concatenate([content[name][0] for name in FILES[:5]])
-    for split in (data.train, data.val):
-        assert np.array_equal(split.images.numpy().reshape(len(split), 3072), everything[split.ids.numpy()])
-    assert not set(data.train.ids.tolist()) & set(data.val.ids.tolist())
-    assert torch.bincount(data.val.labels).tolist() == [2] * 10
-
-
-def test_the_layout_folder_itself_may_be_named(tmp_path):
-    fake_cifar(tmp_path, layout="py")
-    assert len(load_cifar10(tmp_path / "cifar-10-batches-py", val_size=20).train) == 180
-
-
-def test_layouts_agree(tmp_path):
-    fake_cifar(tmp_path / "a", layout="bin")
-    fake_cifar(tmp_path / "b", layout="py")
-    a, b = load_cifar10(tmp_path / "a", val_size=20), load_cifar10(tmp_path / "b", val_size=20)
-    assert torch.equal(a.train.images, b.train.images) and torch.equal(a.val.labels, b.val.labels)
-
-
-def test_missing_data_is_said(tmp_path):
-    with pytest.raises(ValueError, match="data_dir: cifar10 needs --data-dir"):
-        load_dataset("cifar10")
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        load_cifar10(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"no cifar-10-batches-bin/ or cifar-10-batches-py/ in .*folder exists"):
-        load_cifar10(tmp_path)
-    fake_cifar(tmp_path)
-    (tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin").unlink()
-    with pytest.raises(FileNotFoundError, match=r"data_batch_3\.bin is missing"):
-        load_cifar10(tmp_path, val_size=20)
-
-
-@pytest.mark.parametrize("val_size", [0, 9, 191, 1000])
-def test_val_size_must_leave_images_on_both_sides(tmp_path, val_size):
-    fake_cifar(tmp_path)
-    with pytest.raises(ValueError, match=f"val_size: expected 10 to 190 for 200 training images, got {val_size}"):
-        load_cifar10(tmp_path, val_size=val_size)
-
-
-def test_binary_file_cut_short_or_with_wrong_labels(tmp_path):
-    fake_cifar(tmp_path)
-    path = tmp_path / "cifar-10-batches-bin" / "data_batch_2.bin"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=r"data_batch_2\.bin: 122919 bytes is not a positive multiple of 3073"):
-        load_cifar10(tmp_path, val_size=20)
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match="0 bytes"):
-        load_cifar10(tmp_path, val_size=20)
-    path.write_bytes(bytes([10]) + whole[1:])
-    with pytest.raises(ValueError, match=r"labels must be 0\.\.9, found 10"):
-        load_cifar10(tmp_path, val_size=20)
-
-
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def test_malicious_pickle_is_refused_and_runs_nothing(tmp_path):
-    fake_cifar(tmp_path, layout="py")
-    mark = tmp_path / "ran"
-    path = tmp_path / "cifar-10-batches-py" / "data_batch_1"
-    path.write_bytes(pickle.dumps({b"data": Malicious(str(mark)), b"labels": []}, protocol=2))
-    with pytest.raises(ValueError, match=r"data_batch_1: not a CIFAR-10 batch \(UnpicklingError: refused to load"):
-        load_cifar10(tmp_path, val_size=20)
-    assert not mark.exists()
-    pickle.loads(path.read_bytes())  # the file is what it claims to be: plain pickle would have run it
-    assert mark.exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"not a pickle", "not a CIFAR-10 batch"),
-        (pickle.dumps([1, 2], 2), r"expected b'data' as uint8 \[N, 3072\], got NoneType"),
-        (pickle.dumps({b"data": np.zeros((4, 3072), np.float32)}, 2), r"got float32 \[4, 3072\]"),
-        (pickle.dumps({b"data": np.zeros((4, 100), np.uint8)}, 2), r"got uint8 \[4, 100\]"),
-        (pickle.dumps({b"data": np.zeros((4, 3072), np.uint8), b"labels": [1, 2]}, 2), "a list of 4, got list of 2"),
-        (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 77]}, 2), r"labels must be whole"),
-    ],
-)
-def test_damaged_python_files_are_said(tmp_path, content, message):
-    fake_cifar(tmp_path, layout="py")
-    (tmp_path / "cifar-10-batches-py" / "data_batch_4").write_bytes(content)
-    with pytest.raises(ValueError, match="data_batch_4.*" + message):
-        load_cifar10(tmp_path, val_size=20)
 
 
 def test_unknown_dataset_gets_the_nearest():

@@ -2,7 +2,6 @@
 
 from ard_fast.data.batches import Batch, EpochPlan, make_batch
 from ard_fast.data.loader import Loader, ResidentLoader
-from ard_fast.data.names import class_names
 from ard_fast.data.registry import DATASETS, load_dataset
 from ard_fast.data.splits import Dataset, Split
 
@@ -14,7 +13,6 @@ __all__ = [
     "Loader",
     "ResidentLoader",
     "Split",
-    "class_names",
     "load_dataset",
     "make_batch",
 ]

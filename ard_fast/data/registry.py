@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ard_fast.data.cifar10 import load_cifar10
+from ard_fast.data.cifar import CIFAR10, CIFAR100, load_cifar10, load_cifar100
 from ard_fast.data.digits import load_digits
 from ard_fast.data.splits import Dataset, Split
 from ard_fast.names import unknown
 
-DATASETS = ("digits", "cifar10")
+# What --data-dir must name for the data sets that need it.
+_DATA_DIR = {
+    variant.name: f"the folder that holds {variant.bin_dir} or {variant.py_dir}" for variant in (CIFAR10, CIFAR100)
+}
+DATASETS = ("digits", *_DATA_DIR)
 
 
 def load_dataset(
@@ -25,8 +29,8 @@ def load_dataset(
 
     Args:
         name: one of `DATASETS`.
-        data_dir: where the CIFAR-10 files are; not used for the digits, which come with scikit-learn.
-        val_size: validation images held out of CIFAR-10's training files; the digits' split is fixed.
+        data_dir: where the files are; not used for the digits, which come with scikit-learn.
+        val_size: validation images held out of the training files; the digits' split is fixed.
         subset: keep only the first `subset` training images.
         test_subset: keep only the first `test_subset` test images.
 
@@ -34,16 +38,16 @@ def load_dataset(
         ValueError: an unknown name, a missing `data_dir`, or a subset that the split cannot give.
         FileNotFoundError: the files are not there.
     """
+    if name not in DATASETS:
+        raise ValueError(unknown("dataset", name, DATASETS))
+    if name in _DATA_DIR and data_dir is None:
+        raise ValueError(f"data_dir: {name} needs --data-dir, {_DATA_DIR[name]}")
     if name == "digits":
         dataset = load_digits()
     elif name == "cifar10":
-        if data_dir is None:
-            raise ValueError(
-                "data_dir: cifar10 needs --data-dir, the folder that holds cifar-10-batches-bin or cifar-10-batches-py"
-            )
         dataset = load_cifar10(data_dir, val_size=val_size)
     else:
-        raise ValueError(unknown("dataset", name, DATASETS))
+        dataset = load_cifar100(data_dir, val_size=val_size)
     return dataclasses.replace(
         dataset,
         train=_first(dataset.train, subset, "subset", f"training images of {name}"),

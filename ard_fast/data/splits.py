@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,14 +37,27 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits and what is needed to read them. `test` is for final figures only: tune and select on `val`."""
+    """Three splits and what is needed to read them. `test` is for final figures only: tune and select on `val`.
+
+    Attributes:
+        name: as in `load_dataset`.
+        train, val, test: disjoint splits with images of one shape.
+        num_classes: labels are 0 to `num_classes` - 1.
+        levels: the uint8 value that stands for 1.0.
+        class_names: by label; the numbers themselves unless given.
+    """
 
     name: str
     train: Split
     val: Split
     test: Split
     num_classes: int
-    levels: int  # the uint8 value that stands for 1.0
+    levels: int
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.class_names:
+            object.__setattr__(self, "class_names", tuple(map(str, range(self.num_classes))))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -53,14 +67,41 @@ class Dataset:
 
     def to(self, device: torch.device) -> Dataset:
         """The same data set with every tensor on `device`."""
-        return Dataset(
-            self.name,
-            self.train.to(device),
-            self.val.to(device),
-            self.test.to(device),
-            self.num_classes,
-            self.levels,
+        return dataclasses.replace(
+            self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device)
         )
+
+
+_SPLIT_SEED = 2026  # the validation images are the same ones for every training seed
+
+
+def hold_out(source: Split, val_size: int, *, num_classes: int) -> tuple[Split, Split]:
+    """Cut about `val_size` images out of the training images for validation, each class in the same proportion.
+
+    Args:
+        source: all training images.
+        val_size: `num_classes` to `len(source) - num_classes`; a class's share of it is rounded.
+        num_classes: how many classes there are.
+
+    Returns:
+        (train, val), always the same ones for the same labels.
+
+    Raises:
+        ValueError: `val_size` is out of its range.
+    """
+    train, val = (torch.from_numpy(part) for part in held_out_positions(source.labels.numpy(), val_size, num_classes))
+    return source.take(train), source.take(val)
+
+
+def held_out_positions(labels: np.ndarray, val_size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The positions (train, val) that `hold_out` takes, int64, sorted."""
+    most = len(labels) - num_classes
+    if not num_classes <= val_size <= most:
+        raise ValueError(
+            f"val_size: expected {num_classes} to {most} for {len(labels)} training images, got {val_size}"
+        )
+    val, train = stratified_positions(labels, [val_size / len(labels)], seed=_SPLIT_SEED)
+    return train, val
 
 
 def stratified_positions(labels: np.ndarray, shares: list[float], seed: int) -> list[np.ndarray]:

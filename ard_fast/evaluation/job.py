@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ard_fast.data import Split, class_names, load_dataset
+from ard_fast.data import Split, load_dataset
 from ard_fast.devices import find_device
 from ard_fast.evaluation import figures, results
 from ard_fast.evaluation.curve import CurvePoint, accuracy_curve
@@ -121,7 +121,7 @@ class Job:
                 self.display.close()
                 print(f"  {name} at eps {point.eps:<8.5g} {point.robust_acc:6.2f} %", flush=True)
         self._plot(parts)
-        names = class_names(self.dataset.name, self.dataset.num_classes)
+        names = self.dataset.class_names
         file = settings.out / PICTURES_FILE
         if self.steps and figures.draw_pictures(file, evaluator, class_names=names):
             parts.pictures.append(("clean images, perturbations, adversarial images", file.name))
