@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
@@ -13,10 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ard_fast.files import write_atomic
-from ard_fast.models import build_model
+from ard_fast.models import Matched, Normalised, build_model, match_published
 
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "training_state.pt"
 _SCHEMA = 2
+# Where published files keep the state dict, in this order, and how deep at most (a hostile one may be endless).
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", "last")
+_NESTING = 3
 
 
 def save_weights(path: Path, model: nn.Module, *, name: str, num_classes: int, in_channels: int) -> None:
@@ -25,7 +29,7 @@ def save_weights(path: Path, model: nn.Module, *, name: str, num_classes: int, i
     Args:
         path: the file; replaced in one step.
         model: the network.
-        name: its name in `ard_fast.models.MODELS`.
+        name: its name as `ard_fast.models.build_model` takes it.
         num_classes: its number of logits.
         in_channels: the channels of its images.
     """
@@ -62,85 +66,152 @@ def load_network(
     num_classes: int,
     in_channels: int,
     model: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     argument: str = "teacher",
     model_argument: str = "teacher_model",
 ) -> nn.Module:
-    """A trained network from a run's folder, a `.safetensors` file, or a file written by `torch.save`.
+    """A trained network from a run's folder, a `.safetensors` file, a file written by `torch.save`, or a factory.
 
-    `module.` prefixes (DataParallel) and the unused `sub_block1.` of TRADES WideResNets are dropped. Pickles are
-    loaded with `weights_only=True`.
+    Published state dicts fit as they are: see `ard_fast.models.match_published`. Pickles are loaded with
+    `weights_only=True`; a file cannot name code to run: only the caller can, with `source` or `model`.
 
     Args:
-        source: the folder or file.
+        source: the folder or file; or `package.module:factory`, whose network is taken to be trained.
         num_classes: what the data set needs.
         in_channels: what the data set needs.
-        model: the network's name, where the file does not say; must agree where it does.
+        model: the network's name as `build_model` takes it, where the file does not say; must agree where it does.
+        mean: of each channel in [0, 1] pixels, for a network that was trained on normalised images and whose file does
+            not carry it; the network returned takes pixels and normalises them.
+        std: likewise.
         argument: what errors call `source`.
-        model_argument: what errors call `model`.
+        model_argument: what errors call `model`; those about `mean` and `std` call them `<argument>_mean`, `_std`.
 
     Returns:
         The network on the CPU, in eval mode, without trainable parameters.
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: another network or another number of classes, or an unreadable file.
+        ValueError: another network or another number of classes, an unreadable file, or weights that are not finite.
     """
+    if (mean is None) != (std is None):
+        raise ValueError(f"{argument}_mean: mean and std go together, got mean {mean}, std {std}")
+    if isinstance(source, str) and ":" in source and not Path(source).exists():
+        if source.startswith("timm:"):
+            raise ValueError(f"{argument}: {source} has no weights; name their file, and {source} as {model_argument}")
+        network = build_model(source, num_classes, in_channels, argument=argument)
+        return _frozen(_normalised(network, None, mean, std, in_channels=in_channels, argument=argument))
     path = find_weights(source, argument=argument)
     weights, metadata = read_weights(path, argument=argument)
+    name = _network_name(metadata, model, path, argument=argument, model_argument=model_argument)
+    for what, wanted in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if metadata.get(what, str(wanted)) != str(wanted):
+            raise ValueError(f"{argument}: {path} has {what} {metadata[what]}, the data set needs {wanted}")
+    network = build_model(name, num_classes, in_channels, argument=model_argument)
+    complaint = f"{argument}: {path} does not fit {name} with {num_classes} classes"
+    matched = fill_network(network, weights, complaint)
+    for key, value in network.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{argument}: {path} holds values that are not finite, in {key}")
+    return _frozen(
+        _normalised(network, matched.normaliser, mean, std, in_channels=in_channels, argument=f"{argument}: {path}")
+    )
+
+
+def _network_name(
+    metadata: Mapping[str, str], model: str | None, path: Path, *, argument: str, model_argument: str
+) -> str:
+    flag = "--" + model_argument.replace("_", "-")
     name = metadata.get("model", model)
     if name is None:
-        flag = "--" + model_argument.replace("_", "-")
         raise ValueError(f"{argument}: {path} does not say which network it is; name it with {flag}")
     if model is not None and name != model:
         raise ValueError(f"{model_argument}: {path} holds {name!r}, not {model!r}")
-    for what, wanted in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if int(metadata.get(what, wanted)) != wanted:
-            raise ValueError(f"{argument}: {path} has {what} {metadata[what]}, the data set needs {wanted}")
-    network = build_model(name, num_classes, in_channels)
-    weights = {key: value for key, value in weights.items() if not key.startswith("sub_block1.")}
-    fill_network(network, weights, f"{argument}: {path} does not fit {name} with {num_classes} classes")
+    if model is None and ":" in name and not name.startswith("timm:"):
+        raise ValueError(f"{argument}: {path} needs the code of {name}; allow it to run with {flag} {name}")
+    return name
+
+
+def _normalised(
+    network: nn.Module,
+    found: tuple[Tensor, Tensor] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    *,
+    in_channels: int,
+    argument: str,
+) -> nn.Module:
+    """The network behind the normaliser of its file or the one given, if there is one."""
+    given = None if mean is None or std is None else (torch.tensor(mean).flatten(), torch.tensor(std).flatten())
+    if given is not None and {"mean", "std"} <= dict(network.named_buffers(recurse=False)).keys():
+        raise ValueError(f"{argument}: the network normalises its input itself; leave mean and std out")
+    pair = found or given
+    if pair is None:
+        return network
+    for values in (*(found or ()), *(given or ())):
+        if values.numel() not in (1, in_channels):
+            raise ValueError(f"{argument}: expected {in_channels} numbers as mean and as std, got {values.numel()}")
+    if found and given and not all(torch.allclose(a.float(), b) for a, b in zip(found, given, strict=True)):
+        raise ValueError(f"{argument}: the file has a mean and std of its own: {[v.tolist() for v in found]}")
+    try:
+        return Normalised(network, pair[0].tolist(), pair[1].tolist())
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from error
+
+
+def _frozen(network: nn.Module) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def fill_network(network: nn.Module, weights: dict[str, Tensor], complaint: str) -> None:
-    """Put a state dict into a network, every key of both.
+def fill_network(network: nn.Module, weights: Mapping[str, Tensor], complaint: str) -> Matched:
+    """Put a state dict, published or our own, into a network: every key of both that any forward uses.
+
+    Returns:
+        What was put in, and the normaliser that the state dict carries beside it, which is left to the caller.
 
     Raises:
         ValueError: `complaint`, followed by the first keys and shapes that do not fit, in one line.
     """
+    matched = match_published(weights, network)
     try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
+        network.load_state_dict(matched.weights)
+    except (RuntimeError, TypeError, ValueError) as error:  # the last two: sparse, quantised or otherwise odd tensors
         raise ValueError(f"{complaint}: {shorten(str(error), 600)}") from error
+    return matched
 
 
 def read_weights(path: Path, *, argument: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a weights file, without `module.` prefixes, and its metadata (empty for pickles).
+    """The tensors of a weights file, as they are named there, and its metadata (empty for pickles).
 
     Raises:
         ValueError: unreadable, refused by `weights_only=True`, or no state dict.
     """
-    weights, metadata = _read_file(path, argument)
-    return {key.removeprefix("module."): value for key, value in weights.items()}, metadata
-
-
-def _read_file(path: Path, argument: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
                 names = file.keys()
                 return {key: file.get_tensor(key) for key in names}, file.metadata() or {}
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ValueError(f"{argument}: {path} is not a safetensors file: {error}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or refused pickle fails with almost any exception type
         raise ValueError(f"{argument}: cannot read {path} as a state dict: {shorten(str(error), 600)}") from error
-    for key in ("state_dict", "model", "net"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    for _ in range(_NESTING):
+        inner = [
+            content[key] for key in _STATE_KEYS if isinstance(content, dict) and isinstance(content.get(key), dict)
+        ]
+        if not inner:
+            break
+        content = inner[0]
+    if not isinstance(content, dict) or not content:
         raise ValueError(f"{argument}: {path} holds no state dict of tensors")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{argument}: {path} holds no state dict of tensors: {key!r} is {type(value).__name__}")
+        if value.layout != torch.strided or value.is_meta or value.is_complex() or value.is_quantized:
+            kind = f"{value.dtype} {value.layout} on {value.device}"
+            raise ValueError(f"{argument}: {path} holds {key!r} as a tensor that no network has ({kind})")
     return content, {}
 
 

@@ -19,7 +19,7 @@ from ard_fast.data.batches import derive_seed
 from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.methods import METHODS, MethodContext, StepResult, build_method
-from ard_fast.models import MODELS, build_model, count_parameters
+from ard_fast.models import build_model, count_parameters, find_model
 from ard_fast.progress import Progress
 from ard_fast.report import write_run_report
 from ard_fast.runfolder import RunFolder
@@ -46,7 +46,7 @@ def check_model_fits(name: str, dataset: Dataset, argument: str) -> None:
     Raises:
         ValueError: names the argument, the network and both sizes.
     """
-    size, (_, height, width) = MODELS[name].image_size, dataset.image_shape
+    size, (_, height, width) = find_model(name, argument=argument).image_size, dataset.image_shape
     if size is not None and (height, width) != (size, size):
         raise ValueError(f"{argument}: {name} takes {size}x{size} images, {dataset.name} has {height}x{width}")
 
@@ -232,7 +232,14 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Evaluate the best and the last checkpoint on the test images; write plot, report and summary."""
         config, dataset = self.config, self.env.dataset
-        best = load_network(self.folder.best, num_classes=dataset.num_classes, in_channels=dataset.image_shape[0])
+        best = load_network(
+            self.folder.best,
+            num_classes=dataset.num_classes,
+            in_channels=dataset.image_shape[0],
+            model=config.student,
+            argument="best",
+            model_argument="student",
+        )
         best = best.to(self.env.device, memory_format=self.layout)
         test = self._evaluate(best, dataset.test, PGD20_STEPS)
         test_last = self._evaluate(self.student, dataset.test, PGD20_STEPS)

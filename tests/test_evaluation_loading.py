@@ -136,7 +136,7 @@ def test_factories_that_do_not_work(digits, package, path, message):
 
 def test_weights_that_do_not_fit(tmp_path, digits, package):
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict(), tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"run: .*w\.pt does not fit the model of .*:wide.*size mismatch"):
+    with pytest.raises(ValueError, match=r"run: .*w\.pt does not fit .*:wide with 10 classes: .*size mismatch"):
         load_model(tmp_path / "w.pt", f"{package}.models:wide", digits)
     with pytest.raises(ValueError, match=r"run: .*w\.pt does not fit digits-teacher"):
         load_model(tmp_path / "w.pt", "digits-teacher", digits)

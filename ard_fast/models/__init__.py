@@ -1,8 +1,20 @@
 """Networks for images of CIFAR size and for the 8x8 digits; `build_model` makes one by name.
 
-All return logits `[B, num_classes]` from pixels in [0, 1]; none normalises its input, as in the ARD paper's code.
+All return logits `[B, num_classes]` from pixels in [0, 1]. Those of the ARD papers do not normalise their input; the
+`dm-` networks do, and `Normalised` does it for any other.
 """
 
-from ard_fast.models.registry import MODELS, ModelSpec, build_model, count_parameters
+from ard_fast.models.normalised import Normalised
+from ard_fast.models.published import Matched, match_published
+from ard_fast.models.registry import MODELS, ModelSpec, build_model, count_parameters, find_model
 
-__all__ = ["MODELS", "ModelSpec", "build_model", "count_parameters"]
+__all__ = [
+    "MODELS",
+    "Matched",
+    "ModelSpec",
+    "Normalised",
+    "build_model",
+    "count_parameters",
+    "find_model",
+    "match_published",
+]

@@ -1,0 +1,76 @@
+"""State dicts as published, put under a network's own names.
+
+Published files wrap the same network in many ways: `module.` (DataParallel), `model.`, `1.` or `network.` (behind a
+normaliser), `_orig_mod.` (torch.compile), and any of them inside another; and they carry weights that no forward uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+# Registered by a published network, used by none of its forwards: the spare stage of the TRADES WideResNet and the
+# hooks' copies of the first layer in some PreActResNet-18 files; the counter of a weight average.
+_UNUSED = ("sub_block1.", "model_preact_hl1.", "n_averaged")
+_MEAN_NAMES, _STD_NAMES = ("mean", "mu"), ("std", "sigma")
+# What a file may leave out: torch < 0.4.1 had no such counter, and not every file carries the normalisation.
+_OPTIONAL = ("num_batches_tracked", "mean", "std")
+
+
+class Matched(NamedTuple):
+    """Weights under a network's own names.
+
+    Attributes:
+        weights: what `load_state_dict` takes; what the file left out of the optional ones is the network's own.
+        normaliser: (mean, std) that the file carries beside the network's weights, `[C]` each, or None.
+    """
+
+    weights: dict[str, Tensor]
+    normaliser: tuple[Tensor, Tensor] | None
+
+
+def match_published(weights: Mapping[str, Tensor], network: nn.Module) -> Matched:
+    """Strip wrappers, drop unused weights, and set apart a normaliser that the network itself does not have.
+
+    Nothing is checked: what does not fit is left for `load_state_dict` to refuse.
+
+    Args:
+        weights: a state dict as read from a file.
+        network: what they are for.
+    """
+    own = network.state_dict()
+    prefix = _wrapper(weights, own)
+    inside = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    outside = {key: value for key, value in weights.items() if not key.startswith(prefix)}
+    inside = {key: value for key, value in inside.items() if key in own or not key.startswith(_UNUSED)}
+    # beside the network's keys, or among them where nothing wraps it (`mu` and `sigma` in RobustBench)
+    beside = {**outside, **{key: value for key, value in inside.items() if key not in own}}
+    beside = {key: value for key, value in beside.items() if not _last(key, prefix).startswith(_UNUSED)}
+    mean = [key for key in beside if key.rpartition(".")[2] in _MEAN_NAMES]
+    std = [key for key in beside if key.rpartition(".")[2] in _STD_NAMES]
+    normaliser = None
+    if len(mean) == len(std) == 1:
+        normaliser = beside.pop(mean[0]).flatten(), beside.pop(std[0]).flatten()
+    matched = {key: value for key, value in inside.items() if key in own}
+    for key, value in own.items():
+        if key not in matched and key.rpartition(".")[2] in _OPTIONAL:
+            matched[key] = value
+    return Matched({**matched, **beside}, normaliser)
+
+
+def _last(key: str, prefix: str) -> str:
+    """The key without wrappers, for one that is not below `prefix` but may be below a part of it."""
+    for part in prefix.split("."):
+        key = key.removeprefix(part + ".") if part else key
+    return key
+
+
+def _wrapper(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """The prefix below which the file has the most of the network's keys; the shortest of equals."""
+    needed = [key for key in own if key.rpartition(".")[2] not in _OPTIONAL]
+    prefixes = {""}
+    for probe in needed[:1] + needed[-1:]:  # a prefix that fits all fits these
+        prefixes |= {key[: -len(probe)] for key in weights if key.endswith("." + probe)}
+    return max(sorted(prefixes, key=len), key=lambda prefix: sum(prefix + key in weights for key in needed))
