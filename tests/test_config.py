@@ -161,7 +161,7 @@ def test_wrong_types_are_refused(name, text, message):
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"method": "ard", "teacher": None}, "teacher: method ard needs --teacher"),
         ({"method": "kd", "teacher": None}, "teacher: method kd needs --teacher"),
-        ({"compare_methods": ("at", "rad")}, "compare_methods: unknown method 'rad'; did you mean 'ard'"),
+        ({"compare_methods": ("at", "ardd")}, "compare_methods: unknown method 'ardd'; did you mean 'ard'"),
         ({"dataset": "cifar10", "method": "at"}, "data_dir: cifar10 needs --data-dir"),
     ],
 )

@@ -85,11 +85,12 @@ class FGSMRS(PGD):
 class NFGSM(PGD):
     """Noise-FGSM (de Jorge, Bibi, Volpi, Sanyal, Torr, Rogez, Dokania; NeurIPS 2022).
 
-    Noise uniform in +-`noise` * eps, clamped to the pixel range, then one step of size eps, and no projection onto the
-    eps-ball: the result may be as far as (noise + 1) * eps from the image.
+    Noise uniform in +-`noise` * eps, clamped to the pixel range, then one step of `relative_step` * eps, and no
+    projection onto the eps-ball: the result may be as far as (noise + relative_step) * eps from the image.
 
     Args:
         noise: half-width of the noise in units of eps; the paper takes 2 (3 for SVHN at eps 12/255).
+        relative_step: step size in units of eps; the paper takes 1.
         Others: as for `PGD`.
     """
 
@@ -103,9 +104,20 @@ class NFGSM(PGD):
         bounds: tuple[float, float] = (0.0, 1.0),
         *,
         eot: int = 1,
+        relative_step: float = 1.0,
     ) -> None:
         self.noise = nonnegative(noise, "noise")
-        super().__init__(eps=eps, step_size=eps, steps=1, loss=loss, targeted=targeted, bn=bn, bounds=bounds, eot=eot)
+        self.relative_step = nonnegative(relative_step, "relative_step")
+        super().__init__(
+            eps=eps,
+            step_size=_times(eps, self.relative_step),
+            steps=1,
+            loss=loss,
+            targeted=targeted,
+            bn=bn,
+            bounds=bounds,
+            eot=eot,
+        )
 
     def start(self, problem: Problem, seed: int | Tensor | None) -> Tensor:
         """The noise, wider than the ball."""

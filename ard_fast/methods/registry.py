@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from ard_fast.methods import ard, at, kd
+from ard_fast.methods import ard, at, fgsm_rs, kd, mart, n_fgsm, natural, trades
 from ard_fast.methods.base import Method, MethodContext
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.names import unknown
 
 METHODS: dict[str, MethodSpec] = {
+    "natural": natural.SPEC,
     "at": at.SPEC,
+    "trades": trades.SPEC,
+    "mart": mart.SPEC,
+    "fgsm-rs": fgsm_rs.SPEC,
+    "n-fgsm": n_fgsm.SPEC,
     "kd": kd.SPEC,
     "ard": ard.SPEC,
 }

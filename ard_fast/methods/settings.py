@@ -61,5 +61,5 @@ class MethodSettings:
         "loss",
     )
     repeat_clean: bool | None = option(
-        None, "trades, mart: two clean forwards as published (a second batch-norm update)", "loss"
+        None, "trades: the clean forward twice, as published (one more batch-norm update)", "loss"
     )

@@ -1,0 +1,61 @@
+"""MART (Wang, Zou, Yi, Bailey, Ma, Gu; ICLR 2020): misclassification-aware adversarial training."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ard_fast import functional as F
+from ard_fast.attacks import PGD
+from ard_fast.data import Batch
+from ard_fast.methods.attack import ce_attack
+from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
+from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.spec import MethodSpec
+
+
+class Mart(Method):
+    """BCE(S(x'), y) + beta KL(S(x) || S(x')) (1 - p_y(x)), with x' attacking CE(S(x'), y) from small normal noise.
+
+    BCE is the cross-entropy and a margin term, see `ard_fast.functional.mart_loss`; the clean images go through the
+    student first.
+    """
+
+    name = "mart"
+
+    def __init__(self, inner_attack: PGD, beta: float, reduction: str) -> None:
+        self.inner_attack, self.beta, self.reduction = inner_attack, beta, reduction
+
+    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+        return Inner(self.inner_attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids))
+
+    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
+        clean = student(batch.x)
+        logits = student(inner.x_adv)
+        return StepResult(F.mart_loss(logits, clean, batch.y, beta=self.beta, reduction=self.reduction), logits)
+
+    def conventions(self) -> list[str]:
+        divisor = "B*C ('mean')" if self.reduction == "mean" else f"B ('{self.reduction}')"
+        return [
+            f"loss BCE(S(x'), y) + {self.beta:g} * KL(S(x) || S(x')) (1 - p_y(x)), KL divided by {divisor}",
+            "x' attacks CE(S(x'), y) from x + 0.001 N(0, 1)",
+        ]
+
+
+def _build(settings: MethodSettings, context: MethodContext) -> Mart:
+    return Mart(ce_attack(settings, init="normal"), settings.beta, settings.reduction)
+
+
+SPEC = MethodSpec(
+    summary="MART: BCE(S(x'), y) + beta KL(S(x) || S(x')) (1 - p_y(x)) (Wang et al., ICLR 2020)",
+    build=_build,
+    defaults={"steps": 10, "attack_bn": "eval", "clamp_start": True, "beta": 5.0, "reduction": "batchmean"},
+    paper={
+        "epochs": 120,
+        "milestones": (75, 90, 100),
+        "lr": 0.01,
+        "weight_decay": 3.5e-3,
+        "eps": 0.031,
+        "step_size": 0.007,
+    },
+    quirks=(Quirk("the random start is not clamped to [0, 1]", {"clamp_start": False}),),
+)
