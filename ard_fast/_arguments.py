@@ -53,6 +53,13 @@ def positive_int(value: int, name: str) -> int:
     return value
 
 
+def int_between(value: int, name: str, lowest: int, highest: int) -> int:
+    """`value`, an int from `lowest` to `highest`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+        raise ValueError(f"{name} must be an int from {lowest} to {highest}, got {value!r}")
+    return value
+
+
 def one_of(value: str, name: str, choices: Sequence[str]) -> str:
     """`value`, which must be among the choices."""
     if value not in choices:

@@ -16,6 +16,7 @@ pgd_l2_step_ = torch.ops.ard_fast.pgd_l2_step_.default
 mifgsm_step_ = torch.ops.ard_fast.mifgsm_step_.default
 apgd_step_ = torch.ops.ard_fast.apgd_step_.default
 select_best_ = torch.ops.ard_fast.select_best_.default
+crop_flip = torch.ops.ard_fast.crop_flip.default
 
 
 @torch.library.register_fake("ard_fast::pgd_linf_step_")
@@ -68,3 +69,11 @@ def _(logits, labels, target_classes, loss, kappa, with_rows) -> tuple[Tensor, T
 @torch.library.register_fake("ard_fast::select_best_")
 def _(*_arguments) -> None:
     return None
+
+
+@torch.library.register_fake("ard_fast::crop_flip")
+def _(images, positions, seed, ids, views, padding, flip, levels, channels_last) -> tuple[Tensor, Tensor]:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (positions.shape[0], *images.shape[1:])
+    x = torch.empty(shape, dtype=torch.float32, device=images.device, memory_format=layout)
+    return x, positions.new_empty(positions.shape)

@@ -6,6 +6,7 @@ behind torch's back, so all of them can be captured in a CUDA graph.
 """
 
 from ard_fast.functional.apgd import APGDRun, checkpoint_windows
+from ard_fast.functional.augmentation import crop_flip
 from ard_fast.functional.gradients import AttackGradient, attack_gradient
 from ard_fast.functional.losses import ard_loss, kl_distill_loss
 from ard_fast.functional.pair_losses import mart_loss, rslad_loss, trades_loss
@@ -19,6 +20,7 @@ __all__ = [
     "ard_loss",
     "attack_gradient",
     "checkpoint_windows",
+    "crop_flip",
     "kl_distill_loss",
     "mart_loss",
     "mifgsm_step_",

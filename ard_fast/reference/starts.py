@@ -48,11 +48,19 @@ def random_start(
 def philox_uniform(shape: torch.Size | tuple[int, ...], *, seed: int, sample_ids: Tensor | None = None) -> Tensor:
     """float32 `shape` on (-1, 1): Philox4x32-10 keyed by (seed, sample id, element), as csrc/core/philox.h."""
     batch, numel = shape[0], torch.Size(shape[1:]).numel()
-    groups = (numel + 3) // 4
     ids = torch.arange(batch) if sample_ids is None else sample_ids.cpu()
+    bits = philox_bits(numel, seed=seed, sample_ids=ids)
+    odd = 2 * (bits >> 9) + 1 - 2**23
+    return (odd.to(torch.float32) * 2.0**-23).reshape(shape)
+
+
+def philox_bits(count: int, *, seed: int, sample_ids: Tensor) -> Tensor:
+    """int64 `[B, count]`, the first `count` words of 32 bits of each sample."""
+    groups = (count + 3) // 4
+    shape = len(sample_ids), groups
     mask = 0xFFFFFFFF
-    group = torch.arange(groups).expand(batch, groups)
-    ids = ids[:, None].expand(batch, groups)
+    group = torch.arange(groups).expand(shape)
+    ids = sample_ids[:, None].expand(shape)
     c0, c1, c2, c3 = group & mask, (group >> 32) & mask, ids & mask, (ids >> 32) & mask
     k0, k1 = seed & mask, (seed >> 32) & mask
     for _ in range(10):
@@ -60,6 +68,4 @@ def philox_uniform(shape: torch.Size | tuple[int, ...], *, seed: int, sample_ids
         p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
         c0, c1, c2, c3 = ((p1 >> 32) & mask) ^ c1 ^ k0, p1 & mask, ((p0 >> 32) & mask) ^ c3 ^ k1, p0 & mask
         k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
-    bits = torch.stack((c0, c1, c2, c3), dim=2).reshape(batch, 4 * groups)[:, :numel]
-    odd = 2 * (bits >> 9) + 1 - 2**23
-    return (odd.to(torch.float32) * 2.0**-23).reshape(shape)
+    return torch.stack((c0, c1, c2, c3), dim=2).reshape(shape[0], 4 * groups)[:, :count]

@@ -58,6 +58,11 @@ STABLE_TORCH_LIBRARY(ard_fast, m) {
   m.def(
       "select_best_(Tensor(a!) best, Tensor candidate, Tensor best_loss, Tensor loss, "
       "Tensor(b!) best_loss_out, bool lower) -> ()");
+  // Pixels in [0, 1] and views of the images at `positions`: drawn from (seed, id of the image), or
+  // the given ones.
+  m.def(
+      "crop_flip(Tensor images, Tensor positions, Tensor? seed, Tensor? ids, Tensor? views, "
+      "int padding, bool flip, int levels, bool channels_last) -> (Tensor x, Tensor view)");
   m.def("simd_level() -> str");
 }
 

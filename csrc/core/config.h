@@ -5,6 +5,7 @@
 
 #if defined(__CUDACC_RTC__)
 using int32_t = int;
+using uint8_t = unsigned char;
 using uint16_t = unsigned short;
 using uint32_t = unsigned int;
 using int64_t = long long;

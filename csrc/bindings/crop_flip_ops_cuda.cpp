@@ -1,0 +1,27 @@
+// The augmentation on CUDA tensors.
+#include "bindings/crop_flip_pack.h"
+#include "bindings/cuda_scope.h"
+#include "cuda/crop_flip_launch.h"
+
+namespace ard {
+namespace {
+
+std::tuple<Tensor, Tensor> crop_flip_cuda(const Tensor images, const Tensor positions,
+                                          std::optional<Tensor> seed, std::optional<Tensor> ids,
+                                          std::optional<Tensor> views, int64_t padding, bool flip,
+                                          int64_t levels, bool channels_last) {
+  const Scope scope(images);
+  CropFlipOutputs out;
+  const CropFlipParams p = pack_crop_flip(images, positions, seed, ids, views, padding, flip,
+                                          levels, channels_last, out);
+  cuda::launch_crop_flip(p, scope.stream());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {out.x, out.view};
+}
+
+}  // namespace
+}  // namespace ard
+
+STABLE_TORCH_LIBRARY_IMPL(ard_fast, CUDA, m) {
+  m.impl("crop_flip", TORCH_BOX(&ard::crop_flip_cuda));
+}

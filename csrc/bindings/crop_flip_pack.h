@@ -1,0 +1,99 @@
+// The augmentation: from checked tensors to its params struct, the same for CPU and CUDA.
+#pragma once
+
+#include <array>
+
+#include "bindings/checks.h"
+#include "core/crop_flip_math.h"
+
+namespace ard {
+
+struct CropFlipOutputs {
+  Tensor x, view;
+};
+
+// A new float32 tensor [B, C, H, W] on the device of `images`.
+inline Tensor empty_pixels(const Tensor& images, int64_t batch, bool channels_last) {
+  const int64_t c = images.size(1), h = images.size(2), w = images.size(3);
+  const std::array<int64_t, 4> sizes{batch, c, h, w};
+  const std::array<int64_t, 4> plain{c * h * w, h * w, w, 1}, last{c * h * w, 1, w * c, c};
+  int32_t device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(images.get(), &device_type));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      4, sizes.data(), (channels_last ? last : plain).data(), aoti_torch_dtype_float32(),
+      device_type, images.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// int64 [size] on the device of `images`.
+inline void check_indices(const Tensor& t, const char* name, const Tensor& images, int64_t size,
+                          const char* each) {
+  check_dtype(t, name, ScalarType::Long, "int64");
+  ARD_CHECK(t.dim() == 1 && t.size(0) == size, name, " must have shape [", size, "], one entry ",
+            each, ", got ", shape_of(t));
+  check_device(t, name, images, "images");
+  ARD_CHECK(size < 2 || t.stride(0) == 1, name, " must be contiguous");
+}
+
+inline CropFlipParams pack_crop_flip(const Tensor& images,                // [N, C, H, W] uint8
+                                     const Tensor& positions,             // [B] int64
+                                     const std::optional<Tensor>& seed,   // [1] int64
+                                     const std::optional<Tensor>& ids,    // [N] int64
+                                     const std::optional<Tensor>& views,  // [B] int64
+                                     int64_t padding, bool flip, int64_t levels, bool channels_last,
+                                     CropFlipOutputs& out) {
+  check_dtype(images, "images", ScalarType::Byte, "uint8");
+  ARD_CHECK(images.dim() == 4, "images must have shape [N, C, H, W], got ", shape_of(images));
+  const int64_t c = images.size(1), h = images.size(2), w = images.size(3);
+  ARD_CHECK(c > 0 && h > 0 && w > 0, "images must have at least one pixel each, got shape ",
+            shape_of(images));
+  constexpr int64_t kMost = 0x7fffffff;
+  ARD_CHECK(c <= kMost / h && c * h <= kMost / w, "images must have fewer than 2^31 pixels each, ",
+            "got shape ", shape_of(images));
+  for (int64_t d = 3, expected = 1; d >= 0; expected *= images.size(d--)) {
+    ARD_CHECK(images.size(d) == 1 || images.numel() == 0 || images.stride(d) == expected,
+              "images must be contiguous (images.contiguous() makes a copy), got stride ",
+              images.stride(d), " in dimension ", d, " of shape ", shape_of(images));
+  }
+  ARD_CHECK(positions.dim() == 1, "positions must have shape [B], got ", shape_of(positions));
+  const int64_t batch = positions.size(0);
+  check_indices(positions, "positions", images, batch, "a sample");
+  ARD_CHECK(seed.has_value() != views.has_value(), "either seed or views must be given");
+  if (seed) {
+    check_dtype(*seed, "seed", ScalarType::Long, "int64");
+    ARD_CHECK(seed->numel() == 1, "seed must have one element, got shape ", shape_of(*seed));
+    check_device(*seed, "seed", images, "images");
+  }
+  ARD_CHECK(!ids || seed, "ids must not be given with views: nothing is drawn");
+  if (ids) check_indices(*ids, "ids", images, images.size(0), "an image");
+  if (views) check_indices(*views, "views", images, batch, "a sample");
+  ARD_CHECK(padding >= 0 && padding < 1 << 15, "padding must be at least 0 and below 2^15, got ",
+            padding);
+  ARD_CHECK(levels >= 1 && levels <= 255, "levels must be between 1 and 255, got ", levels);
+
+  out.x = empty_pixels(images, batch, channels_last);
+  const std::array<int64_t, 1> sizes{batch};
+  out.view = torch::stable::new_empty(positions, {sizes.data(), sizes.size()});
+
+  CropFlipParams p{};
+  p.images = static_cast<const uint8_t*>(images.data_ptr());
+  p.positions = static_cast<const int64_t*>(positions.data_ptr());
+  p.seed = data_or_null<int64_t>(seed);
+  p.ids = data_or_null<int64_t>(ids);
+  p.given = data_or_null<int64_t>(views);
+  p.x = static_cast<float*>(out.x.data_ptr());
+  p.view = static_cast<int64_t*>(out.view.data_ptr());
+  p.count = images.size(0);
+  p.batch = batch;
+  p.channels = int32_t(c);
+  p.height = int32_t(h);
+  p.width = int32_t(w);
+  p.padding = int32_t(padding);
+  unit_scale(levels, &p.scale_high, &p.scale_low);
+  p.flip = flip;
+  p.channels_last = channels_last;
+  return p;
+}
+
+}  // namespace ard

@@ -1,0 +1,29 @@
+#include "cuda/crop_flip_kernels.cuh"
+#include "cuda/crop_flip_launch.h"
+#include "cuda/crop_flip_plan.h"
+#include "cuda/launch_helpers.cuh"
+
+namespace ard::cuda {
+namespace {
+
+template <int kVec, bool kChannelsLast>
+void launch_variant(const CropFlipParams& p, const CropFlipPlan& plan, cudaStream_t stream) {
+  crop_flip_kernel<kVec, kChannelsLast><<<grid_size(plan.blocks), kCropFlipThreads, 0, stream>>>(
+      p, uint32_t(plan.blocks_per_sample));
+}
+
+}  // namespace
+
+void launch_crop_flip(const CropFlipParams& p, cudaStream_t stream) {
+  if (p.batch == 0) return;
+  const CropFlipPlan plan = plan_crop_flip(p);
+  if (plan.vector) {
+    p.channels_last ? launch_variant<4, true>(p, plan, stream)
+                    : launch_variant<4, false>(p, plan, stream);
+  } else {
+    p.channels_last ? launch_variant<1, true>(p, plan, stream)
+                    : launch_variant<1, false>(p, plan, stream);
+  }
+}
+
+}  // namespace ard::cuda

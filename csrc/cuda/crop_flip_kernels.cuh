@@ -1,0 +1,71 @@
+// The augmentation: one pass from bytes to pixels, no shared memory, no communication.
+#pragma once
+
+#include "core/crop_flip_math.h"
+#include "cuda/crop_flip_plan.h"
+#include "cuda/vec.cuh"
+
+namespace ard::cuda {
+
+// The place of an output element in its image, moved on one element at a time in memory order.
+template <bool kChannelsLast>
+struct PixelPlace {
+  uint32_t channel, y, x;
+
+  // Unsigned 32-bit division costs a GPU far less than 64-bit.
+  __device__ __forceinline__ PixelPlace(const CropFlipParams& p, uint32_t element) {
+    const uint32_t inner = kChannelsLast ? p.channels : p.width;
+    const uint32_t outer = kChannelsLast ? p.width : p.height;
+    const uint32_t line = element / inner;
+    (kChannelsLast ? channel : x) = element - line * inner;
+    (kChannelsLast ? y : channel) = line / outer;
+    (kChannelsLast ? x : y) = line % outer;
+  }
+
+  __device__ __forceinline__ void next(const CropFlipParams& p) {
+    if constexpr (kChannelsLast) {
+      if (++channel < uint32_t(p.channels)) return;
+      channel = 0;
+      if (++x < uint32_t(p.width)) return;
+      x = 0;
+      ++y;
+    } else {
+      if (++x < uint32_t(p.width)) return;
+      x = 0;
+      if (++y < uint32_t(p.height)) return;
+      y = 0;
+      ++channel;
+    }
+  }
+};
+
+// `blocks` blocks a sample; a thread takes every so many-th vector of kVec output elements. A
+// sample whose position or given view does not exist becomes NaN.
+template <int kVec, bool kChannelsLast>
+__global__ void __launch_bounds__(kCropFlipThreads)
+    crop_flip_kernel(CropFlipParams p, uint32_t blocks) {
+  const uint32_t b = blockIdx.x / blocks, block = blockIdx.x % blocks;
+  const int64_t number = view_of(p, b);
+  if (block == 0 && threadIdx.x == 0) p.view[b] = number;
+  const uint32_t numel = uint32_t(p.channels) * uint32_t(p.height) * uint32_t(p.width);
+  const bool exists = number != kNoView;
+  const CropView view = read_view(exists ? number : 0, p.padding);
+  const uint8_t* image = p.images + (exists ? p.positions[b] : 0) * int64_t(numel);
+  float* out = p.x + int64_t(b) * numel;
+  const uint32_t vectors = numel / kVec;
+  for (uint32_t v = block * kCropFlipThreads + threadIdx.x; v < vectors;
+       v += blocks * kCropFlipThreads) {
+    PixelPlace<kChannelsLast> place(p, v * kVec);
+    Vec<float, kVec> pixels;
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      pixels.v[j] = exists ? crop_flip_pixel(p, image, view, int32_t(place.channel),
+                                             int32_t(place.y), int32_t(place.x))
+                           : NAN;
+      place.next(p);
+    }
+    store_vec<kVec>(out + v * kVec, pixels);
+  }
+}
+
+}  // namespace ard::cuda
