@@ -142,8 +142,8 @@ def test_a_missing_teacher_is_refused(method):
 
 
 def test_unknown_method_gets_the_nearest():
-    with pytest.raises(ValueError, match="unknown method 'add'; did you mean 'ard'"):
-        build_method("add", resolve({"method": "at"}), MethodContext(num_classes=10, epochs=1, train_size=1))
+    with pytest.raises(ValueError, match="unknown method 'ardd'; did you mean 'ard'"):
+        build_method("ardd", resolve({"method": "at"}), MethodContext(num_classes=10, epochs=1, train_size=1))
 
 
 def test_conventions_name_every_choice():

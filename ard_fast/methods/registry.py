@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ard_fast.methods import ard, at, fgsm_rs, kd, mart, n_fgsm, natural, trades
+from ard_fast.methods import adaad, ard, at, fgsm_rs, kd, mart, n_fgsm, natural, rslad, trades
 from ard_fast.methods.base import Method, MethodContext
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
@@ -17,6 +17,8 @@ METHODS: dict[str, MethodSpec] = {
     "n-fgsm": n_fgsm.SPEC,
     "kd": kd.SPEC,
     "ard": ard.SPEC,
+    "rslad": rslad.SPEC,
+    "adaad": adaad.SPEC,
 }
 
 

@@ -1,0 +1,18 @@
+"""Phrases that several methods' conventions share."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Distils(Protocol):
+    """A method whose KL has a temperature and a reduction."""
+
+    temperature: float
+    reduction: str
+
+
+def kl_words(method: Distils) -> str:
+    """The temperature and the divisor of a method's KL."""
+    divisor = "B*C ('mean')" if method.reduction == "mean" else f"B ('{method.reduction}')"
+    return f"T={method.temperature:g}, KL divided by {divisor}"
