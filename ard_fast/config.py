@@ -4,91 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 import yaml
 
-from ard_fast.data import DATASETS
+from ard_fast import yamlfile
 from ard_fast.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, presets
 from ard_fast.methods import METHODS, MethodSettings, find_method
-from ard_fast.models import MODELS
 from ard_fast.names import unknown
-from ard_fast.options import option
-
-COMPARE = "compare"  # not a method: teacher, then every method of `compare_methods`, for every seed
+from ard_fast.parsing import parser
+from ard_fast.settings import (
+    COMPARE,
+    DataSettings,
+    EvaluationSettings,
+    MachineSettings,
+    OptimiserSettings,
+    OutputSettings,
+    TeacherSettings,
+    WhatSettings,
+)
 
 
 @dataclass(frozen=True)
-class TrainConfig(MethodSettings):
+class TrainConfig(
+    OutputSettings,
+    MachineSettings,
+    DataSettings,
+    EvaluationSettings,
+    TeacherSettings,
+    OptimiserSettings,
+    MethodSettings,
+    WhatSettings,
+):
     """Everything that decides a run's result. Names are the YAML keys and, with dashes, the command-line flags."""
-
-    method: str = option(
-        COMPARE, "what to train; compare: a teacher, then each of --compare-methods", "what", (*METHODS, COMPARE)
-    )
-    parity: bool = option(
-        False, "reproduce the quirks of the method's published code; they are printed by name", "what"
-    )
-    dataset: str = option("digits", "images to train on", "what", DATASETS)
-    data_dir: str | None = option(None, "folder with cifar-10-batches-bin or cifar-10-batches-py", "what")
-    student: str = option("mobilenetv2", "network to train", "what", tuple(MODELS))
-    teacher: str | None = option(
-        None, "a network's name (trained first, by --teacher-method), a run's folder, or a checkpoint file", "what"
-    )
-    teacher_model: str | None = option(
-        None, "the network of a checkpoint file that does not say", "what", tuple(MODELS)
-    )
-    clean_teacher: str | None = option(
-        None, "mtard, iad-ii: the second teacher, likewise; a network named here is trained on clean images", "what"
-    )
-    clean_teacher_model: str | None = option(None, "as teacher_model, for clean_teacher", "what", tuple(MODELS))
-    seed: int = option(0, "decides weights, data order and attacks", "what")
-    compare_methods: tuple[str, ...] = option(("at", "ard"), "methods of a comparison, comma-separated", "what")
-    compare_seeds: int = option(3, "seeds of a comparison: seed, seed + 1, ...", "what")
-
-    epochs: int = option(200, "passes over the training images, replays counted", "optimiser")
-    batch_size: int = option(128, "images a step", "optimiser")
-    lr: float | None = option(None, "learning rate of SGD at the start; default the method's", "optimiser")
-    momentum: float = option(0.9, "momentum of SGD", "optimiser")
-    nesterov: bool = option(False, "Nesterov's form of the momentum", "optimiser")
-    weight_decay: float = option(2e-4, "weight decay, on every parameter", "optimiser")
-    schedule: str = option(
-        "multistep",
-        "multistep: x lr_factor at each milestone; ard: as published, where every drop after the first is a no-op; "
-        "cosine: to zero; cyclic: up to lr at half, down to zero; constant",
-        "optimiser",
-        ("multistep", "ard", "cosine", "cyclic", "constant"),
-    )
-    milestones: tuple[int, ...] | None = option(
-        None, "epochs at which the rate drops, comma-separated; default 1/2 and 3/4 of the epochs", "optimiser"
-    )
-    lr_factor: float = option(0.1, "what a milestone multiplies the learning rate by", "optimiser")
-    teacher_method: str = option("at", "how a teacher given by name is trained", "optimiser", tuple(METHODS))
-    teacher_epochs: int | None = option(None, "epochs of a teacher trained first; default as epochs", "optimiser")
-    teacher_lr: float | None = option(None, "learning rate of such a teacher; default its method's", "optimiser")
-
-    eval_step_size: float | None = option(
-        None, "step of the evaluation attacks (PGD-20 on the test images); default eps/4", "evaluation"
-    )
-    val_steps: int = option(
-        10, "steps of the attack on the validation images that selects the best epoch", "evaluation"
-    )
-    val_every: int = option(1, "epochs between two validations", "evaluation")
-    eval_batch_size: int = option(500, "images a batch in evaluations", "evaluation")
-
-    val_size: int = option(1000, "images held out of CIFAR-10's training files (the digits' split is fixed)", "data")
-    subset: int | None = option(None, "train on the first N training images only", "data")
-    test_subset: int | None = option(None, "evaluate on the first N test images only", "data")
-    crop_padding: int = option(4, "random crop from the image with this border of zeros; 0: none", "data")
-    flip: bool = option(True, "random horizontal flip", "data")
-
-    device: str = option("cpu", "cpu, cuda or cuda:N", "machine")
-    channels_last: bool = option(False, "keep images and weights in channels-last layout", "machine")
-    threads: int = option(0, "CPU threads of torch; 0: torch's own choice", "machine")
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some fields changed."""
@@ -108,7 +59,7 @@ _METHOD_FIELDS = tuple(item.name for item in dataclasses.fields(MethodSettings) 
 PRESETS = presets()
 
 _FIELDS = {item.name: item for item in dataclasses.fields(TrainConfig)}
-_TYPES = typing.get_type_hints(TrainConfig)
+_PARSE = parser(TrainConfig)
 
 
 def flag(name: str) -> str:
@@ -124,79 +75,27 @@ def fields_by_group() -> dict[str, list[dataclasses.Field]]:
     return groups
 
 
-def parse_value(name: str, value: Any) -> Any:
-    """A field's value from a flag's text or from YAML, with its type checked.
-
-    Raises:
-        ValueError: names the field, what it takes and what it got.
-    """
-    kind = _TYPES[name]
-    if isinstance(kind, UnionType):  # X | None
-        if value is None or value == "none":
-            return None
-        kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
-    try:
-        if typing.get_origin(kind) is tuple:
-            element = typing.get_args(kind)[0]
-            items = [part for part in value.split(",") if part] if isinstance(value, str) else list(value)
-            return tuple(_scalar(element, item) for item in items)
-        return _scalar(kind, value)
-    except (TypeError, ValueError, ZeroDivisionError):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, "a list")
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}") from None
-
-
-def _scalar(kind: type, value: Any) -> Any:
-    if kind is bool:
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        if isinstance(value, bool):
-            return value
-        raise ValueError
-    if value is None or isinstance(value, (bool, list, dict)):
-        raise ValueError
-    if kind is float:
-        if isinstance(value, str) and value.count("/") == 1:  # 8/255
-            numerator, denominator = value.split("/")
-            return float(numerator) / float(denominator)
-        return float(value)
-    if kind is int:
-        if isinstance(value, float):
-            raise ValueError
-        return int(value)
-    if not isinstance(value, str):
-        raise ValueError
-    return value
-
-
-def parse_mapping(mapping: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Typed values of a mapping whose keys are field names.
+def parse(mapping: Mapping[str, Any], source: str | None = None) -> dict[str, Any]:
+    """Typed values of a mapping whose keys are field names: flags' texts, or what a YAML file holds.
 
     Args:
-        mapping: for example what a YAML file holds.
+        mapping: only the keys that were given.
         source: named in errors.
 
     Raises:
         ValueError: an unknown key (with the nearest known one) or a value of the wrong type.
     """
-    for key in mapping:
-        if key not in _FIELDS:
-            raise ValueError(f"{source}: {unknown('key', str(key), _FIELDS)}")
-    return {key: parse_value(key, value) for key, value in mapping.items()}
+    return _PARSE(mapping, source)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The typed values of a YAML file, for example the `config.yaml` of a run."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"config: no such file: {path}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"config: {path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"config: {path} must hold `key: value` lines, got {type(content).__name__}")
-    return parse_mapping(content, str(path))
+    """The typed values of a YAML file, for example the `config.yaml` of a run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not plain YAML (see `ard_fast.yamlfile`), an unknown key, or a value of the wrong type.
+    """
+    return parse(yamlfile.read(Path(path)), str(path))
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -355,7 +254,7 @@ def validate(config: TrainConfig) -> None:
         lambda v: v >= 0,
         "at least 0",
     )
-    each("igdm_weight entropy_scale noise_ratio", lambda v: v >= 0, "at least 0")
+    each("igdm_weight entropy_scale noise_ratio save_every_seconds", lambda v: v >= 0, "at least 0")
     each("eps eval_step_size", lambda v: 0 <= v <= 1, "0 to 1, in units of pixels in [0, 1] (8/255, not 8)")
     each("step_size", lambda v: 0 <= v <= 1, "0 to 1, in units of pixels in [0, 1] (8/255, not 8)")
     each("alpha alpha2", lambda v: 0 <= v <= 1, "0 to 1, the weight of the distillation term")

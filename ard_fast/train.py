@@ -22,11 +22,12 @@ from ard_fast.config import (
     TrainConfig,
     fields_by_group,
     flag,
-    parse_value,
+    parse,
     read_yaml,
     resolve,
+    to_yaml,
 )
-from ard_fast.defaults import DATASET_DEFAULTS
+from ard_fast.descriptions import describe_default
 from ard_fast.experiment import prepare, run
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.runfolder import RunFolder
@@ -49,29 +50,19 @@ def make_parser() -> Parser:
     parser.add_argument("--config", metavar="FILE", help="YAML with any settings below, e.g. a run's config.yaml")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="the constants of a paper")
     parser.add_argument("--resume", metavar="DIR", help="go on with a stopped run, exactly; takes no other argument")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved YAML, which repeats the run "
+                        "when given to --config, and do nothing else")  # fmt: skip
     for title, fields in fields_by_group().items():
         group = parser.add_argument_group(title)
         for item in fields:
             choices = item.metadata["choices"]
             text = item.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
-            default = _show(item.default)
-            default += "".join(
-                f"; {dataset}: {_show(values[item.name])}"
-                for dataset, values in DATASET_DEFAULTS.items()
-                if item.name in values
-            )
-            shown = {"metavar": "VALUE", "help": f"{text} [{default}]".replace("%", "%%")}
-            if isinstance(item.default, bool):
+            shown = {"metavar": "VALUE", "help": f"{text} [{describe_default(item)}]".replace("%", "%%")}
+            if str(item.type).startswith("bool"):  # --flip alone means --flip true
                 group.add_argument(flag(item.name), nargs="?", const="true", **shown)
             else:
                 group.add_argument(flag(item.name), **shown)
     return parser
-
-
-def _show(default: Any) -> str:
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return f"{default:.5g}" if isinstance(default, float) else str(default).lower()
 
 
 def _configuration(arguments: dict[str, Any]) -> tuple[TrainConfig, RunFolder]:
@@ -82,9 +73,9 @@ def _configuration(arguments: dict[str, Any]) -> tuple[TrainConfig, RunFolder]:
             raise ValueError(f"resume: takes its settings from the run's config.yaml; remove {flag(other)}")
         folder = RunFolder(arguments["resume"])
         return folder.config(), folder
+    arguments.pop("print_config", None)
     out, file, preset = (arguments.pop(name, None) for name in ("out", "config", "preset"))
-    flags = {name: parse_value(name, value) for name, value in arguments.items()}
-    config = resolve(flags, file=read_yaml(file) if file else None, preset=preset)
+    config = resolve(parse(arguments), file=read_yaml(file) if file else None, preset=preset)
     if out is None:
         out = Path("runs") / f"{config.dataset}-{config.method}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(out)
@@ -96,10 +87,13 @@ def _configuration(arguments: dict[str, Any]) -> tuple[TrainConfig, RunFolder]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 training diverged, 2 wrong arguments, 130 stopped on request."""
     arguments = vars(make_parser().parse_args(argv))
-    resume = "resume" in arguments
+    resume, print_only = "resume" in arguments, "print_config" in arguments
     with StopRequest() as stop:
         try:
             config, folder = _configuration(arguments)
+            if print_only:
+                print(to_yaml(config), end="")
+                return 0
             if config.threads:
                 torch.set_num_threads(config.threads)
             env = prepare(config, stop)

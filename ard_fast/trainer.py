@@ -101,7 +101,7 @@ class Trainer:
             flip=config.flip,
             layout=self.layout,
         )
-        self._started = time.perf_counter()
+        self._started = time.perf_counter()  # or the last save
 
     # ---- the run ----------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class Trainer:
     # ---- training ---------------------------------------------------------------------------------------------
 
     def _train_epoch(self, progress: Progress) -> None:
-        """Train the current epoch from the current step on. The host waits for the device only at its end."""
+        """Train the current epoch from the current step on. The host waits for the device at its end and to save."""
         config, state, steps = self.config, self.state, self.loader.steps
         loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.env.device)
         correct = torch.tensor(state.correct, dtype=torch.int64, device=self.env.device)
@@ -175,6 +175,11 @@ class Trainer:
             correct += (result.logits.detach().argmax(1) == batch.y).sum()
             state.step += 1
             progress.step()
+            if self._save_is_due() and state.step < steps:
+                state.loss_sum, state.correct = loss_sum.item(), correct.item()
+                state.train_seconds += time.perf_counter() - started
+                self._save()
+                started = time.perf_counter()
         state.loss_sum, state.correct = loss_sum.item(), correct.item()  # waits for the device
         state.train_seconds += time.perf_counter() - started
         if not math.isfinite(state.loss_sum):
@@ -297,6 +302,10 @@ class Trainer:
         self.state.method = self.method.state_dict()
         save_state(self.folder.state, self.state)
         self._save_weights(self.folder.last)
+
+    def _save_is_due(self) -> bool:
+        every = self.config.save_every_seconds
+        return every is not None and time.perf_counter() - self._started >= every
 
     def _restore(self) -> None:
         if to_yaml(self.folder.config()) != to_yaml(self.config):

@@ -1,6 +1,7 @@
 """The configuration: layers, round trip, unknown names, refused values, schedules."""
 
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from ard_fast.config import (
     flag,
     for_method,
     for_teacher,
-    parse_value,
+    parse,
     read_yaml,
     resolve,
     to_yaml,
@@ -120,7 +121,7 @@ def test_schedules(schedule, expected):
     ],
 )
 def test_values_from_text(name, text, value):
-    assert parse_value(name, text) == value
+    assert parse({name: text}) == {name: value}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_values_from_text(name, text, value):
 )
 def test_wrong_types_are_refused(name, text, message):
     with pytest.raises(ValueError, match=message):
-        parse_value(name, text)
+        parse({name: text})
 
 
 @pytest.mark.parametrize(
@@ -151,6 +152,7 @@ def test_wrong_types_are_refused(name, text, message):
         ({"lr": 0.0}, "lr: expected more than 0"),
         ({"lr": float("nan")}, "lr: expected a finite number"),
         ({"steps": 0}, "steps: expected at least 1"),
+        ({"save_every_seconds": -1.0}, "save_every_seconds: expected at least 0"),
         ({"momentum": 1.0}, "momentum: expected 0 to below 1"),
         ({"alpha": 1.5}, "alpha: expected 0 to 1"),
         ({"temperature": 0.0}, "temperature: expected more than 0"),
@@ -189,6 +191,42 @@ def test_unknown_keys_of_a_file_get_the_nearest(tmp_path):
         read_yaml(tmp_path / "other.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [1, 1]\nb: [*a, *a]\n", "aliases are not allowed"),
+        ("epochs: 3\nseed: 1\nepochs: 4\n", "the key 'epochs' is there twice"),
+        ("method: !!python/object/apply:os.system ['touch executed']\n", "could not determine a constructor"),
+        ("method: !!python/name:os.system\n", "could not determine a constructor"),
+        ("[" * 100_000, "nested too deeply|is not YAML"),
+        ("epochs: " + "9" * 10_000, "is not YAML"),
+        ("seed: 2020-99-99\n", "is not YAML"),
+        ("x" * (1 << 20) + "y", "larger than 1048576 bytes"),
+        ("epochs: \x00\n", "is not YAML"),
+        ("", "must hold `key: value` lines, got NoneType"),
+        ("1: 2\n", "unknown key '1'"),
+        ("? [1, 2]\n: 3\n", "is not YAML"),
+        ("epochs: {a: 1}\n", "epochs: expected a whole number, got {'a': 1}"),
+        ("milestones: [1, x]\n", r"milestones: expected a list of whole numbers, got \[1, 'x'\]"),
+        ("student: 2020-01-01\n", "student: expected text, got datetime.date"),
+        ("seed: " + "'" + "z" * 5000 + "'", r"seed: expected a whole number, got .{1,200}$"),
+    ],
+)
+def test_hostile_and_broken_files_are_refused(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_yaml(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"epochs: \xff\xfe")
+    with pytest.raises(ValueError, match="is not YAML"):
+        read_yaml(tmp_path / "c.yaml")
+
+
 # ---- the command line ---------------------------------------------------------------------------------------------
 
 
@@ -225,10 +263,25 @@ def test_bad_arguments_end_before_any_work(arguments, message, capsys, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("method", ["ard", "compare"])
+def test_print_config_gives_a_file_that_repeats_the_run(tmp_path, capsys, monkeypatch, method):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--method", method, "--eps", "25.5/255", "--epochs", "3", "--milestones", "1,2", "--flip"]
+    assert main([*arguments, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "c.yaml").write_text(printed)
+    assert main(["--config", "c.yaml", "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+    config = resolve({}, file=read_yaml("c.yaml"))
+    assert (config.eps, config.epochs, config.milestones, config.flip) == (0.1, 3, (1, 2), True)
+
+
 def test_help_names_every_default(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
-    assert "--temperature" in (text := capsys.readouterr().out)
-    text = " ".join(text.split())
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--temperature" in text
     assert "[200; digits: 15]" in text and "[none; digits: digits-teacher]" in text
+    assert re.search(r"--steps VALUE [^\[]*\[[^\]]*\b10\b[^\]]*; digits: 7\]", text)  # the methods', the data set's

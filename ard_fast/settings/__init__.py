@@ -1,0 +1,23 @@
+"""The fields of a run's configuration, a dataclass a subject; `ard_fast.config.TrainConfig` joins them.
+
+Every field is a YAML key and a command-line flag at once. A new one needs nothing but its line here.
+"""
+
+from ard_fast.settings.data import DataSettings
+from ard_fast.settings.evaluation import EvaluationSettings
+from ard_fast.settings.machine import MachineSettings
+from ard_fast.settings.optimiser import OptimiserSettings
+from ard_fast.settings.output import OutputSettings
+from ard_fast.settings.teachers import TeacherSettings
+from ard_fast.settings.what import COMPARE, WhatSettings
+
+__all__ = [
+    "COMPARE",
+    "DataSettings",
+    "EvaluationSettings",
+    "MachineSettings",
+    "OptimiserSettings",
+    "OutputSettings",
+    "TeacherSettings",
+    "WhatSettings",
+]

@@ -1,0 +1,16 @@
+"""Where a run computes. Nothing here is meant to change its result beyond rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ard_fast.options import option
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """Device, layout and threads."""
+
+    device: str = option("cpu", "cpu, cuda or cuda:N", "machine")
+    channels_last: bool = option(False, "keep images and weights in channels-last layout", "machine")
+    threads: int = option(0, "CPU threads of torch; 0: torch's own choice", "machine")
