@@ -193,7 +193,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys, s
     assert metrics(whole) == metrics(stopped)
 
 
-def test_a_run_killed_without_warning_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("extra", "where"), [([], (2, 0)), (["--save-every-seconds", "0"], (2, 1))])
+def test_a_run_killed_without_warning_goes_on_from_its_last_save(tmp_path, monkeypatch, extra, where):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main([*AT, "--epochs", "3", "--out", str(whole)]) == 0
     real = Progress.step
@@ -209,7 +210,9 @@ def test_a_run_killed_without_warning_goes_on_from_its_last_epoch(tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "step", step)
         with pytest.raises(MemoryError):
-            main([*AT, "--epochs", "3", "--out", str(killed)])
+            main([*AT, "--epochs", "3", *extra, "--out", str(killed)])
+    state = load_state(killed / "training_state.pt")
+    assert (state.epoch, state.step) == where
     with open(killed / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 3, "cut sho')
     assert main(["--resume", str(killed)]) == 0
