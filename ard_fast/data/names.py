@@ -15,3 +15,18 @@ CIFAR100_CLASSES = tuple(
     wardrobe whale willow_tree wolf woman worm
     """.split()  # noqa: SIM905
 )
+
+MNIST_CLASSES = tuple("0123456789")
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)

@@ -7,12 +7,16 @@ from pathlib import Path
 
 from ard_fast.data.cifar import CIFAR10, CIFAR100, load_cifar10, load_cifar100
 from ard_fast.data.digits import load_digits
+from ard_fast.data.mnist import FASHION_MNIST, FILES, MNIST, load_mnist
+from ard_fast.data.npz import load_npz
 from ard_fast.data.splits import Dataset, Split
 from ard_fast.names import unknown
 
-# What --data-dir must name for the data sets that need it.
+# What --data-dir must name, for the data sets that need it.
 _DATA_DIR = {
-    variant.name: f"the folder that holds {variant.bin_dir} or {variant.py_dir}" for variant in (CIFAR10, CIFAR100)
+    **{v.name: f"the folder that holds {v.bin_dir} or {v.py_dir}" for v in (CIFAR10, CIFAR100)},
+    **{v.name: f"the folder that holds {v.folders[0]}/{FILES[0]}[.gz] and the like" for v in (MNIST, FASHION_MNIST)},
+    "npz": "the path of an .npz file with x_train, y_train, x_test, y_test",
 }
 DATASETS = ("digits", *_DATA_DIR)
 
@@ -44,15 +48,23 @@ def load_dataset(
         raise ValueError(f"data_dir: {name} needs --data-dir, {_DATA_DIR[name]}")
     if name == "digits":
         dataset = load_digits()
-    elif name == "cifar10":
-        dataset = load_cifar10(data_dir, val_size=val_size)
     else:
-        dataset = load_cifar100(data_dir, val_size=val_size)
+        dataset = _load_files(name, Path(data_dir), val_size)
     return dataclasses.replace(
         dataset,
         train=_first(dataset.train, subset, "subset", f"training images of {name}"),
         test=_first(dataset.test, test_subset, "test_subset", f"test images of {name}"),
     )
+
+
+def _load_files(name: str, data_dir: Path, val_size: int) -> Dataset:
+    if name == "cifar10":
+        return load_cifar10(data_dir, val_size=val_size)
+    if name == "cifar100":
+        return load_cifar100(data_dir, val_size=val_size)
+    if name == "npz":
+        return load_npz(data_dir, val_size=val_size)
+    return load_mnist(MNIST if name == "mnist" else FASHION_MNIST, data_dir, val_size=val_size)
 
 
 def _first(split: Split, count: int | None, argument: str, what: str) -> Split:
