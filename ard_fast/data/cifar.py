@@ -17,7 +17,7 @@ _PIXELS = 3 * 32 * 32
 
 
 @dataclass(frozen=True)
-class _Variant:
+class Variant:
     """One of the two data sets.
 
     Attributes:
@@ -41,7 +41,7 @@ class _Variant:
     class_names: tuple[str, ...]
 
 
-CIFAR10 = _Variant(
+CIFAR10 = Variant(
     "cifar10",
     "CIFAR-10",
     "cifar-10-batches-bin",
@@ -52,7 +52,7 @@ CIFAR10 = _Variant(
     b"labels",
     CIFAR10_CLASSES,
 )
-CIFAR100 = _Variant(
+CIFAR100 = Variant(
     "cifar100",
     "CIFAR-100",
     "cifar-100-binary",
@@ -94,8 +94,15 @@ def load_cifar100(data_dir: str | Path, *, val_size: int = 1000) -> Dataset:
     return _load(CIFAR100, Path(data_dir), val_size)
 
 
-def _load(variant: _Variant, root: Path, val_size: int) -> Dataset:
-    read, folder = _find_layout(variant, root)
+def _load(variant: Variant, root: Path, val_size: int) -> Dataset:
+    layout = find_layout(variant, root)
+    if layout is None:
+        state = "folder exists" if root.is_dir() else "no such folder"
+        raise FileNotFoundError(
+            f"data_dir: no {variant.bin_dir}/ or {variant.py_dir}/ in {root} ({state}). Unpack the official "
+            f"{variant.title} archive (binary or python version) there, or let --download fetch it."
+        )
+    read, folder = layout
     parts = [read(variant, folder, name) for name in variant.train]
     source = _split(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
     classes = variant.class_names
@@ -108,30 +115,27 @@ def _split(images: np.ndarray, labels: np.ndarray) -> Split:
     return Split(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), torch.arange(len(labels)))
 
 
-_Reader = Callable[[_Variant, Path, str], tuple[np.ndarray, np.ndarray]]
+_Reader = Callable[[Variant, Path, str], tuple[np.ndarray, np.ndarray]]
 
 
-def _find_layout(variant: _Variant, root: Path) -> tuple[_Reader, Path]:
+def find_layout(variant: Variant, root: Path) -> tuple[_Reader, Path] | None:
+    """The reader and the folder of the layout to take, if one is there."""
     layouts: tuple[tuple[str, _Reader], ...] = ((variant.bin_dir, _read_bin), (variant.py_dir, _read_py))
     for name, read in layouts:
         for folder in (root / name, root):
             if folder.name == name and folder.is_dir():
                 return read, folder
-    state = "folder exists" if root.is_dir() else "no such folder"
-    raise FileNotFoundError(
-        f"data_dir: no {variant.bin_dir}/ or {variant.py_dir}/ in {root} ({state}). "
-        f"Unpack the official {variant.title} archive (binary or python version) there; nothing is downloaded."
-    )
+    return None
 
 
-def _existing(variant: _Variant, path: Path) -> Path:
+def _existing(variant: Variant, path: Path) -> Path:
     if not path.is_file():
         needed = ", ".join((*variant.train, variant.test))
         raise FileNotFoundError(f"data_dir: {path} is missing; {variant.title} needs {needed}")
     return path
 
 
-def _read_bin(variant: _Variant, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_bin(variant: Variant, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Records of one or two label bytes and 3,072 pixel bytes."""
     path = _existing(variant, folder / f"{name}.bin")
     size, record = path.stat().st_size, variant.label_bytes + _PIXELS
@@ -149,7 +153,7 @@ def _read_bin(variant: _Variant, folder: Path, name: str) -> tuple[np.ndarray, n
     return _as_images(records[:, variant.label_bytes :]), labels
 
 
-def _read_py(variant: _Variant, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_py(variant: Variant, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A pickled dict with b"data" (uint8 `[N, 3072]`) and the labels (a list of N)."""
     path = _existing(variant, folder / name)
     batch = read_pickle(path)

@@ -56,24 +56,21 @@ def load_mnist(variant: Variant, data_dir: str | Path, *, val_size: int = 1000) 
         ValueError: a file is cut short, too long, damaged, or not what its name says.
     """
     root = Path(data_dir)
-    folder = find_folder(variant, root)
+    folder = next((root / name for name in variant.folders if holds_files(root / name)), None)
     if folder is None:
         state = "folder exists" if root.is_dir() else "no such folder"
         raise FileNotFoundError(
             f"data_dir: no {FILES[0]} or {FILES[0]}.gz in {root} ({state}), nor in {' or '.join(variant.folders[:-1])} "
-            f"there. Put the four IDX files of {variant.name} there; nothing is downloaded."
+            f"there. Put the four IDX files of {variant.name} there, or let --download fetch them."
         )
     source = _read_split(folder, *FILES[:2])
     train, val = hold_out(source, val_size, num_classes=10)
     return Dataset(variant.name, train, val, _read_split(folder, *FILES[2:]), 10, 255, variant.class_names)
 
 
-def find_folder(variant: Variant, root: Path) -> Path | None:
-    """The first of the variant's folders that holds any of the files."""
-    for name in variant.folders:
-        if any((root / name / f"{file}{suffix}").is_file() for file in FILES for suffix in ("", ".gz")):
-            return root / name
-    return None
+def holds_files(folder: Path) -> bool:
+    """Whether any of the four files is in a folder."""
+    return any((folder / f"{file}{suffix}").is_file() for file in FILES for suffix in ("", ".gz"))
 
 
 def _read_split(folder: Path, images_name: str, labels_name: str) -> Split:

@@ -9,6 +9,7 @@ from ard_fast.data.cifar import CIFAR10, CIFAR100, load_cifar10, load_cifar100
 from ard_fast.data.digits import load_digits
 from ard_fast.data.mnist import FASHION_MNIST, FILES, MNIST, load_mnist
 from ard_fast.data.npz import load_npz
+from ard_fast.data.official import DOWNLOADABLE, provide
 from ard_fast.data.splits import Dataset, Split
 from ard_fast.names import unknown
 
@@ -28,6 +29,7 @@ def load_dataset(
     val_size: int = 1000,
     subset: int | None = None,
     test_subset: int | None = None,
+    download: bool = False,
 ) -> Dataset:
     """A data set on the CPU, its splits fixed.
 
@@ -37,18 +39,24 @@ def load_dataset(
         val_size: validation images held out of the training files; the digits' split is fixed.
         subset: keep only the first `subset` training images.
         test_subset: keep only the first `test_subset` test images.
+        download: fetch files that are missing in `data_dir` (CIFAR and MNIST), checked against published checksums.
 
     Raises:
         ValueError: an unknown name, a missing `data_dir`, or a subset that the split cannot give.
         FileNotFoundError: the files are not there.
+        DownloadError: nor could they be downloaded.
     """
     if name not in DATASETS:
         raise ValueError(unknown("dataset", name, DATASETS))
     if name in _DATA_DIR and data_dir is None:
         raise ValueError(f"data_dir: {name} needs --data-dir, {_DATA_DIR[name]}")
+    if download and name not in DOWNLOADABLE:
+        raise ValueError(f"download: only {', '.join(DOWNLOADABLE)} can be downloaded, not {name}")
     if name == "digits":
         dataset = load_digits()
     else:
+        if download:
+            provide(name, Path(data_dir))
         dataset = _load_files(name, Path(data_dir), val_size)
     return dataclasses.replace(
         dataset,
