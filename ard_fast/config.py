@@ -14,6 +14,7 @@ import yaml
 from ard_fast import yamlfile
 from ard_fast.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, presets
 from ard_fast.methods import METHODS, MethodSettings, find_method
+from ard_fast.models import find_model
 from ard_fast.names import unknown
 from ard_fast.parsing import parser
 from ard_fast.settings import (
@@ -21,6 +22,7 @@ from ard_fast.settings import (
     DataSettings,
     EvaluationSettings,
     MachineSettings,
+    NetworkSettings,
     OptimiserSettings,
     OutputSettings,
     TeacherSettings,
@@ -37,6 +39,7 @@ class TrainConfig(
     TeacherSettings,
     OptimiserSettings,
     MethodSettings,
+    NetworkSettings,
     WhatSettings,
 ):
     """Everything that decides a run's result. Names are the YAML keys and, with dashes, the command-line flags."""
@@ -54,6 +57,7 @@ class TrainConfig(
         return -(-self.epochs // (self.replays or 1))
 
 
+ROLES = ("teacher", "clean_teacher")
 _METHOD_FIELDS = tuple(item.name for item in dataclasses.fields(MethodSettings) if item.name != "eps")
 
 PRESETS = presets()
@@ -194,8 +198,9 @@ def for_teacher(config: TrainConfig, role: str) -> TrainConfig:
             method=method,
             parity=False,
             student=getattr(config, role),
-            teacher=None,
-            clean_teacher=None,
+            student_mean=getattr(config, f"{role}_mean"),
+            student_std=getattr(config, f"{role}_std"),
+            **{f"{other}{part}": None for other in ROLES for part in ("", "_model", "_mean", "_std")},
             epochs=config.teacher_epochs or config.epochs,
             milestones=None if config.teacher_epochs else config.milestones,
             lr=config.teacher_lr,
@@ -215,6 +220,9 @@ def validate_names(config: TrainConfig) -> None:
         choices, value = item.metadata["choices"], getattr(config, item.name)
         if choices and value is not None and value not in choices:
             raise ValueError(f"{item.name}: {unknown('value', str(value), choices)}")
+    for name in ("student", *(f"{role}_model" for role in ROLES)):
+        if getattr(config, name) is not None:
+            find_model(getattr(config, name), argument=name)
     for method in config.compare_methods:
         if method not in METHODS:
             raise ValueError(f"compare_methods: {unknown('method', method, METHODS)}")
@@ -260,6 +268,12 @@ def validate(config: TrainConfig) -> None:
     each("alpha alpha2", lambda v: 0 <= v <= 1, "0 to 1, the weight of the distillation term")
     each("begin_share", lambda v: 0 <= v <= 1, "0 to 1, a share of the epochs")
     require("momentum", 0 <= config.momentum < 1, "0 to below 1")
+    for network in ("student", *ROLES):
+        mean, std = (getattr(config, f"{network}_{part}") for part in ("mean", "std"))
+        if (mean is None) != (std is None):
+            raise ValueError(f"{network}_mean: mean and std go together, got mean {mean}, std {std}")
+        require(f"{network}_mean", mean is None or all(map(math.isfinite, mean)), "finite numbers")
+        require(f"{network}_std", std is None or all(0 < value < math.inf for value in std), "numbers above 0")
     milestones = config.milestone_epochs()
     require("milestones", list(milestones) == sorted(milestones), "increasing epochs")
     if config.device != "cpu" and config.device.split(":")[0] != "cuda":

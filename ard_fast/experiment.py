@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ard_fast.checkpoint import load_network
-from ard_fast.config import COMPARE, TrainConfig, for_method, for_teacher, to_yaml
+from ard_fast.config import ROLES, TrainConfig, for_method, for_teacher, to_yaml
 from ard_fast.data import load_dataset
 from ard_fast.devices import find_device
 from ard_fast.evaluation import PGD20_STEPS
@@ -21,6 +21,7 @@ from ard_fast.methods import METHODS
 from ard_fast.models import MODELS
 from ard_fast.report import markdown_table, plot_curves
 from ard_fast.runfolder import RunFolder
+from ard_fast.settings import COMPARE
 from ard_fast.trainer import Environment, Trainer, check_model_fits
 
 
@@ -38,12 +39,13 @@ def prepare(config: TrainConfig, stop: StopRequest) -> Environment:
         subset=config.subset,
         test_subset=config.test_subset,
     )
-    check_model_fits(config.student, dataset, "student")
+    check_model_fits(config.student, dataset, "student", mean=config.student_mean, std=config.student_std)
     env = Environment(dataset.to(device), device, stop)
     for role in _roles(config):
         source = getattr(config, role)
         if source in MODELS:
-            check_model_fits(source, dataset, role)
+            mean, std = (getattr(config, f"{role}_{part}") for part in ("mean", "std"))
+            check_model_fits(source, dataset, role, mean=mean, std=std)
         else:
             _load_teacher(config, role, source, env)
     return env
@@ -52,7 +54,7 @@ def prepare(config: TrainConfig, stop: StopRequest) -> Environment:
 def _roles(config: TrainConfig) -> list[str]:
     """The teachers that the run needs, in the order they are trained."""
     methods = config.compare_methods if config.method == COMPARE else (config.method,)
-    return [role for role in ("teacher", "clean_teacher") if any(role in METHODS[name].teachers for name in methods)]
+    return [role for role in ROLES if any(role in METHODS[name].teachers for name in methods)]
 
 
 def run(config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool = False) -> dict[str, Any]:
@@ -103,6 +105,8 @@ def _load_teacher(config: TrainConfig, role: str, source: str | Path, env: Envir
         num_classes=dataset.num_classes,
         in_channels=dataset.image_shape[0],
         model=getattr(config, f"{role}_model"),
+        mean=getattr(config, f"{role}_mean"),
+        std=getattr(config, f"{role}_std"),
         argument=role,
         model_argument=f"{role}_model",
     )

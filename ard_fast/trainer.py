@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,14 @@ from ard_fast.data.batches import derive_seed
 from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.methods import METHODS, MethodContext, StepResult, build_method
-from ard_fast.models import build_model, count_parameters, find_model
+from ard_fast.models import Normalised, build_model, count_parameters, find_model
 from ard_fast.progress import Progress
 from ard_fast.report import write_run_report
 from ard_fast.runfolder import RunFolder
 from ard_fast.schedules import learning_rate
 from ard_fast.teachers import Teacher
+
+Numbers = Sequence[float]
 
 
 class NonFiniteLoss(RuntimeError):
@@ -40,22 +42,38 @@ class Environment:
     stop: StopRequest
 
 
-def check_model_fits(name: str, dataset: Dataset, argument: str) -> None:
-    """Refuse a network that cannot take the data set's images.
+def check_model_fits(
+    name: str,
+    dataset: Dataset,
+    argument: str,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> None:
+    """Refuse a network that cannot take the data set's images, or a normaliser for other channels.
 
     Raises:
         ValueError: names the argument, the network and both sizes.
     """
-    size, (_, height, width) = find_model(name, argument=argument).image_size, dataset.image_shape
+    size, (channels, height, width) = find_model(name, argument=argument).image_size, dataset.image_shape
     if size is not None and (height, width) != (size, size):
         raise ValueError(f"{argument}: {name} takes {size}x{size} images, {dataset.name} has {height}x{width}")
+    for part, numbers in (("mean", mean), ("std", std)):
+        if numbers is not None and len(numbers) not in (1, channels):
+            raise ValueError(
+                f"{argument}_{part}: expected a number for each of the {channels} channels of {dataset.name}, or one "
+                f"for all, got {len(numbers)}"
+            )
 
 
 def initial_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
     """The student at the start: the same weights for the same seed, whatever the method."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, 0))
-        return build_model(config.student, dataset.num_classes, dataset.image_shape[0])
+        network = build_model(config.student, dataset.num_classes, dataset.image_shape[0], argument="student")
+    if config.student_mean is None:
+        return network
+    return Normalised(network, config.student_mean, config.student_std)
 
 
 class Trainer:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from cifar_files import fake_cifar
 from safetensors.torch import load_file
-from test_data import fake_cifar
 
 from ard_fast import experiment, trainer
 from ard_fast.checkpoint import load_network, load_state, save_weights
@@ -147,6 +147,18 @@ def test_a_network_for_other_images_is_refused(tmp_path, capsys):
     assert main([*cifar, "--method", "ard", "--teacher", "digits-teacher", "--out", str(tmp_path / "r")]) == 2
     assert "teacher: digits-teacher takes 8x8 images" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+def test_normalisers_belong_to_the_networks(tmp_path, capsys):
+    arguments = ["--method", "kd", *CLEAN, "--epochs", "1", "--teacher", "digits-teacher", "--teacher-mean", "0.3"]
+    out = tmp_path / "run"
+    assert main([*arguments, "--teacher-std", "0.4", "--student-mean", "1/2", "--student-std", "0.25,0.1"]) == 2
+    assert "student_std: expected a number for each of the 1 channels of digits" in capsys.readouterr().err
+    arguments += ["--teacher-std", "0.4", "--student-mean", "1/2", "--student-std", "0.25"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    for folder, mean, std in ((out, 0.5, 0.25), (out / "teacher", 0.3, 0.4)):
+        weights = load_file(folder / "best.safetensors")
+        assert (weights["mean"].item(), weights["std"].item()) == (pytest.approx(mean), pytest.approx(std))
 
 
 # ---- stopping and going on ----------------------------------------------------------------------------------------

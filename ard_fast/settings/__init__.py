@@ -6,6 +6,7 @@ Every field is a YAML key and a command-line flag at once. A new one needs nothi
 from ard_fast.settings.data import DataSettings
 from ard_fast.settings.evaluation import EvaluationSettings
 from ard_fast.settings.machine import MachineSettings
+from ard_fast.settings.networks import NetworkSettings
 from ard_fast.settings.optimiser import OptimiserSettings
 from ard_fast.settings.output import OutputSettings
 from ard_fast.settings.teachers import TeacherSettings
@@ -16,6 +17,7 @@ __all__ = [
     "DataSettings",
     "EvaluationSettings",
     "MachineSettings",
+    "NetworkSettings",
     "OptimiserSettings",
     "OutputSettings",
     "TeacherSettings",

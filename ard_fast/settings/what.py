@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from ard_fast.data import DATASETS
 from ard_fast.methods import METHODS
-from ard_fast.models import MODELS
 from ard_fast.options import option
 
 COMPARE = "compare"  # not a method: teacher, then every method of `compare_methods`, for every seed
@@ -14,7 +13,7 @@ COMPARE = "compare"  # not a method: teacher, then every method of `compare_meth
 
 @dataclass(frozen=True)
 class WhatSettings:
-    """Method, data set, networks and seeds."""
+    """Method, data set and seeds."""
 
     method: str = option(
         COMPARE, "what to train; compare: a teacher, then each of --compare-methods", "what", (*METHODS, COMPARE)
@@ -24,17 +23,6 @@ class WhatSettings:
     )
     dataset: str = option("digits", "images to train on", "what", DATASETS)
     data_dir: str | None = option(None, "folder with cifar-10-batches-bin or cifar-10-batches-py", "what")
-    student: str = option("mobilenetv2", "network to train", "what", tuple(MODELS))
-    teacher: str | None = option(
-        None, "a network's name (trained first, by --teacher-method), a run's folder, or a checkpoint file", "what"
-    )
-    teacher_model: str | None = option(
-        None, "the network of a checkpoint file that does not say", "what", tuple(MODELS)
-    )
-    clean_teacher: str | None = option(
-        None, "mtard, iad-ii: the second teacher, likewise; a network named here is trained on clean images", "what"
-    )
-    clean_teacher_model: str | None = option(None, "as teacher_model, for clean_teacher", "what", tuple(MODELS))
     seed: int = option(0, "decides weights, data order and attacks", "what")
     compare_methods: tuple[str, ...] = option(("at", "ard"), "methods of a comparison, comma-separated", "what")
     compare_seeds: int = option(3, "seeds of a comparison: seed, seed + 1, ...", "what")
