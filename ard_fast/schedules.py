@@ -27,3 +27,8 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
         return config.lr * (1.0 - abs(epoch - half) / half)
     drops = sum(epoch >= milestone for milestone in config.milestone_epochs())
     return config.lr * config.lr_factor ** (min(drops, 1) if config.schedule == "ard" else drops)
+
+
+def relative_rate(config: TrainConfig, epoch: int) -> float:
+    """The learning rate when a pass over the images (from 0) begins, in units of `lr`."""
+    return learning_rate(config, epoch * (config.replays or 1)) / config.lr

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ard_fast.models import Normalised, build_model, count_parameters, find_mode
 from ard_fast.progress import Progress
 from ard_fast.report import write_run_report
 from ard_fast.runfolder import RunFolder
-from ard_fast.schedules import learning_rate
+from ard_fast.schedules import learning_rate, relative_rate
 from ard_fast.teachers import Teacher
 
 Numbers = Sequence[float]
@@ -95,6 +96,8 @@ class Trainer:
             num_classes=env.dataset.num_classes,
             epochs=config.passes(),
             train_size=len(env.dataset.train),
+            device=env.device,
+            relative_rate=partial(relative_rate, config),
             teachers={
                 role: Teacher(network.to(env.device, memory_format=self.layout))
                 for role, network in (teachers or {}).items()

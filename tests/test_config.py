@@ -18,7 +18,7 @@ from ard_fast.config import (
     to_yaml,
     validate,
 )
-from ard_fast.schedules import learning_rate
+from ard_fast.schedules import learning_rate, relative_rate
 from ard_fast.train import main, make_parser
 
 
@@ -43,6 +43,12 @@ def test_later_layers_win():
     file = {"epochs": 7, "batch_size": 9}
     config = resolve({"batch_size": 11, "data_dir": "d", "teacher": "resnet18"}, file=file, preset="ard-paper")
     assert (config.temperature, config.epochs, config.batch_size) == (30.0, 7, 11)
+
+
+def test_relative_rates_follow_the_schedule():
+    config = resolve({"method": "at", "epochs": 8, "schedule": "multistep", "milestones": (2, 6), "lr": 0.3})
+    assert [relative_rate(config, epoch) for epoch in (0, 1, 2, 6)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
+    assert relative_rate(config.replace(replays=4), 1) == pytest.approx(0.1)  # a pass is 4 epochs
 
 
 def test_paper_preset_has_the_constants_of_the_official_code():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ard_fast.data import Batch
@@ -36,6 +37,8 @@ class Inner:
         clean_target: logits of the second teacher, or of the same one at other images.
         weight: float32 `[B]`, of each sample's loss.
         delta: the perturbation that a method keeps between its replays.
+        record: what `loss` leaves for `after_backward`, which is where a method changes its state: a loss may be taken
+            twice in a step.
     """
 
     x_adv: Tensor | None = None
@@ -43,11 +46,17 @@ class Inner:
     clean_target: Tensor | None = None
     weight: Tensor | None = None
     delta: Tensor | None = None
+    record: Tensor | None = None
 
 
 def same(value: Tensor) -> Tensor:
-    """The sum over all processes, where there is one."""
+    """The sum or the minimum over all processes, where there is one."""
     return value
+
+
+def constant_rate(epoch: int) -> float:
+    """The relative learning rate where nothing changes it."""
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,11 @@ class MethodContext:
         epochs: passes of the whole run.
         train_size: images of the training split.
         teachers: by role, "teacher" and "clean_teacher".
-        all_reduce: sums a tensor over all processes of the run, without a host synchronisation.
+        all_reduce: sums a tensor over all processes of the run, without a host synchronisation; may work in place.
+        all_min: the minimum, likewise.
+        device: where the batches are, and with them the method's state.
+        relative_rate: the learning rate at the beginning of an epoch (from 0) in units of `lr`, for methods whose own
+            rates follow it.
     """
 
     num_classes: int
@@ -67,6 +80,9 @@ class MethodContext:
     train_size: int
     teachers: Mapping[str, Teacher] = field(default_factory=dict)
     all_reduce: Callable[[Tensor], Tensor] = same
+    all_min: Callable[[Tensor], Tensor] = same
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    relative_rate: Callable[[int], float] = constant_rate
 
 
 class Method(ABC):
