@@ -26,6 +26,7 @@ from ard_fast.settings import (
     OptimiserSettings,
     OutputSettings,
     TeacherSettings,
+    WeightSettings,
     WhatSettings,
 )
 
@@ -37,6 +38,7 @@ class TrainConfig(
     DataSettings,
     EvaluationSettings,
     TeacherSettings,
+    WeightSettings,
     OptimiserSettings,
     MethodSettings,
     NetworkSettings,
@@ -206,6 +208,8 @@ def for_teacher(config: TrainConfig, role: str) -> TrainConfig:
             lr=config.teacher_lr,
             teacher_lr=None,
             teacher_epochs=None,
+            awp_gamma=0.0,
+            averaging="none",
         )
     )
 
@@ -258,7 +262,7 @@ def validate(config: TrainConfig) -> None:
     each("teacher_epochs subset test_subset", lambda v: v >= 1, "at least 1")
     each("lr teacher_lr lr_factor temperature", lambda v: v > 0, "more than 0")
     each(
-        "crop_padding threads seed weight_decay beta trust_power balance_rate fairness_power",
+        "crop_padding threads seed weight_decay awp_gamma beta trust_power balance_rate fairness_power",
         lambda v: v >= 0,
         "at least 0",
     )
@@ -266,7 +270,9 @@ def validate(config: TrainConfig) -> None:
     each("eps eval_step_size", lambda v: 0 <= v <= 1, "0 to 1, in units of pixels in [0, 1] (8/255, not 8)")
     each("step_size", lambda v: 0 <= v <= 1, "0 to 1, in units of pixels in [0, 1] (8/255, not 8)")
     each("alpha alpha2", lambda v: 0 <= v <= 1, "0 to 1, the weight of the distillation term")
-    each("begin_share", lambda v: 0 <= v <= 1, "0 to 1, a share of the epochs")
+    each("begin_share awp_warmup_share", lambda v: 0 <= v <= 1, "0 to 1, a share of the epochs")
+    each("averaging_start_share", lambda v: 0 <= v < 1, "0 to below 1, a share of the epochs")
+    each("ema_decay", lambda v: 0 <= v < 1, "0 to below 1")
     require("momentum", 0 <= config.momentum < 1, "0 to below 1")
     for network in ("student", *ROLES):
         mean, std = (getattr(config, f"{network}_{part}") for part in ("mean", "std"))
@@ -283,6 +289,11 @@ def validate(config: TrainConfig) -> None:
             "data_dir: cifar10 needs --data-dir, the folder that holds cifar-10-batches-bin or cifar-10-batches-py"
         )
     for method in config.compare_methods if config.method == COMPARE else (config.method,):
+        if config.awp_gamma and "replays" in METHODS[method].defaults:
+            raise ValueError(
+                f"awp_gamma: expected 0 for method {method}, whose single pass moves weights and images, got "
+                f"{config.awp_gamma:g}: a weight perturbation needs a pass of its own"
+            )
         for role in METHODS[method].teachers:
             if getattr(config, role) is None:
                 raise ValueError(

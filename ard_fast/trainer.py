@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ard_fast.attacks import PGD
 from ard_fast.checkpoint import TrainingState, load_network, load_state, save_state, save_weights
@@ -19,13 +19,14 @@ from ard_fast.data import Batch, Dataset, ResidentLoader
 from ard_fast.data.batches import derive_seed
 from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
 from ard_fast.interrupts import Interrupted, StopRequest
-from ard_fast.methods import METHODS, MethodContext, StepResult, build_method
+from ard_fast.methods import METHODS, Inner, MethodContext, StepResult, build_method
 from ard_fast.models import Normalised, build_model, count_parameters, find_model
 from ard_fast.progress import Progress
 from ard_fast.report import write_run_report
 from ard_fast.runfolder import RunFolder
 from ard_fast.schedules import learning_rate, relative_rate
 from ard_fast.teachers import Teacher
+from ard_fast.weights import AdversarialWeightPerturbation, WeightAverage
 
 Numbers = Sequence[float]
 
@@ -112,6 +113,8 @@ class Trainer:
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
         )
+        self.awp = self._weight_perturbation()
+        self.average = self._weight_average()
         self.state = TrainingState()
         self.loader = ResidentLoader(
             env.dataset.train,
@@ -123,6 +126,25 @@ class Trainer:
             layout=self.layout,
         )
         self._started = time.perf_counter()  # or the last save
+
+    def _weight_perturbation(self) -> AdversarialWeightPerturbation | None:
+        config = self.config
+        if not config.awp_gamma:
+            return None
+        first_epoch = int(config.awp_warmup_share * config.passes())
+        return AdversarialWeightPerturbation(self.student, gamma=config.awp_gamma, first_epoch=first_epoch)
+
+    def _weight_average(self) -> WeightAverage | None:
+        config = self.config
+        if config.averaging == "none":
+            return None
+        first_epoch = int(config.averaging_start_share * config.passes())
+        return WeightAverage(self.student, kind=config.averaging, decay=config.ema_decay, first_epoch=first_epoch)
+
+    @property
+    def network(self) -> nn.Module:
+        """What is validated, kept and tested: the student, or the average of its weights."""
+        return self.student if self.average is None else self.average.network
 
     # ---- the run ----------------------------------------------------------------------------------------------
 
@@ -172,6 +194,16 @@ class Trainer:
             f"{config.weight_decay:g} on all parameters, batch {config.batch_size}, {crop}, "
             f"{'flip' if config.flip else 'no flip'}, seed {config.seed}, {self.env.device}"
         )
+        if self.awp is not None:
+            lines.append(
+                f"adversarial weight perturbation: gamma {config.awp_gamma:g}, from epoch {self.awp.first_epoch + 1}"
+            )
+        if self.average is not None:
+            decay = f" decay {config.ema_decay:g}" if config.averaging == "ema" else ""
+            lines.append(
+                f"weights averaged: {config.averaging}{decay}, from epoch {self.average.first_epoch + 1}; validation, "
+                "checkpoints and test are of the average"
+            )
         lines.append(
             f"evaluation: L-inf PGD-{PGD20_STEPS} on CE, eps {config.eps:.5g}, step {config.eval_step_size:.5g}, "
             f"uniform start, eval mode; best epoch by PGD-{config.val_steps} on the validation images"
@@ -218,12 +250,21 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate(done)
             inner = self.method.attack(self.student, batch)
+            if self.awp is not None:
+                self.awp.perturb(self.state.epoch, [partial(self._outer_loss, batch, inner)])
             result = self.method.loss(self.student, batch, inner)
             self.optimizer.zero_grad(set_to_none=True)
             result.loss.backward()
             self.method.after_backward(batch, inner)
             self.optimizer.step()
+            if self.awp is not None:
+                self.awp.restore()
+            if self.average is not None:
+                self.average.after_update(self.state.epoch)
         return result
+
+    def _outer_loss(self, batch: Batch, inner: Inner) -> Tensor:
+        return self.method.loss(self.student, batch, inner).loss
 
     def _learning_rate(self, done: float) -> float:
         """The rate when the share `done` of the current pass is over."""
@@ -233,21 +274,23 @@ class Trainer:
         """Validate, keep checkpoints, write the epoch's line."""
         config, state, count = self.config, self.state, len(self.env.dataset.train)
         epoch = state.epoch + 1
+        if self.average is not None:
+            self.average.after_epoch(state.epoch)
         row: dict[str, Any] = {
             "epoch": epoch,
             "lr": self._learning_rate(0.0),
             "train_loss": state.loss_sum / count,
             "train_acc": 100.0 * state.correct / count,
-            **self.method.end_epoch(),
             "val_clean": None,
             "val_robust": None,
         }
         if epoch % config.val_every == 0 or epoch == config.passes():
-            accuracy = self._evaluate(self.student, self.env.dataset.val, config.val_steps)
+            accuracy = self._evaluate(self.network, self.env.dataset.val, config.val_steps)
             row["val_clean"], row["val_robust"] = accuracy
             if accuracy.robust > state.best_robust:
                 state.best_robust, state.best_epoch = accuracy.robust, epoch
                 self._save_weights(self.folder.best)
+        row.update(self.method.end_epoch())  # after the validation, in which a run may stop and from which it goes on
         row["images_per_s"] = self._images_per_s(epoch)
         row["elapsed_s"] = self._elapsed()
         state.epoch, state.step, state.loss_sum, state.correct = epoch, 0, 0.0, 0
@@ -268,7 +311,7 @@ class Trainer:
         )
         best = best.to(self.env.device, memory_format=self.layout)
         test = self._evaluate(best, dataset.test, PGD20_STEPS)
-        test_last = self._evaluate(self.student, dataset.test, PGD20_STEPS)
+        test_last = self._evaluate(self.network, dataset.test, PGD20_STEPS)
         summary = {
             "method": config.method,
             "dataset": config.dataset,
@@ -309,7 +352,7 @@ class Trainer:
         dataset = self.env.dataset
         save_weights(
             path,
-            self.student,
+            self.network,
             name=self.config.student,
             num_classes=dataset.num_classes,
             in_channels=dataset.image_shape[0],
@@ -321,6 +364,7 @@ class Trainer:
         self.state.model = self.student.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
         self.state.method = self.method.state_dict()
+        self.state.average = {} if self.average is None else self.average.state_dict()
         save_state(self.folder.state, self.state)
         self._save_weights(self.folder.last)
 
@@ -338,6 +382,8 @@ class Trainer:
         self.student.load_state_dict(self.state.model)
         self.optimizer.load_state_dict(self.state.optimizer)
         self.method.load_state_dict(self.state.method)
+        if self.average is not None:
+            self.average.load_state_dict(self.state.average)
         self.folder.rewrite_metrics(row for row in self.folder.metrics() if row["epoch"] <= self.state.epoch)
 
     def _stop_if_requested(self) -> None:

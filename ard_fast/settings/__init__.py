@@ -10,6 +10,7 @@ from ard_fast.settings.networks import NetworkSettings
 from ard_fast.settings.optimiser import OptimiserSettings
 from ard_fast.settings.output import OutputSettings
 from ard_fast.settings.teachers import TeacherSettings
+from ard_fast.settings.weights import WeightSettings
 from ard_fast.settings.what import COMPARE, WhatSettings
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "OptimiserSettings",
     "OutputSettings",
     "TeacherSettings",
+    "WeightSettings",
     "WhatSettings",
 ]

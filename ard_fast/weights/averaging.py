@@ -1,0 +1,84 @@
+"""Averages of the student's weights: SWA (Izmailov et al., UAI 2018) and EMA."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+AVERAGINGS = ("none", "swa", "ema")
+
+
+class WeightAverage:
+    """A second network whose weights are the average of the student's over training.
+
+    "swa": the mean of the weights at the end of each epoch. "ema": after each update, average <- d average + (1 - d)
+    weights with d = min(decay, (1 + n) / (10 + n)) at the n-th, so that a short run is not stuck at its start.
+
+    Batch-norm statistics are averaged like the weights. Another pass over clean training images would cost an epoch's
+    forward at each validation, and would replace the mix of clean and adversarial images, which the method's own
+    passes gave the statistics, with clean ones only.
+
+    `torch.optim.swa_utils.AveragedModel` would do the same, but copies its counter to the device at every update, which
+    waits for the device.
+
+    Args:
+        student: the network, not wrapped, in its place and layout; only read.
+        kind: "swa" or "ema".
+        decay: of "ema", 0 to below 1.
+        first_epoch: before this epoch (from 0) nothing is averaged.
+    """
+
+    def __init__(self, student: nn.Module, *, kind: str, decay: float = 0.999, first_epoch: int = 0) -> None:
+        self.student, self.kind, self.decay, self.first_epoch = student, kind, decay, first_epoch
+        self.count, self._epochs = 0, 0
+        self._average = copy.deepcopy(student).requires_grad_(False)
+        pairs = list(zip(self._average.state_dict().values(), student.state_dict().values(), strict=True))
+        self._floats = [(mean, now) for mean, now in pairs if mean.is_floating_point()]
+        self._others = [(mean, now) for mean, now in pairs if not mean.is_floating_point()]  # counters: copied
+
+    @property
+    def network(self) -> nn.Module:
+        """What is validated, kept and tested: the average, or the student itself until there is one."""
+        return self._average if self.count else self.student
+
+    def after_update(self, epoch: int) -> None:
+        """Called after each of the optimiser's steps."""
+        if self.kind == "ema" and epoch >= self.first_epoch:
+            self._add(1.0 - min(self.decay, (1 + self.count) / (10 + self.count)))
+
+    def after_epoch(self, epoch: int) -> None:
+        """Called after an epoch's last update, before its validation; again when a run goes on inside that."""
+        if self.kind == "swa" and epoch >= max(self.first_epoch, self._epochs):
+            self._add(1.0 / (1 + self.count))
+            self._epochs = epoch + 1
+
+    @torch.no_grad()
+    def _add(self, share: float) -> None:
+        """Move the average to the present weights by a share of the way; the first time all of it."""
+        means, nows = [mean for mean, _ in self._floats], [now for _, now in self._floats]
+        if self.count:
+            torch._foreach_lerp_(means, nows, share)
+        else:
+            torch._foreach_copy_(means, nows)
+        for mean, now in self._others:
+            mean.copy_(now)
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average and the number of its terms; nothing before the first."""
+        if not self.count:
+            return {}
+        network = {f"network.{key}": value for key, value in self._average.state_dict().items()}
+        return {"count": torch.tensor(self.count), "epochs": torch.tensor(self._epochs), **network}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put `state_dict`'s tensors back."""
+        if not state:
+            return
+        self.count, self._epochs = int(state["count"]), int(state["epochs"])
+        prefix = "network."
+        network = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        self._average.load_state_dict(network)
