@@ -11,7 +11,7 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
     """The learning rate at a moment of training.
 
     Args:
-        config: `schedule`, `lr`, `lr_factor`, `epochs` and `milestones` are read.
+        config: `schedule`, `lr`, `lr_factor`, `epochs`, `replays` and `milestones` are read.
         epoch: epochs done so far, replays counted, with the fraction of the current one (2.5: in the middle of the
             third).
 
@@ -20,10 +20,11 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
     """
     if config.schedule == "constant":
         return config.lr
+    total = config.passes() * (config.replays or 1)  # at least `epochs`, and at most replays - 1 more
     if config.schedule == "cosine":
-        return config.lr * 0.5 * (1.0 + math.cos(math.pi * epoch / config.epochs))
+        return config.lr * 0.5 * (1.0 + math.cos(math.pi * epoch / total))
     if config.schedule == "cyclic":  # one triangle (Wong, Rice, Kolter 2020)
-        half = config.epochs / 2
+        half = total / 2
         return config.lr * (1.0 - abs(epoch - half) / half)
     drops = sum(epoch >= milestone for milestone in config.milestone_epochs())
     return config.lr * config.lr_factor ** (min(drops, 1) if config.schedule == "ard" else drops)

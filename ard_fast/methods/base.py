@@ -36,7 +36,7 @@ class Inner:
         target: teacher logits `[B, num_classes]`, at the images that the method's teacher sees.
         clean_target: logits of the second teacher, or of the same one at other images.
         weight: float32 `[B]`, of each sample's loss.
-        delta: the perturbation that a method keeps between its replays.
+        delta: the perturbation that a method keeps between its replays; it requires grad.
         record: what `loss` leaves for `after_backward`, which is where a method changes its state: a loss may be taken
             twice in a step.
     """

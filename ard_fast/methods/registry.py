@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from ard_fast.methods import adaad, ard, at, fgsm_rs, kd, mart, n_fgsm, natural, rslad, trades
+from ard_fast.methods import (
+    adaad,
+    ard,
+    at,
+    fast_ard,
+    fgsm_ard,
+    fgsm_rs,
+    free,
+    kd,
+    mart,
+    n_fgsm,
+    natural,
+    rslad,
+    trades,
+)
 from ard_fast.methods.base import Method, MethodContext
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
@@ -13,10 +27,13 @@ METHODS: dict[str, MethodSpec] = {
     "at": at.SPEC,
     "trades": trades.SPEC,
     "mart": mart.SPEC,
+    "free": free.SPEC,
     "fgsm-rs": fgsm_rs.SPEC,
     "n-fgsm": n_fgsm.SPEC,
     "kd": kd.SPEC,
     "ard": ard.SPEC,
+    "fast-ard": fast_ard.SPEC,
+    "fgsm-ard": fgsm_ard.SPEC,
     "rslad": rslad.SPEC,
     "adaad": adaad.SPEC,
 }
