@@ -185,7 +185,7 @@ class Trainer:
             start = {None: "", True: ", start clamped", False: ", start not clamped"}[config.clamp_start]
             lines.append(
                 f"attack L-inf, eps {config.eps:.5g}, {steps}{config.step_size:.5g} (pixels in [0, 1], no "
-                f"normalisation){start}, batch norm: {config.attack_bn}"
+                f"normalisation){start}{'' if config.attack_bn is None else f', batch norm: {config.attack_bn}'}"
             )
         if config.parity:
             lines += [f"parity: {quirk.text}" for quirk in spec.quirks] or ["parity: no quirks of this method's code"]

@@ -17,6 +17,10 @@ class FGSMARD(AdversariallyRobustDistillation):
 
     name = "fgsm-ard"
 
+    def conventions(self) -> list[str]:
+        loss, who = super().conventions()
+        return [loss, f"{who}; a single step from a uniform start"]
+
 
 def _build(settings: MethodSettings, context: MethodContext) -> FGSMARD:
     loss = ARDLoss(alpha=settings.alpha, temperature=settings.temperature, reduction=settings.reduction)

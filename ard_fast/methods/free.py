@@ -1,4 +1,4 @@
-"""Free adversarial training (Shafahi et al.; NeurIPS 2019, arXiv 1904.12843): weights and delta by one backward pass."""
+"""Free adversarial training (Shafahi et al.; NeurIPS 2019, arXiv 1904.12843): one backward pass for both."""
 
 from __future__ import annotations
 
