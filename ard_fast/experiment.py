@@ -40,7 +40,7 @@ def prepare(config: TrainConfig, stop: StopRequest) -> Environment:
         test_subset=config.test_subset,
     )
     check_model_fits(config.student, dataset, "student", mean=config.student_mean, std=config.student_std)
-    env = Environment(dataset.to(device), device, stop)
+    env = Environment(dataset.evaluated_on(device), device, stop)
     for role in _roles(config):
         source = getattr(config, role)
         if source in MODELS:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ard_fast.attacks import PGD
 from ard_fast.checkpoint import TrainingState, load_network, load_state, save_state, save_weights
 from ard_fast.config import TrainConfig, to_yaml
-from ard_fast.data import Batch, Dataset, ResidentLoader
+from ard_fast.data import Batch, Dataset, make_loader
 from ard_fast.data.batches import derive_seed
 from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
 from ard_fast.interrupts import Interrupted, StopRequest
@@ -39,7 +39,7 @@ class NonFiniteLoss(RuntimeError):
 class Environment:
     """What runs of one process share."""
 
-    dataset: Dataset  # on `device`
+    dataset: Dataset  # training images on the host, the others on `device`
     device: torch.device
     stop: StopRequest
 
@@ -116,8 +116,10 @@ class Trainer:
         self.awp = self._weight_perturbation()
         self.average = self._weight_average()
         self.state = TrainingState()
-        self.loader = ResidentLoader(
+        self.loader = make_loader(
             env.dataset.train,
+            device=env.device,
+            resident=config.resident,
             levels=env.dataset.levels,
             seed=config.seed,
             batch_size=config.batch_size,

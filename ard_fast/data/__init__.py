@@ -1,9 +1,10 @@
-"""Data sets that live on the device as uint8, and the batches drawn from them."""
+"""Data sets as uint8, and the batches drawn from them on the device."""
 
-from ard_fast.data.batches import Batch, EpochPlan, make_batch
-from ard_fast.data.loader import Loader, ResidentLoader
+from ard_fast.data.batches import Batch, EpochPlan
+from ard_fast.data.loader import Loader, ResidentLoader, make_loader
 from ard_fast.data.registry import DATASETS, load_dataset
 from ard_fast.data.splits import Dataset, Split
+from ard_fast.data.streamed import StreamedLoader
 
 __all__ = [
     "DATASETS",
@@ -13,6 +14,7 @@ __all__ = [
     "Loader",
     "ResidentLoader",
     "Split",
+    "StreamedLoader",
     "load_dataset",
-    "make_batch",
+    "make_loader",
 ]

@@ -1,4 +1,4 @@
-"""Batches from images that are already on the device: shuffled, cropped and flipped there."""
+"""What a training step is given, and the random choices of an epoch behind it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as tf
 from torch import Tensor
 
-from ard_fast.data.splits import Split
+_ORDER, _VIEWS = 1, 2  # purposes of a run's seed; 0 is the student's initial weights
 
 
 def derive_seed(*keys: int) -> int:
@@ -19,41 +18,32 @@ def derive_seed(*keys: int) -> int:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Every random choice about one epoch's data and attacks, drawn at once from (seed, epoch).
+    """Every random choice about one epoch's data and attacks, drawn from (seed, epoch).
 
-    Because nothing is drawn while the epoch runs, a run stopped at any step goes on exactly: the plan is drawn again.
-    It is drawn on the CPU, so that the data order does not depend on the device.
+    Because nothing else is drawn while the epoch runs, a run stopped at any step goes on exactly: the plan is drawn
+    again. It is drawn on the CPU, so that the data order does not depend on the device.
 
     Attributes:
         order: int64 `[N]`, positions in the training split.
-        shift: int64 `[N, 2]`, row and column of the crop inside the padded image, 0 to 2 * padding.
-        flip: bool `[N]`.
+        view_seed: int64 `[1]`; with the id of an image it decides its crop and flip (`functional.crop_flip`).
         attack_seeds: int64 `[steps, 1]`, one for each step's random start.
-        batch_size: images a step; the last step takes what is left.
     """
 
     order: Tensor
-    shift: Tensor
-    flip: Tensor
+    view_seed: Tensor
     attack_seeds: Tensor
-    batch_size: int
 
     @classmethod
-    def draw(
-        cls, count: int, *, seed: int, epoch: int, batch_size: int, padding: int, flip: bool, device: torch.device
-    ) -> EpochPlan:
-        """The plan of one epoch over `count` images."""
-        generator = torch.Generator().manual_seed(derive_seed(seed, 1, epoch))
+    def draw(cls, count: int, *, seed: int, epoch: int, steps: int) -> EpochPlan:
+        """The plan of one epoch over `count` images, on the CPU."""
+        generator = torch.Generator().manual_seed(derive_seed(seed, _ORDER, epoch))
         order = torch.randperm(count, generator=generator)
-        shift = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator)
-        flips = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
-        steps = -(-count // batch_size)
         attack_seeds = torch.randint(0, 2**62, (steps, 1), generator=generator)
-        return cls(order.to(device), shift.to(device), flips.to(device), attack_seeds.to(device), batch_size)
+        return cls(order, torch.tensor([derive_seed(seed, _VIEWS, epoch)]), attack_seeds)
 
-    @property
-    def steps(self) -> int:
-        return len(self.attack_seeds)
+    def to(self, device: torch.device) -> EpochPlan:
+        """The same plan on `device`."""
+        return EpochPlan(self.order.to(device), self.view_seed.to(device), self.attack_seeds.to(device))
 
 
 @dataclass(frozen=True)
@@ -66,6 +56,9 @@ class Batch:
         ids: int64 `[B]`.
         seed: int64 `[1]`, for the attack's random start.
         views: int64 `[B]`, which crop and flip each image is: (row * (2 p + 1) + column) * 2 + flipped.
+        global_size: images of the whole update, over all processes and micro-batches; None for B.
+        offset: position of the first image in the update's whole batch.
+        filler: the process has no image in this batch; it goes through the motions with another one's, without weight.
     """
 
     x: Tensor
@@ -73,46 +66,16 @@ class Batch:
     ids: Tensor
     seed: Tensor
     views: Tensor | None = None
+    global_size: int | None = None
+    offset: int = 0
+    filler: bool = False
 
+    @property
+    def count(self) -> int:
+        """The images that count: B, or 0."""
+        return 0 if self.filler else len(self.y)
 
-def pad_images(split: Split, padding: int) -> Tensor:
-    """uint8 `[N, C, H + 2 p, W + 2 p]` with a border of zeros: what `make_batch` crops from. Made once a run."""
-    return tf.pad(split.images, (padding,) * 4)
-
-
-def make_batch(
-    split: Split,
-    padded: Tensor,
-    plan: EpochPlan,
-    step: int,
-    *,
-    levels: int,
-    layout: torch.memory_format = torch.contiguous_format,
-) -> Batch:
-    """The batch of a step, cropped and flipped on the split's device without a host synchronisation.
-
-    Args:
-        split: the training split.
-        padded: `pad_images(split, padding)` with the plan's padding.
-        plan: the epoch's random choices.
-        step: 0 to `plan.steps - 1`.
-        levels: the uint8 value that stands for 1.0.
-        layout: memory format of the images.
-    """
-    chosen = slice(step * plan.batch_size, (step + 1) * plan.batch_size)
-    positions = plan.order[chosen]
-    channels, height, width = split.images.shape[1:]
-    device = padded.device
-    rows = plan.shift[chosen, :1] + torch.arange(height, device=device)
-    columns = torch.arange(width, device=device).expand(len(positions), width)
-    columns = torch.where(plan.flip[chosen, None], width - 1 - columns, columns) + plan.shift[chosen, 1:]
-    pixels = padded[
-        positions[:, None, None, None],
-        torch.arange(channels, device=device)[None, :, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
-    x = (pixels.to(torch.float32) / levels).contiguous(memory_format=layout)
-    across = padded.shape[-1] - width + 1
-    views = (plan.shift[chosen, 0] * across + plan.shift[chosen, 1]) * 2 + plan.flip[chosen]
-    return Batch(x, split.labels[positions], split.ids[positions], plan.attack_seeds[step], views)
+    @property
+    def share(self) -> float:
+        """The share of the update's images that count here, 0 to 1: the weight of this batch's mean."""
+        return 1.0 if self.global_size is None else self.count / self.global_size

@@ -2,65 +2,78 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from ard_fast.data.batches import Batch, EpochPlan, make_batch, pad_images
+from ard_fast._arguments import one_of
+from ard_fast.data.batches import Batch
+from ard_fast.data.epochs import EpochLoader
 from ard_fast.data.splits import Split
+from ard_fast.data.streamed import StreamedLoader
+
+RESIDENT = ("auto", "always", "never")
+_RESIDENT_SHARE = 0.5  # of the free memory; the rest is for activations, and they are not there yet
 
 
 class Loader(Protocol):
     """The batches of any epoch, the same ones every time they are asked for."""
 
     steps: int
-    """Batches an epoch."""
+    """Steps an epoch."""
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch (from 0), from `first_step` on."""
+        """The micro-batches of an epoch (from 0), from `first_step` on: the same number for every step."""
         ...
 
 
-class ResidentLoader:
-    """Batches of images that are on the device already.
+class ResidentLoader(EpochLoader):
+    """Batches from images that are all on the device.
 
     Args:
-        split: the training split, on the device.
-        levels: the uint8 value that stands for 1.0.
-        seed: of the run; with the epoch it decides order, augmentation and the attacks' seeds.
-        batch_size: images a step; the last step takes what is left.
-        padding: border of zeros for random crops.
-        flip: random horizontal flips.
-        layout: memory format of the images.
+        split: copied to the device where it is not there yet.
+        settings: as `EpochLoader`.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        *,
-        levels: int,
-        seed: int,
-        batch_size: int,
-        padding: int,
-        flip: bool,
-        layout: torch.memory_format = torch.contiguous_format,
-    ) -> None:
-        self.split, self.levels, self.layout = split, levels, layout
-        self.seed, self.batch_size, self.padding, self.flip = seed, batch_size, padding, flip
-        self.padded = pad_images(split, padding)
-        self.steps = -(-len(split) // batch_size)
+    def __init__(self, split: Split, **settings: Any) -> None:
+        super().__init__(split, **settings)
+        self.images = split.images.to(self.device).contiguous()
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, made without waiting for the device."""
-        plan = EpochPlan.draw(
-            len(self.split),
-            seed=self.seed,
-            epoch=epoch,
-            batch_size=self.batch_size,
-            padding=self.padding,
-            flip=self.flip,
-            device=self.split.images.device,
-        )
-        for step in range(first_step, self.steps):
-            yield make_batch(self.split, self.padded, plan, step, levels=self.levels, layout=self.layout)
+        plan = self._plan(epoch).to(self.device)
+        for step, share in self._shares(first_step):
+            yield self._batch(plan, step, share, self.images, plan.order[share.images], self.ids)
+
+
+def make_loader(split: Split, *, device: torch.device, resident: str = "auto", **settings: Any) -> EpochLoader:
+    """The loader for a training split: with all images on the device where they fit, else streamed from the host.
+
+    Either gives the same batches, bit for bit.
+
+    Args:
+        split: on the host, or on `device` already.
+        device: where the batches are wanted.
+        resident: "always", "never", or "auto": when the images take at most half of the device's free memory (of the
+            machine's memory, for the CPU).
+        settings: as `EpochLoader`.
+
+    Raises:
+        ValueError: `resident` or a number is out of range.
+    """
+    one_of(resident, "resident", RESIDENT)
+    if resident == "auto":
+        there = split.images.device.type != "cpu"
+        fits = split.images.numel() <= _RESIDENT_SHARE * _memory(device)
+        resident = "always" if there or fits else "never"
+    kind = ResidentLoader if resident == "always" else StreamedLoader
+    return kind(split, device=device, **settings)
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU, or that the machine has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -65,11 +65,9 @@ class Dataset:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
-    def to(self, device: torch.device) -> Dataset:
-        """The same data set with every tensor on `device`."""
-        return dataclasses.replace(
-            self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device)
-        )
+    def evaluated_on(self, device: torch.device) -> Dataset:
+        """The same data set with the validation and test images on `device`; a loader brings the training images."""
+        return dataclasses.replace(self, val=self.val.to(device), test=self.test.to(device))
 
 
 _SPLIT_SEED = 2026  # the validation images are the same ones for every training seed

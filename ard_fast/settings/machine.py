@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ard_fast.data.loader import RESIDENT
 from ard_fast.options import option
 
 
@@ -14,3 +15,10 @@ class MachineSettings:
     device: str = option("cpu", "cpu, cuda or cuda:N", "machine")
     channels_last: bool = option(False, "keep images and weights in channels-last layout", "machine")
     threads: int = option(0, "CPU threads of torch; 0: torch's own choice", "machine")
+    resident: str = option(
+        "auto",
+        "training images on the device: always, never (streamed from the host), or when they take at most half of its "
+        "free memory",
+        "machine",
+        RESIDENT,
+    )
