@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ard_fast.data.cifar import CIFAR10, CIFAR100, load_cifar10, load_cifar100
 from ard_fast.data.digits import load_digits
+from ard_fast.data.folder import load_folder
 from ard_fast.data.mnist import FASHION_MNIST, FILES, MNIST, load_mnist
 from ard_fast.data.npz import load_npz
 from ard_fast.data.official import DOWNLOADABLE, provide
@@ -18,6 +19,7 @@ _DATA_DIR = {
     **{v.name: f"the folder that holds {v.bin_dir} or {v.py_dir}" for v in (CIFAR10, CIFAR100)},
     **{v.name: f"the folder that holds {v.folders[0]}/{FILES[0]}[.gz] and the like" for v in (MNIST, FASHION_MNIST)},
     "npz": "the path of an .npz file with x_train, y_train, x_test, y_test",
+    "folder": "the folder that holds train/<class>/ and test/<class>/ with images",
 }
 DATASETS = ("digits", *_DATA_DIR)
 
@@ -30,6 +32,8 @@ def load_dataset(
     subset: int | None = None,
     test_subset: int | None = None,
     download: bool = False,
+    image_size: int | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Dataset:
     """A data set on the CPU, its splits fixed.
 
@@ -40,6 +44,9 @@ def load_dataset(
         subset: keep only the first `subset` training images.
         test_subset: keep only the first `test_subset` test images.
         download: fetch files that are missing in `data_dir` (CIFAR and MNIST), checked against published checksums.
+        image_size: of an image folder: the shorter side is scaled to this and the middle is taken; None needs images
+            of one size.
+        cache_dir: where an image folder's decoded images are kept; None is `.ard_fast_cache` in `data_dir`.
 
     Raises:
         ValueError: an unknown name, a missing `data_dir`, or a subset that the split cannot give.
@@ -52,8 +59,13 @@ def load_dataset(
         raise ValueError(f"data_dir: {name} needs --data-dir, {_DATA_DIR[name]}")
     if download and name not in DOWNLOADABLE:
         raise ValueError(f"download: only {', '.join(DOWNLOADABLE)} can be downloaded, not {name}")
+    for argument, value in (("image_size", image_size), ("cache_dir", cache_dir)):
+        if value is not None and name != "folder":
+            raise ValueError(f"{argument}: only for dataset folder, not {name}")
     if name == "digits":
         dataset = load_digits()
+    elif name == "folder":
+        dataset = load_folder(data_dir, val_size=val_size, image_size=image_size, cache_dir=cache_dir)
     else:
         if download:
             provide(name, Path(data_dir))
