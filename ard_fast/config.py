@@ -255,7 +255,7 @@ def validate(config: TrainConfig) -> None:
             require(name, value is None or good(value), wanted)
 
     each(
-        "epochs batch_size eval_batch_size val_every compare_seeds steps val_steps replays",
+        "epochs batch_size accumulate eval_batch_size val_every compare_seeds steps val_steps replays",
         lambda v: v >= 1,
         "at least 1",
     )

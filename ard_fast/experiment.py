@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ard_fast.checkpoint import load_network
 from ard_fast.config import ROLES, TrainConfig, for_method, for_teacher, to_yaml
 from ard_fast.data import load_dataset
 from ard_fast.devices import find_device
+from ard_fast.distributed import World
 from ard_fast.evaluation import PGD20_STEPS
 from ard_fast.files import write_atomic, write_text
 from ard_fast.interrupts import StopRequest
@@ -25,13 +27,25 @@ from ard_fast.settings import COMPARE
 from ard_fast.trainer import Environment, Trainer, check_model_fits
 
 
-def prepare(config: TrainConfig, stop: StopRequest) -> Environment:
+def prepare(config: TrainConfig, stop: StopRequest, world: World | None = None) -> Environment:
     """Load the data and check everything that can be checked before any work.
+
+    With several processes the first one comes first, so that it alone downloads and decodes.
 
     Raises:
         ValueError, FileNotFoundError: no such device, data, teacher, or networks that do not fit.
     """
-    device = find_device(config.device)
+    world = world or World()
+    return world.in_turns(lambda: _prepare(config, stop, world))
+
+
+def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environment:
+    device = find_device(world.device_name(config.device))
+    if config.batch_size < world.size * config.accumulate:
+        raise ValueError(
+            f"batch_size: {config.batch_size} images cannot be cut into {config.accumulate} micro-batches for each of "
+            f"{world.size} processes"
+        )
     dataset = load_dataset(
         config.dataset,
         data_dir=config.data_dir,
@@ -40,7 +54,7 @@ def prepare(config: TrainConfig, stop: StopRequest) -> Environment:
         test_subset=config.test_subset,
     )
     check_model_fits(config.student, dataset, "student", mean=config.student_mean, std=config.student_std)
-    env = Environment(dataset.evaluated_on(device), device, stop)
+    env = Environment(dataset.evaluated_on(device), device, stop, world)
     for role in _roles(config):
         source = getattr(config, role)
         if source in MODELS:
@@ -75,27 +89,33 @@ def _run_single(
     explain: bool = True,
 ) -> dict[str, Any]:
     """One run. Teachers that are to be trained first go to `teacher_folders / (prefix + role)`."""
-    done = folder.summary() if resume else None
+    done = env.world.from_main(lambda: _start(config, folder, resume))
     if done is not None:
-        if to_yaml(folder.config()) != to_yaml(config):
-            raise ValueError(f"resume: {folder.path} was finished with another configuration")
         print(f"{folder.path}: already finished", flush=True)
         return done
-    if not (resume and folder.config_file.exists()):
-        folder.start(config)
     teachers = {}
     for role in METHODS[config.method].teachers:
         source: str | Path = getattr(config, role)
         if source in MODELS:
             source = teacher_folders / (prefix + role)
-            if RunFolder(source).summary() is None:  # a comparison has trained it already
+            if env.world.from_main(RunFolder(source).summary) is None:  # a comparison has trained it already
                 _run_single(for_teacher(config, role), RunFolder(source), env, resume=resume, teacher_folders=source)
-        teachers[role] = _load_teacher(config, role, source, env)
+        teachers[role] = env.world.from_main(partial(_load_teacher, config, role, source, env))
     print(f"{folder.path}", flush=True)
     trainer = Trainer(config, folder, env, teachers)
     if explain:
         print("\n".join(f"  {line}" for line in trainer.describe()))
     return trainer.run()
+
+
+def _start(config: TrainConfig, folder: RunFolder, resume: bool) -> dict[str, Any] | None:
+    """Make the folder, unless it is there to go on with; the summary of a run that is finished."""
+    done = folder.summary() if resume else None
+    if done is not None and to_yaml(folder.config()) != to_yaml(config):
+        raise ValueError(f"resume: {folder.path} was finished with another configuration")
+    if not (resume and folder.config_file.exists()):
+        folder.start(config)
+    return done
 
 
 def _load_teacher(config: TrainConfig, role: str, source: str | Path, env: Environment) -> nn.Module:
@@ -114,8 +134,7 @@ def _load_teacher(config: TrainConfig, role: str, source: str | Path, env: Envir
 
 def _run_comparison(config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool) -> dict[str, Any]:
     """For every seed the teachers, then every method on the same student from the same initial weights."""
-    if not (resume and folder.config_file.exists()):
-        folder.start(config)
+    env.world.from_main(lambda: _start(config, folder, resume))
     results: dict[str, list[tuple[RunFolder, dict[str, Any]]]] = {}
     for seed in range(config.seed, config.seed + config.compare_seeds):
         prefix = f"seed{seed}-"
@@ -129,7 +148,7 @@ def _run_comparison(config: TrainConfig, folder: RunFolder, env: Environment, *,
             one = RunFolder(folder.path / (prefix + method))
             result = _run_single(for_method(config, method, seed), one, env, prefix=prefix, **how)
             results.setdefault(method, []).append((one, result))
-    return _report_comparison(config, folder, results)
+    return env.world.from_main(lambda: _report_comparison(config, folder, results))
 
 
 def _mean_sd(values: Sequence[float]) -> str:

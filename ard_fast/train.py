@@ -28,6 +28,7 @@ from ard_fast.config import (
     to_yaml,
 )
 from ard_fast.descriptions import describe_default
+from ard_fast.distributed import World, connect, lost_process
 from ard_fast.experiment import prepare, run
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.runfolder import RunFolder
@@ -65,43 +66,62 @@ def make_parser() -> Parser:
     return parser
 
 
-def _configuration(arguments: dict[str, Any]) -> tuple[TrainConfig, RunFolder]:
-    """The configuration and the folder that the arguments ask for."""
+def _configuration(arguments: dict[str, Any], world: World) -> tuple[TrainConfig, RunFolder, bool]:
+    """The configuration and the folder that the arguments ask for, and whether to go on with what is there."""
     if "resume" in arguments:
         if len(arguments) > 1:
             other = next(name for name in arguments if name != "resume")
             raise ValueError(f"resume: takes its settings from the run's config.yaml; remove {flag(other)}")
         folder = RunFolder(arguments["resume"])
-        return folder.config(), folder
+        return folder.config(), folder, True
     arguments.pop("print_config", None)
     out, file, preset = (arguments.pop(name, None) for name in ("out", "config", "preset"))
     config = resolve(parse(arguments), file=read_yaml(file) if file else None, preset=preset)
     if out is None:
+        if world.max_restarts:
+            raise ValueError("out: name the run's folder with --out, for torchrun's restarts to find it again")
         out = Path("runs") / f"{config.dataset}-{config.method}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(out)
-    if folder.config_file.exists():
+    resume = folder.config_file.exists()
+    if resume and not (world.restarts and to_yaml(folder.config()) == to_yaml(config)):
         raise FileExistsError(f"out: {folder.path} already holds a run; choose another folder or use --resume")
-    return config, folder
+    return config, folder, resume
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 training diverged, 2 wrong arguments, 130 stopped on request."""
+    """Run the command and return its exit code: 0, 1 training diverged, 2 wrong arguments, 130 stopped on request.
+
+    Started by torchrun, it is one of several processes that train together; then 1 also stands for a lost process.
+    """
+    try:
+        with connect() as world, world.one_voice():
+            return _main(argv, world)
+    except RuntimeError as error:
+        lost = lost_process(error)
+        if lost is None:
+            raise
+        print(f"\nerror: {lost}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _main(argv: Sequence[str] | None, world: World) -> int:
     arguments = vars(make_parser().parse_args(argv))
-    resume, print_only = "resume" in arguments, "print_config" in arguments
+    print_only = "print_config" in arguments
     with StopRequest() as stop:
         try:
-            config, folder = _configuration(arguments)
+            config, folder, resume = world.from_main(lambda: _configuration(arguments, world))
             if print_only:
                 print(to_yaml(config), end="")
                 return 0
             if config.threads:
                 torch.set_num_threads(config.threads)
-            env = prepare(config, stop)
+            env = prepare(config, stop, world)
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_USAGE
+        processes = f"{world.size} processes, " if world.size > 1 else ""
         print(f"ard_fast.train: {config.method} on {config.dataset}, torch {torch.__version__}, {config.device}, "
-              f"{torch.get_num_threads()} CPU threads -> {folder.path}", flush=True)  # fmt: skip
+              f"{processes}{torch.get_num_threads()} CPU threads -> {folder.path}", flush=True)  # fmt: skip
         try:
             run(config, folder, env, resume=resume)
         except Interrupted as stopped:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from ard_fast.checkpoint import TrainingState, load_network, load_state, save_st
 from ard_fast.config import TrainConfig, to_yaml
 from ard_fast.data import Batch, Dataset, make_loader
 from ard_fast.data.batches import derive_seed
+from ard_fast.distributed import World
 from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.methods import METHODS, Inner, MethodContext, StepResult, build_method
@@ -25,6 +28,7 @@ from ard_fast.progress import Progress
 from ard_fast.report import write_run_report
 from ard_fast.runfolder import RunFolder
 from ard_fast.schedules import learning_rate, relative_rate
+from ard_fast.sync_bn import synchronise
 from ard_fast.teachers import Teacher
 from ard_fast.weights import AdversarialWeightPerturbation, WeightAverage
 
@@ -42,6 +46,7 @@ class Environment:
     dataset: Dataset  # training images on the host, the others on `device`
     device: torch.device
     stop: StopRequest
+    world: World = field(default_factory=World)
 
 
 def check_model_fits(
@@ -81,6 +86,8 @@ def initial_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
 class Trainer:
     """Trains, validates, keeps the best and the last checkpoint, and evaluates the best one on the test images.
 
+    Several processes (`env.world`) share the images of each step and of each evaluation; the first one writes.
+
     Args:
         config: of a single method (not a comparison).
         folder: where the run's files go; made by `run`.
@@ -91,7 +98,7 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, folder: RunFolder, env: Environment, teachers: Mapping[str, nn.Module] | None = None
     ) -> None:
-        self.config, self.folder, self.env = config, folder, env
+        self.config, self.folder, self.env, self.world = config, folder, env, env.world
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         context = MethodContext(
             num_classes=env.dataset.num_classes,
@@ -103,9 +110,14 @@ class Trainer:
                 role: Teacher(network.to(env.device, memory_format=self.layout))
                 for role, network in (teachers or {}).items()
             },
+            all_reduce=self.world.sum_counted,
+            all_min=self.world.all_min,
         )
         self.method = build_method(config.method, config, context)
         self.student = initial_network(config, env.dataset).to(env.device, memory_format=self.layout)
+        if config.sync_bn:
+            self.student = synchronise(self.student, self.world)
+        self.wrapped = self.world.wrap(self.student, env.device)  # for the outer loss only
         self.optimizer = torch.optim.SGD(
             self.student.parameters(),
             lr=config.lr,
@@ -126,6 +138,8 @@ class Trainer:
             padding=config.crop_padding,
             flip=config.flip,
             layout=self.layout,
+            shard=(self.world.rank, self.world.size),
+            accumulate=config.accumulate,
         )
         self._started = time.perf_counter()  # or the last save
 
@@ -134,7 +148,9 @@ class Trainer:
         if not config.awp_gamma:
             return None
         first_epoch = int(config.awp_warmup_share * config.passes())
-        return AdversarialWeightPerturbation(self.student, gamma=config.awp_gamma, first_epoch=first_epoch)
+        return AdversarialWeightPerturbation(
+            self.student, gamma=config.awp_gamma, first_epoch=first_epoch, average=self.world.average_
+        )
 
     def _weight_average(self) -> WeightAverage | None:
         config = self.config
@@ -158,10 +174,10 @@ class Trainer:
             Interrupted: a stop was requested; the checkpoint was written.
             NonFiniteLoss: training diverged.
         """
-        if self.folder.config_file.exists():
+        if self.world.from_main(self.folder.config_file.exists):
             self._restore()
         else:
-            self.folder.start(self.config)
+            self.world.from_main(lambda: self.folder.start(self.config))
         steps, passes = self.loader.steps, self.config.passes()
         progress = Progress(steps * passes, steps * self.state.epoch + self.state.step)
         try:
@@ -217,56 +233,97 @@ class Trainer:
     def _train_epoch(self, progress: Progress) -> None:
         """Train the current epoch from the current step on. The host waits for the device at its end and to save."""
         config, state, steps = self.config, self.state, self.loader.steps
-        loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.env.device)
-        correct = torch.tensor(state.correct, dtype=torch.int64, device=self.env.device)
+        # Loss summed over the images, and how many were classified right: of this process, until they are collected.
+        sums = torch.zeros(2, dtype=torch.float64, device=self.env.device)
+        if self.world.is_main:
+            sums += torch.tensor([state.loss_sum, state.correct], dtype=torch.float64, device=self.env.device)
         self.student.train()
         self.method.begin_epoch(state.epoch)
         started = time.perf_counter()
-        for batch in self.loader.batches(state.epoch, state.step):
-            if self.env.stop.requested:
+        batches = self.loader.batches(state.epoch, state.step)
+        while parts := list(islice(batches, config.accumulate)):
+            stop, save = self.world.any_soon(self.env.stop.requested, self._save_is_due())
+            if stop:
                 break
-            result = self._update(batch)
-            loss_sum += result.loss.detach() * len(batch.y)
-            correct += (result.logits.detach().argmax(1) == batch.y).sum()
-            state.step += 1
-            progress.step()
-            if self._save_is_due() and state.step < steps:
-                state.loss_sum, state.correct = loss_sum.item(), correct.item()
-                state.train_seconds += time.perf_counter() - started
+            if save:
+                self._collect(sums, started)
                 self._save()
                 started = time.perf_counter()
-        state.loss_sum, state.correct = loss_sum.item(), correct.item()  # waits for the device
-        state.train_seconds += time.perf_counter() - started
-        if not math.isfinite(state.loss_sum):
-            raise NonFiniteLoss(
-                f"{config.method}: the loss became {state.loss_sum} in epoch {state.epoch + 1} at learning rate "
-                f"{self._learning_rate(0.0):g}; {self._kept()}. A smaller --lr usually helps."
-            )
+            sums += self._update(parts)
+            state.step += 1
+            progress.step()
+        self._collect(sums, started)
         if state.step < steps:
             self._stop()
 
-    def _update(self, batch: Batch) -> StepResult:
-        """The student's updates on one batch; the last one's outcome."""
+    def _collect(self, sums: Tensor, started: float) -> None:
+        """Put the sums of all processes and the time since `started` into the state; waits for the device.
+
+        Raises:
+            NonFiniteLoss: in every process, when the loss of one is not finite.
+        """
+        state = self.state
+        state.loss_sum, correct = self.world.all_reduce(sums.clone()).tolist()
+        state.train_seconds += time.perf_counter() - started
+        if not math.isfinite(state.loss_sum):
+            raise NonFiniteLoss(
+                f"{self.config.method}: the loss became {state.loss_sum} in epoch {state.epoch + 1} at learning rate "
+                f"{self._learning_rate(0.0):g}; {self._kept()}. A smaller --lr usually helps."
+            )
+        state.correct = int(correct)
+
+    def _update(self, parts: list[Batch]) -> Tensor:
+        """The student's updates on the micro-batches of one step; for the last update, the loss summed over this
+        process's images and how many of them were classified right, float64 `[2]`."""
         for replay in range(self.method.replays):
             done = (self.state.step + replay / self.method.replays) / self.loader.steps
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate(done)
-            inner = self.method.attack(self.student, batch)
-            if self.awp is not None:
-                self.awp.perturb(self.state.epoch, [partial(self._outer_loss, batch, inner)])
-            result = self.method.loss(self.student, batch, inner)
             self.optimizer.zero_grad(set_to_none=True)
-            result.loss.backward()
-            self.method.after_backward(batch, inner)
+            sums = self._accumulate_gradients(parts)
             self.optimizer.step()
+            if not self.config.sync_bn:
+                self._average_running_statistics(parts)
             if self.awp is not None:
                 self.awp.restore()
             if self.average is not None:
                 self.average.after_update(self.state.epoch)
-        return result
+        return sums
 
-    def _outer_loss(self, batch: Batch, inner: Inner) -> Tensor:
-        return self.method.loss(self.student, batch, inner).loss
+    def _accumulate_gradients(self, parts: list[Batch]) -> Tensor:
+        """Leave the gradient of the whole step's mean loss in the student's `.grad`; sums as of `_update`."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.env.device)
+        attacked = []
+        for batch in parts:
+            with self.world.counting(not batch.filler):
+                attacked.append((batch, self.method.attack(self.student, batch)))
+        if self.awp is not None:
+            losses = [partial(self._weighted_loss, self.student, *part) for part in attacked]
+            self.awp.perturb(self.state.epoch, (lambda loss=loss: loss()[0] for loss in losses))
+        for index, (batch, inner) in enumerate(attacked):
+            # Only the last backward pass sends gradients to the other processes.
+            alone = self.world.size == 1 or index == len(parts) - 1
+            with nullcontext() if alone else self.wrapped.no_sync(), self.world.counting(not batch.filler):
+                loss, result = self._weighted_loss(self.wrapped, batch, inner)
+                loss.backward()
+                self.method.after_backward(batch, inner)
+            sums[0] += result.loss.detach() * batch.count
+            if batch.count:
+                sums[1] += (result.logits.detach().argmax(1) == batch.y).sum()
+        return sums
+
+    def _average_running_statistics(self, parts: list[Batch]) -> None:
+        """Give every process the same buffers: their mean, weighted by the images each has seen in this step."""
+        if self.world.size > 1:
+            buffers = [buffer for buffer in self.student.buffers() if buffer.is_floating_point()]
+            self.world.average_(buffers, weight=sum(batch.share for batch in parts))
+
+    def _weighted_loss(self, student: nn.Module, batch: Batch, inner: Inner) -> tuple[Tensor, StepResult]:
+        """The outer loss, and what the mean over the processes makes the loss of the whole step: each process's, in
+        proportion to its images."""
+        with self.world.counting(not batch.filler):
+            result = self.method.loss(student, batch, inner)
+        return result.loss * (batch.share * self.world.size), result
 
     def _learning_rate(self, done: float) -> float:
         """The rate when the share `done` of the current pass is over."""
@@ -291,19 +348,22 @@ class Trainer:
             row["val_clean"], row["val_robust"] = accuracy
             if accuracy.robust > state.best_robust:
                 state.best_robust, state.best_epoch = accuracy.robust, epoch
-                self._save_weights(self.folder.best)
+                if self.world.is_main:
+                    self._save_weights(self.folder.best)
         row.update(self.method.end_epoch())  # after the validation, in which a run may stop and from which it goes on
         row["images_per_s"] = self._images_per_s(epoch)
         row["elapsed_s"] = self._elapsed()
         state.epoch, state.step, state.loss_sum, state.correct = epoch, 0, 0.0, 0
-        self.folder.add_metrics(row)
+        if self.world.is_main:
+            self.folder.add_metrics(row)
         self._save()
         progress.epoch(row, last=epoch == config.passes())
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate the best and the last checkpoint on the test images; write plot, report and summary."""
         config, dataset = self.config, self.env.dataset
-        best = load_network(
+        load_best = partial(
+            load_network,
             self.folder.best,
             num_classes=dataset.num_classes,
             in_channels=dataset.image_shape[0],
@@ -311,7 +371,7 @@ class Trainer:
             argument="best",
             model_argument="student",
         )
-        best = best.to(self.env.device, memory_format=self.layout)
+        best = self.world.from_main(load_best).to(self.env.device, memory_format=self.layout)
         test = self._evaluate(best, dataset.test, PGD20_STEPS)
         test_last = self._evaluate(self.network, dataset.test, PGD20_STEPS)
         summary = {
@@ -326,8 +386,9 @@ class Trainer:
             "images_per_s": self._images_per_s(config.passes()),
             "elapsed_s": self._elapsed(),
         }
-        write_run_report(self.folder, summary, self.describe(), test_last, self.state.best_epoch)
-        self.folder.write_summary(summary)
+        if self.world.is_main:
+            write_run_report(self.folder, summary, self.describe(), test_last, self.state.best_epoch)
+            self.folder.write_summary(summary)
         print(
             f"  test: clean {test.clean:.2f} %, PGD-{PGD20_STEPS} {test.robust:.2f} % (best, epoch "
             f"{self.state.best_epoch}); last epoch {test_last.clean:.2f} / {test_last.robust:.2f} %",
@@ -346,6 +407,8 @@ class Trainer:
             batch_size=self.config.eval_batch_size,
             channels_last=self.config.channels_last,
             between_batches=self._stop_if_requested,
+            shard=(self.world.rank, self.world.size),
+            all_reduce=self.world.all_reduce,
         )
 
     # ---- checkpoints ------------------------------------------------------------------------------------------
@@ -367,29 +430,37 @@ class Trainer:
         self.state.optimizer = self.optimizer.state_dict()
         self.state.method = self.method.state_dict()
         self.state.average = {} if self.average is None else self.average.state_dict()
-        save_state(self.folder.state, self.state)
-        self._save_weights(self.folder.last)
+        if self.world.is_main:
+            save_state(self.folder.state, self.state)
+            self._save_weights(self.folder.last)
+        self.world.barrier()  # nobody leaves before the files are there
 
     def _save_is_due(self) -> bool:
         every = self.config.save_every_seconds
         return every is not None and time.perf_counter() - self._started >= every
 
     def _restore(self) -> None:
-        if to_yaml(self.folder.config()) != to_yaml(self.config):
-            raise ValueError(f"resume: {self.folder.path} was started with another configuration")
-        if not self.folder.state.is_file():  # stopped before its first checkpoint: from the start
-            self.folder.rewrite_metrics([])
+        state = self.world.from_main(self._read_folder)
+        if state is None:
             return
-        self.state = load_state(self.folder.state)
+        self.state = state
         self.student.load_state_dict(self.state.model)
         self.optimizer.load_state_dict(self.state.optimizer)
         self.method.load_state_dict(self.state.method)
         if self.average is not None:
             self.average.load_state_dict(self.state.average)
-        self.folder.rewrite_metrics(row for row in self.folder.metrics() if row["epoch"] <= self.state.epoch)
+
+    def _read_folder(self) -> TrainingState | None:
+        """The state to go on from, its metrics cut to what it has seen; None before the first checkpoint."""
+        if to_yaml(self.folder.config()) != to_yaml(self.config):
+            raise ValueError(f"resume: {self.folder.path} was started with another configuration")
+        state = load_state(self.folder.state) if self.folder.state.is_file() else None
+        epochs = 0 if state is None else state.epoch
+        self.folder.rewrite_metrics(row for row in self.folder.metrics() if row["epoch"] <= epochs)
+        return state
 
     def _stop_if_requested(self) -> None:
-        if self.env.stop.requested:
+        if self.world.any_soon(self.env.stop.requested)[0]:
             self._stop()
 
     def _stop(self) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ard_fast.attacks import PGD, attack_mode
 from ard_fast.data import Split
+from ard_fast.data.shards import share
 
 PGD20_STEPS = 20
 EVALUATION_SEED = 1234567  # one for all runs: the same starting points for every network
@@ -32,6 +33,8 @@ def evaluate(
     batch_size: int = 500,
     channels_last: bool = False,
     between_batches: Callable[[], None] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    all_reduce: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> Accuracy:
     """The share of images classified correctly as they are, and under `attack`.
 
@@ -47,7 +50,9 @@ def evaluate(
         seed: of the attack's random start.
         batch_size: images a batch.
         channels_last: give the network images in that layout.
-        between_batches: called before each batch; may raise, to stop.
+        between_batches: called before each batch, as often in every process; may raise, to stop.
+        shard: (rank, processes): this process evaluates one contiguous part of the split.
+        all_reduce: sums a tensor over the processes. All get the accuracies of the whole split.
 
     Raises:
         ValueError: the split is empty.
@@ -58,16 +63,20 @@ def evaluate(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     seed_tensor = torch.tensor([seed], dtype=torch.int64, device=device)
     correct = torch.zeros(2, dtype=torch.int64, device=device)
+    first, end = share(len(split), *shard)
+    largest = share(len(split), 0, shard[1])[1]
     with attack_mode(model, "eval"):
-        for start in range(0, len(split), batch_size):
+        for offset in range(0, largest, batch_size):
             if between_batches is not None:
                 between_batches()
-            chosen = slice(start, start + batch_size)
+            chosen = slice(first + offset, min(first + offset + batch_size, end))
+            if chosen.start >= chosen.stop:
+                continue
             x = (split.images[chosen].to(torch.float32) / levels).contiguous(memory_format=layout)
             y, ids = split.labels[chosen], split.ids[chosen]
             adversarial = attack(model, x, y, seed=seed_tensor, sample_ids=ids)
             with torch.no_grad():
                 for row, images in enumerate((x, adversarial)):
                     correct[row] += (model(images).argmax(1) == y).sum()
-    clean, robust = correct.tolist()
+    clean, robust = all_reduce(correct).tolist()
     return Accuracy(100.0 * clean / len(split), 100.0 * robust / len(split))

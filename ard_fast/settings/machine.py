@@ -12,7 +12,13 @@ from ard_fast.options import option
 class MachineSettings:
     """Device, layout and threads."""
 
-    device: str = option("cpu", "cpu, cuda or cuda:N", "machine")
+    device: str = option("cpu", "cpu, cuda or cuda:N; under torchrun cuda is one GPU a process", "machine")
+    sync_bn: bool = option(
+        True,
+        "several processes: batch statistics over the whole batch, as one process has them; false: over each process's "
+        "images, running statistics averaged after every step",
+        "machine",
+    )
     channels_last: bool = option(False, "keep images and weights in channels-last layout", "machine")
     threads: int = option(0, "CPU threads of torch; 0: torch's own choice", "machine")
     resident: str = option(

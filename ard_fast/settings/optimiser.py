@@ -12,7 +12,10 @@ class OptimiserSettings:
     """SGD, its schedule and the length of training."""
 
     epochs: int = option(200, "passes over the training images, replays counted", "optimiser")
-    batch_size: int = option(128, "images a step", "optimiser")
+    batch_size: int = option(128, "images a step, over all processes and micro-batches", "optimiser")
+    accumulate: int = option(
+        1, "micro-batches a step, whose gradients add up to the whole batch's; saves memory", "optimiser"
+    )
     lr: float | None = option(None, "learning rate of SGD at the start; default the method's", "optimiser")
     momentum: float = option(0.9, "momentum of SGD", "optimiser")
     nesterov: bool = option(False, "Nesterov's form of the momentum", "optimiser")
