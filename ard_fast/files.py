@@ -29,7 +29,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Wait until no other process is in here with the same lock file, which is made and stays; a killed one counts not."""
+    """Wait until no other living process is in here with the same lock file, which is made and stays."""
     with open(path, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
