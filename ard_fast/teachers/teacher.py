@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ard_fast.data import Batch
+from ard_fast.teachers.cache import LogitsCache
+from ard_fast.teachers.lean import LeanNetwork
 
 
 class Teacher:
-    """Soft labels of a trained network.
+    """Soft labels of a trained network. See `build_teacher` for one that is made from settings.
 
     Args:
         network: put in eval mode and frozen here. Methods that differentiate through a teacher use `.network`.
+        lean: the same network in its fastest form; None computes everything with `network`.
+        cache: opens the table of logits at clean images, when the first are asked for; may return None.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        lean: LeanNetwork | None = None,
+        cache: Callable[[], LogitsCache | None] | None = None,
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
+        self.lean = lean
+        self.cache: LogitsCache | None = None
+        self._open_cache = cache
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits, float32 `[B, num_classes]`, of any images; without a graph."""
+        if self.lean is not None:
+            return self.lean(x)
         with torch.no_grad():
             return self.network(x).float()
 
     def clean(self, batch: Batch) -> Tensor:
-        """Logits, float32 `[B, num_classes]`, of the batch's own images."""
-        return self(batch.x)
+        """Logits, float32 `[B, num_classes]`, of the batch's own images: from the cache where it knows their views."""
+        if batch.views is None:
+            return self(batch.x)
+        if self._open_cache is not None:
+            self.cache, self._open_cache = self._open_cache(), None
+        if self.cache is None:
+            return self(batch.x)
+        return self.cache.logits(batch.ids, batch.views, lambda positions: self(batch.x[positions]))
+
+    def conventions(self) -> list[str]:
+        """How it computes, in words."""
+        return [] if self.lean is None else [f"teacher: {self.lean.facts}"]
+
+    def report(self) -> dict[str, float]:
+        """Figures for the metrics of an epoch; none without a cache in use."""
+        return {} if self.cache is None else self.cache.report()

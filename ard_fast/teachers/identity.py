@@ -1,0 +1,51 @@
+"""What a table of logits belongs to, as a short text and a hash of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from torch import Tensor, nn
+
+_FORMAT = 1
+_CHUNK = 1 << 24  # bytes hashed at once, so that no whole copy of a data set is made
+
+
+def fingerprint_network(network: nn.Module, name: str) -> str:
+    """Hash of weights, buffers, layers and their settings; `name` for what a layer's text does not show."""
+    digest = hashlib.blake2b(digest_size=16)
+    kinds = [f"{type(module).__module__}.{type(module).__qualname__}" for module in network.modules()]
+    digest.update(json.dumps([name, repr(network), kinds]).encode())
+    for key, value in network.state_dict().items():
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        _update(digest, value)
+    return digest.hexdigest()
+
+
+def fingerprint_images(images: Tensor, ids: Tensor) -> str:
+    """Hash of uint8 images `[N, C, H, W]` and the id of each."""
+    digest = hashlib.blake2b(digest_size=16)
+    for value in (ids, images):
+        digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+        _update(digest, value)
+    return digest.hexdigest()
+
+
+def table_header(**facts: str | int | float | bool) -> bytes:
+    """The facts in a fixed order, with what else decides the last bits: torch's version and the hardware's kind."""
+    device = torch.device(str(facts["device"]))
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    facts = {**facts, "device": device.type, "hardware": hardware, "torch": torch.__version__}
+    return json.dumps({"ard-fast teacher logits": _FORMAT, **facts}, sort_keys=True).encode()
+
+
+def table_name(header: bytes) -> str:
+    """A file name for a header."""
+    return hashlib.blake2b(header, digest_size=16).hexdigest() + ".logits"
+
+
+def _update(digest: hashlib.blake2b, value: Tensor) -> None:
+    flat = value.detach().contiguous().flatten().view(torch.uint8)
+    for start in range(0, len(flat), _CHUNK):
+        digest.update(flat[start : start + _CHUNK].cpu().numpy().data)
