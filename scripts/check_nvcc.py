@@ -6,8 +6,9 @@ Run from anywhere: ``python scripts/check_nvcc.py [--arch 80 90 120] [--jobs 2]`
 
 * nvcc, the host compiler or ptxas warns,
 * any kernel spills registers,
-* the PGD steps or the random start keep anything in local memory,
-* the vector variant of an L-infinity step kernel moves anything by less than 128 bits.
+* the PGD steps, the random start or the augmentation keep anything in local memory,
+* the vector variant of an L-infinity step kernel moves anything by less than 128 bits, or that of the augmentation
+  its pixels.
 
 Exit status 2 means that the check could not run: no nvcc, no torch, no CUDA source.
 """
@@ -37,8 +38,8 @@ DEFINES = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 # for kVec elements a thread (pixels are float, so kVec of them are kVec / 4 vectors).
 STEP_KERNEL = "pgd_linf_step_kernel"
 # (tensors of gradients read, of pixels read, of gradients written, of pixels written)
-WIDE_TENSORS = {STEP_KERNEL: (1, 2, 0, 1), "apgd_linf_step_kernel": (1, 4, 1, 4)}
-REGISTERS_ONLY = ("pgd_linf_step", "random_start", "apgd_")
+WIDE_TENSORS = {STEP_KERNEL: (1, 2, 0, 1), "apgd_linf_step_kernel": (1, 4, 1, 4), "crop_flip_kernel": (0, 0, 0, 1)}
+REGISTERS_ONLY = ("pgd_linf_step", "random_start", "apgd_", "crop_flip")
 
 
 class CannotRun(Exception):

@@ -60,6 +60,14 @@ def apgd_arguments(device, grad_dtype=torch.float32, l2=False, first=False, grad
     return *written, *read, 0.1, l2, first, window, 0.75, 0.75, 0.0, 1.0
 
 
+def crop_arguments(device, given=False, last=False, ids=True):
+    images = torch.randint(0, 256, (5, 3, 6, 4), dtype=torch.uint8, device=device)
+    positions = torch.tensor([4, 0, 0, 2], device=device)
+    seed, names = torch.tensor([7], device=device), torch.arange(5, device=device) * 3
+    drawn = (None, None, positions * 3) if given else (seed, names if ids else None, None)
+    return images, positions, *drawn, 2, True, 255, last
+
+
 CASES = {
     "apgd first": lambda device: (_ops.apgd_step_, apgd_arguments(device, first=True)),
     "apgd checkpoint bf16": lambda device: (_ops.apgd_step_, apgd_arguments(device, torch.bfloat16, window=2)),
@@ -68,6 +76,9 @@ CASES = {
         apgd_arguments(device, torch.float16, l2=True, per_sample=True, window=3),
     ),
     "apgd last": lambda device: (_ops.apgd_step_, apgd_arguments(device, grad=False)),
+    "crop": lambda device: (_ops.crop_flip, crop_arguments(device)),
+    "crop by position channels_last": lambda device: (_ops.crop_flip, crop_arguments(device, last=True, ids=False)),
+    "crop given": lambda device: (_ops.crop_flip, crop_arguments(device, given=True)),
     "step": lambda device: (_ops.pgd_linf_step_, step_arguments(device)),
     "step bf16": lambda device: (_ops.pgd_linf_step_, step_arguments(device, torch.bfloat16)),
     "step per sample": lambda device: (_ops.pgd_linf_step_, step_arguments(device, per_sample=True)),
@@ -152,6 +163,22 @@ def test_compiled_step_and_start(backend, memory_format, device):
     mine = x.clone()
     step(mine, grad, x)
     assert mine.equal(F.pgd_linf_step_(x.clone(), grad, x, step_size=0.02, eps=0.1))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_compiled_crop_flip(backend, channels_last, device):
+    images, positions, seed, ids, *_ = crop_arguments(device)
+
+    def batch(images, positions, seed, ids):
+        x, view = F.crop_flip(images, positions, seed=seed, ids=ids, padding=2, levels=255, channels_last=channels_last)
+        again, _ = F.crop_flip(images, positions, views=view, padding=2, levels=255)
+        return x + 0.0, view, again
+
+    torch._dynamo.reset()
+    compiled = torch.compile(batch, backend=backend, fullgraph=True)(images, positions, seed, ids)
+    for a, b in zip(compiled, batch(images, positions, seed, ids), strict=True):
+        assert a.equal(b)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -251,11 +278,14 @@ def test_nothing_waits_for_the_gpu():
     x, seed = torch.rand(4, 3, 8, 8, device=device), torch.tensor([3], device=device)
     student, teacher, clean = (torch.randn(4, 10, device=device) for _ in range(3))
     labels = torch.tensor([1, 2, 3, 4], device=device)
+    images = torch.zeros((5, 3, 8, 8), dtype=torch.uint8, device=device)
     torch.cuda.set_sync_debug_mode("error")
     try:
         x_adv = F.random_start(x, eps=0.1, seed=seed)
         F.random_start(x, eps=0.1)
         F.pgd_linf_step_(x_adv, torch.ones_like(x), x, step_size=0.02, eps=0.1)
+        F.crop_flip(images, labels, padding=4, levels=255, seed=seed)
+        F.crop_flip(images, labels, padding=4, levels=255, views=labels)
         sizes = torch.full((4,), 0.1, device=device)
         momentum = torch.zeros_like(x)
         for norm in ("linf", "l2"):
@@ -381,6 +411,28 @@ def test_cuda_graph_of_an_apgd_run(norm):
         graph.replay()
         for a, b in zip(captured, apgd_run(x, start, norm, 10), strict=True):
             assert a.equal(b)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_graph_of_a_batch():
+    """Captured once; positions, seed and images are read at each replay."""
+    images, positions, seed, ids, *_ = crop_arguments("cuda")
+    settings = {"seed": seed, "ids": ids, "padding": 2, "levels": 255}
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        F.crop_flip(images, positions, **settings)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = F.crop_flip(images, positions, **settings)
+    for value in (1, 2, 3):
+        seed.fill_(value)
+        positions.copy_(positions.roll(1) + 1).remainder_(5)
+        images.copy_(torch.randint_like(images, 256))
+        graph.replay()
+        for mine, eager in zip(captured, F.crop_flip(images, positions, **settings), strict=True):
+            assert mine.equal(eager)
 
 
 @pytest.mark.gpu

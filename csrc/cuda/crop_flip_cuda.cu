@@ -6,9 +6,9 @@
 namespace ard::cuda {
 namespace {
 
-template <int kVec, bool kChannelsLast>
+template <bool kChannelsLast, int kVec>
 void launch_variant(const CropFlipParams& p, const CropFlipPlan& plan, cudaStream_t stream) {
-  crop_flip_kernel<kVec, kChannelsLast><<<grid_size(plan.blocks), kCropFlipThreads, 0, stream>>>(
+  crop_flip_kernel<kChannelsLast, kVec><<<grid_size(plan.blocks), kCropFlipThreads, 0, stream>>>(
       p, uint32_t(plan.blocks_per_sample));
 }
 
@@ -18,11 +18,11 @@ void launch_crop_flip(const CropFlipParams& p, cudaStream_t stream) {
   if (p.batch == 0) return;
   const CropFlipPlan plan = plan_crop_flip(p);
   if (plan.vector) {
-    p.channels_last ? launch_variant<4, true>(p, plan, stream)
-                    : launch_variant<4, false>(p, plan, stream);
+    p.channels_last ? launch_variant<true, 4>(p, plan, stream)
+                    : launch_variant<false, 4>(p, plan, stream);
   } else {
-    p.channels_last ? launch_variant<1, true>(p, plan, stream)
-                    : launch_variant<1, false>(p, plan, stream);
+    p.channels_last ? launch_variant<true, 1>(p, plan, stream)
+                    : launch_variant<false, 1>(p, plan, stream);
   }
 }
 

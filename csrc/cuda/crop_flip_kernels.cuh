@@ -41,7 +41,7 @@ struct PixelPlace {
 
 // `blocks` blocks a sample; a thread takes every so many-th vector of kVec output elements. A
 // sample whose position or given view does not exist becomes NaN.
-template <int kVec, bool kChannelsLast>
+template <bool kChannelsLast, int kVec>
 __global__ void __launch_bounds__(kCropFlipThreads)
     crop_flip_kernel(CropFlipParams p, uint32_t blocks) {
   const uint32_t b = blockIdx.x / blocks, block = blockIdx.x % blocks;

@@ -13,9 +13,9 @@ inline void crop_flip(const CropFlipParams& p) {
   if (plan.blocks == 0) return;
   void (*kernel)(CropFlipParams, uint32_t);
   if (plan.vector) {
-    kernel = p.channels_last ? cuda::crop_flip_kernel<4, true> : cuda::crop_flip_kernel<4, false>;
+    kernel = p.channels_last ? cuda::crop_flip_kernel<true, 4> : cuda::crop_flip_kernel<false, 4>;
   } else {
-    kernel = p.channels_last ? cuda::crop_flip_kernel<1, true> : cuda::crop_flip_kernel<1, false>;
+    kernel = p.channels_last ? cuda::crop_flip_kernel<true, 1> : cuda::crop_flip_kernel<false, 1>;
   }
   launch(kernel, static_cast<unsigned>(plan.blocks), cuda::kCropFlipThreads, 0, p,
          static_cast<uint32_t>(plan.blocks_per_sample));

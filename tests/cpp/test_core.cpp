@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "check.h"
+#include "core/crop_flip_math.h"
 #include "core/half.h"
 #include "core/kd_math.h"
 #include "core/math.h"
@@ -290,6 +291,52 @@ void test_loss_wins() {
   }
 }
 
+// Every byte over every number of levels: the bits of the division, with and without contraction.
+void test_to_unit() {
+  for (int levels = 1; levels <= 255; ++levels) {
+    float high, low;
+    unit_scale(levels, &high, &low);
+    for (int value = 0; value <= 255; ++value) {
+      const float exact = static_cast<float>(value) / static_cast<float>(levels);
+      const auto v = static_cast<float>(value);
+      CHECK(same_bits(to_unit(static_cast<uint8_t>(value), high, low), exact));
+      CHECK(same_bits(std::fma(v, high, v * low), exact));
+      CHECK(same_bits(std::fma(v, low, v * high), exact));
+    }
+  }
+}
+
+void test_bounded() {
+  for (const uint32_t span : {1u, 2u, 9u, 65535u}) {
+    CHECK(bounded(0, span) == 0 && bounded(0xffffffffu, span) == span - 1);
+    // How many of the 2^32 inputs give each value: the first one of each, subtracted.
+    uint64_t first = 0;
+    for (uint64_t value = 1; value <= span; ++value) {
+      const uint64_t next = ((value << 32) + span - 1) / span;
+      if (value < span) CHECK(bounded(static_cast<uint32_t>(next), span) == value);
+      CHECK(bounded(static_cast<uint32_t>(next - 1), span) == value - 1);
+      const double share = static_cast<double>(next - first);
+      CHECK(std::fabs(share - 4294967296.0 / span) < 1.0);
+      first = next;
+    }
+  }
+}
+
+void test_views() {
+  for (const int padding : {0, 1, 4, 32767}) {
+    const int64_t span = 2 * padding + 1;
+    CHECK(view_count(padding) == 2 * span * span);
+    for (uint64_t id = 0; id < 500; ++id) {
+      const int64_t number = draw_view(7, id, padding, true);
+      CHECK(number >= 0 && number < view_count(padding));
+      CHECK(draw_view(7, id, padding, false) == number / 2 * 2);
+      const CropView view = read_view(number, padding);
+      CHECK(std::abs(view.row) <= padding && std::abs(view.column) <= padding);
+      CHECK(((view.row + padding) * span + view.column + padding) * 2 + view.flip == number);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -307,5 +354,8 @@ int main() {
   test_add_towards();
   test_l2_step();
   test_loss_wins();
+  test_to_unit();
+  test_bounded();
+  test_views();
   return test::finish("test_core");
 }
