@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +21,7 @@ from ard_fast.files import write_atomic
 from ard_fast.models import Matched, Normalised, build_model, match_published
 
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "training_state.pt"
-_SCHEMA = 2
+_SCHEMA = 3
 # Where published files keep the state dict, in this order, and how deep at most (a hostile one may be endless).
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", "last")
 _NESTING = 3
@@ -34,8 +38,23 @@ def save_weights(path: Path, model: nn.Module, *, name: str, num_classes: int, i
         in_channels: the channels of its images.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    metadata = {"model": name, "num_classes": str(num_classes), "in_channels": str(in_channels), "format": "pt"}
+    metadata = {
+        "model": name,
+        "num_classes": str(num_classes),
+        "in_channels": str(in_channels),
+        "format": "pt",
+        "sha256": _digest(tensors),
+    }
     write_atomic(path, lambda part: save_file(tensors, part, metadata=metadata))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names and values, since safetensors has no checksum of its own."""
+    total = hashlib.sha256()
+    for key in sorted(tensors):
+        total.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
+        total.update(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def find_weights(source: str | Path, *, argument: str = "teacher") -> Path:
@@ -190,10 +209,15 @@ def read_weights(path: Path, *, argument: str) -> tuple[dict[str, Tensor], dict[
         try:
             with safe_open(path, framework="pt") as file:
                 names = file.keys()
-                return {key: file.get_tensor(key) for key in names}, file.metadata() or {}
+                tensors, metadata = {key: file.get_tensor(key) for key in names}, file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{argument}: {path} is not a safetensors file: {error}") from error
+        if metadata.get("sha256", None) not in (None, _digest(tensors)):
+            raise ValueError(f"{argument}: {path} is damaged: its weights are not those that were written")
+        return tensors, metadata
     try:
+        if zipfile.is_zipfile(path):
+            _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or refused pickle fails with almost any exception type
         raise ValueError(f"{argument}: cannot read {path} as a state dict: {shorten(str(error), 600)}") from error
@@ -215,13 +239,14 @@ def read_weights(path: Path, *, argument: str) -> tuple[dict[str, Tensor], dict[
     return content, {}
 
 
-class DamagedState(ValueError):
-    """A training state that cannot be read."""
+class DamagedRun(ValueError):
+    """A file of a run that cannot be read, or does not belong to it."""
 
 
 @dataclass
 class TrainingState:
-    """Where a run stands. Everything random is drawn from (seed, epoch), so no random state belongs to it.
+    """Where a run stands, whole: its other files are made from it again. Everything random is drawn from (seed, epoch),
+    so no random state belongs to it.
 
     Attributes:
         epoch: the epoch being trained, from 0; `epochs` when training is over.
@@ -232,6 +257,8 @@ class TrainingState:
         best_epoch: its epoch, from 1; 0 before the first.
         train_seconds: spent in training steps so far.
         elapsed: seconds of the run so far, evaluations included.
+        rows: the lines of metrics.jsonl.
+        config: the values of the configuration.
     """
 
     epoch: int = 0
@@ -242,10 +269,17 @@ class TrainingState:
     best_epoch: int = 0
     train_seconds: float = 0.0
     elapsed: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Tensor] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_best(self) -> bool:
+        """Whether these are the weights of the best epoch so far."""
+        return self.step == 0 and self.epoch == self.best_epoch > 0
 
 
 def save_state(path: Path, state: TrainingState) -> None:
@@ -254,18 +288,44 @@ def save_state(path: Path, state: TrainingState) -> None:
 
 
 def load_state(path: Path) -> TrainingState:
-    """Read a training state with `weights_only=True`.
+    """Read a training state with `weights_only=True`, its checksums compared.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedState: not a training state of this version.
+        DamagedRun: not a training state of this version, or not as it was written.
     """
     if not path.is_file():
         raise FileNotFoundError(f"resume: {path} is missing; there is nothing to go on from")
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("schema") != _SCHEMA:
             raise ValueError("another schema")
+        _check_fields(content)
         return TrainingState(**content)
     except Exception as error:  # a damaged file fails with almost any exception type
-        raise DamagedState(f"resume: {path} is not a training state of this version: {error}") from error
+        reason = shorten(str(error), 300) or type(error).__name__
+        raise DamagedRun(f"resume: {path} is not a training state of this version: {reason}") from error
+
+
+def _check_sums(path: Path) -> None:
+    """torch.save writes checksums; torch.load does not read them."""
+    with zipfile.ZipFile(path) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("compressed, as torch.save never writes")
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"damaged: the checksum of {damaged} is wrong")
+
+
+def _check_fields(content: dict[str, Any]) -> None:
+    kinds = {"int": int, "float": (int, float), "list": list, "dict": dict}
+    fields = {item.name: kinds[str(item.type).split("[")[0]] for item in dataclasses.fields(TrainingState)}
+    if content.keys() != fields.keys():
+        raise ValueError(f"its keys differ: {', '.join(map(str, sorted(content.keys() ^ fields.keys(), key=str)))}")
+    for name, kind in fields.items():
+        value = content[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name} is {type(value).__name__}")
+        if isinstance(value, (int, float)) and not -1 <= value < math.inf:
+            raise ValueError(f"{name} is {value}")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ard_fast.checkpoint import DamagedState
+from ard_fast.checkpoint import DamagedRun
 from ard_fast.commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from ard_fast.config import (
     PRESETS,
@@ -30,6 +30,7 @@ from ard_fast.config import (
 from ard_fast.descriptions import describe_default
 from ard_fast.distributed import World, connect, lost_process
 from ard_fast.experiment import prepare, run
+from ard_fast.files import NotWritten
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.runfolder import RunFolder
 from ard_fast.trainer import NonFiniteLoss
@@ -73,7 +74,7 @@ def _configuration(arguments: dict[str, Any], world: World) -> tuple[TrainConfig
             other = next(name for name in arguments if name != "resume")
             raise ValueError(f"resume: takes its settings from the run's config.yaml; remove {flag(other)}")
         folder = RunFolder(arguments["resume"])
-        return folder.config(), folder, True
+        return folder.config(whole=True), folder, True
     arguments.pop("print_config", None)
     out, file, preset = (arguments.pop(name, None) for name in ("out", "config", "preset"))
     config = resolve(parse(arguments), file=read_yaml(file) if file else None, preset=preset)
@@ -89,7 +90,7 @@ def _configuration(arguments: dict[str, Any], world: World) -> tuple[TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 training diverged, 2 wrong arguments, 130 stopped on request.
+    """Run the command and return its exit code: 0, 1 diverged or a full disk, 2 wrong arguments, 130 stopped.
 
     Started by torchrun, it is one of several processes that train together; then 1 also stands for a lost process.
     """
@@ -130,9 +131,12 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
         except KeyboardInterrupt:  # the second Ctrl-C, which does not wait for the current step
             print(f"\nstopped at once; {folder.path} goes on from its last checkpoint with --resume", file=sys.stderr)
             return EXIT_INTERRUPTED
-        except DamagedState as error:
+        except DamagedRun as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_USAGE
+        except NotWritten as error:
+            print(f"\nerror: {error}; {folder.path} goes on from its last checkpoint with --resume", file=sys.stderr)
+            return EXIT_FAILED
         except NonFiniteLoss as error:
             print(f"\nerror: {error}", file=sys.stderr)
             return EXIT_FAILED

@@ -9,13 +9,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ard_fast.attacks import PGD
-from ard_fast.checkpoint import TrainingState, load_network, load_state, save_state, save_weights
+from ard_fast.checkpoint import DamagedRun, TrainingState, load_network, load_state, save_state, save_weights
 from ard_fast.config import TrainConfig, to_yaml
 from ard_fast.data import Batch, Dataset, make_loader
 from ard_fast.data.batches import derive_seed
@@ -348,15 +349,13 @@ class Trainer:
             row["val_clean"], row["val_robust"] = accuracy
             if accuracy.robust > state.best_robust:
                 state.best_robust, state.best_epoch = accuracy.robust, epoch
-                if self.world.is_main:
-                    self._save_weights(self.folder.best)
         row.update(self.method.end_epoch())  # after the validation, in which a run may stop and from which it goes on
         row["images_per_s"] = self._images_per_s(epoch)
         row["elapsed_s"] = self._elapsed()
         state.epoch, state.step, state.loss_sum, state.correct = epoch, 0, 0.0, 0
-        if self.world.is_main:
-            self.folder.add_metrics(row)
+        state.rows.append(row)
         self._save()
+        self.world.from_main(lambda: self.folder.add_metrics(row))
         progress.epoch(row, last=epoch == config.passes())
 
     def _finish(self) -> dict[str, Any]:
@@ -430,34 +429,73 @@ class Trainer:
         self.state.optimizer = self.optimizer.state_dict()
         self.state.method = self.method.state_dict()
         self.state.average = {} if self.average is None else self.average.state_dict()
-        if self.world.is_main:
-            save_state(self.folder.state, self.state)
-            self._save_weights(self.folder.last)
-        self.world.barrier()  # nobody leaves before the files are there
+        self.state.config = vars(self.config)
+        self.world.from_main(self._write_checkpoint)  # nobody leaves before the files are there
+
+    def _write_checkpoint(self) -> None:
+        save_state(self.folder.state, self.state)
+        self._write_weights()
+
+    def _write_weights(self) -> None:
+        """The files that follow from the state. A run killed between the two writes them when it goes on."""
+        self._save_weights(self.folder.last)
+        if self.state.is_best:
+            self._save_weights(self.folder.best)
 
     def _save_is_due(self) -> bool:
         every = self.config.save_every_seconds
         return every is not None and time.perf_counter() - self._started >= every
 
     def _restore(self) -> None:
-        state = self.world.from_main(self._read_folder)
-        if state is None:
-            return
-        self.state = state
-        self.student.load_state_dict(self.state.model)
-        self.optimizer.load_state_dict(self.state.optimizer)
-        self.method.load_state_dict(self.state.method)
-        if self.average is not None:
-            self.average.load_state_dict(self.state.average)
+        """Go on from the training state, from which alone the run's other files are put right."""
+        state = self.world.from_main(self._read_state)
+        if state is not None:
+            self.load(state)
+            self.world.from_main(self._write_weights)
 
-    def _read_folder(self) -> TrainingState | None:
-        """The state to go on from, its metrics cut to what it has seen; None before the first checkpoint."""
-        if to_yaml(self.folder.config()) != to_yaml(self.config):
-            raise ValueError(f"resume: {self.folder.path} was started with another configuration")
-        state = load_state(self.folder.state) if self.folder.state.is_file() else None
-        epochs = 0 if state is None else state.epoch
-        self.folder.rewrite_metrics(row for row in self.folder.metrics() if row["epoch"] <= epochs)
+    def _read_state(self) -> TrainingState | None:
+        """The state to go on from, after which the metrics have been set; None before the first checkpoint.
+
+        Raises:
+            ValueError: the folder was started with another configuration.
+            DamagedRun: the state is missing or damaged, or of another run.
+        """
+        folder, values = self.folder, vars(self.config)
+        if to_yaml(folder.config()) != to_yaml(self.config):
+            raise ValueError(f"resume: {folder.path} was started with another configuration")
+        if not folder.state.is_file():  # stopped before its first checkpoint: from the start
+            if folder.last.is_file():
+                raise DamagedRun(
+                    f"resume: {folder.state} is missing, without which the run cannot go on; its weights are in "
+                    f"{folder.last.name}"
+                )
+            folder.rewrite_metrics([])
+            return None
+        state = load_state(folder.state)
+        differing = [name for name, value in state.config.items() if name in values and values[name] != value]
+        if differing:
+            raise DamagedRun(
+                f"resume: config.yaml and {folder.state} are not of the same run; they differ in {', '.join(differing)}"
+            )
+        folder.rewrite_metrics(state.rows)
         return state
+
+    def load(self, state: TrainingState) -> None:
+        """Put a training state into student, optimiser and method.
+
+        Raises:
+            DamagedRun: it does not fit.
+        """
+        self.state = state
+        try:
+            self.student.load_state_dict(state.model)
+            self.optimizer.load_state_dict(state.optimizer)
+            self.method.load_state_dict(state.method)
+            if self.average is not None:
+                self.average.load_state_dict(state.average)
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            reason = shorten(str(error), 300)
+            raise DamagedRun(f"resume: {self.folder.state} does not fit the run: {reason}") from error
 
     def _stop_if_requested(self) -> None:
         if self.world.any_soon(self.env.stop.requested)[0]:
