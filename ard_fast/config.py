@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ard_fast import yamlfile
+from ard_fast.data import check_arguments
 from ard_fast.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, presets
 from ard_fast.methods import METHODS, MethodSettings, find_method
 from ard_fast.models import find_model
@@ -284,10 +285,13 @@ def validate(config: TrainConfig) -> None:
     require("milestones", list(milestones) == sorted(milestones), "increasing epochs")
     if config.device != "cpu" and config.device.split(":")[0] != "cuda":
         raise ValueError(f"device: expected cpu, cuda or cuda:N, got {config.device!r}")
-    if config.dataset == "cifar10" and config.data_dir is None:
-        raise ValueError(
-            "data_dir: cifar10 needs --data-dir, the folder that holds cifar-10-batches-bin or cifar-10-batches-py"
-        )
+    check_arguments(
+        config.dataset,
+        data_dir=config.data_dir,
+        download=config.download,
+        image_size=config.image_size,
+        image_cache=config.image_cache,
+    )
     for method in config.compare_methods if config.method == COMPARE else (config.method,):
         if config.awp_gamma and "replays" in METHODS[method].defaults:
             raise ValueError(

@@ -47,7 +47,9 @@ def make_parser() -> Parser:
     add("--cascade", action="store_true", help="attack no image again that an earlier attack has fooled: faster, and "
         "only the worst case is then a figure of the whole")  # fmt: skip
     add("--dataset", metavar="NAME", help=f"{' or '.join(DATASETS)} [the run's]")
-    add("--data-dir", metavar="DIR", help="folder with cifar-10-batches-bin or cifar-10-batches-py [the run's]")
+    add("--data-dir", metavar="PATH", help="where the images are, as in training [the run's]")
+    add("--image-size", metavar="N", help="dataset folder: scale to this [the run's]")
+    add("--image-cache", metavar="DIR", help="dataset folder: where decoded images are kept [the run's]")
     add("--split", metavar="NAME", help=f"{', '.join(SPLITS)} [{SPLITS[0]}]")
     add("--n-examples", metavar="N", help="the first N images only [all]")
     add("--batch-size", metavar="N", help="images a batch; changes no result [the run's]")

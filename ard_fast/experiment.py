@@ -52,6 +52,9 @@ def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environmen
         val_size=config.val_size,
         subset=config.subset,
         test_subset=config.test_subset,
+        download=config.download,
+        image_size=config.image_size,
+        image_cache=config.image_cache,
     )
     check_model_fits(config.student, dataset, "student", mean=config.student_mean, std=config.student_std)
     env = Environment(dataset.evaluated_on(device), device, stop, world)

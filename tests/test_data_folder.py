@@ -146,8 +146,8 @@ def test_bad_arguments_are_said(tmp_path):
         load_dataset("folder")
     with pytest.raises(ValueError, match="image_size: only for dataset folder, not digits"):
         load_dataset("digits", image_size=8)
-    with pytest.raises(ValueError, match="cache_dir: only for dataset folder, not digits"):
-        load_dataset("digits", cache_dir="x")
+    with pytest.raises(ValueError, match="image_cache: only for dataset folder, not digits"):
+        load_dataset("digits", image_cache="x")
     make_folder(tmp_path)
     with pytest.raises(ValueError, match="image_size: expected 1 to 4096 pixels or none, got 0"):
         load(tmp_path, image_size=0)
@@ -299,10 +299,10 @@ def test_a_damaged_cache_is_made_again(tmp_path, decoded, part, damage):
 
 def test_another_folder_may_hold_the_cache(tmp_path, decoded):
     make_folder(tmp_path / "data")
-    load(tmp_path / "data", cache_dir=tmp_path / "cache" / "here")
+    load(tmp_path / "data", image_cache=tmp_path / "cache" / "here")
     assert names(tmp_path / "data") == ["test", "train"]
     assert len(names(tmp_path / "cache" / "here")) == 2  # the arrays and the lock
-    load(tmp_path / "data", cache_dir=tmp_path / "cache" / "here")
+    load(tmp_path / "data", image_cache=tmp_path / "cache" / "here")
     assert len(decoded) == 38  # both times the first image also gives the size
 
 
@@ -319,7 +319,7 @@ def test_a_full_disk_leaves_no_cache(tmp_path, decoded):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        expected = r"File too large, so the decoded images cannot be kept; --cache-dir names another folder"
+        expected = r"File too large, so the decoded images cannot be kept; --image-cache names another folder"
         with pytest.raises(OSError, match=expected):
             load(tmp_path, image_size=8)
     finally:
@@ -332,8 +332,8 @@ def test_a_full_disk_leaves_no_cache(tmp_path, decoded):
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OSError, match=r"so the decoded images cannot be kept; --cache-dir names another"):
-        load(tmp_path, cache_dir=tmp_path / "file")
+    with pytest.raises(OSError, match=r"so the decoded images cannot be kept; --image-cache names another"):
+        load(tmp_path, image_cache=tmp_path / "file")
 
 
 def test_a_process_killed_while_decoding_leaves_no_cache(tmp_path):

@@ -2,7 +2,7 @@
 
 from ard_fast.data.batches import Batch, EpochPlan
 from ard_fast.data.loader import Loader, ResidentLoader, make_loader
-from ard_fast.data.registry import DATASETS, load_dataset
+from ard_fast.data.registry import DATASETS, check_arguments, load_dataset
 from ard_fast.data.splits import Dataset, Split
 from ard_fast.data.streamed import StreamedLoader
 
@@ -15,6 +15,7 @@ __all__ = [
     "ResidentLoader",
     "Split",
     "StreamedLoader",
+    "check_arguments",
     "load_dataset",
     "make_loader",
 ]

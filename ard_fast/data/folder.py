@@ -22,7 +22,7 @@ def load_folder(
     *,
     val_size: int = 1000,
     image_size: int | None = None,
-    cache_dir: str | Path | None = None,
+    image_cache: str | Path | None = None,
 ) -> Dataset:
     """Read an image folder; images are uint8 `[N, 3, H, W]`, RGB, mapped read-only from the cache.
 
@@ -35,17 +35,15 @@ def load_folder(
         data_dir: ROOT.
         val_size: how many training images to hold out, class by class; at least the number of classes.
         image_size: the shorter side is scaled to this and the middle is taken; None needs images of one size.
-        cache_dir: where decoded images are kept; None is `.ard_fast_cache` in ROOT.
+        image_cache: where decoded images are kept; None is `.ard_fast_cache` in ROOT.
 
     Raises:
         FileNotFoundError: ROOT/train is missing, or both ROOT/test and ROOT/val are.
         ValueError: classes without images, classes that train does not have, images that cannot be decoded (up to ten
-            are named), a bad `image_size` or `val_size`.
+            are named), a bad `val_size`.
         OSError: the cache cannot be written.
     """
     root = Path(data_dir)
-    if image_size is not None and (isinstance(image_size, bool) or not 1 <= image_size <= 4096):
-        raise ValueError(f"image_size: expected 1 to 4096 pixels or none, got {image_size}")
     if not (root / "train").is_dir():
         raise FileNotFoundError(f"data_dir: no folder {root / 'train'}; expected {root}/train/<class>/*.png and others")
     rest = [name for name in ("test", "val") if (root / name).is_dir()]
@@ -66,7 +64,7 @@ def load_folder(
         parts[part] = listed, own, np.arange(len(listed))
 
     listing = {part: listed for part, (listed, _, _) in parts.items()}
-    where = root / CACHE_DIR if cache_dir is None else Path(cache_dir)
+    where = root / CACHE_DIR if image_cache is None else Path(image_cache)
     images = cached_images(where, _key(root, listing, image_size), listing, size=image_size)
     splits = {
         part: Split(images[part], torch.from_numpy(own), torch.from_numpy(ids)) for part, (_, own, ids) in parts.items()

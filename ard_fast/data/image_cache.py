@@ -57,7 +57,7 @@ def cached_images(
                 _build(target, parts, shapes, size)
                 images = _open(target, shapes)
     except OSError as error:
-        reason = f"{error.strerror}, so the decoded images cannot be kept; --cache-dir names another folder for them"
+        reason = f"{error.strerror}, so the decoded images cannot be kept; --image-cache names another folder for them"
         raise OSError(error.errno, reason, error.filename or str(folder)) from error
     if images is None:
         raise OSError(f"{target}: cannot be read back")

@@ -11,6 +11,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", 
 # Pillow goes by content, not by name, and knows formats that start other programs (EPS): these and no others.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 _MAX_PIXELS = 1 << 26  # 200 MB once decoded; a few kB can claim billions
+MAX_SIZE = 4096  # of what images may be scaled to
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ard_fast.data.cifar import CIFAR10, CIFAR100, load_cifar10, load_cifar100
 from ard_fast.data.digits import load_digits
 from ard_fast.data.folder import load_folder
+from ard_fast.data.images import MAX_SIZE
 from ard_fast.data.mnist import FASHION_MNIST, FILES, MNIST, load_mnist
 from ard_fast.data.npz import load_npz
 from ard_fast.data.official import DOWNLOADABLE, provide
@@ -33,7 +34,7 @@ def load_dataset(
     test_subset: int | None = None,
     download: bool = False,
     image_size: int | None = None,
-    cache_dir: str | Path | None = None,
+    image_cache: str | Path | None = None,
 ) -> Dataset:
     """A data set on the CPU, its splits fixed.
 
@@ -46,26 +47,18 @@ def load_dataset(
         download: fetch files that are missing in `data_dir` (CIFAR and MNIST), checked against published checksums.
         image_size: of an image folder: the shorter side is scaled to this and the middle is taken; None needs images
             of one size.
-        cache_dir: where an image folder's decoded images are kept; None is `.ard_fast_cache` in `data_dir`.
+        image_cache: where an image folder's decoded images are kept; None is `.ard_fast_cache` in `data_dir`.
 
     Raises:
         ValueError: an unknown name, a missing `data_dir`, or a subset that the split cannot give.
         FileNotFoundError: the files are not there.
         DownloadError: nor could they be downloaded.
     """
-    if name not in DATASETS:
-        raise ValueError(unknown("dataset", name, DATASETS))
-    if name in _DATA_DIR and data_dir is None:
-        raise ValueError(f"data_dir: {name} needs --data-dir, {_DATA_DIR[name]}")
-    if download and name not in DOWNLOADABLE:
-        raise ValueError(f"download: only {', '.join(DOWNLOADABLE)} can be downloaded, not {name}")
-    for argument, value in (("image_size", image_size), ("cache_dir", cache_dir)):
-        if value is not None and name != "folder":
-            raise ValueError(f"{argument}: only for dataset folder, not {name}")
+    check_arguments(name, data_dir=data_dir, download=download, image_size=image_size, image_cache=image_cache)
     if name == "digits":
         dataset = load_digits()
     elif name == "folder":
-        dataset = load_folder(data_dir, val_size=val_size, image_size=image_size, cache_dir=cache_dir)
+        dataset = load_folder(data_dir, val_size=val_size, image_size=image_size, image_cache=image_cache)
     else:
         if download:
             provide(name, Path(data_dir))
@@ -75,6 +68,32 @@ def load_dataset(
         train=_first(dataset.train, subset, "subset", f"training images of {name}"),
         test=_first(dataset.test, test_subset, "test_subset", f"test images of {name}"),
     )
+
+
+def check_arguments(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+    image_cache: str | Path | None = None,
+) -> None:
+    """Refuse what `load_dataset` would refuse before it looks at any file.
+
+    Raises:
+        ValueError: an unknown name, a missing `data_dir`, or an argument that the data set does not take.
+    """
+    if name not in DATASETS:
+        raise ValueError(unknown("dataset", name, DATASETS))
+    if name in _DATA_DIR and data_dir is None:
+        raise ValueError(f"data_dir: {name} needs --data-dir, {_DATA_DIR[name]}")
+    if download and name not in DOWNLOADABLE:
+        raise ValueError(f"download: only {', '.join(DOWNLOADABLE)} can be downloaded, not {name}")
+    for argument, value in (("image_size", image_size), ("image_cache", image_cache)):
+        if value is not None and name != "folder":
+            raise ValueError(f"{argument}: only for dataset folder, not {name}")
+    if image_size is not None and (isinstance(image_size, bool) or not 1 <= image_size <= MAX_SIZE):
+        raise ValueError(f"image_size: expected 1 to {MAX_SIZE} pixels or none, got {image_size}")
 
 
 def _load_files(name: str, data_dir: Path, val_size: int) -> Dataset:

@@ -40,7 +40,13 @@ class Job:
         self.device = find_device(settings.device)
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self.dataset = load_dataset(settings.dataset, data_dir=settings.data_dir, val_size=settings.val_size)
+        self.dataset = load_dataset(
+            settings.dataset,
+            data_dir=settings.data_dir,
+            val_size=settings.val_size,
+            image_size=settings.image_size,
+            image_cache=settings.image_cache,
+        )
         self.split = _first(getattr(self.dataset, settings.split), settings.n_examples, settings.split)
         self.split = self.split.to(self.device)
         classes = self.dataset.num_classes

@@ -29,6 +29,7 @@ class Settings:
         source: a run's folder or a checkpoint file; None takes the model as its factory makes it.
         model: `package.module:factory`, a name of `ard_fast.models.MODELS`, or None where the checkpoint says.
         curve: radii of the curve over eps; empty for none.
+        image_size, image_cache: of an image folder, as in `load_dataset`.
         cascade: images fooled by any attack before are not attacked again.
         threads: CPU threads of torch; 0 leaves torch's own choice.
     """
@@ -37,6 +38,8 @@ class Settings:
     model: str | None
     dataset: str
     data_dir: str | None
+    image_size: int | None
+    image_cache: str | None
     val_size: int
     split: str
     n_examples: int | None
@@ -90,6 +93,8 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         model=flags.get("model"),
         dataset=dataset,
         data_dir=flags.get("data_dir", config.data_dir),
+        image_size=_count("image_size", flags["image_size"]) if "image_size" in flags else config.image_size,
+        image_cache=flags.get("image_cache", config.image_cache),
         val_size=config.val_size,
         split=split,
         n_examples=_count("n_examples", flags["n_examples"])

@@ -11,7 +11,18 @@ from ard_fast.options import option
 class DataSettings:
     """Splits and augmentation."""
 
-    val_size: int = option(1000, "images held out of CIFAR-10's training files (the digits' split is fixed)", "data")
+    download: bool = option(
+        False, "fetch what is missing of cifar10, cifar100, mnist or fashion-mnist into --data-dir, checksummed", "data"
+    )
+    image_size: int | None = option(
+        None, "folder: scale the shorter side to this and take the middle; none: the images have one size", "data"
+    )
+    image_cache: str | None = option(
+        None, "folder: where decoded images are kept; none: .ard_fast_cache in --data-dir", "data"
+    )
+    val_size: int = option(
+        1000, "images held out of the training files (the digits' split is fixed, npz and folder may bring one)", "data"
+    )
     subset: int | None = option(None, "train on the first N training images only", "data")
     test_subset: int | None = option(None, "evaluate on the first N test images only", "data")
     crop_padding: int = option(4, "random crop from the image with this border of zeros; 0: none", "data")

@@ -22,7 +22,12 @@ class WhatSettings:
         False, "reproduce the quirks of the method's published code; they are printed by name", "what"
     )
     dataset: str = option("digits", "images to train on", "what", DATASETS)
-    data_dir: str | None = option(None, "folder with cifar-10-batches-bin or cifar-10-batches-py", "what")
+    data_dir: str | None = option(
+        None,
+        "where the images are: the folder with the CIFAR or MNIST files, the .npz file, or the folder with train/ and "
+        "test/; not needed for the digits",
+        "what",
+    )
     seed: int = option(0, "decides weights, data order and attacks", "what")
     compare_methods: tuple[str, ...] = option(("at", "ard"), "methods of a comparison, comma-separated", "what")
     compare_seeds: int = option(3, "seeds of a comparison: seed, seed + 1, ...", "what")

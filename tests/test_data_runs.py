@@ -1,0 +1,69 @@
+"""Each kind of data set from the command line: trained on, and evaluated from the run's own settings."""
+
+import numpy as np
+import pytest
+from mnist_files import fake_mnist
+from test_data_folder import make_folder
+from test_data_npz import arrays, save
+
+from ard_fast import evaluate, train
+
+TRAINING = ["--method", "natural", "--student", "digits-student", "--epochs", "1", "--batch-size", "8"]
+TRAINING += ["--crop-padding", "0", "--val-steps", "1", "--threads", "1"]
+EVALUATION = ["--attacks", "fgsm", "--eps-curve", "none"]
+
+
+def a_folder(root):
+    make_folder(root, size=(12, 10))
+    return root, ["--image-size", "8"]
+
+
+def an_npz_file(root):
+    return save(root, arrays(shape=(8, 8, 3))), []
+
+
+def mnist_files(root):
+    fake_mnist(root, count=20)
+    return root, ["--student", "resnet18-tiny"]
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "val_size", "tested"),
+    [("folder", a_folder, 6, 18), ("npz", an_npz_file, 6, 24), ("mnist", mnist_files, 10, 20)],
+)
+def test_train_and_evaluate(tmp_path, capsys, name, make, val_size, tested):
+    path, settings = make(tmp_path)
+    out = str(tmp_path / "run")
+    arguments = ["--dataset", name, "--data-dir", str(path), "--val-size", str(val_size), "--out", out]
+    assert train.main([*TRAINING, *arguments, *settings]) == 0, capsys.readouterr().err
+    assert f"{val_size} validation, {tested} test" in capsys.readouterr().out
+    assert evaluate.main([out, *EVALUATION]) == 0, capsys.readouterr().err
+    assert f"{tested} test images of {name}" in capsys.readouterr().out
+
+
+def test_arguments_of_other_data_sets_are_refused_before_any_work(tmp_path, capsys):
+    for arguments, message in (
+        (["--image-size", "8"], "image_size: only for dataset folder, not digits"),
+        (["--image-cache", "x"], "image_cache: only for dataset folder, not digits"),
+        (
+            ["--download", "true"],
+            "download: only cifar10, cifar100, mnist, fashion-mnist can be downloaded, not digits",
+        ),
+        (["--dataset", "folder"], "data_dir: folder needs --data-dir"),
+        (["--dataset", "folder", "--data-dir", "x", "--image-size", "0"], "image_size: expected 1 to 4096"),
+    ):
+        assert train.main([*TRAINING, *arguments, "--out", str(tmp_path / "run")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_an_image_folder_reach_the_evaluation(tmp_path, capsys):
+    path, settings = a_folder(tmp_path / "data")
+    out, cache = str(tmp_path / "run"), tmp_path / "cache"
+    arguments = ["--dataset", "folder", "--data-dir", str(path), "--val-size", "6", "--image-cache", str(cache)]
+    assert train.main([*TRAINING, *arguments, *settings, "--out", out]) == 0, capsys.readouterr().err
+    made = sorted(entry.name for entry in cache.iterdir())
+    assert evaluate.main([out, *EVALUATION]) == 0, capsys.readouterr().err
+    assert sorted(entry.name for entry in cache.iterdir()) == made and not (path / ".ard_fast_cache").exists()
+    images = np.load(next(cache.glob("*/test.npy")))
+    assert images.shape == (18, 3, 8, 8)
