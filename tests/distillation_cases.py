@@ -95,7 +95,7 @@ def assert_same_loss_and_gradients(result, student, expected, exact, rel=2e-5):
     assert abs(result.loss.item() - expected.item()) <= rel * abs(expected.item())
     for (name, parameter), wanted in zip(student.named_parameters(), exact.parameters(), strict=True):
         error = (parameter.grad.double() - wanted.grad).norm() / wanted.grad.norm()
-        assert error < 2e-4, name
+        assert error < 2e-4, (name, error)
 
 
 class Seen:

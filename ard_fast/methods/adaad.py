@@ -9,6 +9,7 @@ from ard_fast.attacks import KLPGD
 from ard_fast.data import Batch
 from ard_fast.methods.attack import kl_attack
 from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
+from ard_fast.methods.quirks import KL_MEAN, UNCLAMPED_NORMAL
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.methods.words import kl_words
@@ -97,8 +98,8 @@ SPEC = MethodSpec(
     teachers=("teacher",),
     paper={"student": "resnet18", "epochs": 200, "milestones": (100, 150), "lr": 0.1, "weight_decay": 5e-4},
     quirks=(
-        Quirk("KL reduction 'mean': divided by batch x classes (by batch alone for CIFAR-100)", {"reduction": "mean"}),
-        Quirk("the attack's start, x + 0.001 N(0, 1), is not clamped to [0, 1]", {"clamp_start": False}),
+        KL_MEAN,
+        UNCLAMPED_NORMAL,
         Quirk("clean forward although its loss has weight 0: one more batch-norm update", {"clean_branch": True}),
     ),
 )

@@ -9,6 +9,7 @@ from ard_fast.data import Batch
 from ard_fast.losses import ARDLoss
 from ard_fast.methods.attack import ce_attack
 from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
+from ard_fast.methods.quirks import KL_MEAN, RATE_STUCK, UNCLAMPED_UNIFORM
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.teachers import Teacher
@@ -53,17 +54,14 @@ def _build(settings: MethodSettings, context: MethodContext) -> AdversariallyRob
 
 
 ARD_CODE_QUIRKS = (
-    Quirk("KL reduction 'mean': divided by batch x classes, so the gradient is C times smaller", {"reduction": "mean"}),
-    Quirk(
-        "learning rate: every drop multiplies the initial rate, so 0.1 becomes 0.01 at the first milestone and stays",
-        {"schedule": "ard"},
-    ),
+    KL_MEAN,
+    RATE_STUCK,
     Quirk(
         "batch norm in train mode inside the attack: with 10 steps 12 updates of the running statistics an iteration",
         {"attack_bn": "train"},
     ),
     Quirk("clean forward although its loss has weight 0: the 12th update", {"clean_branch": True}),
-    Quirk("the random start is not clamped to [0, 1]", {"clamp_start": False}),
+    UNCLAMPED_UNIFORM,
 )
 
 SPEC = MethodSpec(

@@ -8,7 +8,8 @@ from ard_fast import functional as F
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch
 from ard_fast.methods.attack import ce_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.quirks import UNCLAMPED_NORMAL
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
 
@@ -57,5 +58,5 @@ SPEC = MethodSpec(
         "eps": 0.031,
         "step_size": 0.007,
     },
-    quirks=(Quirk("the random start is not clamped to [0, 1]", {"clamp_start": False}),),
+    quirks=(UNCLAMPED_NORMAL,),
 )

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from ard_fast.methods import (
+    absld,
     adaad,
+    adaiad,
     ard,
     at,
+    fair_ard,
     fast_ard,
     fgsm_ard,
     fgsm_rs,
     free,
+    iad_i,
+    iad_ii,
+    igdm,
     kd,
     mart,
+    mtard,
     n_fgsm,
     natural,
     rslad,
+    saad,
     trades,
 )
 from ard_fast.methods.base import Method, MethodContext
@@ -35,7 +43,15 @@ METHODS: dict[str, MethodSpec] = {
     "fast-ard": fast_ard.SPEC,
     "fgsm-ard": fgsm_ard.SPEC,
     "rslad": rslad.SPEC,
+    "iad-i": iad_i.SPEC,
+    "iad-ii": iad_ii.SPEC,
+    "mtard": mtard.SPEC,
     "adaad": adaad.SPEC,
+    "adaiad": adaiad.SPEC,
+    "absld": absld.SPEC,
+    "fair-ard": fair_ard.SPEC,
+    "igdm": igdm.SPEC,
+    "saad": saad.SPEC,
 }
 
 

@@ -8,7 +8,8 @@ from ard_fast import functional as F
 from ard_fast.attacks import KLPGD
 from ard_fast.data import Batch
 from ard_fast.methods.attack import kl_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.quirks import KL_MEAN, UNCLAMPED_NORMAL
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.methods.words import kl_words
@@ -62,12 +63,6 @@ def _build(settings: MethodSettings, context: MethodContext) -> RobustSoftLabelD
     )
 
 
-RSLAD_CODE_QUIRKS = (
-    Quirk("KL reduction 'mean': divided by batch x classes (its CIFAR-100 script multiplies by 10)",
-          {"reduction": "mean"}),
-    Quirk("the attack's start, x + 0.001 N(0, 1), is not clamped to [0, 1]", {"clamp_start": False}),
-)  # fmt: skip
-
 SPEC = MethodSpec(
     summary="RSLAD: 5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x)), x' attacks KL(T(x) || S(x')) (Zi et al., ICCV 2021)",
     build=_build,
@@ -87,5 +82,5 @@ SPEC = MethodSpec(
         "lr": 0.1,
         "weight_decay": 2e-4,
     },
-    quirks=RSLAD_CODE_QUIRKS,
+    quirks=(KL_MEAN, UNCLAMPED_NORMAL),
 )

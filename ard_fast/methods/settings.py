@@ -50,14 +50,20 @@ class MethodSettings:
         None, "iad-i, iad-ii, adaiad: share of the epochs after which the student's own term begins", "loss"
     )
     trust_power: float | None = option(None, "iad-i, iad-ii, adaiad: exponent of the teacher's probability", "loss")
+    trust_teacher: bool | None = option(
+        None, "iad-i, adaiad: weigh the teacher's term by its trust, as the formula; the codes do not", "loss"
+    )
     balance_rate: float | None = option(None, "mtard: rate of the weights' balance; absld: of the temperatures", "loss")
+    temperature_product: bool | None = option(
+        None, "absld: divide by the product of a class's two temperatures everywhere, as published", "loss"
+    )
     fairness_power: float | None = option(None, "fair-ard: exponent of the classes' weights", "loss")
     igdm_weight: float | None = option(None, "igdm, saad: weight of the gradient matching at the last epoch", "loss")
     entropy_scale: float | None = option(None, "saad: scale of the weights by the teacher's entropy", "loss")
 
     clean_branch: bool | None = option(
         None,
-        "ard, kd: run the clean forward even where its weight is 0, as the ARD code (it moves batch norm)",
+        "run the student's clean forward even where its weight is 0, as published codes do (it moves batch norm)",
         "loss",
     )
     repeat_clean: bool | None = option(

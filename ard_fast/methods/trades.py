@@ -10,6 +10,7 @@ from ard_fast.attacks import KLPGD
 from ard_fast.data import Batch
 from ard_fast.methods.attack import kl_attack
 from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
+from ard_fast.methods.quirks import UNCLAMPED_NORMAL
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
 
@@ -75,6 +76,6 @@ SPEC = MethodSpec(
     },
     quirks=(
         Quirk("clean images twice through the student: a third batch-norm update an iteration", {"repeat_clean": True}),
-        Quirk("the random start is not clamped to [0, 1]", {"clamp_start": False}),
+        UNCLAMPED_NORMAL,
     ),
 )

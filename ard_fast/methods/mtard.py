@@ -1,0 +1,115 @@
+"""Multi-teacher adversarial robustness distillation, MTARD (Zhao, Yu, Sun, Zhang, Wei; ECCV 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ard_fast import functional as F
+from ard_fast.attacks import PGD
+from ard_fast.data import Batch
+from ard_fast.methods.attack import ce_attack
+from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.quirks import KL_MEAN, UNCLAMPED_NORMAL
+from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.spec import MethodSpec
+from ard_fast.methods.words import kl_words
+
+
+class MultiTeacherDistillation(Method):
+    """T^2 [(1 - w) L_adv + w L_nat], L_adv = KL(T(x') || S(x')), L_nat = KL(T'(x) || S(x)); x' attacks CE(S(x'), y).
+
+    T, trained adversarially, sees the attacked images; T', trained on clean ones, the clean images. w, 1/2 at the
+    start, moves before each step's loss by -r (w - l_nat / (l_nat + l_adv)), where l is a loss of this step in units of
+    the same loss of the first step: the term that has fallen less gets more weight. r follows the learning rate's
+    drops, as in the code. The code's losses have 1e-5 inside the logarithm of the target, which shifts l by less than
+    that: left out.
+
+    State: w and the first two losses, on the device. The losses are means over the global batch, so w is the same in
+    every process.
+    """
+
+    name = "mtard"
+    whole_batch = True
+
+    def __init__(self, inner_attack: PGD, settings: MethodSettings, context: MethodContext) -> None:
+        self.teacher, self.clean_teacher = context.teachers["teacher"], context.teachers["clean_teacher"]
+        self.inner_attack, self.context = inner_attack, context
+        self.temperature, self.reduction = settings.temperature, settings.reduction
+        self.initial_rate = settings.balance_rate
+        # w, the first L_adv, the first L_nat; the latter two NaN until they are known
+        self.balance = torch.tensor([0.5, torch.nan, torch.nan], device=context.device)
+        self.begin_epoch(0)
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.rate = self.initial_rate * self.context.relative_rate(epoch)
+
+    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+        clean_target = self.clean_teacher.clean(batch)
+        x_adv = self.inner_attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids)
+        return Inner(x_adv, self.teacher(x_adv), clean_target)
+
+    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
+        how = {"temperature": self.temperature, "reduction": self.reduction}
+        logits = student(inner.x_adv)
+        adversarial = F.kl_distill_loss(logits, inner.target, **how)
+        natural = F.kl_distill_loss(student(batch.x), inner.clean_target, **how)
+        inner.record = self._balanced(adversarial, natural, len(batch.y))
+        weight = inner.record[0]
+        return StepResult((1.0 - weight) * adversarial + weight * natural, logits)
+
+    def after_backward(self, batch: Batch, inner: Inner) -> None:
+        self.balance = inner.record
+
+    def end_epoch(self) -> dict[str, float]:
+        return {"clean_weight": self.balance[0].item()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"balance": self.balance}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.balance = state["balance"].to(self.context.device, copy=True)
+
+    def _balanced(self, adversarial: Tensor, natural: Tensor, count: int) -> Tensor:
+        """The state after a step with these losses."""
+        with torch.no_grad():
+            ones = torch.ones_like(adversarial)
+            sums = self.context.all_reduce(torch.stack((adversarial, natural, ones)) * count)
+            losses = sums[:2] / sums[2]
+            weight, first = self.balance[0], self.balance[1:]
+            first = torch.where(first.isnan(), losses, first)
+            relative = losses / first
+            weight = weight - self.rate * (weight - relative[1] / relative.sum())
+            return torch.cat((weight[None], first))
+
+    def conventions(self) -> list[str]:
+        return [
+            f"loss T^2 * [(1 - w) * KL(T(x') || S(x')) + w * KL(T'(x) || S(x))], {kl_words(self)}",
+            f"w from 1/2, at each step -= {self.initial_rate:g} * (w - l_nat / (l_nat + l_adv)), l: loss / first loss; "
+            "the factor falls with the learning rate",
+            "T, adversarially trained, sees x', T', trained on clean images, x, both in eval mode; x' attacks "
+            "CE(S(x'), y) from noise of 0.001 N(0, 1)",
+        ]
+
+
+def _build(settings: MethodSettings, context: MethodContext) -> MultiTeacherDistillation:
+    return MultiTeacherDistillation(ce_attack(settings, init="normal"), settings, context)
+
+
+SPEC = MethodSpec(
+    summary="MTARD: w_adv KL(T(x') || S(x')) + w_nat KL(T'(x) || S(x)), weights balanced (Zhao et al., ECCV 2022)",
+    build=_build,
+    defaults={
+        "steps": 10,
+        "attack_bn": "eval",
+        "clamp_start": True,
+        "temperature": 1.0,
+        "reduction": "mean",
+        "balance_rate": 0.025,
+    },
+    teachers=("teacher", "clean_teacher"),
+    paper={"student": "resnet18", "epochs": 300, "milestones": (215, 260, 285), "lr": 0.1, "weight_decay": 2e-4},
+    quirks=(KL_MEAN, UNCLAMPED_NORMAL),
+)
