@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,16 @@ from typing import Any
 from torch import nn
 
 from ard_fast.checkpoint import load_network
+from ard_fast.comparison import Comparison, group_runs, read_run
+from ard_fast.comparison.table import gap_line
 from ard_fast.config import ROLES, TrainConfig, for_method, for_teacher, to_yaml
 from ard_fast.data import load_dataset
 from ard_fast.devices import find_device
 from ard_fast.distributed import World
-from ard_fast.evaluation import PGD20_STEPS
 from ard_fast.files import write_atomic, write_text
 from ard_fast.interrupts import StopRequest
 from ard_fast.methods import METHODS
 from ard_fast.models import MODELS
-from ard_fast.report import markdown_table, plot_curves
 from ard_fast.runfolder import RunFolder
 from ard_fast.settings import COMPARE
 from ard_fast.trainer import Environment, Trainer, check_model_fits
@@ -138,89 +137,47 @@ def _load_teacher(config: TrainConfig, role: str, source: str | Path, env: Envir
 def _run_comparison(config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool) -> dict[str, Any]:
     """For every seed the teachers, then every method on the same student from the same initial weights."""
     env.world.from_main(lambda: _start(config, folder, resume))
-    results: dict[str, list[tuple[RunFolder, dict[str, Any]]]] = {}
+    results: dict[str, list[RunFolder]] = {}
     for seed in range(config.seed, config.seed + config.compare_seeds):
         prefix = f"seed{seed}-"
         how: dict[str, Any] = {"resume": resume, "explain": seed == config.seed, "teacher_folders": folder.path}
         for role in _roles(config):
             if getattr(config, role) in MODELS:
                 one = RunFolder(folder.path / (prefix + role))
-                result = _run_single(for_teacher(config.replace(seed=seed), role), one, env, **how)
-                results.setdefault(role, []).append((one, result))
+                _run_single(for_teacher(config.replace(seed=seed), role), one, env, **how)
+                results.setdefault(role, []).append(one)
         for method in config.compare_methods:
             one = RunFolder(folder.path / (prefix + method))
-            result = _run_single(for_method(config, method, seed), one, env, prefix=prefix, **how)
-            results.setdefault(method, []).append((one, result))
+            _run_single(for_method(config, method, seed), one, env, prefix=prefix, **how)
+            results.setdefault(method, []).append(one)
     return env.world.from_main(lambda: _report_comparison(config, folder, results))
 
 
-def _mean_sd(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def _report_comparison(
-    config: TrainConfig, folder: RunFolder, results: dict[str, list[tuple[RunFolder, dict[str, Any]]]]
-) -> dict[str, Any]:
+def _report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str, list[RunFolder]]) -> dict[str, Any]:
     """Table, plot, report and summary of a comparison; its headline is the last of `compare_methods`."""
-
-    def column(name: str, key: str) -> list[float]:
-        return [summary[key] for _, summary in results[name]]
-
-    def label(name: str) -> str:
-        summary = results[name][0][1]
-        what = name if name in METHODS else f"{name.replace('_', ' ')}, {summary['method']}"
-        return f"{what} ({summary['student']})"
-
-    rows = [
-        [
-            label(name),
-            _mean_sd(column(name, "clean_acc")),
-            _mean_sd(column(name, "pgd20_acc")),
-            f"{statistics.fmean(column(name, 'images_per_s')):.0f}",
-            f"{statistics.fmean(column(name, 'elapsed_s')):.1f}",
-        ]
-        for name in results
-    ]
-    seeds = [config.seed + index for index in range(config.compare_seeds)]
-    table = markdown_table(["method (network)", "clean %", f"PGD-{PGD20_STEPS} %", "train img/s", "s a run"], rows)
-    headline = config.compare_methods[-1]
-    lines = [table, ""]
-    for other in config.compare_methods[:-1]:
-        gaps = [a - b for a, b in zip(column(headline, "pgd20_acc"), column(other, "pgd20_acc"), strict=True)]
-        lines.append(
-            f"{headline} - {other} under PGD-{PGD20_STEPS}: {statistics.fmean(gaps):+.2f} points "
-            f"(by seed: {', '.join(f'{gap:+.2f}' for gap in gaps)})"
-        )
-    note = (
-        f"{config.dataset}, seeds {', '.join(map(str, seeds))}: mean ± sample standard deviation on the test "
-        f"images, best checkpoint by validation; eps {config.eps:.5g}, step {config.eval_step_size:.5g}."
-    )
-    print("\n" + note + "\n\n" + "\n".join(lines))
-    plot_curves(
-        folder.plot_file,
-        {label(name): [one.metrics() for one, _ in runs] for name, runs in results.items()},
-        title=f"{config.dataset}: {', '.join(config.compare_methods)}",
-        bars={
-            label(name): {"clean": column(name, "clean_acc"), "robust": column(name, "pgd20_acc")} for name in results
-        },
-    )
-    links = [f"- [{one.path.name}]({one.path.name}/report.md)" for runs in results.values() for one, _ in runs]
-    text = ["# Comparison", "", note, "", *lines, "", f"![curves]({folder.plot_file.name})", "", *links]
+    groups = {name: group_runs(map(read_run, runs))[0] for name, runs in results.items()}
+    comparison = Comparison(list(groups.values()))
+    headline = groups[config.compare_methods[-1]]
+    lines = [comparison.table(), "", *(gap_line(headline, groups[name]) for name in config.compare_methods[:-1])]
+    print("\n" + comparison.note() + "\n\n" + "\n".join(lines))
+    comparison.plot(folder.plot_file)
+    links = [f"- [{one.path.name}]({one.path.name}/report.md)" for runs in results.values() for one in runs]
+    text = ["# Comparison", "", comparison.note(), "", *lines, "", f"![curves]({folder.plot_file.name})", "", *links]
     write_text(folder.report_file, "\n".join(text) + "\n")
     folder.rewrite_metrics(
-        {"run": one.path.name, **row} for runs in results.values() for one, _ in runs for row in one.metrics()
+        {"run": one.path.name, **row} for runs in results.values() for one in runs for row in one.metrics()
     )
-    chosen = max(results[headline], key=lambda item: max(row["val_robust"] or -1.0 for row in item[0].metrics()))[0]
+    chosen = max(headline.runs, key=lambda run: max(row["val_robust"] or -1.0 for row in run.folder.metrics())).folder
     for source, target in ((chosen.best, folder.best), (chosen.last, folder.last)):
         write_atomic(target, lambda part, source=source: shutil.copyfile(source, part))
     summary = {
-        **results[headline][0][1],
-        "seed": seeds,
-        "clean_acc": statistics.fmean(column(headline, "clean_acc")),
-        "pgd20_acc": statistics.fmean(column(headline, "pgd20_acc")),
-        "images_per_s": statistics.fmean(column(headline, "images_per_s")),
-        "elapsed_s": sum(sum(column(name, "elapsed_s")) for name in results),
-        "runs": {name: [one for _, one in runs] for name, runs in results.items()},
+        **headline.runs[0].summary,
+        "seed": headline.seeds,
+        "clean_acc": statistics.fmean(headline.values("clean_acc")),
+        "pgd20_acc": statistics.fmean(headline.values("pgd20_acc")),
+        "images_per_s": statistics.fmean(headline.values("images_per_s")),
+        "elapsed_s": sum(sum(group.values("elapsed_s")) for group in groups.values()),
+        "runs": {name: [run.summary for run in group.runs] for name, group in groups.items()},
     }
     folder.write_summary(summary)
     return summary

@@ -1,0 +1,96 @@
+"""The command `python -m ard_fast.compare`: finished runs side by side.
+
+python -m ard_fast.compare runs/digits-compare --baseline at --attacks apgd-ce --out comparison
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ard_fast.commandline import EXIT_INTERRUPTED, EXIT_USAGE, Parser
+from ard_fast.comparison import Comparison, FinishedRun, expand, group_runs, read_run
+from ard_fast.evaluation.job import Job
+from ard_fast.evaluation.plan import ATTACK_NAMES
+from ard_fast.evaluation.settings import resolve_settings
+from ard_fast.interrupts import Interrupted, StopRequest
+from ard_fast.names import unknown
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(
+        prog="python -m ard_fast.compare",
+        description="Finished runs side by side: test accuracy clean, under PGD-20 and under every attack they were "
+        "evaluated with; runs that differ in nothing but their seed make one line, mean ± standard deviation.",
+        epilog="Exit code 0, 2 wrong arguments, 130 stopped on request.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs such as a comparison's")
+    add("--attacks", metavar="LIST", help="evaluate now what has not been evaluated with these, comma-separated, of: "
+        + ", ".join(ATTACK_NAMES))  # fmt: skip
+    add("--baseline", metavar="NAME", help="a method or a line's label; the gaps to it are added")
+    add("--out", metavar="DIR", help="also write compare.md, compare.json and compare.png there")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 2 wrong arguments, 130 stopped on request."""
+    flags = vars(make_parser().parse_args(argv))
+    with StopRequest() as stop:
+        try:
+            attacks = _attack_names(flags.get("attacks", ""))
+            runs = [run for folder in expand(flags["runs"]) if (run := read_run(folder)) or _skipped(folder.path)]
+            if not runs:
+                raise ValueError("runs: none of them is finished")
+            runs = [_evaluated(run, attacks, stop) for run in runs]
+            comparison = Comparison(group_runs(runs))
+            if "baseline" in flags:
+                comparison = dataclasses.replace(comparison, baseline=comparison.find(flags["baseline"]))
+            if "out" in flags:
+                comparison.write(Path(flags["out"]))
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_USAGE
+        except Interrupted as stopped:
+            print(f"\n{stopped}", file=sys.stderr)
+            return EXIT_INTERRUPTED
+    print(
+        "\n".join(
+            [comparison.note(), "", comparison.table(), *([""] if comparison.baseline else []), *comparison.gap_lines()]
+        )
+    )
+    return 0
+
+
+def _attack_names(text: str) -> list[str]:
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in ATTACK_NAMES:
+            raise ValueError(f"attacks: {unknown('attack', name, ATTACK_NAMES)}")
+    return names
+
+
+def _skipped(path: Path) -> None:
+    print(f"left out: {path} is not finished (python -m ard_fast.train --resume {path})", file=sys.stderr)
+
+
+def _evaluated(run: FinishedRun, attacks: Sequence[str], stop: StopRequest) -> FinishedRun:
+    """The run with the attacks it lacked; their results stay in its folder."""
+    missing = [name for name in attacks if name not in run.attacks]
+    if not missing:
+        return run
+    flags = {"run": str(run.folder.path), "attacks": ",".join(["clean", *missing]), "eps_curve": "none"}
+    if ":" in run.config.student:
+        flags["model"] = run.config.student
+    Job(resolve_settings(flags), stop).run()
+    return read_run(run.folder)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
