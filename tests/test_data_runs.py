@@ -7,6 +7,7 @@ from test_data_folder import make_folder
 from test_data_npz import arrays, save
 
 from ard_fast import evaluate, train
+from ard_fast.config import resolve
 
 TRAINING = ["--method", "natural", "--student", "digits-student", "--epochs", "1", "--batch-size", "8"]
 TRAINING += ["--crop-padding", "0", "--val-steps", "1", "--threads", "1"]
@@ -67,3 +68,9 @@ def test_settings_of_an_image_folder_reach_the_evaluation(tmp_path, capsys):
     assert sorted(entry.name for entry in cache.iterdir()) == made and not (path / ".ard_fast_cache").exists()
     images = np.load(next(cache.glob("*/test.npy")))
     assert images.shape == (18, 3, 8, 8)
+
+
+def test_digits_are_not_mirrored_unless_asked():
+    config = resolve({"dataset": "mnist", "data_dir": "x", "method": "at"})
+    assert (config.eps, config.step_size, config.flip) == (0.3, 0.075, False)
+    assert resolve({"dataset": "mnist", "data_dir": "x", "method": "at", "flip": True}).flip
