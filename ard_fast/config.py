@@ -298,6 +298,11 @@ def validate(config: TrainConfig) -> None:
                 f"awp_gamma: expected 0 for method {method}, whose single pass moves weights and images, got "
                 f"{config.awp_gamma:g}: a weight perturbation needs a pass of its own"
             )
+        if config.accumulate > 1 and METHODS[method].whole_batch:
+            raise ValueError(
+                f"accumulate: expected 1 for method {method}, which needs the whole batch at once, got "
+                f"{config.accumulate}"
+            )
         for role in METHODS[method].teachers:
             if getattr(config, role) is None:
                 raise ValueError(

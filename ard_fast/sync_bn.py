@@ -73,7 +73,7 @@ class _Normalise(torch.autograd.Function):
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
         mean, var = mean.float(), var.float()
-        ctx.eps, ctx.world = eps, world
+        ctx.eps, ctx.world, ctx.idle = eps, world, world.idle
         ctx.save_for_backward(x, weight, mean, var, count)
         return torch.batch_norm(x, weight, bias, mean, var, False, 0.0, eps, torch.backends.cudnn.enabled)
 
@@ -86,11 +86,14 @@ class _Normalise(torch.autograd.Function):
         )
         grad_x = None
         if ctx.needs_input_grad[0]:
-            sums = torch.cat((grad_bias, grad_weight)).double()
-            along_bias, along_weight = (ctx.world.sum_counted(sums) / count).float().chunk(2)
+            with ctx.world.counting(not ctx.idle):
+                sums = ctx.world.sum_counted(torch.cat((grad_bias, grad_weight)).double())
             shape = (1, -1, *[1] * (x.dim() - 2))
             scale = (var + ctx.eps).rsqrt()
-            grad_x = (grad - along_bias.view(shape)) - (x - mean.view(shape)) * (along_weight * scale).view(shape)
+            grad_x = grad
+            if not ctx.idle:  # the statistics depend on x
+                along_bias, along_weight = (sums / count).float().chunk(2)
+                grad_x = (grad - along_bias.view(shape)) - (x - mean.view(shape)) * (along_weight * scale).view(shape)
             grad_x = (grad_x * (scale if weight is None else scale * weight).view(shape)).to(x.dtype)
         grad_weight = grad_weight if ctx.needs_input_grad[1] else None
         grad_bias = grad_bias if ctx.needs_input_grad[2] else None

@@ -32,7 +32,6 @@ class FastARD(Method):
     """
 
     name = "fast-ard"
-    whole_batch = True
 
     def __init__(
         self, teacher: Teacher, perturbation: CarriedPerturbation, loss: ARDLoss, replays: int, delta_gradient: str
@@ -44,7 +43,7 @@ class FastARD(Method):
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
         if self._taught is None or self._taught[0] is not batch:
             self._taught = batch, self.teacher.clean(batch)
-        delta = self.perturbation.at(batch.x)
+        delta = self.perturbation.at(batch)
         return Inner(x_adv=(batch.x + delta).clamp(0.0, 1.0), target=self._taught[1], delta=delta)
 
     def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
@@ -56,7 +55,7 @@ class FastARD(Method):
         return StepResult(self.outer(logits, inner.target, clean, batch.y), logits)
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:
-        self.perturbation.move(inner.delta, inner.delta.grad if self.delta_gradient == "kd" else inner.record)
+        self.perturbation.move(batch, inner.delta, inner.delta.grad if self.delta_gradient == "kd" else inner.record)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.perturbation.state_dict()
@@ -75,7 +74,7 @@ class FastARD(Method):
 def _build(settings: MethodSettings, context: MethodContext) -> FastARD:
     return FastARD(
         context.teachers["teacher"],
-        CarriedPerturbation(settings.eps, settings.step_size),
+        CarriedPerturbation(settings.eps, settings.step_size, context.all_reduce),
         ARDLoss(alpha=settings.alpha, temperature=settings.temperature, reduction=settings.reduction),
         settings.replays,
         settings.delta_gradient,
@@ -94,5 +93,6 @@ SPEC = MethodSpec(
     },
     teachers=("teacher",),
     step_ratio=1.0,
+    whole_batch=True,
     paper={"epochs": 200, "milestones": (100, 150), "lr": 0.1, "weight_decay": 2e-4},
 )

@@ -23,13 +23,12 @@ class FreeAdversarialTraining(Method):
     """
 
     name = "free"
-    whole_batch = True
 
     def __init__(self, perturbation: CarriedPerturbation, replays: int) -> None:
         self.perturbation, self.replays = perturbation, replays
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
-        delta = self.perturbation.at(batch.x)
+        delta = self.perturbation.at(batch)
         return Inner(x_adv=(batch.x + delta).clamp(0.0, 1.0), delta=delta)
 
     def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
@@ -37,7 +36,7 @@ class FreeAdversarialTraining(Method):
         return StepResult(tf.cross_entropy(logits, batch.y), logits)
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:
-        self.perturbation.move(inner.delta, inner.delta.grad)
+        self.perturbation.move(batch, inner.delta, inner.delta.grad)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.perturbation.state_dict()
@@ -53,7 +52,9 @@ class FreeAdversarialTraining(Method):
 
 
 def _build(settings: MethodSettings, context: MethodContext) -> FreeAdversarialTraining:
-    return FreeAdversarialTraining(CarriedPerturbation(settings.eps, settings.step_size), settings.replays)
+    return FreeAdversarialTraining(
+        CarriedPerturbation(settings.eps, settings.step_size, context.all_reduce), settings.replays
+    )
 
 
 SPEC = MethodSpec(
@@ -61,6 +62,7 @@ SPEC = MethodSpec(
     build=_build,
     defaults={"replays": 8},
     step_ratio=1.0,
+    whole_batch=True,
     # 80,000 updates in batches of 128, with drops at half and three quarters.
     paper={"epochs": 205, "milestones": (102, 154), "lr": 0.1, "weight_decay": 2e-4},
 )

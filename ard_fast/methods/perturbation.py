@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from ard_fast import functional as F
+from ard_fast.data import Batch
+from ard_fast.methods.base import same
 
 
 class CarriedPerturbation:
     """One perturbation for each place in the batch, in the eps-ball, moved by a signed step after each pass.
 
     It belongs to a place, not to an image: the next batch starts from where the last one left it, whatever images are
-    there then, as in the published code. A smaller last batch uses and moves its first places.
+    there then, as in the published code. A smaller last batch uses and moves its first places. Every process keeps the
+    places of all, since a smaller batch cuts them otherwise, and a run may go on with other processes.
 
     Args:
         eps: radius of the L-infinity ball, in pixels in [0, 1].
         step_size: of the signed step, likewise.
+        all_reduce: sums a tensor over the processes (`MethodContext.all_reduce`).
     """
 
-    def __init__(self, eps: float, step_size: float) -> None:
-        self.eps, self.step_size = eps, step_size
+    def __init__(self, eps: float, step_size: float, all_reduce: Callable[[Tensor], Tensor] = same) -> None:
+        self.eps, self.step_size, self.all_reduce = eps, step_size, all_reduce
         self._kept: Tensor | None = None
 
-    def at(self, x: Tensor) -> Tensor:
+    def at(self, batch: Batch) -> Tensor:
         """The perturbation of a batch `[B, ...]`: a leaf that requires grad and shares memory with what is kept."""
-        kept = self._kept
-        if kept is None or len(kept) < len(x):
-            self._kept = torch.zeros_like(x)
+        kept, x, places = self._kept, batch.x, batch.global_size or len(batch.x)
+        if kept is None or len(kept) < places:
+            shape, strides = (places, *x.shape[1:]), (x[0].numel(), *x.stride()[1:])  # in the images' layout
+            self._kept = torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device).zero_()
             if kept is not None:
                 self._kept[: len(kept)] = kept.to(x.device)
         elif kept.device != x.device:
             self._kept = kept.to(x.device)
-        return self._kept[: len(x)].detach().requires_grad_()
+        return self._kept[batch.offset : batch.offset + len(x)].detach().requires_grad_()
 
-    def move(self, delta: Tensor, grad: Tensor) -> None:
-        """delta <- clip(delta + step sign(grad), -eps, eps), in place, and so in what is kept.
+    def move(self, batch: Batch, delta: Tensor, grad: Tensor) -> None:
+        """delta <- clip(delta + step sign(grad), -eps, eps), in place, and so in what every process keeps.
 
         Args:
+            batch: that it belongs to.
             delta: as `at` gave it.
             grad: of the loss that the perturbation ascends.
         """
@@ -47,6 +53,10 @@ class CarriedPerturbation:
         F.pgd_linf_step_(
             delta.detach(), grad, torch.zeros_like(delta), step_size=self.step_size, eps=self.eps, bounds=(-1.0, 1.0)
         )
+        places = batch.global_size or len(delta)
+        moved = torch.zeros_like(self._kept[:places])
+        moved[batch.offset : batch.offset + len(delta)] = delta.detach()
+        self._kept[:places] = self.all_reduce(moved)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What is kept; nothing before the first batch."""

@@ -21,6 +21,7 @@ class MethodSpec:
         teachers: the roles it needs, of "teacher" and "clean_teacher".
         attacks: whether it attacks the student.
         step_ratio: the step of its attack in units of eps.
+        whole_batch: whether each batch changes the method's state, or is used twice, so that it cannot come in parts.
         paper: the rest of its paper's training recipe on CIFAR-10, for the preset `<name>-paper`; fields of the run's
             configuration.
         quirks: what `parity` switches on.
@@ -32,5 +33,6 @@ class MethodSpec:
     teachers: tuple[str, ...] = ()
     attacks: bool = True
     step_ratio: float = 0.25
+    whole_batch: bool = False
     paper: Mapping[str, Any] = field(default_factory=dict)
     quirks: tuple[Quirk, ...] = ()
