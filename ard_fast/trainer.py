@@ -385,15 +385,17 @@ class Trainer:
             "images_per_s": self._images_per_s(config.passes()),
             "elapsed_s": self._elapsed(),
         }
-        if self.world.is_main:
-            write_run_report(self.folder, summary, self.describe(), test_last, self.state.best_epoch)
-            self.folder.write_summary(summary)
+        self.world.from_main(lambda: self._report(summary, test_last))
         print(
             f"  test: clean {test.clean:.2f} %, PGD-{PGD20_STEPS} {test.robust:.2f} % (best, epoch "
             f"{self.state.best_epoch}); last epoch {test_last.clean:.2f} / {test_last.robust:.2f} %",
             flush=True,
         )
         return summary
+
+    def _report(self, summary: dict[str, Any], test_last: Accuracy) -> None:
+        write_run_report(self.folder, summary, self.describe(), test_last, self.state.best_epoch)
+        self.folder.write_summary(summary)
 
     def _evaluate(self, network: nn.Module, split: Any, steps: int) -> Accuracy:
         attack = PGD(eps=self.config.eps, step_size=self.config.eval_step_size, steps=steps, bn="eval")

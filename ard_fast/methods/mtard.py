@@ -32,7 +32,6 @@ class MultiTeacherDistillation(Method):
     """
 
     name = "mtard"
-    whole_batch = True
 
     def __init__(self, inner_attack: PGD, settings: MethodSettings, context: MethodContext) -> None:
         self.teacher, self.clean_teacher = context.teachers["teacher"], context.teachers["clean_teacher"]
@@ -110,6 +109,7 @@ SPEC = MethodSpec(
         "balance_rate": 0.025,
     },
     teachers=("teacher", "clean_teacher"),
+    whole_batch=True,
     paper={"student": "resnet18", "epochs": 300, "milestones": (215, 260, 285), "lr": 0.1, "weight_decay": 2e-4},
     quirks=(KL_MEAN, UNCLAMPED_NORMAL),
 )

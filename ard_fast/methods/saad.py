@@ -56,7 +56,6 @@ class SampleWiseDistillation(GradientMatching):
     """
 
     name = "saad"
-    whole_batch = True
 
     def __init__(
         self,
@@ -114,6 +113,7 @@ SPEC = MethodSpec(
         "clean_branch": False,
     },
     teachers=("teacher",),
+    whole_batch=True,
     paper={"student": "resnet18", "epochs": 200, "milestones": (100, 150), "lr": 0.1, "weight_decay": 2e-4},
     quirks=(
         Quirk(
