@@ -1,13 +1,23 @@
-"""What bench_steps.py runs: one operator at one size, in all its variants."""
+"""What bench_steps.py and bench_augment.py run: one operator at one size, in all its variants."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from _cli import Row, WrongResult
-from _timing import Variant
+from _cli import Row, WrongResult, build_variants
+from _timing import (
+    Variant,
+    copy_variant,
+    format_table,
+    make_clock,
+    measure,
+    number,
+    timing_rows,
+    unavailable_row,
+)
 
 EPS_ROUNDING = 6e-8  # float32 rounding of a pixel
 
@@ -58,3 +68,73 @@ def require_close(name: str, what: str, got: torch.Tensor, want: torch.Tensor, t
     worst = float((got.double() - want.double()).abs().max())
     if not worst <= tolerance:  # so that NaN fails
         raise WrongResult(f"{name}: {what} differs by {worst:.3g}, allowed {tolerance:.3g}")
+
+
+def run_problem(
+    problem: Problem, benchmark: str, case: str, dtype_name: str, env: Row, args: argparse.Namespace, n_sets: int
+) -> list[Row]:
+    """Checks and times all variants of one case and prints its table; returns the rows.
+
+    Raises:
+        WrongResult: If a variant gives a wrong result.
+    """
+    device = torch.device(args.device)
+    common = {**env, "benchmark": benchmark, "case": case, "shape": list(problem.shape), "dtype": dtype_name}
+    variants, checks, absent = build_variants(
+        [name for name in args.variants if name in problem.names],
+        problem.make,
+        problem.check,
+        n_sets=n_sets,
+        device=device,
+        uncapturable=problem.uncapturable,
+    )
+    variants.append(copy_variant(problem.bytes_min, n_sets, device))
+    measured = measure(
+        variants, make_clock(device), n_sets=n_sets, rounds=args.rounds, min_sample_s=args.min_sample_ms * 1e-3
+    )
+    rows = timing_rows(measured, n_sets=n_sets, bytes_min=problem.bytes_min, baseline=problem.baseline, common=common)
+    for row in rows:
+        row.update(checks.get(str(row["variant"]), {}))
+    rows += [unavailable_row(name, reason, common=common) for name, reason in absent.items()]
+    print_case(rows, problem)
+    return rows
+
+
+def print_case(rows: Sequence[Row], problem: Problem) -> None:
+    """Prints one case's table."""
+    first = rows[0]
+    shape = "x".join(map(str, problem.shape))
+    print(
+        f"\n{first['case']}  {shape}  {first['dtype']}  least traffic {problem.bytes_min / 1e6:.3g} MB "
+        f"({problem.traffic}), {first['buffer_sets']} buffer sets"
+    )
+    table = [
+        [
+            str(r["variant"]),
+            number(r["median_us"]),
+            number(r["q3_us"] - r["q1_us"]),  # type: ignore[operator]
+            number(r["min_us"]),
+            number(r["gb_per_s"]),
+            number(r["pct_of_copy"]),
+            number(r["speedup_vs_baseline"]),
+            number(r["fused_speedup"]),
+            str(r["checked"] or ""),
+        ]
+        for r in rows
+        if r["status"] == "ok"
+    ]
+    headers = [
+        "variant",
+        "us",
+        "IQR us",
+        "min us",
+        "GB/s",
+        "% of copy",
+        f"x {problem.baseline}",
+        "fused is x",
+        "checked",
+    ]
+    print(format_table(headers, table))
+    for r in rows:
+        if r["status"] != "ok":
+            print(f"{r['variant']}: {r['status']}")

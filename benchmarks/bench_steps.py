@@ -22,18 +22,9 @@ import _steps_apgd
 import _steps_images
 import _steps_logits
 import torch
-from _cli import Row, build_variants, parse_args, run
-from _problem import Problem
-from _timing import (
-    copy_variant,
-    format_table,
-    make_clock,
-    measure,
-    number,
-    rotation_sets,
-    timing_rows,
-    unavailable_row,
-)
+from _cli import Row, parse_args, run
+from _problem import Problem, run_problem
+from _timing import rotation_sets
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -91,65 +82,7 @@ def run_case(case: str, dtype_name: str, env: Row, args: argparse.Namespace) -> 
     cache = int(env["cache_bytes"])  # type: ignore[call-overload]
     n_sets = 1 if args.warm else rotation_sets(set_bytes(operator, size, DTYPES[dtype_name]), cache)
     problem = make_problem(operator, size, dtype_name, device, n_sets)
-    common = {**env, "benchmark": "attack_steps", "case": case, "shape": list(problem.shape), "dtype": dtype_name}
-    variants, checks, absent = build_variants(
-        [name for name in args.variants if name in problem.names],
-        problem.make,
-        problem.check,
-        n_sets=n_sets,
-        device=device,
-        uncapturable=problem.uncapturable,
-    )
-    variants.append(copy_variant(problem.bytes_min, n_sets, device))
-    measured = measure(
-        variants, make_clock(device), n_sets=n_sets, rounds=args.rounds, min_sample_s=args.min_sample_ms * 1e-3
-    )
-    rows = timing_rows(measured, n_sets=n_sets, bytes_min=problem.bytes_min, baseline=problem.baseline, common=common)
-    for row in rows:
-        row.update(checks.get(str(row["variant"]), {}))
-    rows += [unavailable_row(name, reason, common=common) for name, reason in absent.items()]
-    print_case(rows, problem)
-    return rows
-
-
-def print_case(rows: Sequence[Row], problem: Problem) -> None:
-    """Prints one case's table."""
-    first = rows[0]
-    shape = "x".join(map(str, problem.shape))
-    print(
-        f"\n{first['case']}  {shape}  {first['dtype']}  least traffic {problem.bytes_min / 1e6:.3g} MB "
-        f"({problem.traffic}), {first['buffer_sets']} buffer sets"
-    )
-    table = [
-        [
-            str(r["variant"]),
-            number(r["median_us"]),
-            number(r["q3_us"] - r["q1_us"]),  # type: ignore[operator]
-            number(r["min_us"]),
-            number(r["gb_per_s"]),
-            number(r["pct_of_copy"]),
-            number(r["speedup_vs_baseline"]),
-            number(r["fused_speedup"]),
-            str(r["checked"] or ""),
-        ]
-        for r in rows
-        if r["status"] == "ok"
-    ]
-    headers = [
-        "variant",
-        "us",
-        "IQR us",
-        "min us",
-        "GB/s",
-        "% of copy",
-        f"x {problem.baseline}",
-        "fused is x",
-        "checked",
-    ]
-    print(format_table(headers, table))
-    for r in rows:
-        if r["status"] != "ok":
-            print(f"{r['variant']}: {r['status']}")
+    return run_problem(problem, "attack_steps", case, dtype_name, env, args, n_sets)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

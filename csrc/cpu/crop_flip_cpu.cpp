@@ -50,6 +50,13 @@ ARD_CLONES void interleave(const uint8_t* __restrict from, int64_t plane, int64_
   }
 }
 
+// Asks for an image's first bytes from memory, while the image before it is worked on: images are
+// taken in random order, which no processor foresees (a tenth of the time of a CIFAR batch).
+void prefetch(const uint8_t* image, int64_t numel) {
+  constexpr int64_t kLine = 64, kMost = 4096;  // bytes
+  for (int64_t i = 0; i < std::min(numel, kMost); i += kLine) __builtin_prefetch(image + i);
+}
+
 // Bytes that are put in their places before they are converted all at once. A vector loop over each
 // short row by itself took twice as long.
 constexpr int64_t kBlockBytes = 4096;
@@ -74,6 +81,9 @@ void crop_flip(const CropFlipParams& p, int64_t begin, int64_t end) {
     const int64_t last = std::clamp<int64_t>(p.width + view.column, 0, p.width);
     const int64_t place = view.flip ? p.width + view.column - last : first - view.column;
     const uint8_t* image = p.images + p.positions[b] * p.channels * plane;
+    if (within == 0 && b + 1 < p.batch) {
+      prefetch(p.images + p.positions[b + 1] * p.channels * plane, p.channels * plane);
+    }
     int64_t channel = within / p.height, y = within % p.height;
     memset(bytes.data(), 0, size_t(count * line_numel));
     for (int64_t i = 0; i < count; ++i) {
