@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+import bench_augment
 import bench_kd_loss
 import bench_pgd
 import bench_steps
@@ -53,6 +54,13 @@ def attack_case(case: str, device: torch.device) -> Callable[[], object]:
     return lambda: variant.call(0)
 
 
+def augment_case(case: str, device: torch.device) -> Callable[[], object]:
+    """Returns a call of the fused augmentation at a case of bench_augment."""
+    size, channels_last = bench_augment.CASES[case]
+    variant = bench_augment.make_problem(size, channels_last, device, n_sets=1).make("fused")
+    return lambda: variant.call(0)
+
+
 def all_cases(device: torch.device) -> dict[str, Callable[[], Callable[[], object]]]:
     """Returns a maker for each case by name; making one allocates its buffers."""
     cases: dict[str, Callable[[], Callable[[], object]]] = {}
@@ -66,6 +74,8 @@ def all_cases(device: torch.device) -> dict[str, Callable[[], Callable[[], objec
     for case in bench_steps.CASES:
         if not case.endswith("digits-1"):  # call overhead, no kernel to speak of
             cases[f"attack-{case}"] = lambda case=case: attack_case(case, device)
+    for case in bench_augment.CASES:
+        cases[f"augment-{case}"] = lambda case=case: augment_case(case, device)
     return cases
 
 

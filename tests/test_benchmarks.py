@@ -296,6 +296,7 @@ def test_a_nan_gradient_is_a_wrong_result():
 
 def test_every_kind_of_case_can_be_profiled(capsys):
     cases = ["step-bf16-cifar-1", "start-cifar-1", "loss-fp32-c10-128", "attack-dlr-c10-128", "attack-l2-cifar-128"]
+    cases.append("augment-cifar-128-last")
     assert profile_kernels.main(["--device", "cpu", "--repeat", "1", "--cases", ",".join(cases)]) == 0
     assert capsys.readouterr().out.split() == cases
     assert ncu_summary.CASE.fullmatch("step-fp32-imagenet-128")

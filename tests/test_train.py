@@ -72,6 +72,16 @@ def same_weights(a, b):
 # ---- one run ------------------------------------------------------------------------------------------------------
 
 
+def test_streamed_images_train_the_same_network(tmp_path):
+    """To the bit; and its configuration says how it was trained."""
+    for resident in ("always", "never"):
+        out = tmp_path / resident
+        assert main([*AT, "--epochs", "2", "--resident", resident, "--out", str(out)]) == 0
+        assert f"resident: {resident}" in (out / "config.yaml").read_text()
+    assert same_weights(tmp_path / "always" / "last.safetensors", tmp_path / "never" / "last.safetensors")
+    assert metrics(tmp_path / "always") == metrics(tmp_path / "never")
+
+
 def test_a_run_writes_its_files_and_its_config_repeats_it(tmp_path, capsys):
     first, again = tmp_path / "first", tmp_path / "again"
     assert main([*AT, "--epochs", "2", "--out", str(first)]) == 0
