@@ -22,6 +22,13 @@ def number_or_per_sample(value: float | Tensor, name: str, x: Tensor) -> tuple[f
     return 0.0, value.contiguous()
 
 
+def positive_or_per_sample(value: float | Tensor, name: str, x: Tensor) -> tuple[float, Tensor | None]:
+    """A number above 0 and None, or 1 and a float32 tensor `[B]`."""
+    if not isinstance(value, Tensor):
+        return positive(value, name), None
+    return 1.0, number_or_per_sample(value, name, x)[1]
+
+
 def nonnegative(value: float, name: str) -> float:
     """`value` as a float of at least 0."""
     number = _number(value, name)

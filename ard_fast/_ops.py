@@ -10,6 +10,7 @@ load()
 pgd_linf_step_ = torch.ops.ard_fast.pgd_linf_step_.default
 random_start = torch.ops.ard_fast.random_start.default
 kd_loss = torch.ops.ard_fast.kd_loss.default
+pair_loss = torch.ops.ard_fast.pair_loss.default
 scale_rows_ = torch.ops.ard_fast.scale_rows_.default
 attack_gradient = torch.ops.ard_fast.attack_gradient.default
 pgd_l2_step_ = torch.ops.ard_fast.pgd_l2_step_.default
@@ -35,11 +36,16 @@ def _(
     teacher,
     clean,
     labels,
+    weight,
+    teacher_temperature_per_sample,
+    clean_teacher_temperature_per_sample,
     temperature,
+    teacher_temperature,
+    clean_teacher_temperature,
     kl_weight,
-    ce_weight,
+    clean_weight,
     kl_grad_weight,
-    ce_grad_weight,
+    clean_grad_weight,
     reduce,
     with_grad,
     with_teacher_grad,
@@ -49,6 +55,15 @@ def _(
     grad_clean = student.new_empty(student.shape if with_grad and clean is not None else (0,))
     grad_teacher = student.new_empty(student.shape if with_teacher_grad else (0,))
     return loss, grad_student, grad_clean, grad_teacher
+
+
+@torch.library.register_fake("ard_fast::pair_loss")
+def _(
+    adv, clean, labels, weight, mart, kl_weight, ce_weight, kl_grad_weight, ce_grad_weight, reduce, with_grad
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = adv.new_empty(() if reduce else (adv.shape[0],), dtype=torch.float32)
+    grads = (adv.new_empty(adv.shape if with_grad else (0,)) for _ in range(2))
+    return loss, *grads
 
 
 @torch.library.register_fake("ard_fast::scale_rows_")

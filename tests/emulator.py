@@ -177,8 +177,11 @@ def kd_loss(
     labels: torch.Tensor | None = None,
     *,
     temperature: float = 1.0,
+    teacher_temperature: float | torch.Tensor | None = None,
+    clean_teacher_temperature: float | torch.Tensor | None = None,
     kl_weight: float = 1.0,
-    ce_weight: float = 0.0,
+    clean_weight: float = 0.0,
+    weight: torch.Tensor | None = None,
     with_grad: bool = True,
     grad_teacher: torch.Tensor | None = None,
     variant: str = "auto",
@@ -192,21 +195,30 @@ def kd_loss(
     """
     grads = [torch.full_like(t, torch.nan, memory_format=torch.contiguous_format) for t in (student, student)]
     loss = torch.full((student.shape[0],), torch.nan)
+    of_teacher, per_sample = _per_sample(temperature if teacher_temperature is None else teacher_temperature)
+    of_clean, clean_per_sample = _per_sample(
+        temperature if clean_teacher_temperature is None else clean_teacher_temperature
+    )
     load().kd_loss(
         student=_bits(student),
         teacher=_bits(teacher),
         clean=None if clean is None else _bits(clean),
         labels=None if labels is None else labels.numpy(),
+        weight=None if weight is None else weight.numpy(),
+        teacher_temperature=per_sample,
+        clean_teacher_temperature=clean_per_sample,
         dtype=_dtype(student),
         loss_rows=loss.numpy(),
         grad_student=_bits(grads[0]) if with_grad else None,
         grad_clean=_bits(grads[1]) if with_grad and clean is not None else None,
         grad_teacher=None if grad_teacher is None else _bits(grad_teacher),
         inv_temperature=1.0 / temperature,
+        inv_teacher_temperature=1.0 / of_teacher if of_teacher else 0.0,
+        inv_clean_teacher_temperature=1.0 / of_clean if of_clean else 0.0,
         kl_weight=kl_weight,
-        ce_weight=ce_weight,
+        clean_weight=clean_weight,
         kl_grad_weight=kl_weight / temperature,
-        ce_grad_weight=ce_weight,
+        clean_grad_weight=clean_weight if labels is not None else clean_weight / temperature,
         variant=variant,
     )
     return loss, grads[0] if with_grad else None, grads[1] if with_grad and clean is not None else None

@@ -122,7 +122,7 @@ def test_many_classes(classes: int, dtype: torch.dtype) -> None:
             student, teacher = logits(kind, 2, classes, dtype)
             labels = torch.tensor([0, classes - 1])
             loss, grad, grad_clean = emulator.kd_loss(
-                student, teacher, student, labels, temperature=temperature, kl_weight=0.25, ce_weight=0.75
+                student, teacher, student, labels, temperature=temperature, kl_weight=0.25, clean_weight=0.75
             )
             kl, kl_grad = kl64(student, teacher, temperature)
             ce, ce_grad = ce64(student, labels)
@@ -140,12 +140,71 @@ def test_cross_entropy_part(dtype: torch.dtype, variant: str) -> None:
             clean = (clean.float() * scale).clamp(-200, 200).to(dtype)
             labels = torch.tensor([0, classes - 1, int(clean[2].argmax()), int(clean[3].argmin())])
             loss, grad, grad_clean = emulator.kd_loss(
-                teacher, teacher, clean, labels, temperature=2.0, kl_weight=4.0, ce_weight=0.5, variant=variant
+                teacher, teacher, clean, labels, temperature=2.0, kl_weight=4.0, clean_weight=0.5, variant=variant
             )
             ce, ce_grad = ce64(clean, labels)
             assert_loss(loss, 0.5 * ce)
             assert_grad(grad_clean, 0.5 * ce_grad, dtype)
             assert (grad == 0).all()  # the KL of a row with itself
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_two_students_weights_and_temperatures(dtype: torch.dtype, variant: str) -> None:
+    """The KL of both students to one teacher, which has a temperature for each and each sample."""
+    weight, first, second = torch.tensor([[0.0, 0.5, 3.0], [0.5, 1.0, 5.0], [2.0, 1.0, 0.7]])
+    for kind in ["plain", "far"]:
+        for classes in [2, 10, 33, 64, 129]:
+            student, teacher = logits(kind, 3, classes, dtype)
+            clean = logits("plain", 3, classes, dtype, seed=5)[0]
+            loss, grad, grad_clean = emulator.kd_loss(
+                student,
+                teacher,
+                clean,
+                temperature=2.0,
+                teacher_temperature=first,
+                clean_teacher_temperature=second,
+                kl_weight=0.75,
+                clean_weight=0.25,
+                weight=weight,
+                variant=variant,
+            )
+            rows = []
+            for own, temperatures in ((student, first), (clean, second)):
+                # As kl64, whose temperatures are equal: the teacher brought to its own.
+                scaled = teacher.double() * (2.0 / temperatures.double()[:, None])
+                rows.append(kl64(own, scaled, 2.0))
+            by = weight.double()
+            assert_loss(loss, by * (0.75 * rows[0][0] + 0.25 * rows[1][0]), floor=1e-9)
+            for got, (_, expected), factor in zip((grad, grad_clean), rows, (0.75, 0.25), strict=True):
+                wanted = factor * by[:, None] * expected
+                # The gap of rounded numbers: what cancels in it is 1e-7 of the scaled logits.
+                error = (got.double() - wanted).abs() - 100 * TINY[dtype]
+                assert (error <= (GRAD_RTOL[dtype] + 1e-4) * wanted.abs().amax(1, keepdim=True)).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradient_for_a_tempered_teacher(variant: str) -> None:
+    for classes in [2, 10, 64, 129]:
+        student, teacher = logits("plain", 3, classes, torch.float32)
+        grad_teacher = torch.full_like(teacher, math.nan)
+        emulator.kd_loss(
+            student, teacher, temperature=2.0, teacher_temperature=5.0, grad_teacher=grad_teacher, variant=variant
+        )
+        leaf = teacher.double().requires_grad_()
+        log_p, log_q = torch.log_softmax(student.double() / 2.0, 1), torch.log_softmax(leaf / 5.0, 1)
+        (expected,) = torch.autograd.grad((log_q.exp() * (log_q - log_p)).sum(), leaf)
+        assert_grad(grad_teacher, expected, torch.float32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_temperature_out_of_range_shows_as_nan(temperature: float, variant: str) -> None:
+    student, teacher = logits("plain", 3, 10, torch.float32)
+    temperatures = torch.tensor([1.0, temperature, 1.0])
+    loss, grad, _ = emulator.kd_loss(student, teacher, teacher_temperature=temperatures, variant=variant)
+    assert loss.isnan().tolist() == [False, True, False]
+    assert grad.isnan().all(1).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -156,7 +215,7 @@ def test_row_strides_and_unaligned_rows(offset: int, dtype: torch.dtype, variant
         wide = [torch.randn(5, classes + 3 + k).to(dtype) for k in range(3)]
         student, teacher, clean = (w[:, min(offset, 2) :][:, :classes] for w in wide)
         labels = torch.tensor([0, 1, classes - 1, classes // 2, 1])
-        options = {"temperature": 3.0, "kl_weight": 0.9, "ce_weight": 0.1, "variant": variant}
+        options = {"temperature": 3.0, "kl_weight": 0.9, "clean_weight": 0.1, "variant": variant}
         strided = emulator.kd_loss(student, teacher, clean, labels, **options)
         dense = emulator.kd_loss(*(t.contiguous() for t in (student, teacher, clean)), labels, **options)
         for a, b in zip(strided, dense, strict=True):
@@ -200,7 +259,7 @@ def test_label_out_of_range_shows_as_nan(variant: str) -> None:
     # A kernel cannot raise; the neighbouring row is as it should be.
     clean, _ = logits("plain", 3, 10, torch.float32)
     labels = torch.tensor([10, 4, -1])
-    loss, grad, grad_clean = emulator.kd_loss(clean, clean, clean, labels, ce_weight=1.0, variant=variant)
+    loss, grad, grad_clean = emulator.kd_loss(clean, clean, clean, labels, clean_weight=1.0, variant=variant)
     assert loss.isnan().tolist() == [True, False, True]
     assert grad_clean.isnan().all(1).tolist() == [True, False, True]
     assert (grad == 0).all()
@@ -234,10 +293,10 @@ def test_agrees_with_the_reference_formula_and_the_cpu_op() -> None:
 def test_order_of_threads_does_not_matter(order: str, variant: str) -> None:
     student, teacher = logits("plain", 9, 300, torch.float32)
     labels = torch.arange(9)
-    forward = emulator.kd_loss(student, teacher, student, labels, ce_weight=0.5, variant=variant)
+    forward = emulator.kd_loss(student, teacher, student, labels, clean_weight=0.5, variant=variant)
     emulator.set_order(order, 3)
     try:
-        other = emulator.kd_loss(student, teacher, student, labels, ce_weight=0.5, variant=variant)
+        other = emulator.kd_loss(student, teacher, student, labels, clean_weight=0.5, variant=variant)
     finally:
         emulator.set_order("forward")
     for a, b in zip(forward, other, strict=True):

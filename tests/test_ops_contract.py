@@ -35,11 +35,31 @@ def start_arguments(device, normal=False, last=False):
     return x, None, 0.1, seed, ids if last else None, normal, 0.001, True, 0.0, 1.0
 
 
-def loss_arguments(device, dtype=torch.float32, with_clean=True, reduce=True, with_grad=True, with_teacher=False):
+def loss_arguments(
+    device,
+    dtype=torch.float32,
+    with_clean=True,
+    reduce=True,
+    with_grad=True,
+    with_teacher=False,
+    with_labels=True,
+    per_sample=False,
+):
     student, teacher, clean = (torch.randn(3, 6, device=device).to(dtype) for _ in range(3))
+    labels = torch.tensor([0, 5, 2], device=device) if with_clean and with_labels else None
+    clean = clean if with_clean else None
+    rows = [torch.rand(3, device=device) + 0.5 if per_sample else None for _ in range(3)]
+    if labels is not None or clean is None:
+        rows[2] = None
+    numbers = 4.0, 3.0, 2.0, 0.5, 0.25, 0.5, 0.25, reduce, with_grad, with_teacher
+    return student, teacher, clean, labels, *rows, *numbers
+
+
+def pair_arguments(device, mart, dtype=torch.float32, weighted=False, reduce=True, with_grad=True):
+    adv, clean = (torch.randn(3, 6, device=device).to(dtype) for _ in range(2))
     labels = torch.tensor([0, 5, 2], device=device)
-    clean, labels = (clean, labels) if with_clean else (None, None)
-    return student, teacher, clean, labels, 4.0, 0.5, 0.25, 0.5, 0.25, reduce, with_grad, with_teacher
+    weight = torch.rand(3, device=device) if weighted else None
+    return adv, clean, labels, weight, mart, 5.0, 1.0, 5.0, 1.0, reduce, with_grad
 
 
 def gradient_arguments(device, loss=0, dtype=torch.float32, with_rows=True):
@@ -103,6 +123,19 @@ CASES = {
         _ops.kd_loss,
         loss_arguments(device, torch.float16, with_clean=False, with_grad=False, with_teacher=True),
     ),
+    "loss per sample": lambda device: (
+        _ops.kd_loss,
+        loss_arguments(device, with_clean=False, with_teacher=True, per_sample=True),
+    ),
+    "loss two students bf16": lambda device: (
+        _ops.kd_loss,
+        loss_arguments(device, torch.bfloat16, with_labels=False, per_sample=True),
+    ),
+    "trades": lambda device: (_ops.pair_loss, pair_arguments(device, False)),
+    "trades fp16 weighted": lambda device: (_ops.pair_loss, pair_arguments(device, False, torch.float16, True)),
+    "mart": lambda device: (_ops.pair_loss, pair_arguments(device, True)),
+    "mart rows": lambda device: (_ops.pair_loss, pair_arguments(device, True, torch.bfloat16, True, reduce=False)),
+    "mart alone": lambda device: (_ops.pair_loss, pair_arguments(device, True, with_grad=False)),
     "loss alone": lambda device: (_ops.kd_loss, loss_arguments(device, with_grad=False)),
     "gradient": lambda device: (_ops.attack_gradient, gradient_arguments(device)),
     "gradient alone": lambda device: (_ops.attack_gradient, gradient_arguments(device, 1, with_rows=False)),
@@ -138,6 +171,36 @@ def test_compiled_loss(backend, dtype, device):
     torch.testing.assert_close(compiled[0], eager[0])
     for a, b in zip(compiled[1], eager[1], strict=True):
         torch.testing.assert_close(a, b)
+        assert b.abs().max() > 0
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_compiled_losses_of_two_rows(backend, dtype, device):
+    """All losses with two live rows, a weight and temperatures, in one graph."""
+    torch.manual_seed(0)
+    first, second, frozen = (torch.randn(4, 10, device=device).to(dtype) for _ in range(3))
+    labels = torch.tensor([1, 2, 3, 4], device=device)
+    weight = torch.tensor([0.5, 1.0, 2.0, 0.0], device=device)
+
+    def gradients(loss_fn):
+        inputs = [first.clone().requires_grad_(), second.clone().requires_grad_()]
+        loss = loss_fn(*inputs)
+        return loss.detach(), torch.autograd.grad(3.0 * loss, inputs)
+
+    def loss_fn(a, b):
+        a, b = a * 1.0, b * 1.0
+        total = F.trades_loss(a, b, labels, weight=weight) + F.mart_loss(a, b, labels)
+        total = total + F.rslad_loss(a, b, frozen, teacher_temperature=weight + 1.0)
+        return total + F.kl_distill_loss(a, b, weight=weight, teacher_temperature=2.0)
+
+    torch._dynamo.reset()
+    eager, compiled = gradients(loss_fn), gradients(torch.compile(loss_fn, backend=backend, fullgraph=True))
+    torch.testing.assert_close(compiled[0], eager[0])
+    # The compiler keeps float32 between the four gradients that it adds up; eager rounds each of them.
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 4e-3, "atol": 4e-3}
+    for a, b in zip(compiled[1], eager[1], strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
         assert b.abs().max() > 0
 
 
@@ -257,6 +320,17 @@ def test_torch_func_grad(device):
     leaf = student.clone().requires_grad_()
     torch.testing.assert_close(by_func, torch.autograd.grad(loss(leaf), leaf)[0])
     assert by_func.abs().max() > 0
+
+
+def test_torch_func_grad_of_two_rows(device):
+    adv, clean = torch.randn(2, 3, 6, device=device)
+    labels = torch.tensor([0, 5, 2], device=device)
+    for loss in (lambda a, c: F.trades_loss(a, c, labels), lambda a, c: F.kl_distill_loss(a, c)):
+        by_func = torch.func.grad(loss, argnums=(0, 1))(adv, clean)
+        leaves = [adv.clone().requires_grad_(), clean.clone().requires_grad_()]
+        for a, b in zip(by_func, torch.autograd.grad(loss(*leaves), leaves), strict=True):
+            torch.testing.assert_close(a, b)
+            assert a.abs().max() > 0
 
 
 def test_under_autocast(device):

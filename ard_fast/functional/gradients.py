@@ -104,7 +104,7 @@ def _kl_gradient(
     weight = temperature * temperature
     named = {"logits": logits, "target": target}
     rows, grad, _, grad_target = _ops.kd_loss(
-        *common_logits(named), None, None, temperature, weight, 0.0, weight, 0.0, False, True, with_target_grad
+        *common_logits(named), *[None] * 5, *[temperature] * 3, weight, 0.0, weight, 0.0, False, True, with_target_grad
     )
     if grad.dtype != logits.dtype:
         grad = grad.to(logits.dtype)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as tf
 from torch import Tensor
 
 from ard_fast import _ops
-from ard_fast._arguments import positive
+from ard_fast._arguments import nonnegative, positive, positive_or_per_sample
 from ard_fast._autograd import KdLoss
 from ard_fast.functional._logits import common_logits
-from ard_fast.functional.pair_losses import _kl, _reduced
-
-_REDUCTIONS = ("none", "sum", "batchmean", "mean")
+from ard_fast.functional._reductions import check_reduction, divisors, float16_lift, sample_weight
 
 
 def kl_distill_loss(
@@ -29,34 +24,40 @@ def kl_distill_loss(
 ) -> Tensor:
     """Distillation loss T^2 * KL(softmax(teacher / T) || softmax(student / T)) (Hinton et al. 2015), fused.
 
-    Loss and gradient come from one pass over the logits, in float32 arithmetic whatever the dtype of the logits, and
+    Loss and gradients come from one pass over the logits, in float32 arithmetic whatever the dtype of the logits, and
     are accurate where `F.kl_div` is not: at high temperature and for a student close to its teacher.
 
     Args:
         student_logits: `[B, C]`, float32, float16 or bfloat16. The gradient flows here, in the same dtype.
-        teacher_logits: `[B, C]`, the reference distribution; where it requires grad its gradient flows too.
+        teacher_logits: `[B, C]`. The teacher is the reference distribution. If they require grad, they get theirs (a
+            student that teaches itself, or a teacher trained jointly).
         temperature: T, above 0.
         reduction: "none" `[B]`, "sum", "batchmean" (divided by B: the KL of the mean sample) or "mean" (divided by
             B * C: what `nn.KLDivLoss()` and the ARD code do).
         scale_t2: multiply by T^2, so that the gradient's size does not depend on T.
-        weight: float32 `[B]`, factor of each sample's loss; without a gradient.
-        teacher_temperature: of the teacher, a number or float32 `[B]`; None takes `temperature`.
+        weight: `[B]`, a constant factor of each sample; the divisors stay as they are.
+        teacher_temperature: the teacher's own, above 0: a number, or `[B]` for each sample; None for T. T^2 is the
+            student's. On CUDA a sample's temperature that is not positive makes its row NaN (no wait for the GPU).
 
     Returns:
         The loss in float32, a scalar or `[B]`.
 
     Raises:
-        ValueError: temperature or reduction is out of range, or the batch is empty and has no mean.
-        TypeError: logits of another dtype.
+        ValueError: a temperature or reduction is out of range, the batch is empty and has no mean, or weight requires
+            grad.
+        TypeError: logits of another dtype, or an argument of another type.
         RuntimeError: shapes or devices do not fit; the message names the argument.
     """
     temperature = positive(temperature, "temperature")
-    factor = temperature * temperature if scale_t2 else 1.0
-    live = teacher_logits.requires_grad and torch.is_grad_enabled()
-    if live or weight is not None or teacher_temperature is not None:
-        rows = factor * _kl(student_logits, teacher_logits, temperature, teacher_temperature)
-        return _reduced(torch.zeros_like(rows), rows, weight, reduction, student_logits.shape[1])
-    return _kd_loss(student_logits, teacher_logits, None, None, temperature, factor, 0.0, reduction)
+    return _kd_loss(
+        student_logits,
+        teacher_logits,
+        temperature=temperature,
+        kl_weight=temperature * temperature if scale_t2 else 1.0,
+        reduction=reduction,
+        weight=weight,
+        teacher_temperature=teacher_temperature,
+    )
 
 
 def ard_loss(
@@ -84,14 +85,14 @@ def ard_loss(
         temperature: T, above 0.
         reduction: "none" `[B]`, "sum", "batchmean" (divided by B) or "mean" (the KL divided by B * C, as the authors'
             `nn.KLDivLoss()` does; the cross-entropy by B).
-        weight: float32 `[B]`, factor of each sample's loss; without a gradient.
+        weight: `[B]`, a constant factor of both terms of each sample; the divisors stay as they are.
 
     Returns:
         The loss in float32, a scalar or `[B]`.
 
     Raises:
         ValueError: a number or a name is out of range, student_logits or labels are missing for alpha < 1, the batch is
-            empty and has no mean, or `teacher_logits` requires grad.
+            empty and has no mean, or teacher_logits or weight require grad.
         TypeError: logits of another dtype.
         RuntimeError: shapes, dtypes or devices do not fit, or (CPU) a label is out of range.
     """
@@ -103,60 +104,136 @@ def ard_loss(
     elif student_logits is None or labels is None:
         missing = "student_logits" if student_logits is None else "labels"
         raise ValueError(f"{missing} must be given when alpha < 1 (got alpha = {alpha}): the cross-entropy needs it")
-    if weight is not None:
-        rows = ard_loss(
-            student_adv_logits, teacher_logits, student_logits, labels, alpha=alpha, temperature=temperature,
-            reduction="none",
-        )  # fmt: skip
-        classes = student_adv_logits.shape[1]
-        if reduction == "mean" and alpha != 1.0:
-            label_rows = (1.0 - alpha) * tf.cross_entropy(student_logits.float(), labels, reduction="none")
-            return _reduced(label_rows, rows - label_rows, weight, reduction, classes)
-        return _reduced(torch.zeros_like(rows), rows, weight, reduction, classes)
-    factor = alpha * temperature * temperature
+    _check_frozen(teacher_logits)
     return _kd_loss(
-        student_adv_logits, teacher_logits, student_logits, labels, temperature, factor, 1.0 - alpha, reduction
+        student_adv_logits,
+        teacher_logits,
+        student_logits,
+        labels,
+        temperature=temperature,
+        kl_weight=alpha * temperature * temperature,
+        clean_weight=1.0 - alpha,
+        reduction=reduction,
+        weight=weight,
     )
 
 
-def _kd_loss(
-    student: Tensor,
-    teacher: Tensor,
-    clean: Tensor | None,
-    labels: Tensor | None,
-    temperature: float,
-    kl_weight: float,
-    ce_weight: float,
-    reduction: str,
+def rslad_loss(
+    student_adv_logits: Tensor,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    adv_weight: float = 5 / 6,
+    clean_weight: float = 1 / 6,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+    teacher_temperature: float | Tensor | None = None,
+    clean_teacher_temperature: float | Tensor | None = None,
 ) -> Tensor:
-    """Sum of kl_weight * KL and ce_weight * CE under `reduction`."""
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(map(repr, _REDUCTIONS))}, got {reduction!r}")
+    """The RSLAD loss (Zi et al., ICCV 2021): soft labels of the teacher on clean images, for both images; fused.
+
+    T^2 * (adv_weight * KL(teacher(x) || student(x')) + clean_weight * KL(teacher(x) || student(x))). The defaults are
+    those of the authors' code, and the two teacher temperatures those of ABSLD (Zhao et al. 2024).
+
+    Args:
+        student_adv_logits: `[B, C]`, the student on the adversarial images x'; float32, float16 or bfloat16.
+        student_logits: `[B, C]`, the student on the clean images x.
+        teacher_logits: `[B, C]`, the teacher on the clean images; must not require grad. Read once.
+        adv_weight: of the first term, at least 0.
+        clean_weight: of the second term, at least 0.
+        temperature: T, of the student in both terms, above 0.
+        reduction: "none" `[B]`, "sum", "batchmean" (divided by B) or "mean" (by B * C, as the authors' code).
+        weight: `[B]`, a constant factor of both terms of each sample; the divisors stay as they are.
+        teacher_temperature: the teacher's in the first term, above 0: a number, or `[B]` for each sample; None for T.
+            On CUDA a sample's temperature that is not positive makes its row NaN (no wait for the GPU).
+        clean_teacher_temperature: the same for the second term; None for that of the first.
+
+    Returns:
+        The loss in float32, a scalar or `[B]`.
+
+    Raises:
+        ValueError: a number or a name is out of range, the batch is empty and has no mean, or teacher_logits or weight
+            require grad.
+        TypeError: logits of another dtype, or an argument of another type.
+        RuntimeError: shapes or devices do not fit; the message names the argument.
+    """
+    temperature = positive(temperature, "temperature")
+    scale = temperature * temperature
+    if clean_teacher_temperature is None:
+        clean_teacher_temperature = teacher_temperature
+    _check_frozen(teacher_logits)
+    return _kd_loss(
+        student_adv_logits,
+        teacher_logits,
+        student_logits,
+        temperature=temperature,
+        kl_weight=scale * nonnegative(adv_weight, "adv_weight"),
+        clean_weight=scale * nonnegative(clean_weight, "clean_weight"),
+        reduction=reduction,
+        weight=weight,
+        teacher_temperature=teacher_temperature,
+        clean_teacher_temperature=clean_teacher_temperature,
+    )
+
+
+def _check_frozen(teacher: Tensor) -> None:
     if teacher.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             "teacher_logits must not require grad: only the student gets a gradient; "
             "run the teacher under torch.no_grad() or pass teacher_logits.detach()"
         )
-    named = {"student_logits": student, "teacher_logits": teacher.detach(), "student_logits (clean)": clean}
+
+
+def _kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    clean: Tensor | None = None,
+    labels: Tensor | None = None,
+    *,
+    temperature: float,
+    kl_weight: float,
+    clean_weight: float = 0.0,
+    reduction: str,
+    weight: Tensor | None = None,
+    teacher_temperature: float | Tensor | None = None,
+    clean_teacher_temperature: float | Tensor | None = None,
+) -> Tensor:
+    """kl_weight * KL of `student` + clean_weight * (CE of `clean`, or without labels its KL), under `reduction`."""
+    check_reduction(reduction)
+    live = teacher.requires_grad and torch.is_grad_enabled()
+    named = {
+        "student_logits": student,
+        "teacher_logits": teacher if live else teacher.detach(),
+        "student_logits (clean)": clean,
+    }
     student, teacher, clean = common_logits(named)
-    if reduction in ("batchmean", "mean"):
-        batch = student.shape[0]
-        if batch == 0:
-            raise ValueError(f"student_logits must have at least one row for reduction={reduction!r}, got none")
-        kl_weight = kl_weight / (batch * student.shape[1] if reduction == "mean" else batch)
-        ce_weight = ce_weight / batch
+    weight = sample_weight(weight)
+    temperatures, per_sample = [temperature], []
+    for name, value in [
+        ("teacher_temperature", teacher_temperature),
+        ("clean_teacher_temperature", clean_teacher_temperature),
+    ]:
+        number, tensor = temperature, None
+        if value is not None:
+            number, tensor = positive_or_per_sample(value, name, student)
+        temperatures.append(number)
+        per_sample.append(tensor)
+    tensors = student, teacher, clean, labels, weight, *per_sample
+    kl_divisor, ce_divisor = divisors(reduction, student, "student_logits")
+    kl_weight = kl_weight / kl_divisor
+    clean_weight = clean_weight / (ce_divisor if labels is not None else kl_divisor)
+    weights = *temperatures, kl_weight, clean_weight
     reduce = reduction != "none"
-    needs_grad = torch.is_grad_enabled() and (student.requires_grad or (clean is not None and clean.requires_grad))
-    if not needs_grad:
-        return _ops.kd_loss(
-            student, teacher, clean, labels, temperature, kl_weight, ce_weight, 0.0, 0.0, reduce, False, False
-        )[0]
-    # float16 holds the gradients of a mean over many classes badly: they leave the kernel as (p - q) * 2^k, with
-    # |p - q| around 1 / C brought near 1, and get their size where a loss scale, if any, is multiplied in.
-    lift = 2.0 ** min(15, int(math.log2(student.shape[1]))) if student.dtype == torch.float16 else None
-    kl_grad = kl_weight if lift is None else lift * temperature
-    ce_grad = ce_weight if lift is None else lift
-    kl_factor = 1.0 if lift is None else kl_weight / kl_grad
-    ce_factor = 1.0 if lift is None else ce_weight / ce_grad
-    settings = (temperature, kl_weight, ce_weight, kl_grad, ce_grad, reduce, kl_factor, ce_factor)
-    return KdLoss.apply(student, teacher, clean, labels, settings)[0]
+    with_grad = torch.is_grad_enabled() and (student.requires_grad or (clean is not None and clean.requires_grad))
+    if not (with_grad or live):
+        return _ops.kd_loss(*tensors, *weights, 0.0, 0.0, reduce, False, False)[0]
+    kl_grad, clean_grad, factors = kl_weight, clean_weight, (1.0, 1.0)
+    if student.dtype == torch.float16:
+        # The gradient for a teacher, unlike p - q, grows with the logits; a weight may be any number.
+        lift = float16_lift(student.shape[1], 1.0 if weight is None and not live else 1024.0)
+        kl_grad = lift * temperature
+        clean_grad = lift if labels is not None else kl_grad
+        factors = kl_weight / kl_grad, clean_weight / clean_grad
+    numbers = *weights, kl_grad, clean_grad, reduce, with_grad, live
+    return KdLoss.apply(*tensors, numbers, factors)[0]

@@ -1,15 +1,15 @@
-"""Losses of adversarially trained and distilled students that read several rows of logits per sample."""
+"""The losses that tie a network's adversarial logits to its own clean ones: fused, with the gradients for both."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as tf
 from torch import Tensor
 
-from ard_fast._arguments import nonnegative, one_of, positive
-
-_REDUCTIONS = ("none", "sum", "batchmean", "mean")
-_CERTAIN = 1.0001  # MART's bound: the margin term stays below log(1e4)
+from ard_fast import _ops
+from ard_fast._arguments import nonnegative
+from ard_fast._autograd import PairLoss
+from ard_fast.functional._logits import common_logits
+from ard_fast.functional._reductions import check_reduction, divisors, float16_lift, sample_weight
 
 
 def trades_loss(
@@ -21,25 +21,28 @@ def trades_loss(
     reduction: str = "batchmean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    """CE(clean, y) + beta KL(clean || adv) (Zhang et al., ICML 2019, equation 5), gradients through both.
+    """The TRADES loss (Zhang et al., ICML 2019, equation 5), fused; the gradient flows through both logits.
+
+    CE(clean, labels) + beta * KL(softmax(clean) || softmax(adv)). Neither side is detached, as in the authors' code.
 
     Args:
-        adv_logits: `[B, C]`, float32, float16 or bfloat16, of the adversarial images.
-        clean_logits: `[B, C]`, of the clean images; the KL's reference distribution, not detached.
-        labels: int64 `[B]`.
-        beta: weight of the KL, at least 0.
-        reduction: "none" `[B]`, "sum", "batchmean" (divided by B, as published) or "mean" (the KL divided by B * C).
-        weight: float32 `[B]`, factor of each sample's loss; without a gradient.
+        adv_logits: `[B, C]`, on the adversarial images; float32, float16 or bfloat16.
+        clean_logits: `[B, C]`, on the clean images.
+        labels: int64 `[B]` in [0, C). On CUDA a label out of range makes its row NaN (no wait for the GPU).
+        beta: weight of the KL, at least 0 (1 / lambda in the paper).
+        reduction: "none" `[B]`, "sum", "batchmean" (divided by B) or "mean" (the KL divided by B * C, the
+            cross-entropy by B).
+        weight: `[B]`, a constant factor of both terms of each sample; the divisors stay as they are.
 
     Returns:
         The loss in float32, a scalar or `[B]`.
 
     Raises:
-        ValueError: beta or reduction is out of range.
+        ValueError: a number or a name is out of range, the batch is empty and has no mean, or weight requires grad.
+        TypeError: logits of another dtype, or an argument of another type.
+        RuntimeError: shapes, dtypes or devices do not fit, or (CPU) a label is out of range.
     """
-    beta = nonnegative(beta, "beta")
-    cross_entropy = tf.cross_entropy(clean_logits.float(), labels, reduction="none")
-    return _reduced(cross_entropy, beta * _kl(adv_logits, clean_logits), weight, reduction, adv_logits.shape[1])
+    return _pair_loss(adv_logits, clean_logits, labels, beta, reduction, weight, mart=False)
 
 
 def mart_loss(
@@ -51,93 +54,48 @@ def mart_loss(
     reduction: str = "batchmean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    """BCE(adv, y) + beta KL(clean || adv) (1 - p_y(clean)) (Wang et al., ICLR 2020, equation 10).
+    """The MART loss (Wang et al., ICLR 2020), fused; the gradient flows through both logits.
 
-    BCE = CE(adv, y) - log(1.0001 - max_{j != y} p_j(adv)), the constant as in the authors' code. Gradients flow
-    through both rows of logits, the factor 1 - p_y included.
+    BCE(adv, y) + beta * KL(q || p) * (1 - q_y), with p and q the softmax of the adversarial and the clean logits, y the
+    label and BCE(adv, y) = CE(adv, y) - log(1.0001 - max_{j != y} p_j); among equal p_j the lowest class is meant. The
+    authors' 1.0001 is kept: it bounds that term by log(10^4) = 9.2. What their code adds to other terms only to keep a
+    logarithm finite is not needed here and left out.
 
     Args:
-        adv_logits: `[B, C]`, float32, float16 or bfloat16, of the adversarial images.
-        clean_logits: `[B, C]`, of the clean images.
-        labels: int64 `[B]`.
-        beta: weight of the KL, at least 0.
-        reduction: as for `trades_loss`.
-        weight: float32 `[B]`, factor of each sample's loss; without a gradient.
+        adv_logits: `[B, C]` with C >= 2, on the adversarial images; float32, float16 or bfloat16.
+        clean_logits: `[B, C]`, on the clean images.
+        labels: int64 `[B]` in [0, C). On CUDA a label out of range makes its row NaN (no wait for the GPU).
+        beta: weight of the KL term, at least 0 (lambda in the paper).
+        reduction: "none" `[B]`, "sum", "batchmean" (divided by B) or "mean" (the KL term divided by B * C, the BCE by
+            B).
+        weight: `[B]`, a constant factor of both terms of each sample; the divisors stay as they are.
 
     Returns:
         The loss in float32, a scalar or `[B]`.
 
     Raises:
-        ValueError: beta or reduction is out of range.
+        ValueError: a number or a name is out of range, the batch is empty and has no mean, or weight requires grad.
+        TypeError: logits of another dtype, or an argument of another type.
+        RuntimeError: shapes, dtypes or devices do not fit, or (CPU) a label is out of range.
     """
+    return _pair_loss(adv_logits, clean_logits, labels, beta, reduction, weight, mart=True)
+
+
+def _pair_loss(
+    adv: Tensor, clean: Tensor, labels: Tensor, beta: float, reduction: str, weight: Tensor | None, *, mart: bool
+) -> Tensor:
     beta = nonnegative(beta, "beta")
-    adv, column = adv_logits.float(), labels[:, None]
-    others = torch.softmax(adv, 1).scatter(1, column, -1.0).amax(1)
-    boosted = tf.cross_entropy(adv, labels, reduction="none") - torch.log(_CERTAIN - others)
-    doubt = 1.0 - torch.softmax(clean_logits.float(), 1).gather(1, column)[:, 0]
-    return _reduced(boosted, beta * _kl(adv_logits, clean_logits) * doubt, weight, reduction, adv_logits.shape[1])
-
-
-def rslad_loss(
-    student_adv_logits: Tensor,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    *,
-    adv_weight: float = 5 / 6,
-    clean_weight: float = 1 / 6,
-    temperature: float = 1.0,
-    reduction: str = "mean",
-    weight: Tensor | None = None,
-    teacher_temperature: float | Tensor | None = None,
-    clean_teacher_temperature: float | Tensor | None = None,
-) -> Tensor:
-    """T^2 (adv_weight KL(teacher || student_adv) + clean_weight KL(teacher || student)) (Zi et al., ICCV 2021).
-
-    Args:
-        student_adv_logits: `[B, C]`, float32, float16 or bfloat16, of the adversarial images.
-        student_logits: `[B, C]`, of the clean images.
-        teacher_logits: `[B, C]`, of the clean images.
-        adv_weight: weight of the first term.
-        clean_weight: weight of the second term.
-        temperature: T, of the student, and of the teacher unless it has its own.
-        reduction: "none" `[B]`, "sum", "batchmean" (divided by B) or "mean" (divided by B * C, as published).
-        weight: float32 `[B]`, factor of each sample's loss; without a gradient.
-        teacher_temperature: of the teacher in the first term: a number or float32 `[B]` (ABSLD).
-        clean_teacher_temperature: of the teacher in the second term; None takes `teacher_temperature`.
-
-    Returns:
-        The loss in float32, a scalar or `[B]`.
-
-    Raises:
-        ValueError: a temperature or the reduction is out of range.
-    """
-    temperature = positive(temperature, "temperature")
-    if clean_teacher_temperature is None:
-        clean_teacher_temperature = teacher_temperature
-    adv = _kl(student_adv_logits, teacher_logits, temperature, teacher_temperature)
-    clean = _kl(student_logits, teacher_logits, temperature, clean_teacher_temperature)
-    both = temperature**2 * (adv_weight * adv + clean_weight * clean)
-    return _reduced(torch.zeros_like(both), both, weight, reduction, student_logits.shape[1])
-
-
-def _kl(
-    student: Tensor, teacher: Tensor, temperature: float = 1.0, teacher_temperature: float | Tensor | None = None
-) -> Tensor:
-    if teacher_temperature is None:
-        teacher_temperature = temperature
-    if isinstance(teacher_temperature, Tensor):
-        teacher_temperature = teacher_temperature[:, None]
-    log_p = tf.log_softmax(student.float() / temperature, 1)
-    log_q = tf.log_softmax(teacher.float() / teacher_temperature, 1)
-    return tf.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1)
-
-
-def _reduced(label_rows: Tensor, kl_rows: Tensor, weight: Tensor | None, reduction: str, classes: int) -> Tensor:
-    """The rows' sum or mean; under "mean" the KL is divided by the classes too."""
-    one_of(reduction, "reduction", _REDUCTIONS)
-    rows = label_rows + (kl_rows / classes if reduction == "mean" else kl_rows)
-    if weight is not None:
-        rows = rows * weight
-    if reduction == "none":
-        return rows
-    return rows.sum() if reduction == "sum" else rows.mean()
+    check_reduction(reduction)
+    adv, clean = common_logits({"adv_logits": adv, "clean_logits": clean})
+    weight = sample_weight(weight)
+    kl_divisor, ce_divisor = divisors(reduction, adv, "adv_logits")
+    weights = beta / kl_divisor, 1.0 / ce_divisor
+    reduce = reduction != "none"
+    tensors = adv, clean, labels, weight
+    if not (torch.is_grad_enabled() and (adv.requires_grad or clean.requires_grad)):
+        return _ops.pair_loss(*tensors, mart, *weights, 0.0, 0.0, reduce, False)[0]
+    lift = 1.0
+    if adv.dtype == torch.float16:
+        lift = ce_divisor * float16_lift(adv.shape[1], 1024.0 * (1.0 + beta))
+    numbers = mart, *weights, lift * weights[0], lift * weights[1], reduce, True
+    return PairLoss.apply(*tensors, numbers, 1.0 / lift)[0]

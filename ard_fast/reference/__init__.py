@@ -7,7 +7,7 @@ gradient alone. Any floating dtype; in float64 the losses serve as ground truth.
 from ard_fast.reference.apgd import APGDIterate, apgd_step
 from ard_fast.reference.augmentation import crop_flip, draw_views
 from ard_fast.reference.gradients import attack_gradient, attack_loss
-from ard_fast.reference.losses import ard_loss, kl_distill_loss
+from ard_fast.reference.losses import ard_loss, kl_distill_loss, mart_loss, rslad_loss, trades_loss
 from ard_fast.reference.selection import select_best
 from ard_fast.reference.starts import philox_bits, philox_uniform, random_start
 from ard_fast.reference.steps import mifgsm_step, pgd_l2_step, pgd_linf_step
@@ -21,11 +21,14 @@ __all__ = [
     "crop_flip",
     "draw_views",
     "kl_distill_loss",
+    "mart_loss",
     "mifgsm_step",
     "pgd_l2_step",
     "pgd_linf_step",
     "philox_bits",
     "philox_uniform",
     "random_start",
+    "rslad_loss",
     "select_best",
+    "trades_loss",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,13 +14,13 @@ def kl_distill_loss(
     temperature: float = 1.0,
     reduction: str = "batchmean",
     scale_t2: bool = True,
+    weight: Tensor | None = None,
+    teacher_temperature: float | Tensor | None = None,
 ) -> Tensor:
     """T^2 * KL(teacher || student) by the textbook."""
-    log_p = F.log_softmax(student_logits / temperature, dim=1)
-    log_q = F.log_softmax(teacher_logits / temperature, dim=1)
-    rows = F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
+    rows = _kl_rows(student_logits, teacher_logits, temperature, teacher_temperature)
     rows = rows * (temperature**2 if scale_t2 else 1.0)
-    return _reduce(rows / student_logits.shape[1] if reduction == "mean" else rows, reduction)
+    return _reduce(rows, 0.0, reduction, weight, student_logits.shape[1])
 
 
 def ard_loss(
@@ -31,16 +32,85 @@ def ard_loss(
     alpha: float = 1.0,
     temperature: float = 30.0,
     reduction: str = "mean",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """alpha * T^2 * KL(teacher || student_adv) + (1 - alpha) * CE(student, labels)."""
-    loss = alpha * kl_distill_loss(student_adv_logits, teacher_logits, temperature=temperature, reduction=reduction)
-    if alpha == 1.0:
-        return loss
-    cross_entropy = F.cross_entropy(student_logits, labels, reduction="none")
-    return loss + (1.0 - alpha) * _reduce(cross_entropy, reduction)
+    kl = alpha * temperature**2 * _kl_rows(student_adv_logits, teacher_logits, temperature)
+    cross_entropy = 0.0 if alpha == 1.0 else F.cross_entropy(student_logits, labels, reduction="none")
+    return _reduce(kl, (1.0 - alpha) * cross_entropy, reduction, weight, teacher_logits.shape[1])
 
 
-def _reduce(rows: Tensor, reduction: str) -> Tensor:
+def rslad_loss(
+    student_adv_logits: Tensor,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    adv_weight: float = 5 / 6,
+    clean_weight: float = 1 / 6,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+    teacher_temperature: float | Tensor | None = None,
+    clean_teacher_temperature: float | Tensor | None = None,
+) -> Tensor:
+    """T^2 * (adv_weight * KL(teacher || student_adv) + clean_weight * KL(teacher || student))."""
+    if clean_teacher_temperature is None:
+        clean_teacher_temperature = teacher_temperature
+    adv = _kl_rows(student_adv_logits, teacher_logits, temperature, teacher_temperature)
+    clean = _kl_rows(student_logits, teacher_logits, temperature, clean_teacher_temperature)
+    rows = temperature**2 * (adv_weight * adv + clean_weight * clean)
+    return _reduce(rows, 0.0, reduction, weight, teacher_logits.shape[1])
+
+
+def trades_loss(
+    adv_logits: Tensor,
+    clean_logits: Tensor,
+    labels: Tensor,
+    *,
+    beta: float = 6.0,
+    reduction: str = "batchmean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """CE(clean, labels) + beta * KL(clean || adv)."""
+    cross_entropy = F.cross_entropy(clean_logits, labels, reduction="none")
+    return _reduce(beta * _kl_rows(adv_logits, clean_logits), cross_entropy, reduction, weight, adv_logits.shape[1])
+
+
+def mart_loss(
+    adv_logits: Tensor,
+    clean_logits: Tensor,
+    labels: Tensor,
+    *,
+    beta: float = 5.0,
+    reduction: str = "batchmean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """CE(adv, y) - log(1.0001 - max_{j != y} p_j) + beta * KL(clean || adv) * (1 - p_y(clean))."""
+    label = labels.unsqueeze(1)
+    # argmax, not amax: among equal classes the first gets the whole gradient.
+    rival = adv_logits.detach().scatter(1, label, -torch.inf).argmax(dim=1, keepdim=True)
+    rival_probability = F.softmax(adv_logits, dim=1).gather(1, rival).squeeze(1)
+    boosted = F.cross_entropy(adv_logits, labels, reduction="none") - torch.log(1.0001 - rival_probability)
+    doubt = 1.0 - F.softmax(clean_logits, dim=1).gather(1, label).squeeze(1)
+    return _reduce(beta * _kl_rows(adv_logits, clean_logits) * doubt, boosted, reduction, weight, adv_logits.shape[1])
+
+
+def _kl_rows(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, teacher_temperature: float | Tensor | None = None
+) -> Tensor:
+    if teacher_temperature is None:
+        teacher_temperature = temperature
+    elif isinstance(teacher_temperature, Tensor) and teacher_temperature.dim() == 1:
+        teacher_temperature = teacher_temperature.unsqueeze(1)
+    log_p = F.log_softmax(student / temperature, dim=1)
+    log_q = F.log_softmax(teacher / teacher_temperature, dim=1)
+    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
+
+
+def _reduce(kl: Tensor, other: Tensor | float, reduction: str, weight: Tensor | None, classes: int) -> Tensor:
+    """The weighted rows, summed or averaged; under "mean" the KL is divided by the classes too."""
+    rows = (kl / classes if reduction == "mean" else kl) + other
+    rows = rows if weight is None else rows * weight
     if reduction == "none":
         return rows
     return rows.sum() if reduction == "sum" else rows.mean()

@@ -2,36 +2,41 @@
 #include <algorithm>
 
 #include "bindings/kd_pack.h"
+#include "bindings/loss_rows_cpu.h"
 #include "cpu/kernels.h"
 
 namespace ard {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> kd_loss_cpu(const Tensor student, const Tensor teacher,
-                                                       std::optional<Tensor> clean,
-                                                       std::optional<Tensor> labels,
-                                                       double temperature, double kl_weight,
-                                                       double ce_weight, double kl_grad_weight,
-                                                       double ce_grad_weight, bool reduce,
-                                                       bool with_grad, bool with_teacher_grad) {
-  KdOutputs out;
-  const KdLossParams p = pack_kd_loss(student, teacher, clean, labels, temperature,
-                                      {kl_weight, ce_weight, kl_grad_weight, ce_grad_weight},
-                                      with_grad, with_teacher_grad, out);
-  for (int64_t i = 0; p.labels && i < p.batch; ++i) {
-    ARD_CHECK(p.labels[i] >= 0 && p.labels[i] < p.classes, "labels must be in [0, ", p.classes,
-              "), got ", p.labels[i], " at position ", i);
+void check_positive(const float* values, const char* name, int64_t count) {
+  for (int64_t i = 0; values && i < count; ++i) {
+    ARD_CHECK(values[i] > 0.0f, name, " must be positive, got ", values[i], " at position ", i);
   }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> kd_loss_cpu(
+    const Tensor student, const Tensor teacher, std::optional<Tensor> clean,
+    std::optional<Tensor> labels, std::optional<Tensor> weight,
+    std::optional<Tensor> teacher_temperature_per_sample,
+    std::optional<Tensor> clean_temperature_per_sample, double temperature,
+    double teacher_temperature, double clean_teacher_temperature, double kl_weight,
+    double clean_weight, double kl_grad_weight, double clean_grad_weight, bool reduce,
+    bool with_grad, bool with_teacher_grad) {
+  KdOutputs out;
+  const KdLossParams p = pack_kd_loss(
+      {student, teacher, clean, labels, weight, teacher_temperature_per_sample,
+       clean_temperature_per_sample, temperature, teacher_temperature, clean_teacher_temperature,
+       kl_weight, clean_weight, kl_grad_weight, clean_grad_weight},
+      with_grad, with_teacher_grad, out);
+  check_labels_in_range(p.labels, p.batch, p.classes);
+  check_positive(p.teacher_temperature, "teacher_temperature", p.batch);
+  check_positive(p.clean_teacher_temperature, "clean_teacher_temperature", p.batch);
   const Dtype dtype = dtype_tag(student);
   const int64_t grain = std::max<int64_t>(1, (1 << 12) / p.classes);
   torch::stable::parallel_for(
       0, p.batch, grain, [&](int64_t begin, int64_t end) { cpu::kd_loss(p, dtype, begin, end); });
-  if (!reduce) return {out.loss_rows, out.grad_student, out.grad_clean, out.grad_teacher};
-  Tensor total = torch::stable::new_empty(student, {}, ScalarType::Float);
-  double sum = 0.0;
-  for (int64_t i = 0; i < p.batch; ++i) sum += p.loss_rows[i];
-  *static_cast<float*>(total.data_ptr()) = float(sum);
-  return {total, out.grad_student, out.grad_clean, out.grad_teacher};
+  return {reduce ? sum_of_rows(out.loss_rows) : out.loss_rows, out.grad_student, out.grad_clean,
+          out.grad_teacher};
 }
 
 void scale_rows_cpu(Tensor grad, const Tensor scale, double factor) {

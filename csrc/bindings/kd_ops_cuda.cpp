@@ -6,18 +6,21 @@
 namespace ard {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> kd_loss_cuda(const Tensor student, const Tensor teacher,
-                                                        std::optional<Tensor> clean,
-                                                        std::optional<Tensor> labels,
-                                                        double temperature, double kl_weight,
-                                                        double ce_weight, double kl_grad_weight,
-                                                        double ce_grad_weight, bool reduce,
-                                                        bool with_grad, bool with_teacher_grad) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> kd_loss_cuda(
+    const Tensor student, const Tensor teacher, std::optional<Tensor> clean,
+    std::optional<Tensor> labels, std::optional<Tensor> weight,
+    std::optional<Tensor> teacher_temperature_per_sample,
+    std::optional<Tensor> clean_temperature_per_sample, double temperature,
+    double teacher_temperature, double clean_teacher_temperature, double kl_weight,
+    double clean_weight, double kl_grad_weight, double clean_grad_weight, bool reduce,
+    bool with_grad, bool with_teacher_grad) {
   const Scope scope(student);
   KdOutputs out;
-  const KdLossParams p = pack_kd_loss(student, teacher, clean, labels, temperature,
-                                      {kl_weight, ce_weight, kl_grad_weight, ce_grad_weight},
-                                      with_grad, with_teacher_grad, out);
+  const KdLossParams p = pack_kd_loss(
+      {student, teacher, clean, labels, weight, teacher_temperature_per_sample,
+       clean_temperature_per_sample, temperature, teacher_temperature, clean_teacher_temperature,
+       kl_weight, clean_weight, kl_grad_weight, clean_grad_weight},
+      with_grad, with_teacher_grad, out);
   if (!reduce) {
     cuda::launch_kd_loss(p, dtype_tag(student), nullptr, scope.stream());
     STD_CUDA_KERNEL_LAUNCH_CHECK();

@@ -1,79 +1,86 @@
 // The distillation loss: from checked tensors to its params struct, the same for CPU and CUDA.
 #pragma once
 
-#include <array>
-
-#include "bindings/checks.h"
+#include "bindings/logits_pack.h"
 
 namespace ard {
 
-inline void check_logits(const Tensor& t, const char* name, const Tensor& student) {
-  ARD_CHECK(t.dim() == 2, name, " must be logits of shape [B, C], got ", shape_of(t));
-  check_like(t, name, student, "student_logits");
-  ARD_CHECK(t.scalar_type() == student.scalar_type(), name,
-            " must have the dtype of student_logits (", dtype_of(student), "), got ", dtype_of(t));
-  ARD_CHECK(t.size(1) == 1 || t.stride(1) == 1 || t.numel() == 0, name,
-            " must have its classes contiguous in memory");
-}
-
-struct KdWeights {
-  double kl, ce, kl_grad, ce_grad;
+// As the schema has them.
+struct KdInputs {
+  const Tensor& student;                                        // [B, C]
+  const Tensor& teacher;                                        // [B, C]
+  const std::optional<Tensor>& clean;                           // [B, C]
+  const std::optional<Tensor>& labels;                          // [B] int64
+  const std::optional<Tensor>& weight;                          // [B] float
+  const std::optional<Tensor>& teacher_temperature_per_sample;  // [B] float
+  const std::optional<Tensor>& clean_temperature_per_sample;    // [B] float
+  double temperature, teacher_temperature, clean_teacher_temperature;
+  double kl_weight, clean_weight, kl_grad_weight, clean_grad_weight;
 };
 
 struct KdOutputs {
   Tensor loss_rows, grad_student, grad_clean, grad_teacher;
 };
 
-inline KdLossParams pack_kd_loss(const Tensor& student,                // [B, C]
-                                 const Tensor& teacher,                // [B, C]
-                                 const std::optional<Tensor>& clean,   // [B, C]
-                                 const std::optional<Tensor>& labels,  // [B] int64
-                                 double temperature, const KdWeights& weights, bool with_grad,
-                                 bool with_teacher_grad, KdOutputs& out) {
+inline KdLossParams pack_kd_loss(const KdInputs& in, bool with_grad, bool with_teacher_grad,
+                                 KdOutputs& out) {
+  const Tensor& student = in.student;
   check_float_dtype(student, "student_logits");
-  check_logits(student, "student_logits", student);
-  check_logits(teacher, "teacher_logits", student);
+  check_logits(student, "student_logits", student, "student_logits");
+  check_logits(in.teacher, "teacher_logits", student, "student_logits");
   ARD_CHECK(student.size(1) >= 1, "student_logits must have at least one class, got shape ",
             shape_of(student));
-  ARD_CHECK(temperature > 0.0, "temperature must be positive, got ", temperature);
-  ARD_CHECK(clean.has_value() == labels.has_value(),
-            "clean student_logits and labels must be given together");
-  if (clean) {
-    check_logits(*clean, "student_logits (clean)", student);
-    check_per_sample(labels, "labels", student, ScalarType::Long, "int64");
-  }
-  const int64_t batch = student.size(0), classes = student.size(1);
-  const std::array<int64_t, 1> rows{batch};
-  const std::array<int64_t, 1> none{0};
-  const std::array<int64_t, 2> full{batch, classes};
-  const auto grad_like = [&](bool wanted) {
-    return wanted ? torch::stable::new_empty(student, {full.data(), full.size()})
-                  : torch::stable::new_empty(student, {none.data(), none.size()});
+  const auto check_temperature = [](double value, const char* name) {
+    ARD_CHECK(value > 0.0, name, " must be positive, got ", value);
   };
-  out.loss_rows = torch::stable::new_empty(student, {rows.data(), rows.size()}, ScalarType::Float);
-  out.grad_student = grad_like(with_grad);
-  out.grad_clean = grad_like(with_grad && clean.has_value());
-  out.grad_teacher = grad_like(with_teacher_grad);
+  check_temperature(in.temperature, "temperature");
+  check_temperature(in.teacher_temperature, "teacher_temperature");
+  check_temperature(in.clean_teacher_temperature, "clean_teacher_temperature");
+  const bool kl_of_clean = in.clean && !in.labels;
+  ARD_CHECK(in.clean || !in.labels, "labels need student_logits (clean), got none");
+  ARD_CHECK(kl_of_clean || !in.clean_temperature_per_sample,
+            "clean_teacher_temperature needs student_logits (clean) without labels");
+  ARD_CHECK(!(kl_of_clean && with_teacher_grad),
+            "teacher_logits have no gradient in the loss with two students");
+  if (in.clean) check_logits(*in.clean, "student_logits (clean)", student, "student_logits");
+  check_per_sample(in.labels, "labels", student, ScalarType::Long, "int64", "student_logits");
+  const auto check_factor = [&](const std::optional<Tensor>& t, const char* name) {
+    check_per_sample(t, name, student, ScalarType::Float, "float32", "student_logits");
+  };
+  check_factor(in.weight, "weight");
+  check_factor(in.teacher_temperature_per_sample, "teacher_temperature");
+  check_factor(in.clean_temperature_per_sample, "clean_teacher_temperature");
+
+  out.loss_rows = new_loss_rows(student);
+  out.grad_student = new_gradient(student, with_grad);
+  out.grad_clean = new_gradient(student, with_grad && in.clean);
+  out.grad_teacher = new_gradient(student, with_teacher_grad);
 
   KdLossParams p{};
   p.student = student.data_ptr();
-  p.teacher = teacher.data_ptr();
-  p.clean = clean ? clean->data_ptr() : nullptr;
-  p.labels = data_or_null<int64_t>(labels);
+  p.teacher = in.teacher.data_ptr();
+  p.clean = in.clean ? in.clean->data_ptr() : nullptr;
+  p.labels = data_or_null<int64_t>(in.labels);
+  p.weight = data_or_null<float>(in.weight);
+  p.teacher_temperature = data_or_null<float>(in.teacher_temperature_per_sample);
+  p.clean_teacher_temperature = data_or_null<float>(in.clean_temperature_per_sample);
   p.loss_rows = static_cast<float*>(out.loss_rows.data_ptr());
   p.grad_student = with_grad ? out.grad_student.data_ptr() : nullptr;
-  p.grad_clean = with_grad && clean ? out.grad_clean.data_ptr() : nullptr;
+  p.grad_clean = with_grad && in.clean ? out.grad_clean.data_ptr() : nullptr;
   p.grad_teacher = with_teacher_grad ? out.grad_teacher.data_ptr() : nullptr;
-  p.batch = batch;
-  p.classes = classes;
+  p.batch = student.size(0);
+  p.classes = student.size(1);
   p.student_stride = student.stride(0);
-  p.teacher_stride = teacher.stride(0);
-  p.clean_stride = clean ? clean->stride(0) : 0;
-  p.inv_temperature = float(1.0 / temperature);
-  p.kl_weight = float(weights.kl);
-  p.ce_weight = float(weights.ce);
-  p.kl_grad_weight = float(weights.kl_grad / temperature);
-  p.ce_grad_weight = float(weights.ce_grad);
+  p.teacher_stride = in.teacher.stride(0);
+  p.clean_stride = in.clean ? in.clean->stride(0) : 0;
+  p.inv_temperature = float(1.0 / in.temperature);
+  p.inv_teacher_temperature = float(1.0 / in.teacher_temperature);
+  p.inv_clean_teacher_temperature = float(1.0 / in.clean_teacher_temperature);
+  p.kl_weight = float(in.kl_weight);
+  p.clean_weight = float(in.clean_weight);
+  p.kl_grad_weight = float(in.kl_grad_weight / in.temperature);
+  p.clean_grad_weight =
+      float(kl_of_clean ? in.clean_grad_weight / in.temperature : in.clean_grad_weight);
   return p;
 }
 

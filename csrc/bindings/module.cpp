@@ -23,14 +23,24 @@ STABLE_TORCH_LIBRARY(ard_fast, m) {
   m.def(
       "random_start(Tensor x, Tensor? eps_per_sample, float eps, Tensor seed, Tensor? sample_ids, "
       "bool normal, float std, bool clamp, float lower, float upper) -> Tensor");
-  // Row loss: kl_weight * KL + ce_weight * CE; `reduce` sums the rows. The gradients come unscaled
-  // by any incoming one, with their own weights (kl_grad_weight is the teacher's too); they are
-  // empty without `with_grad` or `with_teacher_grad`.
+  // Row loss: weight * (kl_weight * KL(teacher || student) + clean_weight * L), where L is the
+  // cross-entropy of `clean` when labels are given and KL(teacher || clean) when they are not. The
+  // gradients come unscaled by any incoming one, with weights of their own (kl_grad_weight is the
+  // teacher's too); they are empty without `with_grad` or `with_teacher_grad`.
   m.def(
-      "kd_loss(Tensor student, Tensor teacher, Tensor? clean, Tensor? labels, float temperature, "
-      "float kl_weight, float ce_weight, float kl_grad_weight, float ce_grad_weight, bool reduce, "
-      "bool with_grad, bool with_teacher_grad) -> (Tensor loss, Tensor grad_student, "
+      "kd_loss(Tensor student, Tensor teacher, Tensor? clean, Tensor? labels, Tensor? weight, "
+      "Tensor? teacher_temperature_per_sample, Tensor? clean_teacher_temperature_per_sample, "
+      "float temperature, float teacher_temperature, float clean_teacher_temperature, "
+      "float kl_weight, float clean_weight, float kl_grad_weight, float clean_grad_weight, "
+      "bool reduce, bool with_grad, bool with_teacher_grad) -> (Tensor loss, Tensor grad_student, "
       "Tensor grad_clean, Tensor grad_teacher)");
+  // TRADES: weight * (ce_weight * CE(clean) + kl_weight * KL(clean || adv)); MART: the boosted
+  // cross-entropy of adv for the first term, and the second times 1 - p_label(clean). The gradients
+  // as those of kd_loss.
+  m.def(
+      "pair_loss(Tensor adv, Tensor clean, Tensor labels, Tensor? weight, bool mart, "
+      "float kl_weight, float ce_weight, float kl_grad_weight, float ce_grad_weight, bool reduce, "
+      "bool with_grad) -> (Tensor loss, Tensor grad_adv, Tensor grad_clean)");
   // grad[i] *= factor * scale[i], leaving rows untouched where the product is 1.
   m.def("scale_rows_(Tensor(a!) grad, Tensor scale, float factor) -> ()");
   // d(loss)/d(logits) of the batch's summed loss; loss: ce 0, margin 1, dlr 2, dlr_targeted 3. The

@@ -1,6 +1,10 @@
 // One row of the distillation loss KL(teacher^T || student^T) and of cross-entropy, element by
 // element.
 //
+// Student and teacher may have temperatures of their own; in that case the gaps below are
+// differences of two rounded numbers, and a student very close to its teacher keeps fewer digits of
+// its KL.
+//
 // The textbook form sum q * (log q - log p) loses everything at high temperature, where p and q
 // differ by 1e-3 of 1/C. With u and v the scaled logits, d = u - v and m = sum q * d,
 //
@@ -27,6 +31,7 @@ struct KdRow {
                              // exact for close logits, so a constant shift costs no accuracy
   float shift, shift_error;  // student_ref - teacher_ref and what its rounding lost
   float inv_temperature;
+  float inv_teacher_temperature;
   float inv_z;          // 1 / sum of teacher weights
   float log_z;          // its logarithm
   float mean_gap;       // m
@@ -34,6 +39,8 @@ struct KdRow {
   float excess;         // sum q * phi(d - m); unused in a far row
   float inv_student_z;  // 1 / sum of student weights; far rows only
   KdRange range;
+
+  ARD_HD bool tempered() const { return inv_teacher_temperature != inv_temperature; }
 };
 
 struct KdWeighed {
@@ -54,7 +61,14 @@ struct KdTerm {
   float term;  // q * phi(x)
 };
 
-ARD_HD KdRow kd_row_begin(float student_at_max, float teacher_max, float inv_temperature) {
+// NaN, and with it the row, for a temperature that is not positive.
+ARD_HD float kd_inv_temperature(const float* per_row, int64_t index, float inv_of_all) {
+  if (!per_row) return inv_of_all;
+  return per_row[index] > 0.0f ? 1.0f / per_row[index] : NAN;
+}
+
+ARD_HD KdRow kd_row_begin(float student_at_max, float teacher_max, float inv_temperature,
+                          float inv_teacher_temperature) {
   KdRow row;
   // A student that excludes the teacher's largest class has no usable reference there.
   row.student_ref = student_at_max == -INFINITY ? 0.0f : student_at_max;
@@ -62,6 +76,7 @@ ARD_HD KdRow kd_row_begin(float student_at_max, float teacher_max, float inv_tem
   row.shift = row.student_ref - row.teacher_ref;
   row.shift_error = sub_error(row.student_ref, row.teacher_ref, row.shift);
   row.inv_temperature = inv_temperature;
+  row.inv_teacher_temperature = inv_teacher_temperature;
   row.inv_z = row.log_z = row.mean_gap = row.max_a = row.excess = row.inv_student_z = 0.0f;
   row.range = KdRange::near;
   return row;
@@ -71,17 +86,25 @@ ARD_HD float kd_scaled(const KdRow& row, float student) {
   return (student - row.student_ref) * row.inv_temperature;
 }
 
-// The scaled gap is returned apart for the extremes: there an excluded class must count.
-ARD_HD KdWeighed kd_weigh(const KdRow& row, float student, float teacher, float& gap) {
+// tempered: the teacher has another temperature than the student. The scaled gap is returned apart
+// for the extremes: there an excluded class must count.
+ARD_HD KdWeighed kd_weigh(const KdRow& row, bool tempered, float student, float teacher,
+                          float& gap) {
+  const float a = kd_scaled(row, student);
+  const float v = (teacher - row.teacher_ref) * row.inv_teacher_temperature;
   const float difference = student - teacher;
   // What the differences lost in rounding decides the gap of a student that has nearly become its
   // teacher. Infinite logits have no such rest.
   const float rest = sub_error(student, teacher, difference) - row.shift_error;
   const float shifted = difference - row.shift;
-  gap = (rest == rest ? shifted + rest : shifted) * row.inv_temperature;
-  const float weight = exp_f32((teacher - row.teacher_ref) * row.inv_temperature);
+  gap = tempered ? a - v : (rest == rest ? shifted + rest : shifted) * row.inv_temperature;
+  const float weight = exp_f32(v);
   const float excluded = student != student ? student : 0.0f;  // NaN must not pass unseen
-  return KdWeighed{kd_scaled(row, student), weight == 0.0f ? excluded : gap, weight};
+  return KdWeighed{a, weight == 0.0f ? excluded : gap, weight};
+}
+
+ARD_HD KdWeighed kd_weigh(const KdRow& row, float student, float teacher, float& gap) {
+  return kd_weigh(row, row.tempered(), student, teacher, gap);
 }
 
 // True when the row is near and needs no kd_row_set_range.
@@ -154,8 +177,20 @@ ARD_HD float kd_far_grad(const KdRow& row, float a, float weight) {
   return kd_far_weight(row, a) * row.inv_student_z - weight * row.inv_z;
 }
 
+// p_student - p_teacher of one class straight from its logits, whatever the row's range.
+// close_factor: 1 / (1 + excess).
+ARD_HD float kd_student_grad(const KdRow& row, float student, float teacher, float close_factor) {
+  if (row.range == KdRange::far) {
+    float gap;
+    const KdWeighed e = kd_weigh(row, student, teacher, gap);
+    return kd_far_grad(row, e.a, e.weight);
+  }
+  const KdTerm e = kd_term(row, student, teacher);
+  return kd_close_grad(row, e.q, e.diff) * close_factor;
+}
+
 // The KL's derivative to the teacher's scaled logit, -q (d - m): how much more than the mean it
-// costs to favour this class.
+// costs to favour this class. To its logit: that over the teacher's temperature.
 ARD_HD float kd_teacher_grad(const KdRow& row, float gap, float weight) {
   return -(weight * row.inv_z) * (gap - row.mean_gap);
 }

@@ -39,23 +39,30 @@ struct RandomStartParams {
   bool normal;
 };
 
+// loss_row = weight * (kl_weight * KL + clean_weight * (CE of clean with labels, KL of clean
+// without))
 struct KdLossParams {
-  const void* student;    // [B, C] logits on the adversarial image
-  const void* teacher;    // [B, C] logits on the clean image
-  const void* clean;      // [B, C] student logits on the clean image, or null
-  const int64_t* labels;  // [B], or null when clean is null
-  float* loss_rows;       // [B]
-  void* grad_student;     // [B, C] contiguous, or null
-  void* grad_clean;       // [B, C] contiguous, or null
-  void* grad_teacher;     // [B, C] contiguous, or null
+  const void* student;                     // [B, C] logits on the adversarial image
+  const void* teacher;                     // [B, C] logits on the clean image
+  const void* clean;                       // [B, C] student logits on the clean image, or null
+  const int64_t* labels;                   // [B], or null
+  const float* weight;                     // [B], or null for 1
+  const float* teacher_temperature;        // [B], or null
+  const float* clean_teacher_temperature;  // [B], or null; of the teacher in the KL of clean
+  float* loss_rows;                        // [B]
+  void* grad_student;                      // [B, C] contiguous, or null
+  void* grad_clean;                        // [B, C] contiguous, or null
+  void* grad_teacher;                      // [B, C] contiguous, or null; not with a KL of clean
   int64_t batch;
   int64_t classes;
-  int64_t student_stride, teacher_stride, clean_stride;  // elements between rows
-  float inv_temperature;
-  float kl_weight, ce_weight;  // loss_row = kl_weight * KL + ce_weight * CE
-  // grad_student = kl_grad_weight * (p_student - p_teacher); also the weight of grad_teacher
+  int64_t student_stride, teacher_stride, clean_stride;          // elements between rows
+  float inv_temperature;                                         // of the student
+  float inv_teacher_temperature, inv_clean_teacher_temperature;  // used when those above are null
+  float kl_weight, clean_weight;
+  // grad_student = weight * kl_grad_weight * (p_student - p_teacher); also the weight of
+  // grad_teacher, which has the factor T_student / T_teacher besides
   float kl_grad_weight;
-  float ce_grad_weight;  // grad_clean = ce_grad_weight * (p_clean - onehot)
+  float clean_grad_weight;  // grad_clean = weight * clean_grad_weight * (p_clean - target)
 };
 
 struct ApgdParams {

@@ -4,193 +4,80 @@
 #pragma GCC optimize("fp-contract=fast")
 #endif
 
-#include <memory>
-
-#include "core/kd_math.h"
 #include "cpu/ce_row.h"
 #include "cpu/kernels.h"
-#include "cpu/row_view.h"
+#include "cpu/kl_row.h"
 
 namespace ard::cpu {
 namespace {
 
-// What a thread keeps between the passes over a row: converted logits (s, t), gaps (over t),
-// weights.
-struct Scratch {
-  explicit Scratch(int64_t classes)
-      : padded((classes + kLanes - 1) / kLanes * kLanes),
-        data(new float[3 * padded]),
-        s(data.get()),
-        t(s + padded),
-        w(t + padded) {}
-  const int64_t padded;
-  const std::unique_ptr<float[]> data;
-  float* const s;
-  float* const t;
-  float* const w;
+// grad = weight * the gradient for the teacher's logits, unless grad is null.
+template <typename T>
+struct TeacherGradient {
+  T* __restrict grad;
+  int64_t classes;
+  float weight;
+
+  ARD_HD void operator()(const KdRow& row, const float* gap, const float* w) const {
+    if (!grad) return;
+    for (int64_t c = 0; c < classes; ++c) {
+      grad[c] = from_float<T>(kd_teacher_grad(row, gap[c], w[c]) * weight);
+    }
+  }
 };
 
-// The KL of one row; writes grad_weight * (p_student - p_teacher) unless grad is null, and the
-// gradient for the teacher unless that is.
-// Vector loops only; the mathematics is in kd_math.h.
+// The KL of a student's row and, of the second student's, its KL or cross-entropy.
 template <typename T>
-ARD_HD float kl_row(const RowView& student, const RowView& teacher, const Scratch& b,
-                    float inv_temperature, int64_t classes, float grad_weight, T* __restrict grad,
-                    T* __restrict grad_teacher) {
-  // May hold the converted logits themselves: read and written at the same index.
-  float* gap = b.t;
-  float* w = b.w;
-  float* diff = gap;  // takes its place, element by element
-  const float top = vector_max(teacher);
-  // The first vector that holds it: a search that vectorises, unlike one for the position itself.
-  float at_top = student.vector_at(0)[0];
-  for (int64_t c = 0; c < b.padded; c += kLanes) {
-    const float* tv = teacher.vector_at(c);
-    int found = 0;
-    ARD_LANES for (int l = 0; l < kLanes; ++l) found |= tv[l] == top;
-    if (!found) continue;
-    int l = 0;
-    while (tv[l] != top) ++l;
-    at_top = student.vector_at(c)[l];
-    break;
-  }
-  KdRow row = kd_row_begin(at_top, top, inv_temperature);
-
-  double weight_sum = 0.0, weighted_gap_sum = 0.0;
-  float max_gap[kLanes], min_gap[kLanes];
-  ARD_LANES for (int l = 0; l < kLanes; ++l) {
-    max_gap[l] = -INFINITY;
-    min_gap[l] = INFINITY;
-  }
-  for (int64_t block = 0; block < b.padded; block += kSumBlock) {
-    const int64_t stop = block + kSumBlock < b.padded ? block + kSumBlock : b.padded;
-    float weights[kLanes] = {}, gaps[kLanes] = {};
-    for (int64_t c = block; c < stop; c += kLanes) {
-      const float* sv = student.vector_at(c);
-      const float* tv = teacher.vector_at(c);
-      ARD_LANES for (int l = 0; l < kLanes; ++l) {
-        float extreme;
-        const KdWeighed e = kd_weigh(row, sv[l], tv[l], extreme);
-        weights[l] += e.weight;
-        gaps[l] += e.weight * e.gap;
-        max_gap[l] = max_or_second(extreme, max_gap[l]);
-        min_gap[l] = min_or_second(extreme, min_gap[l]);
-        gap[c + l] = e.gap;
-        w[c + l] = e.weight;
-      }
-    }
-    weight_sum += lane_sum(weights);
-    weighted_gap_sum += lane_sum(gaps);
-  }
-  if (!kd_row_set_sums(row, KdSums{float(weight_sum), float(weighted_gap_sum), lane_max(max_gap),
-                                   lane_min(min_gap)})) {
-    kd_row_set_range(row, kd_scaled(row, vector_max(student)));
-  }
-
-  if (grad_teacher) {
-    for (int64_t c = 0; c < classes; ++c) {
-      grad_teacher[c] = from_float<T>(kd_teacher_grad(row, gap[c], w[c]) * grad_weight);
-    }
-  }
-
-  double sum = 0.0;
-  for (int64_t block = 0; block < b.padded; block += kSumBlock) {
-    const int64_t stop = block + kSumBlock < b.padded ? block + kSumBlock : b.padded;
-    float sums[kLanes] = {};
-    if (row.range == KdRange::near) {
-      for (int64_t c = block; c < stop; c += kLanes) {
-        ARD_LANES for (int l = 0; l < kLanes; ++l) {
-          const float x = gap[c + l] - row.mean_gap;
-          const float phi = kd_near_phi(x);
-          sums[l] += w[c + l] * phi;
-          diff[c + l] = x + phi;  // up to the weight
-        }
-      }
-    } else if (row.range == KdRange::middle) {
-      for (int64_t c = block; c < stop; c += kLanes) {
-        const float* sv = student.vector_at(c);
-        ARD_LANES for (int l = 0; l < kLanes; ++l) {
-          const float a = kd_scaled(row, sv[l]);
-          const KdTerm e = kd_middle_term(row, KdWeighed{a, gap[c + l], w[c + l]});
-          sums[l] += e.term;
-          diff[c + l] = e.diff;
-          w[c + l] = e.q;
-        }
-      }
-    } else {
-      for (int64_t c = block; c < stop; c += kLanes) {
-        const float* sv = student.vector_at(c);
-        ARD_LANES for (int l = 0; l < kLanes; ++l) {
-          sums[l] += kd_far_weight(row, kd_scaled(row, sv[l]));
-        }
-      }
-    }
-    sum += lane_sum(sums);
-  }
-
-  if (row.range == KdRange::near) sum *= row.inv_z;
-  const float kl = kd_row_finish(row, float(sum));
-  if (!grad) return kl;
-  if (row.range == KdRange::near) {
-    const float weight = grad_weight * row.inv_z / (1.0f + row.excess);
-    for (int64_t c = 0; c < classes; ++c) {
-      grad[c] = from_float<T>(w[c] * (diff[c] - row.excess) * weight);
-    }
-  } else if (row.range == KdRange::middle) {
-    const float weight = grad_weight / (1.0f + row.excess);
-    for (int64_t c = 0; c < classes; ++c) {
-      grad[c] = from_float<T>(kd_close_grad(row, w[c], diff[c]) * weight);
-    }
-  } else {
-    const float* logits = student.data;
-    for (int64_t c = 0; c < classes; ++c) {
-      const float a = kd_scaled(row, logits[c]);
-      grad[c] = from_float<T>(kd_far_grad(row, a, w[c]) * grad_weight);
-    }
-  }
-  return kl;
-}
-
-template <typename T>
-ARD_HD T* row_or_null(void* data, int64_t row, int64_t classes) {
-  return data ? static_cast<T*>(data) + row * classes : nullptr;
-}
-
-template <typename T>
-ARD_HD void kd_rows(const KdLossParams& p, const Scratch& b, int64_t begin, int64_t end) {
+ARD_HD void kd_rows(const KdLossParams& p, const KlScratch& b, int64_t begin, int64_t end) {
   float tails[2][kLanes];
+  const bool kl_of_clean = p.clean && !p.labels;
   for (int64_t i = begin; i < end; ++i) {
-    const RowView student = view_row(static_cast<const T*>(p.student) + i * p.student_stride,
-                                     p.classes, b.padded, b.s, tails[0]);
-    const RowView teacher = view_row(static_cast<const T*>(p.teacher) + i * p.teacher_stride,
-                                     p.classes, b.padded, b.t, tails[1]);
-    float loss =
-        p.kl_weight * kl_row(student, teacher, b, p.inv_temperature, p.classes, p.kl_grad_weight,
-                             row_or_null<T>(p.grad_student, i, p.classes),
-                             row_or_null<T>(p.grad_teacher, i, p.classes));
-    if (p.clean) {
+    const float weight = p.weight ? p.weight[i] : 1.0f;
+    float loss = 0.0f;
+    for (int part = 0; part < (kl_of_clean ? 2 : 1); ++part) {
+      const bool second = part == 1;
+      const void* logits = second ? p.clean : p.student;
+      const int64_t stride = second ? p.clean_stride : p.student_stride;
+      const RowView student =
+          view_row(static_cast<const T*>(logits) + i * stride, p.classes, b.padded, b.s, tails[0]);
+      const RowView teacher = view_row(static_cast<const T*>(p.teacher) + i * p.teacher_stride,
+                                       p.classes, b.padded, b.t, tails[1]);
+      const float inv_teacher =
+          second
+              ? kd_inv_temperature(p.clean_teacher_temperature, i, p.inv_clean_teacher_temperature)
+              : kd_inv_temperature(p.teacher_temperature, i, p.inv_teacher_temperature);
+      const float grad_weight = weight * (second ? p.clean_grad_weight : p.kl_grad_weight);
+      const TeacherGradient<T> teacher_gradient{
+          second ? nullptr : row_or_null<T>(p.grad_teacher, i, p.classes), p.classes,
+          grad_weight * (inv_teacher / p.inv_temperature)};
+      const float kl = kl_row(
+          student, teacher, b, p.inv_temperature, inv_teacher, p.classes, grad_weight,
+          row_or_null<T>(second ? p.grad_clean : p.grad_student, i, p.classes), teacher_gradient);
+      loss += (second ? p.clean_weight : p.kl_weight) * kl;
+    }
+    if (p.labels) {
       const RowView clean = view_row(static_cast<const T*>(p.clean) + i * p.clean_stride, p.classes,
                                      b.padded, b.s, tails[0]);
       const CeRow row = ce_row_of(clean);
       if (p.grad_clean) {
-        ce_row_grad(clean, row, p.labels[i], p.classes, p.ce_grad_weight,
+        ce_row_grad(clean, row, p.labels[i], p.classes, weight * p.clean_grad_weight,
                     row_or_null<T>(p.grad_clean, i, p.classes));
       }
-      loss += p.ce_weight * ce_loss(row, clean.data[p.labels[i]]);
+      loss += p.clean_weight * ce_loss(row, clean.data[p.labels[i]]);
     }
-    p.loss_rows[i] = loss;
+    p.loss_rows[i] = weight * loss;
   }
 }
 
-ARD_CLONES void rows_f32(const KdLossParams& p, const Scratch& b, int64_t begin, int64_t end) {
+ARD_CLONES void rows_f32(const KdLossParams& p, const KlScratch& b, int64_t begin, int64_t end) {
   kd_rows<float>(p, b, begin, end);
 }
 
-ARD_CLONES void rows_f16(const KdLossParams& p, const Scratch& b, int64_t begin, int64_t end) {
+ARD_CLONES void rows_f16(const KdLossParams& p, const KlScratch& b, int64_t begin, int64_t end) {
   kd_rows<f16>(p, b, begin, end);
 }
 
-ARD_CLONES void rows_bf16(const KdLossParams& p, const Scratch& b, int64_t begin, int64_t end) {
+ARD_CLONES void rows_bf16(const KdLossParams& p, const KlScratch& b, int64_t begin, int64_t end) {
   kd_rows<bf16>(p, b, begin, end);
 }
 
@@ -210,7 +97,7 @@ ARD_CLONES void scale_bf16(bf16* grad, int64_t count, float scale) {
 }  // namespace
 
 void kd_loss(const KdLossParams& p, Dtype dtype, int64_t begin, int64_t end) {
-  const Scratch scratch(p.classes);
+  const KlScratch scratch(p.classes);
   switch (dtype) {
     case Dtype::f32:
       return rows_f32(p, scratch, begin, end);

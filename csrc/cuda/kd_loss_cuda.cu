@@ -35,9 +35,11 @@ void launch_kd_loss(const KdLossParams& p, Dtype dtype, float* total, cudaStream
       }
     });
   }
-  if (total) {
-    sum_rows_kernel<<<1, sum_rows_threads(p.batch), 0, stream>>>(p.loss_rows, p.batch, total);
-  }
+  if (total) launch_sum_rows(p.loss_rows, p.batch, total, stream);
+}
+
+void launch_sum_rows(const float* rows, int64_t count, float* total, cudaStream_t stream) {
+  sum_rows_kernel<<<1, sum_rows_threads(count), 0, stream>>>(rows, count, total);
 }
 
 void launch_scale_rows(void* grad, Dtype dtype, int64_t numel, int64_t classes, const float* scale,

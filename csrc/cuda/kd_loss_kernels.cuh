@@ -4,135 +4,95 @@
 // rule).
 #pragma once
 
-#include "core/half.h"
-#include "core/kd_math.h"
 #include "core/params.h"
 #include "cuda/ce_row.cuh"
+#include "cuda/kl_row.cuh"
 #include "cuda/launch_plan.h"
-#include "cuda/reduce.cuh"
-#include "cuda/row_loop.cuh"
 
 namespace ard::cuda {
 
+// The KL of one student's row, with its gradient and the teacher's unless these are null.
 template <typename T, int kVec, bool kCached, typename Group>
-__device__ float kd_row_loss(const KdLossParams& p, Group& group, int64_t index, T* staged) {
-  const T* student = static_cast<const T*>(p.student) + index * p.student_stride;
-  const T* teacher = static_cast<const T*>(p.teacher) + index * p.teacher_stride;
-  constexpr int64_t kAlign = 16 / int64_t(sizeof(T));
-  T* staged_student = staged;
-  T* staged_teacher = staged + (p.classes + kAlign - 1) / kAlign * kAlign;
-
-  Largest top{-INFINITY, 0};
-  ARD_FOR_VECTORS(c, p.classes) {
-    const Vec<T, kVec> s = load_vec<kVec>(student + c);
-    const Vec<T, kVec> t = load_vec<kVec>(teacher + c);
-    if constexpr (kCached) {
-      store_vec<kVec>(staged_student + c, s);
-      store_vec<kVec>(staged_teacher + c, t);
-    }
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) top = larger(top, Largest{to_float(t.v[j]), int(c) + j});
-  }
-  top = group.largest(top);
-  KdRow row = kd_row_begin(to_float(student[top.index]), top.value, p.inv_temperature);
-
-  KdSums sums{0.0f, 0.0f, -INFINITY, INFINITY};
-  ARD_FOR_VECTORS(c, p.classes) {
-    const Vec<T, kVec> s = row_vec<kVec, kCached>(student, staged_student, c);
-    const Vec<T, kVec> t = row_vec<kVec, kCached>(teacher, staged_teacher, c);
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      float gap;
-      const KdWeighed e = kd_weigh(row, to_float(s.v[j]), to_float(t.v[j]), gap);
-      sums.weight += e.weight;
-      sums.weighted_gap += e.weight * e.gap;
-      sums.max_gap = max_or_second(gap, sums.max_gap);
-      sums.min_gap = min_or_second(gap, sums.min_gap);
-    }
-  }
-  sums.weight = group.reduce(sums.weight, SumOp());
-  sums.weighted_gap = group.reduce(sums.weighted_gap, SumOp());
-  sums.max_gap = group.reduce(sums.max_gap, MaxOp());
-  sums.min_gap = group.reduce(sums.min_gap, MinOp());
-
-  // From here on the range of the row, the same for all its threads, decides.
-  if (!kd_row_set_sums(row, sums)) {
-    float max_a = -INFINITY;
-    ARD_FOR_VECTORS(c, p.classes) {
-      const Vec<T, kVec> s = row_vec<kVec, kCached>(student, staged_student, c);
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) max_a = max_or_second(kd_scaled(row, to_float(s.v[j])), max_a);
-    }
-    kd_row_set_range(row, group.reduce(max_a, MaxOp()));
-  }
-
-  float sum = 0.0f;
-  ARD_FOR_VECTORS(c, p.classes) {
-    const Vec<T, kVec> s = row_vec<kVec, kCached>(student, staged_student, c);
-    const Vec<T, kVec> t = row_vec<kVec, kCached>(teacher, staged_teacher, c);
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      if (row.range == KdRange::far) {
-        sum += kd_far_weight(row, kd_scaled(row, to_float(s.v[j])));
-      } else {
-        sum += kd_term(row, to_float(s.v[j]), to_float(t.v[j])).term;
-      }
-    }
-  }
-  const float kl = kd_row_finish(row, group.reduce(sum, SumOp()));
-
-  if (p.grad_student) {
-    T* grad = static_cast<T*>(p.grad_student) + index * p.classes;
-    const float close_weight = p.kl_grad_weight / (1.0f + row.excess);
-    ARD_FOR_VECTORS(c, p.classes) {
-      const Vec<T, kVec> s = row_vec<kVec, kCached>(student, staged_student, c);
-      const Vec<T, kVec> t = row_vec<kVec, kCached>(teacher, staged_teacher, c);
+__device__ __forceinline__ float kd_row_loss(const KlRowLogits<T>& z, float inv_temperature,
+                                             float inv_teacher_temperature, float grad_weight,
+                                             T* grad_student, T* grad_teacher, Group& group) {
+  KdRow row;
+  KlOnly nothing;
+  const float kl =
+      kl_row<kVec, kCached>(z, inv_temperature, inv_teacher_temperature, group, row, nothing);
+  if (grad_student) {
+    const float close_factor = 1.0f / (1.0f + row.excess);
+    ARD_FOR_VECTORS(c, z.classes) {
+      const Vec<T, kVec> s = row_vec<kVec, kCached>(z.student, z.staged_student, c);
+      const Vec<T, kVec> t = row_vec<kVec, kCached>(z.teacher, z.staged_teacher, c);
       Vec<T, kVec> out;
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        float value;
-        if (row.range == KdRange::far) {
-          float gap;
-          const KdWeighed e = kd_weigh(row, to_float(s.v[j]), to_float(t.v[j]), gap);
-          value = kd_far_grad(row, e.a, e.weight) * p.kl_grad_weight;
-        } else {
-          const KdTerm e = kd_term(row, to_float(s.v[j]), to_float(t.v[j]));
-          value = kd_close_grad(row, e.q, e.diff) * close_weight;
-        }
-        out.v[j] = from_float<T>(value);
+        const float grad = kd_student_grad(row, to_float(s.v[j]), to_float(t.v[j]), close_factor);
+        out.v[j] = from_float<T>(grad * grad_weight);
       }
-      store_vec<kVec>(grad + c, out);
+      store_vec<kVec>(grad_student + c, out);
     }
   }
-  if (p.grad_teacher) {
-    T* grad = static_cast<T*>(p.grad_teacher) + index * p.classes;
-    ARD_FOR_VECTORS(c, p.classes) {
-      const Vec<T, kVec> s = row_vec<kVec, kCached>(student, staged_student, c);
-      const Vec<T, kVec> t = row_vec<kVec, kCached>(teacher, staged_teacher, c);
+  if (grad_teacher) {
+    const float weight = grad_weight * (inv_teacher_temperature / inv_temperature);
+    ARD_FOR_VECTORS(c, z.classes) {
+      const Vec<T, kVec> s = row_vec<kVec, kCached>(z.student, z.staged_student, c);
+      const Vec<T, kVec> t = row_vec<kVec, kCached>(z.teacher, z.staged_teacher, c);
       Vec<T, kVec> out;
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
         float gap;
         const KdWeighed e = kd_weigh(row, to_float(s.v[j]), to_float(t.v[j]), gap);
-        out.v[j] = from_float<T>(kd_teacher_grad(row, e.gap, e.weight) * p.kl_grad_weight);
+        out.v[j] = from_float<T>(kd_teacher_grad(row, e.gap, e.weight) * weight);
       }
-      store_vec<kVec>(grad + c, out);
+      store_vec<kVec>(grad_teacher + c, out);
     }
   }
   return kl;
 }
 
+template <typename T>
+__device__ __forceinline__ T* grad_row(void* grad, int64_t index, int64_t classes) {
+  return grad ? static_cast<T*>(grad) + index * classes : nullptr;
+}
+
 template <typename T, int kVec, bool kCached, typename Group>
 __device__ __forceinline__ void kd_loss_of_row(const KdLossParams& p, Group& group, int64_t index,
                                                T* staged) {
-  float loss = p.kl_weight * kd_row_loss<T, kVec, kCached>(p, group, index, staged);
+  const float weight = p.weight ? p.weight[index] : 1.0f;
+  KlRowLogits<T> z;
+  z.student = static_cast<const T*>(p.student) + index * p.student_stride;
+  z.teacher = static_cast<const T*>(p.teacher) + index * p.teacher_stride;
+  z.staged_student = staged;
+  z.staged_teacher = staged + padded_row<T>(p.classes);
+  z.classes = p.classes;
+  z.teacher_is_staged = false;
+  float loss =
+      p.kl_weight * kd_row_loss<T, kVec, kCached>(
+                        z, p.inv_temperature,
+                        kd_inv_temperature(p.teacher_temperature, index, p.inv_teacher_temperature),
+                        weight * p.kl_grad_weight, grad_row<T>(p.grad_student, index, p.classes),
+                        grad_row<T>(p.grad_teacher, index, p.classes), group);
   if (p.clean) {
-    T* grad = p.grad_clean ? static_cast<T*>(p.grad_clean) + index * p.classes : nullptr;
-    loss += p.ce_weight * ce_row_loss<T, kVec, kCached>(
-                              static_cast<const T*>(p.clean) + index * p.clean_stride, p.classes,
-                              p.labels[index], staged, p.ce_grad_weight, grad, nullptr, group);
+    const T* clean = static_cast<const T*>(p.clean) + index * p.clean_stride;
+    const float grad_weight = weight * p.clean_grad_weight;
+    T* grad = grad_row<T>(p.grad_clean, index, p.classes);
+    float second;
+    if (p.labels) {
+      second = ce_row_loss<T, kVec, kCached>(clean, p.classes, p.labels[index], staged, grad_weight,
+                                             grad, nullptr, group);
+    } else {
+      z.student = clean;
+      z.teacher_is_staged = kCached;
+      second = kd_row_loss<T, kVec, kCached>(
+          z, p.inv_temperature,
+          kd_inv_temperature(p.clean_teacher_temperature, index, p.inv_clean_teacher_temperature),
+          grad_weight, grad, static_cast<T*>(nullptr), group);
+    }
+    loss += p.clean_weight * second;
   }
-  if (group.rank() == 0) p.loss_rows[index] = loss;
+  if (group.rank() == 0) p.loss_rows[index] = weight * loss;
 }
 
 template <typename T, int kVec>
@@ -141,14 +101,12 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock) kd_loss_warp_kernel(KdLos
   const int warp = int(threadIdx.x) / 32;
   const int64_t index = int64_t(blockIdx.x) * kWarpsPerBlock + warp;
   if (index >= p.batch) return;
-  constexpr int64_t kAlign = 16 / int64_t(sizeof(T));
-  const int64_t padded = (p.classes + kAlign - 1) / kAlign * kAlign;
   WarpGroup group;
-  kd_loss_of_row<T, kVec, true>(p, group, index, shared + warp * 2 * padded);
+  kd_loss_of_row<T, kVec, true>(p, group, index, shared + warp * 2 * padded_row<T>(p.classes));
 }
 
 template <typename T, int kVec, bool kCached>
-__global__ void __launch_bounds__(1024) kd_loss_block_kernel(KdLossParams p) {
+__global__ void __launch_bounds__(1024, 1) kd_loss_block_kernel(KdLossParams p) {
   ARD_DYNAMIC_SHARED(T, shared);
   __shared__ BlockScratch scratch;
   BlockGroup group(scratch);

@@ -28,6 +28,7 @@ PYBIND11_MODULE(_emulator, m) {
   m.def("set_order", &set_order_by_name, arg("order"), arg("seed") = 0);
   bind_pgd(m);
   bind_kd(m);
+  bind_pair(m);
   bind_apgd(m);
   bind_norm(m);
   bind_attack_gradient(m);

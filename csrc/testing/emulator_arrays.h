@@ -97,6 +97,7 @@ void* gradient(const std::optional<py::array>& array, const char* name, int64_t 
 // Each family of kernels adds its functions to the module.
 void bind_pgd(py::module_& m);
 void bind_kd(py::module_& m);
+void bind_pair(py::module_& m);
 void bind_apgd(py::module_& m);
 void bind_norm(py::module_& m);
 void bind_attack_gradient(py::module_& m);

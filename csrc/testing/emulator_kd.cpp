@@ -6,11 +6,14 @@ namespace {
 
 void py_kd_loss(const py::array& student, const py::array& teacher,
                 const std::optional<py::array>& clean, const std::optional<py::array>& labels,
-                const std::string& dtype, const py::array& loss_rows,
-                const std::optional<py::array>& grad_student,
+                const std::optional<py::array>& weight,
+                const std::optional<py::array>& teacher_temperature,
+                const std::optional<py::array>& clean_teacher_temperature, const std::string& dtype,
+                const py::array& loss_rows, const std::optional<py::array>& grad_student,
                 const std::optional<py::array>& grad_clean,
                 const std::optional<py::array>& grad_teacher, float inv_temperature,
-                float kl_weight, float ce_weight, float kl_grad_weight, float ce_grad_weight,
+                float inv_teacher_temperature, float inv_clean_teacher_temperature, float kl_weight,
+                float clean_weight, float kl_grad_weight, float clean_grad_weight,
                 const std::string& variant) {
   if (student.ndim() != 2) throw std::invalid_argument("student: expected [B, C]");
   with_dtype(dtype, [&](auto type) {
@@ -21,6 +24,10 @@ void py_kd_loss(const py::array& student, const py::array& teacher,
     p.teacher = matrix<T>(teacher, "teacher", rows, classes, &p.teacher_stride);
     p.clean = matrix<T>(clean, "clean", rows, classes, &p.clean_stride);
     p.labels = data_or_null<int64_t>(labels, "labels", rows);
+    p.weight = data_or_null<float>(weight, "weight", rows);
+    p.teacher_temperature = data_or_null<float>(teacher_temperature, "teacher_temperature", rows);
+    p.clean_teacher_temperature =
+        data_or_null<float>(clean_teacher_temperature, "clean_teacher_temperature", rows);
     p.loss_rows = data_of<float>(loss_rows, "loss_rows", rows);
     p.grad_student = gradient<T>(grad_student, "grad_student", rows, classes);
     p.grad_clean = gradient<T>(grad_clean, "grad_clean", rows, classes);
@@ -28,10 +35,12 @@ void py_kd_loss(const py::array& student, const py::array& teacher,
     p.batch = rows;
     p.classes = classes;
     p.inv_temperature = inv_temperature;
+    p.inv_teacher_temperature = inv_teacher_temperature;
+    p.inv_clean_teacher_temperature = inv_clean_teacher_temperature;
     p.kl_weight = kl_weight;
-    p.ce_weight = ce_weight;
+    p.clean_weight = clean_weight;
     p.kl_grad_weight = kl_grad_weight;
-    p.ce_grad_weight = ce_grad_weight;
+    p.clean_grad_weight = clean_grad_weight;
     const cuda::RowPlan automatic = cuda::plan_kd_loss(p, sizeof(T), kMaxSharedBytes);
     if (variant == "auto" || (variant == "warp" && automatic.warp)) {
       kd_loss<T>(p, automatic);
@@ -70,9 +79,11 @@ void py_scale_rows(const py::array& grad, const std::string& dtype, int64_t clas
 void bind_kd(py::module_& m) {
   using py::arg;
   m.def("kd_loss", &py_kd_loss, py::kw_only(), arg("student"), arg("teacher"), arg("clean"),
-        arg("labels"), arg("dtype"), arg("loss_rows"), arg("grad_student"), arg("grad_clean"),
-        arg("grad_teacher"), arg("inv_temperature"), arg("kl_weight"), arg("ce_weight"),
-        arg("kl_grad_weight"), arg("ce_grad_weight"), arg("variant"));
+        arg("labels"), arg("weight"), arg("teacher_temperature"), arg("clean_teacher_temperature"),
+        arg("dtype"), arg("loss_rows"), arg("grad_student"), arg("grad_clean"), arg("grad_teacher"),
+        arg("inv_temperature"), arg("inv_teacher_temperature"),
+        arg("inv_clean_teacher_temperature"), arg("kl_weight"), arg("clean_weight"),
+        arg("kl_grad_weight"), arg("clean_grad_weight"), arg("variant"));
   m.def("sum_rows", &py_sum_rows, arg("rows"));
   m.def("scale_rows", &py_scale_rows, py::kw_only(), arg("grad"), arg("dtype"), arg("classes"),
         arg("scale"), arg("factor"));

@@ -32,8 +32,8 @@ void run_distillation_loss() {
   p.grad_teacher = grad_teacher.data();
   p.batch = kRows;
   p.classes = p.student_stride = p.teacher_stride = p.clean_stride = kClasses;
-  p.inv_temperature = 1.0f;
-  p.kl_weight = p.ce_weight = p.kl_grad_weight = p.ce_grad_weight = 1.0f;
+  p.inv_temperature = p.inv_teacher_temperature = p.inv_clean_teacher_temperature = 1.0f;
+  p.kl_weight = p.clean_weight = p.kl_grad_weight = p.clean_grad_weight = 1.0f;
   emu::kd_loss<float>(p, emu::block_plan<float>(p, 96, true));
   emu::kd_loss<float>(p, emu::block_plan<float>(p, 64, false));
   float total = 0.0f;

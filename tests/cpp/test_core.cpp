@@ -188,7 +188,7 @@ void test_step() {
 // q * (e^x - 1) and q * phi(x) on both sides of the switch from the polynomial to the direct form.
 void test_kd_terms() {
   for (const KdRange range : {KdRange::near, KdRange::middle}) {
-    KdRow row = kd_row_begin(0.0f, 0.0f, 1.0f);
+    KdRow row = kd_row_begin(0.0f, 0.0f, 1.0f, 1.0f);
     kd_row_set_sums(row, KdSums{1.0f, 0.0f, 0.0f, 0.0f});
     row.range = range;
     const float limit = range == KdRange::near ? 0.5f : 9.0f;
@@ -207,7 +207,7 @@ void test_kd_terms() {
     CHECK(worst_diff < 1e-6 && worst_term < 3e-6);
   }
   // Student and teacher that differ in the last bit of large logits, after a shift of 1000.
-  const KdRow row = kd_row_begin(1180.0f, 180.0f, 1.0f);
+  const KdRow row = kd_row_begin(1180.0f, 180.0f, 1.0f, 1.0f);
   float gap;
   kd_weigh(row, 1000.0f + 0x1p-14f, 0x1p-20f, gap);
   CHECK(gap == 0x1p-14f - 0x1p-20f);

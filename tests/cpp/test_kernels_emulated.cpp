@@ -149,11 +149,11 @@ void test_kd_loss(std::size_t rows, std::size_t classes, std::size_t offset, std
   p.batch = static_cast<int64_t>(rows);
   p.classes = static_cast<int64_t>(classes);
   p.student_stride = p.teacher_stride = p.clean_stride = static_cast<int64_t>(stride);
-  p.inv_temperature = 0.25f;
+  p.inv_temperature = p.inv_teacher_temperature = p.inv_clean_teacher_temperature = 0.25f;
   p.kl_weight = 16.0f;
-  p.ce_weight = 0.5f;
+  p.clean_weight = 0.5f;
   p.kl_grad_weight = 4.0f;
-  p.ce_grad_weight = 0.5f;
+  p.clean_grad_weight = 0.5f;
 
   const auto run = [&](Buffer<float>& loss, Buffer<T>& grad, Buffer<T>& grad_clean,
                        Buffer<T>& grad_teacher, auto&& kernel) {

@@ -1,0 +1,50 @@
+"""How the losses over rows of logits are weighted, per sample and by their reduction."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("none", "sum", "batchmean", "mean")
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise ValueError for a name that is none of `REDUCTIONS`."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+
+
+def divisors(reduction: str, logits: Tensor, name: str) -> tuple[int, int]:
+    """What divides the KL and the cross-entropy of a row: 1, 1, or B, B, or (for "mean") B * C, B."""
+    if reduction in ("none", "sum"):
+        return 1, 1
+    batch, classes = logits.shape
+    if batch == 0:
+        raise ValueError(f"{name} must have at least one row for reduction={reduction!r}, got none")
+    return batch * classes if reduction == "mean" else batch, batch
+
+
+def sample_weight(weight: Tensor | None) -> Tensor | None:
+    """The factors of the samples, `[B]` float32 and contiguous. Their shape is checked by the operator."""
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor [B] or None, got {type(weight).__name__}")
+    if weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError("weight must not require grad: it is a constant of the loss; pass weight.detach()")
+    return weight.to(torch.float32).contiguous()
+
+
+def float16_lift(classes: int, largest: float) -> float:
+    """What the gradients of float16 logits are multiplied by in the kernel, a power of two.
+
+    Float16 holds the gradients of a mean over many classes badly. They leave the kernel free of the mean's divisor and
+    with |p - q|, around 1 / C, brought near 1, and get their size where a loss scale, if any, is multiplied in.
+
+    Args:
+        classes: C.
+        largest: bound on the gradient of a row; the product stays within float16.
+    """
+    return 2.0 ** min(math.floor(math.log2(classes)), math.floor(math.log2(32768.0 / largest)))

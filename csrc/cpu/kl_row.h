@@ -1,0 +1,154 @@
+// The KL of one row and its gradients. Vector loops only; the mathematics is in kd_math.h.
+#pragma once
+
+#include <memory>
+
+#include "core/kd_math.h"
+#include "cpu/row_view.h"
+
+namespace ard::cpu {
+
+// What a thread keeps between the passes over a row: converted logits (s, t), gaps (over t),
+// weights, and `more` rows of the caller's.
+struct KlScratch {
+  explicit KlScratch(int64_t classes, int more = 0)
+      : padded((classes + kLanes - 1) / kLanes * kLanes),
+        data(new float[(3 + more) * padded]),
+        s(data.get()),
+        t(s + padded),
+        w(t + padded) {}
+  ARD_HD float* extra(int index) const { return w + (1 + index) * padded; }
+
+  const int64_t padded;
+  const std::unique_ptr<float[]> data;
+  float* const s;
+  float* const t;
+  float* const w;
+};
+
+// Gaps and weights of all classes, and the row's sums of them.
+template <bool kTempered>
+ARD_HD KdSums kl_row_weigh(const KdRow& row, const RowView& student, const RowView& teacher,
+                           float* gap, float* w) {
+  double weight_sum = 0.0, weighted_gap_sum = 0.0;
+  float max_gap[kLanes], min_gap[kLanes];
+  ARD_LANES for (int l = 0; l < kLanes; ++l) {
+    max_gap[l] = -INFINITY;
+    min_gap[l] = INFINITY;
+  }
+  for (int64_t block = 0; block < student.padded; block += kSumBlock) {
+    const int64_t stop = block + kSumBlock < student.padded ? block + kSumBlock : student.padded;
+    float weights[kLanes] = {}, gaps[kLanes] = {};
+    for (int64_t c = block; c < stop; c += kLanes) {
+      const float* sv = student.vector_at(c);
+      const float* tv = teacher.vector_at(c);
+      ARD_LANES for (int l = 0; l < kLanes; ++l) {
+        float extreme;
+        const KdWeighed e = kd_weigh(row, kTempered, sv[l], tv[l], extreme);
+        weights[l] += e.weight;
+        gaps[l] += e.weight * e.gap;
+        max_gap[l] = max_or_second(extreme, max_gap[l]);
+        min_gap[l] = min_or_second(extreme, min_gap[l]);
+        gap[c + l] = e.gap;
+        w[c + l] = e.weight;
+      }
+    }
+    weight_sum += lane_sum(weights);
+    weighted_gap_sum += lane_sum(gaps);
+  }
+  return KdSums{float(weight_sum), float(weighted_gap_sum), lane_max(max_gap), lane_min(min_gap)};
+}
+
+// The KL of one row; writes grad_weight * (p_student - p_teacher) unless grad is null. weighed(row,
+// gap, w) is called once the classes have their gaps and weights, which are overwritten later on.
+template <typename T, typename Weighed>
+ARD_HD float kl_row(const RowView& student, const RowView& teacher, const KlScratch& b,
+                    float inv_temperature, float inv_teacher_temperature, int64_t classes,
+                    float grad_weight, T* __restrict grad, const Weighed& weighed) {
+  // May hold the converted logits themselves: read and written at the same index.
+  float* gap = b.t;
+  float* w = b.w;
+  float* diff = gap;  // takes its place, element by element
+  const float top = vector_max(teacher);
+  // The first vector that holds it: a search that vectorises, unlike one for the position itself.
+  float at_top = student.vector_at(0)[0];
+  for (int64_t c = 0; c < b.padded; c += kLanes) {
+    const float* tv = teacher.vector_at(c);
+    int found = 0;
+    ARD_LANES for (int l = 0; l < kLanes; ++l) found |= tv[l] == top;
+    if (!found) continue;
+    int l = 0;
+    while (tv[l] != top) ++l;
+    at_top = student.vector_at(c)[l];
+    break;
+  }
+  KdRow row = kd_row_begin(at_top, top, inv_temperature, inv_teacher_temperature);
+  const KdSums sums = row.tempered() ? kl_row_weigh<true>(row, student, teacher, gap, w)
+                                     : kl_row_weigh<false>(row, student, teacher, gap, w);
+  if (!kd_row_set_sums(row, sums)) kd_row_set_range(row, kd_scaled(row, vector_max(student)));
+  weighed(row, gap, w);
+
+  double sum = 0.0;
+  for (int64_t block = 0; block < b.padded; block += kSumBlock) {
+    const int64_t stop = block + kSumBlock < b.padded ? block + kSumBlock : b.padded;
+    float sums[kLanes] = {};
+    if (row.range == KdRange::near) {
+      for (int64_t c = block; c < stop; c += kLanes) {
+        ARD_LANES for (int l = 0; l < kLanes; ++l) {
+          const float x = gap[c + l] - row.mean_gap;
+          const float phi = kd_near_phi(x);
+          sums[l] += w[c + l] * phi;
+          diff[c + l] = x + phi;  // up to the weight
+        }
+      }
+    } else if (row.range == KdRange::middle) {
+      for (int64_t c = block; c < stop; c += kLanes) {
+        const float* sv = student.vector_at(c);
+        ARD_LANES for (int l = 0; l < kLanes; ++l) {
+          const float a = kd_scaled(row, sv[l]);
+          const KdTerm e = kd_middle_term(row, KdWeighed{a, gap[c + l], w[c + l]});
+          sums[l] += e.term;
+          diff[c + l] = e.diff;
+          w[c + l] = e.q;
+        }
+      }
+    } else {
+      for (int64_t c = block; c < stop; c += kLanes) {
+        const float* sv = student.vector_at(c);
+        ARD_LANES for (int l = 0; l < kLanes; ++l) {
+          sums[l] += kd_far_weight(row, kd_scaled(row, sv[l]));
+        }
+      }
+    }
+    sum += lane_sum(sums);
+  }
+
+  if (row.range == KdRange::near) sum *= row.inv_z;
+  const float kl = kd_row_finish(row, float(sum));
+  if (!grad) return kl;
+  if (row.range == KdRange::near) {
+    const float weight = grad_weight * row.inv_z / (1.0f + row.excess);
+    for (int64_t c = 0; c < classes; ++c) {
+      grad[c] = from_float<T>(w[c] * (diff[c] - row.excess) * weight);
+    }
+  } else if (row.range == KdRange::middle) {
+    const float weight = grad_weight / (1.0f + row.excess);
+    for (int64_t c = 0; c < classes; ++c) {
+      grad[c] = from_float<T>(kd_close_grad(row, w[c], diff[c]) * weight);
+    }
+  } else {
+    const float* logits = student.data;
+    for (int64_t c = 0; c < classes; ++c) {
+      const float a = kd_scaled(row, logits[c]);
+      grad[c] = from_float<T>(kd_far_grad(row, a, w[c]) * grad_weight);
+    }
+  }
+  return kl;
+}
+
+template <typename T>
+ARD_HD T* row_or_null(void* data, int64_t row, int64_t classes) {
+  return data ? static_cast<T*>(data) + row * classes : nullptr;
+}
+
+}  // namespace ard::cpu
