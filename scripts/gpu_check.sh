@@ -22,6 +22,8 @@
 #   CIFAR10_DIR        folder with the official CIFAR-10 files, or
 #   CIFAR10_ARCHIVE    tar archive with them, for the stages *_cifar10
 #   GPU_CHECK_EPOCHS   epochs of train_cifar10 (default 2)
+#   GPU_CHECK_TABLE_EPOCHS, GPU_CHECK_TABLE_DIR: epochs of each row of table_cifar10 (default 10), and the folder of its
+#                      runs (default build/gpu_table), from which the next call goes on
 #   GPU_CHECK_EXAMPLES test images that evaluate_cifar10 attacks (default all 10,000); autoattack_cifar10 a tenth of them
 
 set -uo pipefail
@@ -34,12 +36,14 @@ QUICK=${GPU_CHECK_QUICK:-0}      # set by --quick, handed to the stages
 SKIPPED=77                       # exit status of a stage that says it does not apply
 
 STAGES=(env build info gpu_tests tests memcheck racecheck initcheck synccheck bench_pgd bench_kd_loss bench_steps
-  bench_augment bench_attacks ncu train evaluate train_cifar10 evaluate_cifar10 autoattack_cifar10)
+  bench_augment bench_attacks ncu train methods evaluate train_cifar10 evaluate_cifar10 autoattack_cifar10
+  table_cifar10)
 declare -A LIMIT=(
   [env]=60 [build]=420 [info]=60 [gpu_tests]=300 [tests]=540
   [memcheck]=300 [racecheck]=300 [initcheck]=300 [synccheck]=300
   [bench_pgd]=420 [bench_kd_loss]=420 [bench_steps]=480 [bench_augment]=300 [bench_attacks]=540 [ncu]=300
-  [train]=300 [evaluate]=240 [train_cifar10]=540 [evaluate_cifar10]=540 [autoattack_cifar10]=540
+  [train]=300 [methods]=540 [evaluate]=240 [train_cifar10]=540 [evaluate_cifar10]=540 [autoattack_cifar10]=540
+  [table_cifar10]=570
 )
 
 # --- the stages: each runs in its own process, from the repository's root, with OUT_DIR as $1 ------------------------
@@ -173,6 +177,14 @@ stage_train() {
   "$PYTHON" -m ard_fast.train --device "$DEVICE" --out "$1/train_digits"
 }
 
+# Every method for a few epochs: nothing of it may fail on a GPU or wait for it more than an epoch's end does.
+stage_methods() {
+  local methods
+  methods=$("$PYTHON" -c 'from ard_fast.methods import METHODS; print(",".join(METHODS))')
+  "$PYTHON" -m ard_fast.train --compare-methods "$methods" --compare-seeds 1 --epochs 8 --teacher-epochs 8 \
+    --device "$DEVICE" --out "$1/methods_digits"
+}
+
 # evaluate RUN OUT [OPTION...]: accuracy of what an earlier stage trained.
 evaluate() {
   [[ -f $1/config.yaml ]] || skip "$(basename "$1") left no network"
@@ -185,14 +197,15 @@ stage_evaluate() {
   evaluate "$1/train_digits" "$1/evaluate_digits" --attacks "$ALL_ATTACKS"
 }
 
-# Sets CIFAR10_DIR, by unpacking CIFAR10_ARCHIVE if need be.
+# Sets CIFAR10_DIR, by unpacking CIFAR10_ARCHIVE if need be: into one place, where a later call's run finds it again.
 need_cifar10() {
   if [[ -z ${CIFAR10_DIR:-} && -n ${CIFAR10_ARCHIVE:-} ]]; then
-    local unpacked batch
-    unpacked=$(mktemp -d)
-    # shellcheck disable=SC2064  # the folder's name is known now
-    trap "rm -rf '$unpacked'" EXIT
-    tar -xf "$CIFAR10_ARCHIVE" -C "$unpacked"
+    local unpacked=$ROOT/build/gpu_cifar10 batch
+    if [[ ! -f $unpacked/.complete ]]; then
+      mkdir -p "$unpacked"
+      tar -xf "$CIFAR10_ARCHIVE" -C "$unpacked"
+      touch "$unpacked/.complete"
+    fi
     batch=$(find "$unpacked" \( -name data_batch_1 -o -name data_batch_1.bin \) -print -quit)
     [[ -n $batch ]] || { echo "CIFAR10_ARCHIVE: no data_batch_1 or data_batch_1.bin in $CIFAR10_ARCHIVE"; return 1; }
     CIFAR10_DIR=$(dirname "$batch")
@@ -219,6 +232,19 @@ stage_autoattack_cifar10() {
   local examples=$((${GPU_CHECK_EXAMPLES:-10000} / 10))
   evaluate "$1/train_cifar10" "$1/autoattack_cifar10" --data-dir "$CIFAR10_DIR" --batch-size 1000 \
     --n-examples "$((examples > 0 ? examples : 1))" --eps-curve none --attacks clean,autoattack
+}
+
+# The rows of the papers' tables. Saved every half minute, so that a stage cut off by its limit goes on in the next call.
+stage_table_cifar10() {
+  need_cifar10
+  local runs=${GPU_CHECK_TABLE_DIR:-build/gpu_table} layout=() status=0
+  [[ $DEVICE == cuda ]] && layout=(--channels-last)
+  mkdir -p "$(dirname "$runs")"
+  "$PYTHON" scripts/paper_table.py "$runs" --data-dir "$CIFAR10_DIR" --device "$DEVICE" "${layout[@]}" \
+    --epochs "${GPU_CHECK_TABLE_EPOCHS:-10}" --schedule cosine --val-every 5 --save-every-seconds 30 || status=$?
+  find "$runs" \( -name '*.json*' -o -name '*.md' -o -name '*.png' -o -name '*.yaml' \) \
+    -exec cp --parents {} "$1" \;
+  return "$status"
 }
 
 if [[ ${1:-} == --run-stage ]]; then # how the driver below calls itself, under `timeout`
