@@ -30,7 +30,7 @@ from ard_fast.report import write_run_report
 from ard_fast.runfolder import RunFolder
 from ard_fast.schedules import learning_rate, relative_rate
 from ard_fast.sync_bn import synchronise
-from ard_fast.teachers import Teacher
+from ard_fast.teachers import Teacher, Views, build_teacher
 from ard_fast.weights import AdversarialWeightPerturbation, WeightAverage
 
 Numbers = Sequence[float]
@@ -101,16 +101,14 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.env, self.world = config, folder, env, env.world
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.teachers = {role: self._teacher(network) for role, network in (teachers or {}).items()}
         context = MethodContext(
             num_classes=env.dataset.num_classes,
             epochs=config.passes(),
             train_size=len(env.dataset.train),
             device=env.device,
             relative_rate=partial(relative_rate, config),
-            teachers={
-                role: Teacher(network.to(env.device, memory_format=self.layout))
-                for role, network in (teachers or {}).items()
-            },
+            teachers=self.teachers,
             all_reduce=self.world.sum_counted,
             all_min=self.world.all_min,
         )
@@ -143,6 +141,20 @@ class Trainer:
             accumulate=config.accumulate,
         )
         self._started = time.perf_counter()  # or the last save
+
+    def _teacher(self, network: nn.Module) -> Teacher:
+        """The network as the methods ask it; under parity the plain one, as in the published codes."""
+        config, dataset = self.config, self.env.dataset
+        network = network.to(self.env.device, memory_format=self.layout)
+        if config.parity:
+            return Teacher(network)
+        return build_teacher(
+            network,
+            Views(dataset.train, levels=dataset.levels, padding=config.crop_padding, flip=config.flip),
+            precision=config.teacher_precision,
+            cache=config.teacher_cache,
+            cache_dtype=config.teacher_cache_dtype,
+        )
 
     def _weight_perturbation(self) -> AdversarialWeightPerturbation | None:
         config = self.config
@@ -206,6 +218,8 @@ class Trainer:
                 f"attack L-inf, eps {config.eps:.5g}, {steps}{config.step_size:.5g} (pixels in [0, 1], no "
                 f"normalisation){start}{'' if config.attack_bn is None else f', batch norm: {config.attack_bn}'}"
             )
+        for role, teacher in self.teachers.items():
+            lines += [f"{role.replace('_', ' ')}: {line}" for line in teacher.conventions()]
         if config.parity:
             lines += [f"parity: {quirk.text}" for quirk in spec.quirks] or ["parity: no quirks of this method's code"]
         lines.append(
@@ -350,6 +364,8 @@ class Trainer:
             if accuracy.robust > state.best_robust:
                 state.best_robust, state.best_epoch = accuracy.robust, epoch
         row.update(self.method.end_epoch())  # after the validation, in which a run may stop and from which it goes on
+        for role, teacher in self.teachers.items():
+            row.update({f"{role}_{name}": value for name, value in teacher.report().items()})
         row["images_per_s"] = self._images_per_s(epoch)
         row["elapsed_s"] = self._elapsed()
         state.epoch, state.step, state.loss_sum, state.correct = epoch, 0, 0.0, 0

@@ -78,33 +78,33 @@ def test_a_run_with_the_cache_equals_one_without(tmp_path, where, padding, flip)
     data, net = split(), network()
     views = views_of(data, padding, flip)
     where = tmp_path / "cache" if where == "folder" else where
-    plain = build_teacher(net, views, name="t", cache="off")
-    cached = build_teacher(net, views, name="t", cache=where)
+    plain = build_teacher(net, views, cache="off")
+    cached = build_teacher(net, views, cache=where)
     counting = Counting(cached)
     for batch in batches(data, 12, padding, flip):
         found = cached.clean(batch)
         assert torch.equal(found, plain.clean(batch)) and found.dtype == torch.float32 and not found.requires_grad
     assert plain.report() == {}
-    hits = cached.report()["teacher_cache_hits"]
+    hits = cached.report()["cache_hits"]
     assert hits > (0.9 if padding == 0 else 0.2) and cached.cache.lookups == 12 * 70
     if where == "auto":
         assert counting.images == round((1 - hits) * 12 * 70)  # every image once for each view, and not once more
     # a second run, of another seed: it starts with what the first one left in the folder
-    second = build_teacher(net, views, name="t", cache=where)
+    second = build_teacher(net, views, cache=where)
     for batch in batches(data, 4, padding, flip, seed=1):
         assert torch.equal(second.clean(batch), plain.clean(batch))
-    assert (second.report()["teacher_cache_hits"] > hits) == (where != "auto")
+    assert (second.report()["cache_hits"] > hits) == (where != "auto")
 
 
 @pytest.mark.parametrize("where", ["auto", "folder"])
 def test_float16_returns_on_a_miss_what_it_returns_on_a_hit(tmp_path, where):
     data, net = split(), network()
     views = views_of(data)
-    plain = build_teacher(net, views, name="t", cache="off")
-    cached = build_teacher(net, views, name="t", cache=tmp_path if where == "folder" else where, cache_dtype="fp16")
+    plain = build_teacher(net, views, cache="off")
+    cached = build_teacher(net, views, cache=tmp_path if where == "folder" else where, cache_dtype="fp16")
     for batch in batches(data, 6):
         assert torch.equal(cached.clean(batch), plain.clean(batch).half().float())
-    assert cached.report()["teacher_cache_hits"] > 0.1
+    assert cached.report()["cache_hits"] > 0.1
 
 
 def test_logits_beyond_float16_are_the_same_on_miss_and_hit():
@@ -121,7 +121,7 @@ def test_logits_beyond_float16_are_the_same_on_miss_and_hit():
 
 def test_a_table_that_is_known_entirely_is_only_looked_up():
     data = split()
-    teacher = build_teacher(network(), views_of(data, 0, False), name="t")
+    teacher = build_teacher(network(), views_of(data, 0, False))
     for batch in batches(data, 1, 0, False):
         teacher.clean(batch)
     counting = Counting(teacher)
@@ -133,9 +133,9 @@ def test_a_table_that_is_known_entirely_is_only_looked_up():
 def test_on_the_device(device, tmp_path):
     """On a GPU, whose kernels may differ between batch sizes, equal up to rounding; a hit repeats a miss exactly."""
     data, net = split(), network().to(device)
-    plain = build_teacher(net, views_of(data), name="t", cache="off")
+    plain = build_teacher(net, views_of(data), cache="off")
     for where in ("auto", tmp_path / "cache"):
-        cached = build_teacher(net, views_of(data), name="t", cache=where)
+        cached = build_teacher(net, views_of(data), cache=where)
         for batch in batches(data, 3, device=device):
             first = cached.clean(batch)
             torch.testing.assert_close(first, plain.clean(batch), rtol=1e-4, atol=1e-5)
@@ -144,7 +144,7 @@ def test_on_the_device(device, tmp_path):
 
 def test_a_loader_without_views_is_not_cached(tmp_path):
     data = split()
-    teacher = build_teacher(network(), views_of(data), name="t", cache=tmp_path / "cache")
+    teacher = build_teacher(network(), views_of(data), cache=tmp_path / "cache")
     batch = next(batches(data, 1))
     bare = Batch(batch.x, batch.y, batch.ids, batch.seed)
     assert torch.equal(teacher.clean(bare), teacher(batch.x))
@@ -157,10 +157,10 @@ def test_a_loader_without_views_is_not_cached(tmp_path):
 def test_everything_that_decides_the_logits_decides_the_file(tmp_path):
     data, net = split(), network()
 
-    def file_of(net=net, data=data, name="t", **settings):
+    def file_of(net=net, data=data, **settings):
         views = {"padding": PADDING, "flip": FLIP, "levels": 16}
         views.update({key: settings.pop(key) for key in list(settings) if key in views})
-        teacher = build_teacher(net, views_of(data, **views), name=name, cache=tmp_path, **settings)
+        teacher = build_teacher(net, views_of(data, **views), cache=tmp_path, **settings)
         for batch in batches(data, 1, views["padding"], views["flip"]):
             teacher.clean(batch)
         return teacher.cache.path.name
@@ -176,7 +176,7 @@ def test_everything_that_decides_the_logits_decides_the_file(tmp_path):
         file_of(network(1)),
         file_of(data=other_pixel),
         file_of(data=other_ids),
-        file_of(name="u"),
+        file_of(padding=2, flip=False),
         file_of(padding=2),
         file_of(flip=False),
         file_of(levels=15),
@@ -190,16 +190,16 @@ def test_everything_that_decides_the_logits_decides_the_file(tmp_path):
 def test_auto_keeps_small_tables_in_memory_and_larger_ones_in_the_users_folder(tmp_path, monkeypatch):
     data, net = split(), network()
     batch = next(batches(data, 1))
-    small = build_teacher(net, views_of(data), name="t")
+    small = build_teacher(net, views_of(data))
     small.clean(batch)
     assert small.cache.path is None and not (tmp_path / "user").exists()
     monkeypatch.setattr(building, "_IN_MEMORY", 1000)
-    large = build_teacher(net, views_of(data), name="t")
+    large = build_teacher(net, views_of(data))
     large.clean(batch)
     assert large.cache.path.parent == tmp_path / "user" / "ard-fast" / "teacher-logits" == user_folder()
     assert large.cache.path.is_file()
     monkeypatch.setattr(building, "_free_bytes", lambda folder: 1000)
-    none = build_teacher(net, views_of(data), name="t")
+    none = build_teacher(net, views_of(data))
     with pytest.warns(CacheWarning, match="teacher_cache: not used: .* more than half of what is free"):
         assert torch.equal(none.clean(batch), none(batch.x))
     assert none.cache is None
@@ -207,9 +207,9 @@ def test_auto_keeps_small_tables_in_memory_and_larger_ones_in_the_users_folder(t
 
 def test_settings_that_are_refused():
     with pytest.raises(ValueError, match="unknown teacher_cache_dtype 'float16'; did you mean 'fp16'"):
-        build_teacher(network(), views_of(split()), name="t", cache_dtype="float16")
+        build_teacher(network(), views_of(split()), cache_dtype="float16")
     with pytest.raises(ValueError, match="teacher_precision: expected one of fp32, bf16"):
-        build_teacher(network(), views_of(split()), name="t", precision="fp64")
+        build_teacher(network(), views_of(split()), precision="fp64")
 
 
 # ---- never in the way ---------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_settings_that_are_refused():
 def fill(folder, net=None, epochs=3):
     """A table that a run has left; its file."""
     data = split()
-    teacher = build_teacher(net or network(), views_of(data), name="t", cache=folder)
+    teacher = build_teacher(net or network(), views_of(data), cache=folder)
     for batch in batches(data, epochs):
         teacher.clean(batch)
     return teacher.cache.path
@@ -227,13 +227,13 @@ def fill(folder, net=None, epochs=3):
 def expect_equal(teacher, epochs=3):
     """The logits are those of the teacher without a cache."""
     data = split()
-    plain = build_teacher(network(), views_of(data), name="t", cache="off")
+    plain = build_teacher(network(), views_of(data), cache="off")
     for batch in batches(data, epochs):
         assert torch.equal(teacher.clean(batch), plain.clean(batch))
 
 
 def again(folder):
-    return build_teacher(network(), views_of(split()), name="t", cache=folder)
+    return build_teacher(network(), views_of(split()), cache=folder)
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "header", "empty folder"])
@@ -293,7 +293,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
         CacheWarning, match=r"cannot be written .*No space left.*: what is in it is still used"
     ) as caught:
         expect_equal(teacher, 5)
-    assert len(caught) == 1 and teacher.report()["teacher_cache_hits"] > 0.1
+    assert len(caught) == 1 and teacher.report()["cache_hits"] > 0.1
     monkeypatch.undo()
     assert path.stat().st_size == filled
     expect_equal(again(tmp_path))
@@ -333,14 +333,14 @@ def test_a_file_that_is_lost_while_in_use(tmp_path, way):
 def test_two_runs_at_once(tmp_path):
     one, other = again(tmp_path), again(tmp_path)
     data = split()
-    plain = build_teacher(network(), views_of(data), name="t", cache="off")
+    plain = build_teacher(network(), views_of(data), cache="off")
     for first, second in zip(batches(data, 4), batches(data, 4, seed=3), strict=True):
         assert torch.equal(one.clean(first), plain.clean(first))
         assert torch.equal(other.clean(second), plain.clean(second))
-    both = one.report()["teacher_cache_hits"] + other.report()["teacher_cache_hits"]
+    both = one.report()["cache_hits"] + other.report()["cache_hits"]
     alone = again(tmp_path / "alone")
     expect_equal(alone, 4)
-    assert both > 2 * alone.report()["teacher_cache_hits"]  # each reads what the other has written
+    assert both > 2 * alone.report()["cache_hits"]  # each reads what the other has written
 
 
 def test_without_a_lean_form_or_a_cache_it_is_the_network_itself():

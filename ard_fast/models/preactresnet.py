@@ -31,6 +31,9 @@ class PreActBlock(nn.Module):
             return out + x
         return out + self.shortcut(activated if self.activated_shortcut else x)
 
+    def extra_repr(self) -> str:
+        return f"activated_shortcut={self.activated_shortcut}"
+
 
 class PreActResNet18(nn.Module):
     """PreAct ResNet-18 (He et al. 2016, "Identity mappings"), CIFAR form; 11,172,170 parameters at 10 classes.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ard_fast.methods import METHODS
 from ard_fast.options import option
+from ard_fast.teachers import CACHE_AUTO, CACHE_DTYPES, PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -15,3 +16,15 @@ class TeacherSettings:
     teacher_method: str = option("at", "how a teacher given by name is trained", "teacher", tuple(METHODS))
     teacher_epochs: int | None = option(None, "epochs of a teacher trained first; default as epochs", "teacher")
     teacher_lr: float | None = option(None, "learning rate of such a teacher; default its method's", "teacher")
+    teacher_precision: str = option(
+        "fp32", "arithmetic where only a teacher's logits are wanted; they stay fp32", "teacher", PRECISIONS
+    )
+    teacher_cache: str = option(
+        CACHE_AUTO,
+        "logits of clean images: off; auto (kept in memory for the run where they are few, else in the user's cache "
+        "folder for later runs); or a folder",
+        "teacher",
+    )
+    teacher_cache_dtype: str = option(
+        "fp32", "fp16 halves that table and rounds the logits, hit or miss", "teacher", CACHE_DTYPES
+    )

@@ -18,8 +18,9 @@ from ard_fast.teachers.lean import LeanNetwork
 from ard_fast.teachers.table import table_bytes
 from ard_fast.teachers.teacher import Teacher
 
-AUTO, OFF = "auto", "off"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+CACHE_AUTO, CACHE_OFF = "auto", "off"
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+CACHE_DTYPES = tuple(_DTYPES)
 _IN_MEMORY = 64 << 20  # bytes up to which "auto" keeps a table in memory: not worth a file that outlives the run
 _RESIDENT = 1 << 30  # bytes up to which a table is kept on a CUDA device as well
 _SAMPLE = 16
@@ -46,9 +47,8 @@ def build_teacher(
     network: nn.Module,
     views: Views,
     *,
-    name: str,
     precision: str = "fp32",
-    cache: str | Path = AUTO,
+    cache: str | Path = CACHE_AUTO,
     cache_dtype: str = "fp32",
 ) -> Teacher:
     """The teacher of a run: in its lean form, with a cache of its logits at clean images.
@@ -56,7 +56,6 @@ def build_teacher(
     Args:
         network: on the device of the run.
         views: what its clean images are.
-        name: the network's name, as `build_model` takes it.
         precision: of the lean form, "fp32" or "bf16".
         cache: "off"; "auto" (in memory for the run where the whole table is small, else in the user's cache folder,
             unless it would take more than half of what is free there); or a folder.
@@ -66,15 +65,15 @@ def build_teacher(
     Raises:
         ValueError: an unknown precision or dtype.
     """
-    if cache_dtype not in DTYPES:
-        raise ValueError(unknown("teacher_cache_dtype", cache_dtype, DTYPES))
+    if cache_dtype not in _DTYPES:
+        raise ValueError(unknown("teacher_cache_dtype", cache_dtype, _DTYPES))
     network = network.eval().requires_grad_(False)
     device = next(iter(network.state_dict().values()), views.split.images).device
     sample = views.split.images[:_SAMPLE].to(device, torch.float32) / views.levels
     lean = LeanNetwork(network, sample, precision)
-    if str(cache) == OFF:
+    if str(cache) == CACHE_OFF:
         return Teacher(network, lean=lean)
-    opener = _opener(network, lean, views, name=name, cache=cache, dtype=DTYPES[cache_dtype], device=device)
+    opener = _opener(network, lean, views, cache=cache, dtype=_DTYPES[cache_dtype], device=device)
     return Teacher(network, lean=lean, cache=opener)
 
 
@@ -83,7 +82,6 @@ def _opener(
     lean: LeanNetwork,
     views: Views,
     *,
-    name: str,
     cache: str | Path,
     dtype: torch.dtype,
     device: torch.device,
@@ -91,15 +89,15 @@ def _opener(
     def open_cache() -> LogitsCache | None:
         rows, classes = int(views.split.ids.max()) + 1, lean.num_classes
         size = table_bytes(rows * view_count(views.padding, views.flip), classes, dtype)
-        folder = user_folder() if str(cache) == AUTO else Path(cache).expanduser()
-        in_memory = str(cache) == AUTO and size <= _IN_MEMORY
-        if str(cache) == AUTO and not in_memory and size > _free_bytes(folder) / 2:
+        folder = user_folder() if str(cache) == CACHE_AUTO else Path(cache).expanduser()
+        in_memory = str(cache) == CACHE_AUTO and size <= _IN_MEMORY
+        if str(cache) == CACHE_AUTO and not in_memory and size > _free_bytes(folder) / 2:
             warn_cache(f"not used: {size / 2**30:.1f} GiB is more than half of what is free for {folder}")
             return None
         path, header = None, b""
         if not in_memory:
             header = table_header(
-                network=fingerprint_network(network, name),
+                network=fingerprint_network(network),
                 images=fingerprint_images(views.split.images, views.split.ids),
                 levels=views.levels,
                 padding=views.padding,

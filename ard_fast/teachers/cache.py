@@ -71,6 +71,7 @@ class LogitsCache:
         self.file = None if path is None else self._open(path)
         self._checked = 0
         self.lookups = self.hits = 0
+        self._reported = 0, 0
 
     def logits(self, ids: Tensor, views: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Logits, float32 `[B, C]`.
@@ -103,8 +104,16 @@ class LogitsCache:
         return values.float()
 
     def report(self) -> dict[str, float]:
-        """For the metrics: the share of lookups that needed no teacher, since the start."""
-        return {"teacher_cache_hits": self.hits / self.lookups if self.lookups else 0.0}
+        """The share of lookups since the last report that needed no teacher."""
+        lookups, hits = self.lookups - self._reported[0], self.hits - self._reported[1]
+        self._reported = self.lookups, self.hits
+        return {"cache_hits": hits / lookups if lookups else 0.0}
+
+    def describe(self) -> str:
+        """Where the table is and how much it has saved so far, in words."""
+        where = f"in {self.path}" if self.file is not None else "in memory"
+        share = 100.0 * self.hits / self.lookups if self.lookups else 0.0
+        return f"logits of clean images kept {where} as {self.dtype}: {share:.1f} % of {self.lookups} came from there"
 
     def _round(self, logits: Tensor) -> Tensor:
         limit = torch.finfo(self.dtype).max

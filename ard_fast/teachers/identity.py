@@ -12,11 +12,11 @@ _FORMAT = 1
 _CHUNK = 1 << 24  # bytes hashed at once, so that no whole copy of a data set is made
 
 
-def fingerprint_network(network: nn.Module, name: str) -> str:
-    """Hash of weights, buffers, layers and their settings; `name` for what a layer's text does not show."""
+def fingerprint_network(network: nn.Module) -> str:
+    """Hash of weights, buffers, layers and their settings, as far as `repr` shows them."""
     digest = hashlib.blake2b(digest_size=16)
     kinds = [f"{type(module).__module__}.{type(module).__qualname__}" for module in network.modules()]
-    digest.update(json.dumps([name, repr(network), kinds]).encode())
+    digest.update(json.dumps([repr(network), kinds]).encode())
     for key, value in network.state_dict().items():
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
         _update(digest, value)

@@ -51,9 +51,10 @@ class Teacher:
         return self.cache.logits(batch.ids, batch.views, lambda positions: self(batch.x[positions]))
 
     def conventions(self) -> list[str]:
-        """How it computes, in words."""
-        return [] if self.lean is None else [f"teacher: {self.lean.facts}"]
+        """How it computes, and what the cache has done so far, in words."""
+        lines = [] if self.lean is None else [self.lean.facts]
+        return lines if self.cache is None else [*lines, self.cache.describe()]
 
     def report(self) -> dict[str, float]:
-        """Figures for the metrics of an epoch; none without a cache in use."""
+        """Figures since the last report; none without a cache in use."""
         return {} if self.cache is None else self.cache.report()
