@@ -99,7 +99,8 @@ def load_network(
         source: the folder or file; or `package.module:factory`, whose network is taken to be trained.
         num_classes: what the data set needs.
         in_channels: what the data set needs.
-        model: the network's name as `build_model` takes it, where the file does not say; must agree where it does.
+        model: the network's name as `build_model` takes it, where the file does not say; a factory (or timm network)
+            is taken in any case, another name must agree with the file's.
         mean: of each channel in [0, 1] pixels, for a network that was trained on normalised images and whose file does
             not carry it; the network returned takes pixels and normalises them.
         std: likewise.
@@ -140,6 +141,8 @@ def load_network(
 def _network_name(
     metadata: Mapping[str, str], model: str | None, path: Path, *, argument: str, model_argument: str
 ) -> str:
+    if model is not None and ":" in model:
+        return model  # the caller's own code, for whatever the file was saved as
     flag = "--" + model_argument.replace("_", "-")
     name = metadata.get("model", model)
     if name is None:

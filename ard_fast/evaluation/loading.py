@@ -51,6 +51,6 @@ def load_model(source: Path | None, model: str | None, dataset: Dataset) -> Load
     network = load_network(
         weights, num_classes=classes, in_channels=channels, model=model, argument="run", model_argument="model"
     )
-    _, metadata = read_weights(weights, argument="run")
+    name = model or read_weights(weights, argument="run")[1]["model"]
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return Loaded(network, metadata.get("model", model), weights, digest)
+    return Loaded(network, name, weights, digest)
