@@ -73,7 +73,8 @@ def make_loader(split: Split, *, device: torch.device, resident: str = "auto", *
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU, or that the machine has."""
+    """Bytes that are free on a GPU, those included that torch keeps from earlier runs; or that the machine has."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
