@@ -25,6 +25,7 @@ from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.methods import METHODS, Inner, MethodContext, StepResult, build_method
 from ard_fast.models import Normalised, build_model, count_parameters, find_model
+from ard_fast.nonfinite import FirstBad, LossWatch, check_weights, watched, weights_are_finite
 from ard_fast.progress import Progress
 from ard_fast.report import write_run_report
 from ard_fast.runfolder import RunFolder
@@ -101,7 +102,8 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.env, self.world = config, folder, env, env.world
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.teachers = {role: self._teacher(network) for role, network in (teachers or {}).items()}
+        self.networks = dict(teachers or {})
+        self.teachers = {role: self._teacher(network) for role, network in self.networks.items()}
         context = MethodContext(
             num_classes=env.dataset.num_classes,
             epochs=config.passes(),
@@ -255,16 +257,17 @@ class Trainer:
         self.student.train()
         self.method.begin_epoch(state.epoch)
         started = time.perf_counter()
-        batches = self.loader.batches(state.epoch, state.step)
+        batches, watch = self.loader.batches(state.epoch, state.step), LossWatch()
         while parts := list(islice(batches, config.accumulate)):
-            stop, save = self.world.any_soon(self.env.stop.requested, self._save_is_due())
-            if stop:
+            stop, save, bad = self.world.any_soon(self.env.stop.requested, self._save_is_due(), watch.bad)
+            if stop or bad:
                 break
             if save:
                 self._collect(sums, started)
                 self._save()
                 started = time.perf_counter()
             sums += self._update(parts)
+            watch.look(sums[0])
             state.step += 1
             progress.step()
         self._collect(sums, started)
@@ -280,12 +283,38 @@ class Trainer:
         state = self.state
         state.loss_sum, correct = self.world.all_reduce(sums.clone()).tolist()
         state.train_seconds += time.perf_counter() - started
-        if not math.isfinite(state.loss_sum):
+        if not math.isfinite(state.loss_sum) or not weights_are_finite(self.student):
+            what = f"loss became {state.loss_sum}" if not math.isfinite(state.loss_sum) else "weights became not finite"
             raise NonFiniteLoss(
-                f"{self.config.method}: the loss became {state.loss_sum} in epoch {state.epoch + 1} at learning rate "
-                f"{self._learning_rate(0.0):g}; {self._kept()}. A smaller --lr usually helps."
+                f"{self.config.method}: the {what} in epoch {state.epoch + 1} at learning rate "
+                f"{self._learning_rate(0.0):g}; {self._origin()}; {self._kept()}. A smaller --lr usually helps."
             )
         state.correct = int(correct)
+
+    def _origin(self) -> str:
+        """Where it began to be not finite, in words, from the steps since the last checkpoint once more."""
+        if self.world.size > 1:
+            return "a run of one process would say where it began"
+        again = Trainer(self.config, self.folder, self.env, self.networks)
+        if self.folder.state.is_file():
+            again.load(load_state(self.folder.state))
+        return again.find_origin(self.state.step)
+
+    def find_origin(self, steps: int) -> str:
+        """Train this epoch up to a step, every part of every step looked at; what was the first that is not finite."""
+        state = self.state
+        self.student.train()
+        self.method.begin_epoch(state.epoch)
+        batches = self.loader.batches(state.epoch, state.step)
+        with watched(self.method, self.student, self.teachers):
+            while state.step < steps and (parts := list(islice(batches, self.config.accumulate))):
+                try:
+                    self._update(parts)
+                    check_weights(self.student, "after the update")
+                except FirstBad as found:
+                    return f"it began in step {state.step + 1} of {self.loader.steps} with {found}"
+                state.step += 1
+        return "it did not come back when the steps were done once more"
 
     def _update(self, parts: list[Batch]) -> Tensor:
         """The student's updates on the micro-batches of one step; for the last update, the loss summed over this
