@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as tf
-from torch import nn
+from torch import Tensor, nn
 
 from ard_fast import functional as F
 from ard_fast.attacks import PGD
@@ -74,7 +74,7 @@ class IntrospectiveDistillation(Method):
     def _attack_words(self) -> str:
         return "x' attacks CE(S(x'), y); teacher, in eval mode, sees x and, for w, x'"
 
-    def _trust(self, logits, batch: Batch):
+    def _trust(self, logits: Tensor, batch: Batch) -> Tensor:
         return teacher_trust(logits, batch.y, self.power)
 
 

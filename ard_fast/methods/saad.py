@@ -114,7 +114,15 @@ SPEC = MethodSpec(
     },
     teachers=("teacher",),
     whole_batch=True,
-    paper={"student": "resnet18", "epochs": 200, "milestones": (100, 150), "lr": 0.1, "weight_decay": 2e-4},
+    paper={
+        "student": "resnet18",
+        "epochs": 200,
+        "milestones": (100, 150),
+        "lr": 0.1,
+        "weight_decay": 2e-4,
+        "averaging": "swa",  # from the 95th epoch on
+        "averaging_start_share": 0.47,
+    },
     quirks=(
         Quirk(
             "clean forward of the student for a term of weight 0: one more batch-norm update", {"clean_branch": True}
