@@ -32,9 +32,9 @@ EVERY_METHOD = "*"
 METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
     "digits": {
         EVERY_METHOD: {"steps": 7, "lr": 0.05},
-        "trades": {"lr": 0.2},
+        "trades": {"lr": 0.1},
         "free": {"replays": 4},
-        "fgsm-rs": {"lr": 0.2},
+        "fgsm-rs": {"lr": 0.1},
         "n-fgsm": {"lr": 0.1, "noise_ratio": 1.0},  # twice eps is most of the pixel range here
         "kd": {"lr": 0.5, "temperature": 3.0},
         "ard": {"lr": 0.5, "temperature": 3.0},
