@@ -127,7 +127,8 @@ ARD_HD float mart_row_of(const PairLossParams& p, const RowView& adv, const RowV
     for (int64_t c = 0; c < p.classes; ++c) {
       grad[c] = from_float<T>(mart_adv_grad(row, z[c], false, false, adv_kl_grad[c], grad_weight));
     }
-    for (const int64_t c : {label, rival.index}) {
+    const int64_t apart[] = {label, rival.index};
+    for (const int64_t c : apart) {
       grad[c] = from_float<T>(
           mart_adv_grad(row, z[c], c == label, c == rival.index, adv_kl_grad[c], grad_weight));
     }
