@@ -13,6 +13,9 @@ Variants, all from student and teacher logits [B, C] to the loss and its gradien
 
 On CUDA every variant is also timed as a captured graph (`...+graph`).
 
+The cases trades-*, mart-* and rslad-* are the losses of two students' rows with both gradients; their variants are
+those of `_pair_losses.py`.
+
 Least traffic: read both logits, write one gradient, 3 * B * C elements. Beside the time stand the relative errors of
 the loss, |l - l64| / |l64|, and of the gradient, ||g - g64|| / ||g64||, against the same formula in float64 on the same
 (rounded) logits. Ours must stay below its stated bounds and every fp32 baseline within 5 %, or nothing is timed; bf16
@@ -26,9 +29,11 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+import _pair_losses
 import torch
 import torch.nn.functional as nnF
 from _cli import Row, WrongResult, build_variants, parse_args, run
+from _problem import run_problem
 from _timing import (
     Variant,
     copy_variant,
@@ -49,9 +54,13 @@ CASES: dict[str, tuple[int, int]] = {
     "c32000-128": (128, 32000),
     "c32003-128": (128, 32003),
 }
-QUICK_CASES = ("c10-128", "c1000-128")
+PAIR_CASES: dict[str, tuple[str, str]] = {
+    f"{loss}-{size}": (loss, size) for loss in _pair_losses.LOSSES for size in _pair_losses.SIZES
+}
+QUICK_CASES = ("c10-128", "c1000-128", "trades-c10-128", "mart-c10-128", "rslad-c10-128")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-VARIANTS = ("ard", "kl_div", "kl_div_fp32", "compile", "fused")
+KD_VARIANTS = ("ard", "kl_div", "kl_div_fp32", "compile", "fused")
+VARIANTS = tuple(dict.fromkeys((*KD_VARIANTS, *_pair_losses.VARIANTS)))
 
 FUSED_BOUNDS = {"fp32": (2e-5, 1e-4), "bf16": (8e-3, 8e-3)}
 """Largest allowed relative error of the fused loss and gradient; in bf16 one rounding of each output."""
@@ -110,7 +119,7 @@ def loss_function(name: str, temperature: float, dtype: torch.dtype) -> LossFn:
         return lambda student, teacher: F.kl_distill_loss(
             student, teacher, temperature=temperature, reduction="batchmean"
         )
-    raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {name!r}")
+    raise ValueError(f"variant: expected one of {', '.join(KD_VARIANTS)}, got {name!r}")
 
 
 def make_variant(name: str, student: list[torch.Tensor], teacher: list[torch.Tensor], temperature: float) -> Variant:
@@ -194,6 +203,8 @@ def run_case(case: str, dtype_name: str, env: Row, args: argparse.Namespace) -> 
     Raises:
         WrongResult: If a variant's result is wrong.
     """
+    if case in PAIR_CASES:
+        return run_pair_case(case, dtype_name, env, args)
     shape, device, dtype = CASES[case], torch.device(args.device), DTYPES[dtype_name]
     logits_bytes = shape[0] * shape[1] * dtype.itemsize
     bytes_min = 3 * logits_bytes
@@ -206,7 +217,7 @@ def run_case(case: str, dtype_name: str, env: Row, args: argparse.Namespace) -> 
     common = {**env, "benchmark": "kd_loss", "case": case, "shape": list(shape), "dtype": dtype_name}
     common["temperature"] = args.temperature
 
-    names = [n for n in args.variants if not (n == "kl_div_fp32" and dtype == torch.float32)]
+    names = [n for n in args.variants if n in KD_VARIANTS and not (n == "kl_div_fp32" and dtype == torch.float32)]
     variants, checks, absent = build_variants(
         names,
         lambda name: make_variant(name, student, teacher, args.temperature),
@@ -224,6 +235,16 @@ def run_case(case: str, dtype_name: str, env: Row, args: argparse.Namespace) -> 
     rows += [unavailable_row(name, reason, common=common) for name, reason in absent.items()]
     print_case(rows, bytes_min)
     return rows
+
+
+def run_pair_case(case: str, dtype_name: str, env: Row, args: argparse.Namespace) -> list[Row]:
+    """As `run_case`, for the losses of two students' rows."""
+    loss, size = PAIR_CASES[case]
+    device, dtype = torch.device(args.device), DTYPES[dtype_name]
+    cache = int(env["cache_bytes"])  # type: ignore[call-overload]
+    n_sets = 1 if args.warm else rotation_sets(_pair_losses.set_bytes(loss, size, dtype), cache)
+    problem = _pair_losses.problem(loss, size, dtype_name, dtype, device, n_sets, args.logit_scale)
+    return run_problem(problem, "kd_loss", case, dtype_name, env, args, n_sets)
 
 
 def print_case(rows: Sequence[Row], bytes_min: int) -> None:
@@ -271,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(
         "The fused distillation loss, forward and backward, against the ways it is written today.",
         argv,
-        cases=tuple(CASES),
+        cases=(*CASES, *PAIR_CASES),
         quick_cases=QUICK_CASES,
         dtypes=tuple(DTYPES),
         variants=VARIANTS,

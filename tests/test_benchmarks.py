@@ -20,6 +20,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import _pair_losses  # noqa: E402
 import _timing  # noqa: E402
 import bench_kd_loss  # noqa: E402
 import bench_pgd  # noqa: E402
@@ -266,6 +267,38 @@ def test_bench_kd_loss_rows_have_the_stated_fields(tmp_path):
     assert by_name["fused", "fp32"]["temperature"] == 30
     # in bf16 arithmetic the gradient at T=30 loses a hundred times more than in fp32
     assert by_name["kl_div", "bf16"]["grad_rel_error"] > 5 * by_name["fused", "bf16"]["grad_rel_error"]
+
+
+@pytest.mark.parametrize("loss", ["trades", "mart", "rslad"])
+def test_bench_kd_loss_times_the_losses_of_two_rows(loss, tmp_path):
+    file = tmp_path / "pair.json"
+    case = f"{loss}-c10-128"
+    options = ["--quick", "--cases", case, "--variants", "eager,composed,fused", "--json", str(file), *TINY]
+    assert bench_kd_loss.main(options) == 0
+    rows = json.loads(file.read_text())
+    assert {(r["variant"], r["dtype"]) for r in rows if r["variant"] != "copy"} == {
+        (variant, dtype) for variant in ("eager", "composed", "fused") for dtype in ("fp32", "bf16")
+    }
+    by_name = {(r["variant"], r["dtype"]): r for r in rows}
+    assert by_name["fused", "fp32"]["grad_rel_error"] < 1e-6 < 1e-3 < by_name["eager", "bf16"]["grad_rel_error"]
+    logits_bytes = 128 * 10 * 4
+    assert by_name["fused", "fp32"]["bytes_min"] == (
+        5 * logits_bytes if loss == "rslad" else 4 * logits_bytes + 128 * 8
+    )
+
+
+def test_a_wrong_loss_of_two_rows_is_not_timed():
+    adv, clean = torch.randn(2, 4, 10)
+    labels = torch.tensor([0, 1, 2, 3])
+    leaves = [adv.clone().requires_grad_(), clean.clone().requires_grad_()]
+
+    def call(_):
+        value = _pair_losses.fused_loss("trades")(*leaves, labels) * 1.01
+        return value, *torch.autograd.grad(value, leaves)
+
+    wrong = _timing.Variant("fused", call, lambda n: None)
+    with pytest.raises(WrongResult, match="fused, trades, fp32: relative error of loss"):
+        _pair_losses.check_variant("trades", wrong, adv, clean, labels, "fp32")
 
 
 @pytest.mark.filterwarnings("ignore:reduction")  # torch's warning about 'mean'
