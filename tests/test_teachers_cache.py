@@ -2,6 +2,9 @@
 
 import errno
 import os
+import shutil
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -297,6 +300,38 @@ def test_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert path.stat().st_size == filled
     expect_equal(again(tmp_path))
+
+
+FULL_TMPFS = """
+import sys, warnings
+sys.path.insert(0, sys.argv[1])
+import torch
+import test_teachers_cache as cases
+from ard_fast.teachers import CacheWarning, build_teacher
+data = cases.split(400)
+plain = build_teacher(cases.network(), cases.views_of(data, 4), cache="off")
+cached = build_teacher(cases.network(), cases.views_of(data, 4), cache=sys.argv[2])
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", CacheWarning)
+    for batch in cases.batches(data, 4, 4):
+        assert torch.equal(cached.clean(batch), plain.clean(batch))
+assert ["No space left" in str(warning.message) for warning in caught] == [True], caught
+print("went on")
+"""
+
+
+def test_a_real_full_disk(tmp_path):
+    """A tmpfs of 64 KiB: there even reading what was never written needs room, if it is read through a memory map."""
+    (tmp_path / "small").mkdir()
+    private = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=64k tmpfs {tmp_path}/small"
+    if shutil.which("unshare") is None or subprocess.run([*private, mount], capture_output=True).returncode:
+        pytest.skip("no private mounts here")
+    (tmp_path / "run.py").write_text(FULL_TMPFS)
+    tests = os.path.dirname(os.path.abspath(__file__))
+    run = f"{mount} && {sys.executable} {tmp_path}/run.py {tests} {tmp_path}/small"
+    done = subprocess.run([*private, run], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "went on" in done.stdout, done.stderr
 
 
 def test_no_room_to_begin_the_file(tmp_path, monkeypatch):

@@ -193,7 +193,7 @@ def test_a_file_cut_short_while_in_use_is_noticed(tmp_path):
     file = table(tmp_path / "t")
     os.truncate(tmp_path / "t", 4096)
     with pytest.raises(DamagedTable, match="was cut to 4096 bytes while in use"):
-        file.get(torch.tensor([100]))  # reading on would kill the process
+        file.get(torch.tensor([100]))
 
 
 def test_a_write_that_fails_or_stops_half_way(tmp_path, monkeypatch):

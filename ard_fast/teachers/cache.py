@@ -140,7 +140,7 @@ class LogitsCache:
         if self.file is not None:
             try:
                 values, known = (part.to(self.device) for part in self.file.get(slots.cpu()))
-            except DamagedTable as error:
+            except (DamagedTable, OSError) as error:
                 self._drop(f"{error}: the run goes on without it")
             else:
                 if self._checked >= _CHECKED_ROWS or self._check(values, known, positions, compute):

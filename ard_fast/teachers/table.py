@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 from pathlib import Path
 
@@ -47,7 +46,8 @@ class FileTable:
     A row that was never written, was torn by a crash, or is damaged fails its checksum and counts as unknown: nothing
     else marks a row as filled, and nothing has to happen in any order. So several processes may read and write one
     file without a lock. The file is sparse; writing to it may fail (a full disk), which leaves what is there usable.
-    Rows are read through a memory map and written by `pwrite`, since a write to a map of a full disk kills the process.
+    Nothing is memory-mapped: in a map a full disk, a file that is cut short, and on tmpfs even the reading of a row
+    that was never written are bus errors, which kill the process. A row costs a short system call instead.
 
     Args:
         path: the file; made where it is missing. Its folder must exist.
@@ -78,8 +78,6 @@ class FileTable:
             self.writable = False
         try:
             self._begin(header.ljust(_HEADER_BYTES, b"\0"))
-            content = mmap.mmap(self._file, self.size, access=mmap.ACCESS_READ)
-            self._rows = np.frombuffer(content, np.uint32, offset=_HEADER_BYTES).reshape(slots, self._words)
         except BaseException:
             os.close(self._file)
             raise
@@ -102,13 +100,16 @@ class FileTable:
 
         Raises:
             DamagedTable: the file has been cut short meanwhile.
+            OSError: the disk cannot be read.
         """
-        if os.fstat(self._file).st_size != self.size:  # reading on would be a bus error
+        numbers, size = slots.numpy(), 4 * self._words
+        rows = [os.pread(self._file, size, _HEADER_BYTES + number * size) for number in numbers.tolist()]
+        content = bytearray().join(rows)
+        if len(content) != len(numbers) * size:
             raise DamagedTable(f"{self.path} was cut to {os.fstat(self._file).st_size} bytes while in use")
-        numbers = slots.numpy()
-        rows = self._rows[numbers]
-        words = np.ascontiguousarray(rows[:, 1:])
-        known = rows[:, 0] == self._checksums(numbers, words)
+        table = np.frombuffer(content, np.uint32).reshape(-1, self._words)
+        words = np.ascontiguousarray(table[:, 1:])
+        known = table[:, 0] == self._checksums(numbers, words)
         values = words.view(self.dtype)[:, : self.classes]
         return torch.from_numpy(np.ascontiguousarray(values)), torch.from_numpy(known)
 
