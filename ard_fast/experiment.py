@@ -23,6 +23,7 @@ from ard_fast.methods import METHODS
 from ard_fast.models import MODELS
 from ard_fast.runfolder import RunFolder
 from ard_fast.settings import COMPARE
+from ard_fast.tensorboard import require_tensorboard
 from ard_fast.trainer import Environment, Trainer, check_model_fits
 
 
@@ -39,6 +40,8 @@ def prepare(config: TrainConfig, stop: StopRequest, world: World | None = None) 
 
 
 def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environment:
+    if config.tensorboard:
+        require_tensorboard()
     device = find_device(world.device_name(config.device))
     if config.batch_size < world.size * config.accumulate:
         raise ValueError(

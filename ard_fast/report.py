@@ -6,11 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from ard_fast.data import Dataset
 from ard_fast.evaluation import PGD20_STEPS, Accuracy
+from ard_fast.evaluation.figures import draw_pictures
+from ard_fast.evaluation.runner import Attack, Evaluator, Step
 from ard_fast.files import write_atomic, write_text
 from ard_fast.runfolder import RunFolder
 
 _ROBUST = f"PGD-{PGD20_STEPS}"
+_EXAMPLES = 64  # test images that the pictures are chosen from
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -29,8 +36,41 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(table[0]), rule, *(line(row) for row in table[1:])])
 
 
+def draw_examples(
+    path: Path, network: nn.Module, dataset: Dataset, attack: Attack, *, eps: float, seed: int, channels_last: bool
+) -> bool:
+    """Pictures of some test images, clean and under attack, with what the network takes them for.
+
+    Args:
+        path: a png file, replaced in one step.
+        network: on the device of `dataset.test`.
+        dataset: its first test images are attacked.
+        attack: within `eps`, L-infinity.
+        eps: radius.
+        seed: of the attack.
+        channels_last: give the network images in that layout.
+
+    Returns:
+        Whether there was anything to show: an image that is right as it is.
+    """
+    split = dataset.test
+    chosen = split.take(torch.arange(min(_EXAMPLES, len(split)), device=split.labels.device))
+    evaluator = Evaluator(
+        network, chosen, levels=dataset.levels, norm="linf", eps=eps, seed=seed, channels_last=channels_last
+    )
+    evaluator.clean()
+    evaluator.run(Step(_ROBUST, ((_ROBUST, attack),)))
+    return draw_pictures(path, evaluator, class_names=dataset.class_names)
+
+
 def write_run_report(
-    folder: RunFolder, summary: Mapping[str, Any], conventions: Sequence[str], last: Accuracy, best_epoch: int
+    folder: RunFolder,
+    summary: Mapping[str, Any],
+    conventions: Sequence[str],
+    last: Accuracy,
+    best_epoch: int,
+    *,
+    pictures: bool,
 ) -> None:
     """report.md and plot.png of one run.
 
@@ -40,6 +80,7 @@ def write_run_report(
         conventions: the lines printed when the run started.
         last: test figures of the last epoch.
         best_epoch: the epoch of the best checkpoint.
+        pictures: whether there are some (`draw_examples`).
     """
     rows = [
         [f"best (epoch {best_epoch}, by validation)", f"{summary['clean_acc']:.2f}", f"{summary['pgd20_acc']:.2f}"],
@@ -56,6 +97,8 @@ def write_run_report(
         "",
         f"![accuracy over epochs]({folder.plot_file.name})",
     ]
+    if pictures:
+        text += ["", f"![test images, clean and under {_ROBUST}]({folder.pictures_file.name})"]
     write_text(folder.report_file, "\n".join(text) + "\n")
     name = f"{summary['method']} ({summary['student']})"
     plot_curves(folder.plot_file, {name: [folder.metrics()]}, title=f"{summary['dataset']}, seed {summary['seed']}")

@@ -38,6 +38,8 @@ class RunFolder:
         self.summary_file = self.path / "summary.json"
         self.report_file = self.path / "report.md"
         self.plot_file = self.path / "plot.png"
+        self.pictures_file = self.path / "pictures.png"
+        self.board = self.path / "tensorboard"
         self.best = self.path / BEST
         self.last = self.path / LAST
         self.state = self.path / STATE

@@ -27,11 +27,12 @@ from ard_fast.methods import METHODS, Inner, MethodContext, StepResult, build_me
 from ard_fast.models import Normalised, build_model, count_parameters, find_model
 from ard_fast.nonfinite import FirstBad, LossWatch, check_weights, watched, weights_are_finite
 from ard_fast.progress import Progress
-from ard_fast.report import write_run_report
+from ard_fast.report import draw_examples, write_run_report
 from ard_fast.runfolder import RunFolder
 from ard_fast.schedules import learning_rate, relative_rate
 from ard_fast.sync_bn import synchronise
 from ard_fast.teachers import Teacher, Views, build_teacher
+from ard_fast.tensorboard import Board
 from ard_fast.weights import AdversarialWeightPerturbation, WeightAverage
 
 Numbers = Sequence[float]
@@ -129,6 +130,7 @@ class Trainer:
         self.awp = self._weight_perturbation()
         self.average = self._weight_average()
         self.state = TrainingState()
+        self.board: Board | None = None
         self.loader = make_loader(
             env.dataset.train,
             device=env.device,
@@ -194,13 +196,18 @@ class Trainer:
         else:
             self.world.from_main(lambda: self.folder.start(self.config))
         steps, passes = self.loader.steps, self.config.passes()
-        progress = Progress(steps * passes, steps * self.state.epoch + self.state.step)
+        done = steps * self.state.epoch + self.state.step
+        progress = Progress(steps * passes, done, steps_per_epoch=steps, images_per_step=self.config.batch_size)
+        if self.config.tensorboard and self.world.is_main:
+            self.board = Board(self.folder.board, self.state.rows)
         try:
             while self.state.epoch < passes:
                 self._train_epoch(progress)
                 self._finish_epoch(progress)
         finally:
             progress.close()
+            if self.board is not None:
+                self.board.close()
         return self._finish()
 
     def describe(self) -> list[str]:
@@ -401,6 +408,8 @@ class Trainer:
         state.rows.append(row)
         self._save()
         self.world.from_main(lambda: self.folder.add_metrics(row))
+        if self.board is not None:
+            self.board.add(row)
         progress.epoch(row, last=epoch == config.passes())
 
     def _finish(self) -> dict[str, Any]:
@@ -430,7 +439,7 @@ class Trainer:
             "images_per_s": self._images_per_s(config.passes()),
             "elapsed_s": self._elapsed(),
         }
-        self.world.from_main(lambda: self._report(summary, test_last))
+        self.world.from_main(lambda: self._report(best, summary, test_last))
         print(
             f"  test: clean {test.clean:.2f} %, PGD-{PGD20_STEPS} {test.robust:.2f} % (best, epoch "
             f"{self.state.best_epoch}); last epoch {test_last.clean:.2f} / {test_last.robust:.2f} %",
@@ -438,8 +447,19 @@ class Trainer:
         )
         return summary
 
-    def _report(self, summary: dict[str, Any], test_last: Accuracy) -> None:
-        write_run_report(self.folder, summary, self.describe(), test_last, self.state.best_epoch)
+    def _report(self, best: nn.Module, summary: dict[str, Any], test_last: Accuracy) -> None:
+        config, dataset = self.config, self.env.dataset
+        attack = PGD(eps=config.eps, step_size=config.eval_step_size, steps=PGD20_STEPS, bn="eval")
+        shown = draw_examples(
+            self.folder.pictures_file,
+            best,
+            dataset,
+            attack,
+            eps=config.eps,
+            seed=EVALUATION_SEED,
+            channels_last=config.channels_last,
+        )
+        write_run_report(self.folder, summary, self.describe(), test_last, self.state.best_epoch, pictures=shown)
         self.folder.write_summary(summary)
 
     def _evaluate(self, network: nn.Module, split: Any, steps: int) -> Accuracy:

@@ -34,6 +34,7 @@ FILES = {
     "last.safetensors",
     "training_state.pt",
     "plot.png",
+    "pictures.png",
     "report.md",
 }
 WORK = ("images_per_s", "elapsed_s", "teacher_cache_hits", "clean_teacher_cache_hits")  # of this process, not results
@@ -397,7 +398,7 @@ def test_the_default_job_at_tiny_settings(tmp_path, monkeypatch, capsys):
         )
     assert "ard (digits-student) - at (digits-student) under PGD-20: " in printed and f"run folder: {out}" in printed
     runs = {f"seed{seed}-{name}" for seed in (0, 1) for name in ("teacher", "at", "ard")}
-    assert {path.name for path in out.iterdir()} == runs | FILES - {"training_state.pt"}
+    assert {path.name for path in out.iterdir()} == runs | FILES - {"training_state.pt", "pictures.png"}
     summary = json.loads((out / "summary.json").read_text())
     assert tuple(summary) == (*SUMMARY_KEYS, "runs")
     singles = [json.loads((out / f"seed{seed}-ard" / "summary.json").read_text()) for seed in (0, 1)]

@@ -16,3 +16,4 @@ class OutputSettings:
         "also write a checkpoint inside an epoch when the last one is this old; default only after epochs",
         "output",
     )
+    tensorboard: bool = option(False, "write the metrics for TensorBoard too, to the run's folder", "output")
