@@ -6,6 +6,7 @@
 #include "testing/attack_gradient_on_host.h"
 #include "testing/kd_on_host.h"
 #include "testing/norm_on_host.h"
+#include "testing/pair_on_host.h"
 #include "testing/pgd_on_host.h"
 
 namespace ard {
@@ -36,8 +37,37 @@ void run_distillation_loss() {
   p.kl_weight = p.clean_weight = p.kl_grad_weight = p.clean_grad_weight = 1.0f;
   emu::kd_loss<float>(p, emu::block_plan<float>(p, 96, true));
   emu::kd_loss<float>(p, emu::block_plan<float>(p, 64, false));
+  p.labels = nullptr;  // a second student
+  p.grad_teacher = nullptr;
+  emu::kd_loss<float>(p, emu::block_plan<float>(p, 96, true));
   float total = 0.0f;
   emu::sum_rows(grad.data(), kRows * kClasses, &total);
+}
+
+void run_pair_loss() {
+  constexpr int kRows = 2, kClasses = 200;
+  std::vector<float> adv(kRows * kClasses), clean(adv.size()), loss(kRows);
+  std::vector<float> grad_adv(adv.size()), grad_clean(adv.size());
+  std::vector<int64_t> labels(kRows, 1);
+  for (std::size_t i = 0; i < adv.size(); ++i) {
+    adv[i] = static_cast<float>(i * 37 % 101) * 0.1f;
+    clean[i] = static_cast<float>(i * 53 % 97) * 0.1f;
+  }
+  PairLossParams p{};
+  p.adv = adv.data();
+  p.clean = clean.data();
+  p.labels = labels.data();
+  p.loss_rows = loss.data();
+  p.grad_adv = grad_adv.data();
+  p.grad_clean = grad_clean.data();
+  p.batch = kRows;
+  p.classes = p.adv_stride = p.clean_stride = kClasses;
+  p.kl_weight = p.ce_weight = p.kl_grad_weight = p.ce_grad_weight = 1.0f;
+  for (const bool mart : {false, true}) {
+    p.mart = mart;
+    emu::pair_loss<float>(p, emu::pair_loss_block_plan<float>(p, 96, true));
+    emu::pair_loss<float>(p, emu::pair_loss_block_plan<float>(p, 64, false));
+  }
 }
 
 void run_attack_gradient() {
@@ -85,6 +115,7 @@ void run_steps_over_samples() {
 int main() {
   try {
     ard::run_distillation_loss();
+    ard::run_pair_loss();
     ard::run_attack_gradient();
     ard::run_steps_over_samples();
   } catch (const ard::emu::LaunchError& fault) {

@@ -127,7 +127,7 @@ bool close(Buffer<T>& a, Buffer<T>& b, float relative, float scale) {
 
 template <typename T>
 void test_kd_loss(std::size_t rows, std::size_t classes, std::size_t offset, std::size_t padding,
-                  bool with_clean, bool with_grad) {
+                  bool with_clean, bool with_grad, bool two_students = false) {
   const std::size_t stride = classes + padding;
   // The last row ends with its last class, not with its stride.
   const std::size_t size = rows ? (rows - 1) * stride + classes : 0;
@@ -145,7 +145,10 @@ void test_kd_loss(std::size_t rows, std::size_t classes, std::size_t offset, std
   p.student = student.data();
   p.teacher = teacher.data();
   p.clean = with_clean ? clean.data() : nullptr;
-  p.labels = with_clean ? labels.data() : nullptr;
+  p.labels = with_clean && !two_students ? labels.data() : nullptr;
+  Buffer<float> factors(rows, 0);
+  for (std::size_t i = 0; i < rows; ++i) factors[i] = 0.5f + static_cast<float>(i);
+  if (two_students) p.weight = p.teacher_temperature = p.clean_teacher_temperature = factors.data();
   p.batch = static_cast<int64_t>(rows);
   p.classes = static_cast<int64_t>(classes);
   p.student_stride = p.teacher_stride = p.clean_stride = static_cast<int64_t>(stride);
@@ -160,13 +163,15 @@ void test_kd_loss(std::size_t rows, std::size_t classes, std::size_t offset, std
     p.loss_rows = loss.data();
     p.grad_student = with_grad ? grad.data() : nullptr;
     p.grad_clean = with_grad && with_clean ? grad_clean.data() : nullptr;
-    p.grad_teacher = with_grad ? grad_teacher.data() : nullptr;
+    p.grad_teacher = with_grad && !two_students ? grad_teacher.data() : nullptr;
     kernel();
   };
   const std::size_t grads = with_grad ? rows * classes : 0;
   const std::size_t clean_grads = with_clean ? grads : 0;
   Buffer<float> expected(rows, 0);
-  Buffer<T> expected_grad(grads, 0), expected_clean(clean_grads, 0), expected_teacher(grads, 0);
+  const std::size_t teacher_grads = two_students ? 0 : grads;
+  Buffer<T> expected_grad(grads, 0), expected_clean(clean_grads, 0);
+  Buffer<T> expected_teacher(teacher_grads, 0);
   run(expected, expected_grad, expected_clean, expected_teacher,
       [&] { cpu::kd_loss(p, dtype_of<T>(), 0, p.batch); });
   const float last_place = std::is_same_v<T, float> ? 1e-4f
@@ -174,7 +179,7 @@ void test_kd_loss(std::size_t rows, std::size_t classes, std::size_t offset, std
                                                     : 8e-3f;
   for (int variant = 0; variant < 3; ++variant) {
     Buffer<float> loss(rows, 0);
-    Buffer<T> grad(grads, 0), grad_clean(clean_grads, 0), grad_teacher(grads, 0);
+    Buffer<T> grad(grads, 0), grad_clean(clean_grads, 0), grad_teacher(teacher_grads, 0);
     run(loss, grad, grad_clean, grad_teacher, [&] {
       emu::kd_loss<T>(p, variant == 0 ? cuda::plan_kd_loss(p, sizeof(T), emu::kMaxSharedBytes)
                                       : emu::block_plan<T>(p, 64, variant == 1));
@@ -198,6 +203,10 @@ void test_kd_losses() {
   test_kd_loss<T>(2, 264, 0, 0, true, false);
   test_kd_loss<T>(2, 1025, 0, 0, true, true);  // the launcher gives these to a block
   test_kd_loss<T>(2, 1032, 0, 0, false, true);
+  test_kd_loss<T>(5, 10, 0, 0, true, true, true);
+  test_kd_loss<T>(3, 16, 0, 16, true, true, true);
+  test_kd_loss<T>(3, 33, 3, 5, true, false, true);
+  test_kd_loss<T>(2, 1025, 0, 0, true, true, true);
 }
 
 void test_sum_rows() {
