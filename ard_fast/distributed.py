@@ -233,7 +233,11 @@ def connect(timeout: timedelta = TIMEOUT) -> Iterator[World]:
     if nccl and local_rank < torch.cuda.device_count():
         torch.cuda.set_device(local_rank)
     with _reporting_loss():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=timeout)
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        # torchrun may keep one store through its restarts, which still holds the addresses of the attempt before.
+        store = dist.PrefixStore(f"ard_fast/attempt{_count('RESTART_COUNT')}of{size}", store)
+        backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield World(dist.get_rank(), local_rank, dist.get_world_size(), _count("RESTART_COUNT"), _count("MAX_RESTARTS"))
     finally:

@@ -326,6 +326,7 @@ class Trainer:
     def _update(self, parts: list[Batch]) -> Tensor:
         """The student's updates on the micro-batches of one step; for the last update, the loss summed over this
         process's images and how many of them were classified right, float64 `[2]`."""
+        parts = parts[: parts[0].global_size]  # with fewer images than parts the last ones are empty in every process
         for replay in range(self.method.replays):
             done = (self.state.step + replay / self.method.replays) / self.loader.steps
             for group in self.optimizer.param_groups:
