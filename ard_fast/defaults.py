@@ -40,6 +40,16 @@ METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
         "ard": {"lr": 0.5, "temperature": 3.0},
         "fast-ard": {"lr": 1.0, "temperature": 3.0},
         "fgsm-ard": {"lr": 1.0, "temperature": 3.0},
+        "rslad": {"lr": 0.5, "temperature": 3.0},
+        "iad-i": {"lr": 0.1, "temperature": 3.0},
+        "iad-ii": {"lr": 0.2},
+        "mtard": {"lr": 1.0},
+        "adaad": {"lr": 1.0, "temperature": 3.0},
+        "adaiad": {"lr": 0.1, "temperature": 3.0},
+        "absld": {"lr": 0.5, "temperature": 3.0},
+        "fair-ard": {"lr": 0.5, "temperature": 3.0},
+        "igdm": {"lr": 0.1, "temperature": 3.0},
+        "saad": {"lr": 0.1, "temperature": 3.0},
     },
 }
 

@@ -26,7 +26,7 @@ class AntiBiasDistillation(Method):
     """RSLAD with teachers' labels as smooth as their class can bear: T^2 [alpha KL(T^a(x) || S(x')) + (1 - alpha)
     KL(T^n(x) || S(x))], T^a(x) = softmax(T(x) / a_y), x' attacking KL(T^a(x) || S(x')).
 
-    The teacher's temperatures a and n, one for each class y and each term, start at 1. After each epoch
+    The teacher's temperatures a and n (on top of T), one for each class y and each term, start at 1. After each epoch
     a_c -= r (L_c - mean L) / max |L - mean L|, held within [0.5, 5], L_c the epoch's mean CE of class c at x' (at x for
     n): a class that is learnt badly gets sharper labels. r follows the learning rate's drops. The code takes sums for
     L_c; where classes are equally frequent, as in CIFAR, that is the same. A class that no image of the epoch had keeps
@@ -69,8 +69,8 @@ class AntiBiasDistillation(Method):
             clean_weight=1.0 - self.alpha,
             temperature=self.temperature,
             reduction=self.reduction,
-            teacher_temperature=adversarial,
-            clean_teacher_temperature=natural,
+            teacher_temperature=self.temperature * adversarial,
+            clean_teacher_temperature=self.temperature * natural,
         )
         with torch.no_grad():
             both = (tf.cross_entropy(rows.float(), batch.y, reduction="none") for rows in (logits, clean))
