@@ -46,7 +46,7 @@ METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
         "mtard": {"lr": 1.0},
         "adaad": {"lr": 1.0, "temperature": 3.0},
         "adaiad": {"lr": 0.1, "temperature": 3.0},
-        "absld": {"lr": 0.5, "temperature": 3.0},
+        "absld": {"lr": 1.0},
         "fair-ard": {"lr": 0.5, "temperature": 3.0},
         "igdm": {"lr": 0.1, "temperature": 3.0},
         "saad": {"lr": 0.1, "temperature": 3.0},
