@@ -26,12 +26,13 @@ from safetensors.torch import load_file
 
 from ard_fast.checkpoint import load_state
 from ard_fast.data import load_dataset
+from ard_fast.methods import find_method
 from ard_fast.runfolder import RunFolder
 from ard_fast.train import main as train
 
 _ASIDE = ("images_per_s", "elapsed_s", "teacher_cache_hits", "clean_teacher_cache_hits")  # of the process, no results
 _LONGEST = 0.6  # of the whole run's time, start of the process included
-_SETTINGS = ["--epochs", "6", "--teacher-epochs", "4", "--subset", "512", "--steps", "4", "--val-steps", "4",
+_SETTINGS = ["--epochs", "6", "--teacher-epochs", "4", "--subset", "512", "--val-steps", "4",
              "--test-subset", "100", "--save-every-seconds", "0.1", "--threads", "1"]  # fmt: skip
 
 
@@ -120,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="keep the run folders here")
     options = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     root = options.out or Path(tempfile.mkdtemp(prefix="kill-resume-"))
-    arguments = ["--method", options.method, *_SETTINGS, *extra]
+    steps = ["--steps", "4"] if "steps" in find_method(options.method).defaults else []
+    arguments = ["--method", options.method, *_SETTINGS, *steps, *extra]
     load_dataset("digits")  # so that the processes below, which are copies of this one, need not import it
     started = time.monotonic()
     run_and_kill(root / "whole", arguments, iter([]))
