@@ -42,7 +42,7 @@ METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
         "fgsm-ard": {"lr": 1.0, "temperature": 3.0},
         "rslad": {"lr": 0.5, "temperature": 3.0},
         "iad-i": {"lr": 0.1, "temperature": 3.0},
-        "iad-ii": {"lr": 0.2},
+        "iad-ii": {"lr": 0.1, "temperature": 3.0},
         "mtard": {"lr": 1.0},
         "adaad": {"lr": 1.0, "temperature": 3.0},
         "adaiad": {"lr": 0.1, "temperature": 3.0},
