@@ -256,7 +256,8 @@ class TrainingState:
         step: steps done in it.
         loss_sum: of the images of this epoch's done steps.
         correct: of the same images, those classified right by the logits the student was updated on.
-        best_robust: the best robust validation accuracy so far, in percent; -1 before the first.
+        best_score: the best validation accuracy so far, robust or clean as the method selects, in percent; -1 before
+            the first.
         best_epoch: its epoch, from 1; 0 before the first.
         train_seconds: spent in training steps so far.
         elapsed: seconds of the run so far, evaluations included.
@@ -268,7 +269,7 @@ class TrainingState:
     step: int = 0
     loss_sum: float = 0.0
     correct: int = 0
-    best_robust: float = -1.0
+    best_score: float = -1.0
     best_epoch: int = 0
     train_seconds: float = 0.0
     elapsed: float = 0.0

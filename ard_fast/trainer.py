@@ -246,9 +246,10 @@ class Trainer:
                 f"weights averaged: {config.averaging}{decay}, from epoch {self.average.first_epoch + 1}; validation, "
                 "checkpoints and test are of the average"
             )
+        best_by = f"PGD-{config.val_steps}" if spec.selects_by == "robust" else "clean accuracy"
         lines.append(
             f"evaluation: L-inf PGD-{PGD20_STEPS} on CE, eps {config.eps:.5g}, step {config.eval_step_size:.5g}, "
-            f"uniform start, eval mode; best epoch by PGD-{config.val_steps} on the validation images"
+            f"uniform start, eval mode; best epoch by {best_by} on the validation images"
         )
         return lines
 
@@ -398,8 +399,9 @@ class Trainer:
         if epoch % config.val_every == 0 or epoch == config.passes():
             accuracy = self._evaluate(self.network, self.env.dataset.val, config.val_steps)
             row["val_clean"], row["val_robust"] = accuracy
-            if accuracy.robust > state.best_robust:
-                state.best_robust, state.best_epoch = accuracy.robust, epoch
+            score = getattr(accuracy, METHODS[config.method].selects_by)
+            if score > state.best_score:
+                state.best_score, state.best_epoch = score, epoch
         row.update(self.method.end_epoch())  # after the validation, in which a run may stop and from which it goes on
         for role, teacher in self.teachers.items():
             row.update({f"{role}_{name}": value for name, value in teacher.report().items()})

@@ -123,6 +123,18 @@ def test_the_best_checkpoint_is_the_best_validation_epoch(tmp_path, monkeypatch)
     assert load_state(tmp_path / "run" / "training_state.pt").best_epoch == 2
 
 
+def test_a_network_trained_on_clean_images_is_selected_by_its_clean_accuracy(tmp_path, monkeypatch):
+    scores = iter([(80.0, 3.0), (95.0, 1.0), (90.0, 2.0)])
+    real = trainer.evaluate
+
+    def scripted(model, split, **settings):
+        return trainer.Accuracy(*next(scores)) if len(split) == VAL else real(model, split, **settings)
+
+    monkeypatch.setattr(trainer, "evaluate", scripted)
+    assert main(["--method", "natural", *CLEAN, "--epochs", "3", "--out", str(tmp_path / "run")]) == 0
+    assert load_state(tmp_path / "run" / "training_state.pt").best_epoch == 2
+
+
 def test_seeds_and_methods(tmp_path):
     for name, extra in {"s0": [], "s1": ["--seed", "1"]}.items():
         assert main([*AT, "--epochs", "1", "--out", str(tmp_path / name), *extra]) == 0

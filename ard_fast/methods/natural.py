@@ -36,5 +36,6 @@ SPEC = MethodSpec(
     build=_build,
     defaults={},
     attacks=False,
+    selects_by="clean",  # its robust accuracy is noise, and another method's clean teacher should be a good one
     paper={"epochs": 200, "milestones": (100, 150), "lr": 0.1, "weight_decay": 2e-4},
 )

@@ -21,6 +21,7 @@ class MethodSpec:
         teachers: the roles it needs, of "teacher" and "clean_teacher".
         attacks: whether it attacks the student.
         step_ratio: the step of its attack in units of eps.
+        selects_by: the validation accuracy that makes an epoch the best: "robust" or "clean".
         whole_batch: whether each batch changes the method's state, or is used twice, so that it cannot come in parts.
         paper: the rest of its paper's training recipe on CIFAR-10, for the preset `<name>-paper`; fields of the run's
             configuration.
@@ -33,6 +34,7 @@ class MethodSpec:
     teachers: tuple[str, ...] = ()
     attacks: bool = True
     step_ratio: float = 0.25
+    selects_by: str = "robust"
     whole_batch: bool = False
     paper: Mapping[str, Any] = field(default_factory=dict)
     quirks: tuple[Quirk, ...] = ()
