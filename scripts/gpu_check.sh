@@ -22,8 +22,9 @@
 #   CIFAR10_DIR        folder with the official CIFAR-10 files, or
 #   CIFAR10_ARCHIVE    tar archive with them, for the stages *_cifar10
 #   GPU_CHECK_EPOCHS   epochs of train_cifar10 (default 2)
-#   GPU_CHECK_TABLE_EPOCHS, GPU_CHECK_TABLE_DIR: epochs of each row of table_cifar10 (default 10), and the folder of its
-#                      runs (default build/gpu_table), from which the next call goes on
+#   GPU_CHECK_TABLE_EPOCHS  epochs of each row of table_cifar10 (default 10)
+#   GPU_CHECK_KEEP     folder for what the next call needs again (default build/gpu_check): the unpacked archive, and the
+#                      runs of table_cifar10, which then go on
 #   GPU_CHECK_EXAMPLES test images that evaluate_cifar10 attacks (default all 10,000); autoattack_cifar10 a tenth of them
 
 set -uo pipefail
@@ -33,6 +34,7 @@ ROOT=$(dirname "$(dirname "$SELF")")
 PYTHON=${PYTHON:-python3}
 DEVICE=${GPU_CHECK_DEVICE:-cuda} # set by --device, handed to the stages
 QUICK=${GPU_CHECK_QUICK:-0}      # set by --quick, handed to the stages
+KEEP=${GPU_CHECK_KEEP:-$ROOT/build/gpu_check}
 SKIPPED=77                       # exit status of a stage that says it does not apply
 
 STAGES=(env build info gpu_tests tests memcheck racecheck initcheck synccheck bench_pgd bench_kd_loss bench_steps
@@ -200,7 +202,7 @@ stage_evaluate() {
 # Sets CIFAR10_DIR, by unpacking CIFAR10_ARCHIVE if need be: into one place, where a later call's run finds it again.
 need_cifar10() {
   if [[ -z ${CIFAR10_DIR:-} && -n ${CIFAR10_ARCHIVE:-} ]]; then
-    local unpacked=$ROOT/build/gpu_cifar10 batch
+    local unpacked=$KEEP/cifar10 batch
     if [[ ! -f $unpacked/.complete ]]; then
       mkdir -p "$unpacked"
       tar -xf "$CIFAR10_ARCHIVE" -C "$unpacked"
@@ -237,13 +239,13 @@ stage_autoattack_cifar10() {
 # The rows of the papers' tables. Saved every half minute, so that a stage cut off by its limit goes on in the next call.
 stage_table_cifar10() {
   need_cifar10
-  local runs=${GPU_CHECK_TABLE_DIR:-build/gpu_table} layout=() status=0
+  local runs=$KEEP/table layout=() status=0
   [[ $DEVICE == cuda ]] && layout=(--channels-last)
-  mkdir -p "$(dirname "$runs")"
+  mkdir -p "$KEEP"
   "$PYTHON" scripts/paper_table.py "$runs" --data-dir "$CIFAR10_DIR" --device "$DEVICE" "${layout[@]}" \
     --epochs "${GPU_CHECK_TABLE_EPOCHS:-10}" --schedule cosine --val-every 5 --save-every-seconds 30 || status=$?
-  find "$runs" \( -name '*.json*' -o -name '*.md' -o -name '*.png' -o -name '*.yaml' \) \
-    -exec cp --parents {} "$1" \;
+  [[ ! -d $runs ]] || (cd "$KEEP" && find table \( -name '*.json*' -o -name '*.md' -o -name '*.png' -o -name '*.yaml' \) \
+    -exec cp --parents {} "$1" \;)
   return "$status"
 }
 

@@ -428,7 +428,7 @@ def test_gpu_check_runs_every_stage(gpu_check):
     assert status == 0, output
     assert {s["status"] for s in stages.values()} == {"ok", "skipped"}
     skipped = {name: s["note"] for name, s in stages.items() if s["status"] == "skipped"}
-    for stage in ("train_cifar10", "evaluate_cifar10", "autoattack_cifar10"):
+    for stage in ("train_cifar10", "evaluate_cifar10", "autoattack_cifar10", "table_cifar10"):
         assert skipped.pop(stage) == "neither CIFAR10_DIR nor CIFAR10_ARCHIVE is set"
     assert set(skipped) <= {"ncu"}  # wherever ncu is installed the fake Python runs under it
     assert "-m pip install -v --no-build-isolation --no-deps ." in commands
@@ -533,12 +533,15 @@ def test_gpu_check_unpacks_a_cifar10_archive(gpu_check, tmp_path):
     (folder / "data_batch_1.bin").write_bytes(b"")
     archive = tmp_path / "cifar.tar"
     subprocess.run(["tar", "-cf", str(archive), "-C", str(tmp_path), "a"], check=True)
-    status, _, output, commands = gpu_check("--stages", "train_cifar10", CIFAR10_ARCHIVE=str(archive))
+    keep = tmp_path / "keep"
+    where = {"CIFAR10_ARCHIVE": str(archive), "GPU_CHECK_KEEP": str(keep)}
+    status, _, output, commands = gpu_check("--stages", "train_cifar10,table_cifar10", **where)
     assert status == 0, output
     words = commands.split()
-    data = Path(words[words.index("--data-dir") + 1])
-    assert data.name == "cifar-10-batches-bin"
-    assert not data.exists()  # the unpacked copy is gone again
+    places = {words[index + 1] for index, word in enumerate(words) if word == "--data-dir"}
+    assert places == {str(keep / "cifar10" / "a" / "cifar-10-batches-bin")}
+    archive.write_bytes(b"")  # a later call finds what this one has unpacked
+    assert gpu_check("--stages", "table_cifar10", **where)[0] == 0
 
 
 @needs_bash
