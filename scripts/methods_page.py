@@ -99,11 +99,12 @@ def _figures() -> list[str]:
         "## On the digits",
         "",
         f"{content['note']} Measured {measured['date']} on {measured['processor']}, one thread a run, torch "
-        f"{measured['torch']}. The students have 4,258 parameters, the teachers 23,034. The same 15 epochs for all, replays "
-        "counted; rates and temperatures chosen on the validation images (benchmarks/NOTES.md has what was tried). With "
-        "450 test images one figure's standard error is 2 points, so most of the differences between the members of the "
-        "family are noise. Commands: `python -m ard_fast.train --compare-methods NAME,NAME,...`, then `python -m "
-        "ard_fast.compare RUN --attacks apgd-ce --baseline at --out DIR`.",
+        f"{measured['torch']}. The students have 4,258 parameters, the teachers 23,034. The same 15 epochs for all, "
+        "replays counted; rates and temperatures chosen on the validation images (benchmarks/NOTES.md has what was "
+        "tried). With 450 test images one figure's standard error is 2 points, so most of the differences between the "
+        "members of the family are noise. Commands: `python -m ard_fast.train --compare-methods NAME,NAME,...`, then "
+        "`python -m ard_fast.compare RUN --attacks apgd-ce --baseline at --out DIR`.",
+        "",
         "",
         table,
         "",
