@@ -171,8 +171,8 @@ def complete(config: TrainConfig) -> TrainConfig:
     for key in _METHOD_FIELDS:
         given = getattr(config, key) if _has(spec, key) else None
         values[key] = defaults.get(key) if given is None else given
-    if config.parity and "schedule" in defaults:
-        values["schedule"] = defaults["schedule"]
+    if config.schedule is None:
+        values["schedule"] = defaults.get("schedule", tuned.get("schedule", "multistep"))
     if config.lr is None:
         values["lr"] = tuned.get("lr", spec.paper.get("lr", 0.1))
     return config.replace(**values)

@@ -15,7 +15,6 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "epochs": 15,
         "teacher_epochs": 25,
         "batch_size": 64,
-        "schedule": "cosine",
         "eps": 0.2,
         "crop_padding": 0,
         "flip": False,
@@ -31,7 +30,7 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 EVERY_METHOD = "*"
 METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
     "digits": {
-        EVERY_METHOD: {"steps": 7, "lr": 0.05},
+        EVERY_METHOD: {"steps": 7, "lr": 0.05, "schedule": "cosine"},
         "trades": {"lr": 0.1},
         "free": {"replays": 4},
         "fgsm-rs": {"lr": 0.1},
@@ -61,7 +60,6 @@ def presets() -> dict[str, dict[str, Any]]:
         "student": "mobilenetv2",
         "batch_size": 128,
         "momentum": 0.9,
-        "schedule": "multistep",
         "lr_factor": 0.1,
         "eps": 8 / 255,
         "eval_step_size": 2 / 255,

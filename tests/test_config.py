@@ -97,6 +97,9 @@ def test_parity_switches_the_quirks_on_unless_told_otherwise():
     config = resolve({"method": "ard", "parity": True, "reduction": "batchmean"})
     assert (config.schedule, config.attack_bn, config.clean_branch, config.clamp_start) == ("ard", "train", True, False)
     assert config.reduction == "batchmean"
+    assert resolve({"method": "ard", "parity": True, "schedule": "cosine"}).schedule == "cosine"
+    assert for_method(resolve({"parity": True}), "ard", 0).schedule == "ard"
+    assert for_method(resolve({"parity": True, "schedule": "constant"}), "ard", 0).schedule == "constant"
 
 
 @pytest.mark.parametrize(

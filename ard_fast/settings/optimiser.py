@@ -20,9 +20,10 @@ class OptimiserSettings:
     momentum: float = option(0.9, "momentum of SGD", "optimiser")
     nesterov: bool = option(False, "Nesterov's form of the momentum", "optimiser")
     weight_decay: float = option(2e-4, "weight decay, on every parameter", "optimiser")
-    schedule: str = option(
-        "multistep",
-        "multistep: x lr_factor at each milestone; ard: as published, where every drop after the first is a no-op; "
+    schedule: str | None = option(
+        None,
+        "default multistep, except that --parity may say otherwise; multistep: x lr_factor at each milestone; ard: as "
+        "published, where every drop after the first is a no-op; "
         "cosine: to zero; cyclic: up to lr at half, down to zero; constant",
         "optimiser",
         ("multistep", "ard", "cosine", "cyclic", "constant"),
