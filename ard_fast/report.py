@@ -119,36 +119,43 @@ def plot_curves(
         title: above the plot.
         bars: for each label, {"clean": one value per seed, "robust": ...}, in percent.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure  # slow to import; without pyplot no display and no global state is touched
 
-    figure = Figure(figsize=(11, 4.5) if bars else (7, 4.5), layout="constrained")
-    axes = figure.subplots(1, 2 if bars else 1, squeeze=False, width_ratios=[3, 2] if bars else None)[0]
-    colours = {label: f"C{index}" for index, label in enumerate(runs)}
+    height = max(4.5, 1.0 + 0.36 * len(runs))
+    figure = Figure(figsize=(12, height) if bars else (7, height), layout="constrained")
+    axes = figure.subplots(1, 2 if bars else 1, squeeze=False, width_ratios=[3, 3] if bars else None)[0]
+    shades = colormaps["tab10" if len(runs) <= 10 else "tab20"].colors
+    colours = {label: shades[index % len(shades)] for index, label in enumerate(runs)}
     for label, seeds in runs.items():
         for index, metrics in enumerate(seeds):
             shown = [row for row in metrics if row["val_robust"] is not None]
             epochs = [row["epoch"] for row in shown]
             name = label if index == 0 else None
-            axes[0].plot(epochs, [row["val_robust"] for row in shown], color=colours[label], label=name)
+            axes[0].plot(epochs, [row["val_robust"] for row in shown], color=colours[label], label=name, lw=1.2)
             axes[0].plot(epochs, [row["val_clean"] for row in shown], color=colours[label], ls=":", alpha=0.6)
     axes[0].set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
     axes[0].set_title("solid: under PGD, dotted: clean" + (", a line a seed" if bars else ""), fontsize=10)
     axes[0].grid(alpha=0.3)
-    axes[0].legend(loc="lower right", fontsize=9)
-    if bars:
+    if bars:  # their labels, in the curves' colours, are the legend
         _draw_bars(axes[1], bars, colours)
+    else:
+        axes[0].legend(loc="lower right", fontsize=9)
     figure.suptitle(title)
     write_atomic(path, lambda part: figure.savefig(part, format="png", dpi=120))
 
 
-def _draw_bars(axes: Any, bars: Mapping[str, Mapping[str, Sequence[float]]], colours: Mapping[str, str]) -> None:
+def _draw_bars(axes: Any, bars: Mapping[str, Mapping[str, Sequence[float]]], colours: Mapping[str, Any]) -> None:
     for position, (label, values) in enumerate(bars.items()):
         for offset, key, alpha in ((-0.2, "clean", 0.4), (0.2, "robust", 1.0)):
             mean = sum(values[key]) / len(values[key])
-            axes.bar(position + offset, mean, 0.38, color=colours[label], alpha=alpha)
-            axes.plot([position + offset] * len(values[key]), values[key], "k.", ms=4)
-            axes.text(position + offset, max(values[key]) + 1, f"{mean:.1f}", ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(range(len(bars)), [label.replace(" (", "\n(") for label in bars], fontsize=9)
-    axes.set(ylim=(0, 110), ylabel="test accuracy, %")
+            axes.barh(position + offset, mean, 0.38, color=colours[label], alpha=alpha)
+            axes.plot(values[key], [position + offset] * len(values[key]), "k.", ms=3)
+            axes.text(max(values[key]) + 1, position + offset, f"{mean:.1f}", ha="left", va="center", fontsize=8)
+    axes.set_yticks(range(len(bars)), list(bars), fontsize=9)
+    for tick, label in zip(axes.get_yticklabels(), bars, strict=True):
+        tick.set_color(colours[label])
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 112), xlabel="test accuracy, %")
     axes.set_title(f"pale: clean, full: {_ROBUST}; dots: seeds", fontsize=10)
-    axes.grid(axis="y", alpha=0.3)
+    axes.grid(axis="x", alpha=0.3)
