@@ -59,6 +59,14 @@ class TrainConfig(
         """Passes over the training images: a method that updates m times on each batch makes epochs / m of them."""
         return -(-self.epochs // (self.replays or 1))
 
+    def awp_epoch(self) -> int:
+        """The first epoch, from 0, whose updates are taken at perturbed weights."""
+        return int(self.awp_warmup_share * self.passes())
+
+    def averaging_epoch(self) -> int:
+        """The first epoch, from 0, whose weights go into the average."""
+        return int(self.averaging_start_share * self.passes())
+
 
 ROLES = ("teacher", "clean_teacher")
 _METHOD_FIELDS = tuple(item.name for item in dataclasses.fields(MethodSettings) if item.name != "eps")

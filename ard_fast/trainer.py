@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -18,13 +17,14 @@ from torch import Tensor, nn
 from ard_fast.attacks import PGD
 from ard_fast.checkpoint import DamagedRun, TrainingState, load_network, load_state, save_state, save_weights
 from ard_fast.config import TrainConfig, to_yaml
+from ard_fast.conventions import describe_run
 from ard_fast.data import Batch, Dataset, make_loader
 from ard_fast.data.batches import derive_seed
 from ard_fast.distributed import World
 from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
 from ard_fast.interrupts import Interrupted, StopRequest
-from ard_fast.methods import METHODS, Inner, MethodContext, StepResult, build_method
-from ard_fast.models import Normalised, build_model, count_parameters, find_model
+from ard_fast.methods import METHODS, MethodContext, build_method
+from ard_fast.models import Normalised, build_model, find_model
 from ard_fast.nonfinite import FirstBad, LossWatch, check_weights, watched, weights_are_finite
 from ard_fast.progress import Progress
 from ard_fast.report import draw_examples, write_run_report
@@ -33,9 +33,8 @@ from ard_fast.schedules import learning_rate, relative_rate
 from ard_fast.sync_bn import synchronise
 from ard_fast.teachers import Teacher, Views, build_teacher
 from ard_fast.tensorboard import Board
-from ard_fast.weights import AdversarialWeightPerturbation, WeightAverage
-
-Numbers = Sequence[float]
+from ard_fast.update import Update
+from ard_fast.weights import WeightAverage
 
 
 class NonFiniteLoss(RuntimeError):
@@ -119,16 +118,8 @@ class Trainer:
         self.student = initial_network(config, env.dataset).to(env.device, memory_format=self.layout)
         if config.sync_bn:
             self.student = synchronise(self.student, self.world)
-        self.wrapped = self.world.wrap(self.student, env.device)  # for the outer loss only
-        self.optimizer = torch.optim.SGD(
-            self.student.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-        )
-        self.awp = self._weight_perturbation()
         self.average = self._weight_average()
+        self.update = Update(config, self.student, self.method, self.world, env.device, self.average)
         self.state = TrainingState()
         self.board: Board | None = None
         self.loader = make_loader(
@@ -160,21 +151,13 @@ class Trainer:
             cache_dtype=config.teacher_cache_dtype,
         )
 
-    def _weight_perturbation(self) -> AdversarialWeightPerturbation | None:
-        config = self.config
-        if not config.awp_gamma:
-            return None
-        first_epoch = int(config.awp_warmup_share * config.passes())
-        return AdversarialWeightPerturbation(
-            self.student, gamma=config.awp_gamma, first_epoch=first_epoch, average=self.world.average_
-        )
-
     def _weight_average(self) -> WeightAverage | None:
         config = self.config
         if config.averaging == "none":
             return None
-        first_epoch = int(config.averaging_start_share * config.passes())
-        return WeightAverage(self.student, kind=config.averaging, decay=config.ema_decay, first_epoch=first_epoch)
+        return WeightAverage(
+            self.student, kind=config.averaging, decay=config.ema_decay, first_epoch=config.averaging_epoch()
+        )
 
     @property
     def network(self) -> nn.Module:
@@ -212,46 +195,7 @@ class Trainer:
 
     def describe(self) -> list[str]:
         """The run's conventions in words."""
-        config, dataset, spec = self.config, self.env.dataset, METHODS[self.config.method]
-        teachers = "".join(f" <- {role.replace('_', ' ')} {getattr(config, role)}" for role in spec.teachers)
-        crop = f"crop pad {config.crop_padding}" if config.crop_padding else "no crop"
-        lines = [
-            f"{config.method}: {config.student} ({count_parameters(self.student):,} parameters){teachers} "
-            f"on {dataset.name} ({len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test)",
-            *self.method.conventions(),
-        ]
-        if spec.attacks:
-            steps = "" if config.steps is None else f"{config.steps} steps of "
-            start = {None: "", True: ", start clamped", False: ", start not clamped"}[config.clamp_start]
-            lines.append(
-                f"attack L-inf, eps {config.eps:.5g}, {steps}{config.step_size:.5g} (pixels in [0, 1], no "
-                f"normalisation){start}{'' if config.attack_bn is None else f', batch norm: {config.attack_bn}'}"
-            )
-        for role, teacher in self.teachers.items():
-            lines += [f"{role.replace('_', ' ')}: {line}" for line in teacher.conventions()]
-        if config.parity:
-            lines += [f"parity: {quirk.text}" for quirk in spec.quirks] or ["parity: no quirks of this method's code"]
-        lines.append(
-            f"SGD lr {config.lr:g} ({config.schedule}), momentum {config.momentum:g}, weight decay "
-            f"{config.weight_decay:g} on all parameters, batch {config.batch_size}, {crop}, "
-            f"{'flip' if config.flip else 'no flip'}, seed {config.seed}, {self.env.device}"
-        )
-        if self.awp is not None:
-            lines.append(
-                f"adversarial weight perturbation: gamma {config.awp_gamma:g}, from epoch {self.awp.first_epoch + 1}"
-            )
-        if self.average is not None:
-            decay = f" decay {config.ema_decay:g}" if config.averaging == "ema" else ""
-            lines.append(
-                f"weights averaged: {config.averaging}{decay}, from epoch {self.average.first_epoch + 1}; validation, "
-                "checkpoints and test are of the average"
-            )
-        best_by = f"PGD-{config.val_steps}" if spec.selects_by == "robust" else "clean accuracy"
-        lines.append(
-            f"evaluation: L-inf PGD-{PGD20_STEPS} on CE, eps {config.eps:.5g}, step {config.eval_step_size:.5g}, "
-            f"uniform start, eval mode; best epoch by {best_by} on the validation images"
-        )
-        return lines
+        return describe_run(self.config, self.env.dataset, self.env.device, self.student, self.method, self.teachers)
 
     # ---- training ---------------------------------------------------------------------------------------------
 
@@ -325,58 +269,10 @@ class Trainer:
         return "it did not come back when the steps were done once more"
 
     def _update(self, parts: list[Batch]) -> Tensor:
-        """The student's updates on the micro-batches of one step; for the last update, the loss summed over this
-        process's images and how many of them were classified right, float64 `[2]`."""
-        parts = parts[: parts[0].global_size]  # with fewer images than parts the last ones are empty in every process
-        for replay in range(self.method.replays):
-            done = (self.state.step + replay / self.method.replays) / self.loader.steps
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._learning_rate(done)
-            self.optimizer.zero_grad(set_to_none=True)
-            sums = self._accumulate_gradients(parts)
-            self.optimizer.step()
-            if not self.config.sync_bn:
-                self._average_running_statistics(parts)
-            if self.awp is not None:
-                self.awp.restore()
-            if self.average is not None:
-                self.average.after_update(self.state.epoch)
-        return sums
-
-    def _accumulate_gradients(self, parts: list[Batch]) -> Tensor:
-        """Leave the gradient of the whole step's mean loss in the student's `.grad`; sums as of `_update`."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.env.device)
-        attacked = []
-        for batch in parts:
-            with self.world.counting(not batch.filler):
-                attacked.append((batch, self.method.attack(self.student, batch)))
-        if self.awp is not None:
-            losses = [partial(self._weighted_loss, self.student, *part) for part in attacked]
-            self.awp.perturb(self.state.epoch, (lambda loss=loss: loss()[0] for loss in losses))
-        for index, (batch, inner) in enumerate(attacked):
-            # Only the last backward pass sends gradients to the other processes.
-            alone = self.world.size == 1 or index == len(parts) - 1
-            with nullcontext() if alone else self.wrapped.no_sync(), self.world.counting(not batch.filler):
-                loss, result = self._weighted_loss(self.wrapped, batch, inner)
-                loss.backward()
-                self.method.after_backward(batch, inner)
-            sums[0] += result.loss.detach() * batch.count
-            if batch.count:
-                sums[1] += (result.logits.detach().argmax(1) == batch.y).sum()
-        return sums
-
-    def _average_running_statistics(self, parts: list[Batch]) -> None:
-        """Give every process the same buffers: their mean, weighted by the images each has seen in this step."""
-        if self.world.size > 1:
-            buffers = [buffer for buffer in self.student.buffers() if buffer.is_floating_point()]
-            self.world.average_(buffers, weight=sum(batch.share for batch in parts))
-
-    def _weighted_loss(self, student: nn.Module, batch: Batch, inner: Inner) -> tuple[Tensor, StepResult]:
-        """The outer loss, and what the mean over the processes makes the loss of the whole step: each process's, in
-        proportion to its images."""
-        with self.world.counting(not batch.filler):
-            result = self.method.loss(student, batch, inner)
-        return result.loss * (batch.share * self.world.size), result
+        """The student's updates on the micro-batches of one step; sums as of `Update`."""
+        step, steps, replays = self.state.step, self.loader.steps, self.method.replays
+        rates = [self._learning_rate((step + replay / replays) / steps) for replay in range(replays)]
+        return self.update(parts, epoch=self.state.epoch, rates=rates)
 
     def _learning_rate(self, done: float) -> float:
         """The rate when the share `done` of the current pass is over."""
@@ -496,7 +392,7 @@ class Trainer:
         self.state.elapsed = self._elapsed()
         self._started = time.perf_counter()
         self.state.model = self.student.state_dict()
-        self.state.optimizer = self.optimizer.state_dict()
+        self.state.optimizer = self.update.optimizer.state_dict()
         self.state.method = self.method.state_dict()
         self.state.average = {} if self.average is None else self.average.state_dict()
         self.state.config = vars(self.config)
@@ -559,7 +455,7 @@ class Trainer:
         self.state = state
         try:
             self.student.load_state_dict(state.model)
-            self.optimizer.load_state_dict(state.optimizer)
+            self.update.optimizer.load_state_dict(state.optimizer)
             self.method.load_state_dict(state.method)
             if self.average is not None:
                 self.average.load_state_dict(state.average)

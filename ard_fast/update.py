@@ -1,0 +1,111 @@
+"""What one step does to the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ard_fast.config import TrainConfig
+from ard_fast.data import Batch
+from ard_fast.distributed import World
+from ard_fast.methods import Inner, Method, StepResult
+from ard_fast.weights import AdversarialWeightPerturbation, WeightAverage
+
+
+class Update:
+    """Attack, outer loss, gradient, optimiser; over the micro-batches and replays of a step and over all processes.
+
+    Args:
+        config: of a single method.
+        student: the network, in its place and layout.
+        method: what is trained.
+        world: the processes that share each step.
+        device: of the student.
+        average: the average of its weights, if one is kept.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        student: nn.Module,
+        method: Method,
+        world: World,
+        device: torch.device,
+        average: WeightAverage | None,
+    ) -> None:
+        self.student, self.method, self.world, self.device, self.average = student, method, world, device, average
+        self.statistics_differ = not config.sync_bn
+        self.wrapped = world.wrap(student, device)  # for the outer loss only
+        self.optimizer = torch.optim.SGD(
+            student.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+        )
+        self.awp: AdversarialWeightPerturbation | None = None
+        if config.awp_gamma:
+            self.awp = AdversarialWeightPerturbation(
+                student, gamma=config.awp_gamma, first_epoch=config.awp_epoch(), average=world.average_
+            )
+
+    def __call__(self, parts: list[Batch], *, epoch: int, rates: Sequence[float]) -> Tensor:
+        """Update the student on the micro-batches of one step, once for each learning rate (the method's replays).
+
+        Returns:
+            For the last update, the loss summed over this process's images and how many of them were classified
+            right, float64 `[2]`.
+        """
+        parts = parts[: parts[0].global_size]  # with fewer images than parts the last ones are empty in every process
+        for rate in rates:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.zero_grad(set_to_none=True)
+            sums = self._accumulate_gradients(parts, epoch)
+            self.optimizer.step()
+            if self.statistics_differ:
+                self._average_running_statistics(parts)
+            if self.awp is not None:
+                self.awp.restore()
+            if self.average is not None:
+                self.average.after_update(epoch)
+        return sums
+
+    def _accumulate_gradients(self, parts: list[Batch], epoch: int) -> Tensor:
+        """Leave the gradient of the whole step's mean loss in the student's `.grad`; sums as of `__call__`."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        attacked = []
+        for batch in parts:
+            with self.world.counting(not batch.filler):
+                attacked.append((batch, self.method.attack(self.student, batch)))
+        if self.awp is not None:
+            losses = [partial(self._weighted_loss, self.student, *part) for part in attacked]
+            self.awp.perturb(epoch, (lambda loss=loss: loss()[0] for loss in losses))
+        for index, (batch, inner) in enumerate(attacked):
+            # Only the last backward pass sends gradients to the other processes.
+            alone = self.world.size == 1 or index == len(parts) - 1
+            with nullcontext() if alone else self.wrapped.no_sync(), self.world.counting(not batch.filler):
+                loss, result = self._weighted_loss(self.wrapped, batch, inner)
+                loss.backward()
+                self.method.after_backward(batch, inner)
+            sums[0] += result.loss.detach() * batch.count
+            if batch.count:
+                sums[1] += (result.logits.detach().argmax(1) == batch.y).sum()
+        return sums
+
+    def _average_running_statistics(self, parts: list[Batch]) -> None:
+        """Give every process the same buffers: their mean, weighted by the images each has seen in this step."""
+        if self.world.size > 1:
+            buffers = [buffer for buffer in self.student.buffers() if buffer.is_floating_point()]
+            self.world.average_(buffers, weight=sum(batch.share for batch in parts))
+
+    def _weighted_loss(self, student: nn.Module, batch: Batch, inner: Inner) -> tuple[Tensor, StepResult]:
+        """The outer loss, and what the mean over the processes makes the loss of the whole step: each process's, in
+        proportion to its images."""
+        with self.world.counting(not batch.filler):
+            result = self.method.loss(student, batch, inner)
+        return result.loss * (batch.share * self.world.size), result
