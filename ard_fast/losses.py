@@ -41,6 +41,11 @@ class ARDLoss(nn.Module):
 
     def describe(self, distilled: str = "S(x')") -> str:
         """The loss in words, with every convention named."""
-        divisor = "B*C ('mean')" if self.reduction == "mean" else f"B ('{self.reduction}')"
+        divisor = divisor_words(self.reduction)
         text = f"{self.alpha:g} * T^2 * KL(T(x) || {distilled}), T={self.temperature:g}, KL divided by {divisor}"
         return text if self.alpha == 1.0 else f"{text} + {1 - self.alpha:g} * CE(S(x), y)"
+
+
+def divisor_words(reduction: str) -> str:
+    """What a reduction divides the KL by, in words: a factor of C between two scripts of one method."""
+    return "B*C ('mean')" if reduction == "mean" else f"B ('{reduction}')"

@@ -179,7 +179,7 @@ stage_train() {
   "$PYTHON" -m ard_fast.train --device "$DEVICE" --out "$1/train_digits"
 }
 
-# Every method for a few epochs: nothing of it may fail on a GPU or wait for it more than an epoch's end does.
+# Every method for a few epochs: nothing of it may fail on a GPU.
 stage_methods() {
   local methods
   methods=$("$PYTHON" -c 'from ard_fast.methods import METHODS; print(",".join(METHODS))')

@@ -7,6 +7,7 @@ from torch import nn
 from ard_fast import functional as F
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch
+from ard_fast.losses import divisor_words
 from ard_fast.methods.attack import ce_attack
 from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
 from ard_fast.methods.quirks import UNCLAMPED_NORMAL
@@ -35,7 +36,7 @@ class Mart(Method):
         return StepResult(F.mart_loss(logits, clean, batch.y, beta=self.beta, reduction=self.reduction), logits)
 
     def conventions(self) -> list[str]:
-        divisor = "B*C ('mean')" if self.reduction == "mean" else f"B ('{self.reduction}')"
+        divisor = divisor_words(self.reduction)
         return [
             f"loss BCE(S(x'), y) + {self.beta:g} * KL(S(x) || S(x')) (1 - p_y(x)), KL divided by {divisor}",
             "x' attacks CE(S(x'), y) from x + 0.001 N(0, 1)",

@@ -8,6 +8,7 @@ from torch import nn
 from ard_fast import functional as F
 from ard_fast.attacks import KLPGD
 from ard_fast.data import Batch
+from ard_fast.losses import divisor_words
 from ard_fast.methods.attack import kl_attack
 from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
 from ard_fast.methods.quirks import UNCLAMPED_NORMAL
@@ -42,7 +43,7 @@ class Trades(Method):
         return StepResult(loss, logits)
 
     def conventions(self) -> list[str]:
-        divisor = "B*C ('mean')" if self.reduction == "mean" else f"B ('{self.reduction}')"
+        divisor = divisor_words(self.reduction)
         forwards = "clean forward twice (as published)" if self.repeat_clean else "one clean forward"
         return [
             f"loss CE(S(x), y) + {self.beta:g} * KL(S(x) || S(x')), KL divided by {divisor}, S(x) not detached",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ard_fast.losses import divisor_words
+
 
 class Distils(Protocol):
     """A method whose KL has a temperature and a reduction."""
@@ -14,5 +16,4 @@ class Distils(Protocol):
 
 def kl_words(method: Distils) -> str:
     """The temperature and the divisor of a method's KL."""
-    divisor = "B*C ('mean')" if method.reduction == "mean" else f"B ('{method.reduction}')"
-    return f"T={method.temperature:g}, KL divided by {divisor}"
+    return f"T={method.temperature:g}, KL divided by {divisor_words(method.reduction)}"
