@@ -111,6 +111,7 @@ class Trainer:
             device=env.device,
             relative_rate=partial(relative_rate, config),
             teachers=self.teachers,
+            processes=self.world.size,
             all_reduce=self.world.sum_counted,
             all_min=self.world.all_min,
         )

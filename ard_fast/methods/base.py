@@ -68,6 +68,7 @@ class MethodContext:
         epochs: passes of the whole run.
         train_size: images of the training split.
         teachers: by role, "teacher" and "clean_teacher".
+        processes: of the run.
         all_reduce: sums a tensor over all processes of the run, without a host synchronisation; may work in place.
         all_min: the minimum, likewise.
         device: where the batches are, and with them the method's state.
@@ -79,6 +80,7 @@ class MethodContext:
     epochs: int
     train_size: int
     teachers: Mapping[str, Teacher] = field(default_factory=dict)
+    processes: int = 1
     all_reduce: Callable[[Tensor], Tensor] = same
     all_min: Callable[[Tensor], Tensor] = same
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

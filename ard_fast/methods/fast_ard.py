@@ -11,7 +11,7 @@ from ard_fast import functional as F
 from ard_fast.data import Batch
 from ard_fast.losses import ARDLoss
 from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
-from ard_fast.methods.perturbation import CarriedPerturbation
+from ard_fast.methods.perturbation import CarriedPerturbation, carried_perturbation
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.teachers import Teacher
@@ -74,7 +74,7 @@ class FastARD(Method):
 def _build(settings: MethodSettings, context: MethodContext) -> FastARD:
     return FastARD(
         context.teachers["teacher"],
-        CarriedPerturbation(settings.eps, settings.step_size, context.all_reduce),
+        carried_perturbation(settings, context),
         ARDLoss(alpha=settings.alpha, temperature=settings.temperature, reduction=settings.reduction),
         settings.replays,
         settings.delta_gradient,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ard_fast.data import Batch
 from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
-from ard_fast.methods.perturbation import CarriedPerturbation
+from ard_fast.methods.perturbation import CarriedPerturbation, carried_perturbation
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
 
@@ -52,9 +52,7 @@ class FreeAdversarialTraining(Method):
 
 
 def _build(settings: MethodSettings, context: MethodContext) -> FreeAdversarialTraining:
-    return FreeAdversarialTraining(
-        CarriedPerturbation(settings.eps, settings.step_size, context.all_reduce), settings.replays
-    )
+    return FreeAdversarialTraining(carried_perturbation(settings, context), settings.replays)
 
 
 SPEC = MethodSpec(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ard_fast import functional as F
 from ard_fast.data import Batch
-from ard_fast.methods.base import same
+from ard_fast.methods.base import MethodContext
+from ard_fast.methods.settings import MethodSettings
 
 
 class CarriedPerturbation:
@@ -22,10 +23,10 @@ class CarriedPerturbation:
     Args:
         eps: radius of the L-infinity ball, in pixels in [0, 1].
         step_size: of the signed step, likewise.
-        all_reduce: sums a tensor over the processes (`MethodContext.all_reduce`).
+        all_reduce: sums a tensor over the processes (`MethodContext.all_reduce`); None in a run of one process.
     """
 
-    def __init__(self, eps: float, step_size: float, all_reduce: Callable[[Tensor], Tensor] = same) -> None:
+    def __init__(self, eps: float, step_size: float, all_reduce: Callable[[Tensor], Tensor] | None = None) -> None:
         self.eps, self.step_size, self.all_reduce = eps, step_size, all_reduce
         self._kept: Tensor | None = None
 
@@ -53,6 +54,8 @@ class CarriedPerturbation:
         F.pgd_linf_step_(
             delta.detach(), grad, torch.zeros_like(delta), step_size=self.step_size, eps=self.eps, bounds=(-1.0, 1.0)
         )
+        if self.all_reduce is None:
+            return
         places = batch.global_size or len(delta)
         moved = torch.zeros_like(self._kept[:places])
         moved[batch.offset : batch.offset + len(delta)] = delta.detach()
@@ -65,3 +68,9 @@ class CarriedPerturbation:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put `state_dict`'s tensor back."""
         self._kept = state["delta"].clone() if state else None
+
+
+def carried_perturbation(settings: MethodSettings, context: MethodContext) -> CarriedPerturbation:
+    """The perturbation of a run."""
+    all_reduce = context.all_reduce if context.processes > 1 else None
+    return CarriedPerturbation(settings.eps, settings.step_size, all_reduce)
