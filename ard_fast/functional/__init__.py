@@ -5,6 +5,7 @@ Conventions, everywhere: B batch, C classes. Pixel tensors are `[B, ...]`, float
 behind torch's back, so all of them can be captured in a CUDA graph.
 """
 
+from ard_fast.functional.affine import affine_relu, affine_relu_, affine_relu_backward
 from ard_fast.functional.apgd import APGDRun, checkpoint_windows
 from ard_fast.functional.augmentation import crop_flip
 from ard_fast.functional.gradients import AttackGradient, attack_gradient
@@ -17,6 +18,9 @@ from ard_fast.functional.steps import mifgsm_step_, pgd_l2_step_, pgd_linf_step_
 __all__ = [
     "APGDRun",
     "AttackGradient",
+    "affine_relu",
+    "affine_relu_",
+    "affine_relu_backward",
     "ard_loss",
     "attack_gradient",
     "checkpoint_windows",

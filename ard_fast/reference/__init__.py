@@ -4,6 +4,7 @@ Same signatures as `ard_fast.functional`, except that steps and selections retur
 gradient alone. Any floating dtype; in float64 the losses serve as ground truth.
 """
 
+from ard_fast.reference.affine import affine_relu, affine_relu_backward, pack_mask, unpack_mask
 from ard_fast.reference.apgd import APGDIterate, apgd_step
 from ard_fast.reference.augmentation import crop_flip, draw_views
 from ard_fast.reference.gradients import attack_gradient, attack_loss
@@ -14,6 +15,8 @@ from ard_fast.reference.steps import mifgsm_step, pgd_l2_step, pgd_linf_step
 
 __all__ = [
     "APGDIterate",
+    "affine_relu",
+    "affine_relu_backward",
     "apgd_step",
     "ard_loss",
     "attack_gradient",
@@ -23,6 +26,7 @@ __all__ = [
     "kl_distill_loss",
     "mart_loss",
     "mifgsm_step",
+    "pack_mask",
     "pgd_l2_step",
     "pgd_linf_step",
     "philox_bits",
@@ -31,4 +35,5 @@ __all__ = [
     "rslad_loss",
     "select_best",
     "trades_loss",
+    "unpack_mask",
 ]

@@ -1,0 +1,104 @@
+"""What stands between the convolutions of a network whose weights do not change: one pass, one bit an element kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ard_fast import reference
+from ard_fast.functional._layout import with_layout_of
+
+
+def affine_relu_(
+    x: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    relu: bool = True,
+    mask: bool = False,
+) -> Tensor:
+    """As `affine_relu`, written over `x`.
+
+    Returns:
+        The mask, empty unless asked for.
+
+    Raises:
+        ValueError, RuntimeError: as `affine_relu`.
+    """
+    y, bits = affine_relu(x, scale, shift, residual, relu=relu, mask=mask)
+    x.copy_(y)
+    return bits
+
+
+def affine_relu(
+    x: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    relu: bool = True,
+    mask: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return `relu(x * scale[c] + shift[c] + residual)` and, if asked for, where it is above 0, one bit an element.
+
+    Float32 arithmetic, each operation rounded in this order (no fused multiply-add), one rounding to the dtype of `x`
+    at the end: the same bits on CPU and CUDA. What is None is left out. NaN stays NaN.
+
+    The mask is all that the backward pass needs of the activations, 1/32 of their size in float32. Its bits follow
+    the memory order of `x`: bit i % 8 of byte i // 8 is set where element i of the result, as rounded, is not <= 0
+    (where `torch.relu` passes the gradient on; so NaN passes). Bits beyond the last element are 0.
+
+    No autograd: `affine_relu_backward` is the derivative.
+
+    Args:
+        x: `[B, C, ...]`, float32, float16 or bfloat16, contiguous or channels_last.
+        scale: float32 `[C]`.
+        shift: float32 `[C]`.
+        residual: like `x` in shape and dtype; another memory layout costs a copy.
+        relu: apply the rectifier.
+        mask: return the mask; needs `relu`.
+
+    Returns:
+        `(y, mask)`: like `x`; uint8 `[ceil(n / 8)]`, or `[0]` where not asked for.
+
+    Raises:
+        ValueError: a mask without relu is asked for, or `x` or `residual` requires grad while gradients are recorded.
+        RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
+    """
+    residual = _prepare(x, residual, relu, mask)
+    return reference.affine_relu(x, scale, shift, residual, relu=relu, mask=mask)
+
+
+def affine_relu_backward(grad: Tensor, mask: Tensor, scale: Tensor | None = None, *, relu: bool = True) -> Tensor:
+    """Return the gradient for `x` of `affine_relu`: `grad` where the mask is set and 0 elsewhere, times `scale[c]`.
+
+    Without a scale this is also the gradient for `residual`.
+
+    Args:
+        grad: gradient for y, `[B, C, ...]`, float32, float16 or bfloat16, in the memory layout of the forward's `x`
+            (the bits follow it; nothing here can tell another layout of the same size).
+        mask: uint8 `[ceil(n / 8)]` of the forward. Not read without `relu`.
+        scale: float32 `[C]` of the forward.
+        relu: as in the forward.
+
+    Returns:
+        A new tensor like `grad`.
+
+    Raises:
+        RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
+    """
+    return reference.affine_relu_backward(grad.detach(), mask, scale, relu=relu)
+
+
+def _prepare(x: Tensor, residual: Tensor | None, relu: bool, mask: bool) -> Tensor | None:
+    """The residual in the layout of x."""
+    if mask and not relu:
+        raise ValueError("mask must be False with relu=False: there is nothing to mask")
+    for name, tensor in (("x", x), ("residual", residual)):
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} must not require grad: affine_relu is not recorded for autograd; use affine_relu_backward in "
+                "an autograd.Function"
+            )
+    return None if residual is None else with_layout_of(residual, x)

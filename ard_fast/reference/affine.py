@@ -1,0 +1,64 @@
+"""Scale and shift of each channel, a second tensor added, the rectifier, and the bits that its backward pass needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def affine_relu(
+    x: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    relu: bool = True,
+    mask: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One operation after the other, in float32 at least, rounded to the dtype of `x` at the end."""
+    y = x.to(torch.promote_types(x.dtype, torch.float32))
+    if scale is not None:
+        y = y * _per_channel(scale, y)
+    if shift is not None:
+        y = y + _per_channel(shift, y)
+    if residual is not None:
+        y = y + residual
+    if relu:
+        y = torch.relu(y)
+    y = y.to(x.dtype)
+    return y, pack_mask(y) if mask else x.new_empty(0, dtype=torch.uint8)
+
+
+def affine_relu_backward(grad: Tensor, mask: Tensor, scale: Tensor | None = None, *, relu: bool = True) -> Tensor:
+    """The gradient for `x` and, without a scale, for `residual`."""
+    out = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    if relu:
+        out = out.where(unpack_mask(mask, grad), torch.zeros_like(out))
+    if scale is not None:
+        out = out * _per_channel(scale, out)
+    return out.to(grad.dtype)
+
+
+def pack_mask(y: Tensor) -> Tensor:
+    """uint8 `[ceil(n / 8)]`: bit i % 8 of byte i // 8 says that element i of `y`, in memory order, is not <= 0."""
+    bits = _in_memory_order(y).le(0).logical_not()
+    bits = torch.nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
+    weights = 2 ** torch.arange(8, dtype=torch.int32, device=y.device)
+    return (bits * weights).sum(1).to(torch.uint8)
+
+
+def unpack_mask(mask: Tensor, like: Tensor) -> Tensor:
+    """bool, in the shape and memory order of `like`."""
+    places = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    bits = torch.empty_like(like, dtype=torch.bool)
+    _in_memory_order(bits).copy_(((mask[:, None] >> places) & 1).flatten()[: like.numel()])
+    return bits
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like.dtype).view(1, -1, *(1,) * (like.dim() - 2))
+
+
+def _in_memory_order(dense: Tensor) -> Tensor:
+    """`[n]`, the memory of a dense tensor."""
+    return dense.as_strided((dense.numel(),), (1,))
