@@ -1,0 +1,5 @@
+"""Networks in the form that computes least: what an attack or a teacher needs of one, and nothing else."""
+
+from ard_fast.lean.weights import FoldedWeights, FoldLayer
+
+__all__ = ["FoldLayer", "FoldedWeights"]

@@ -1,0 +1,177 @@
+"""The weights of convolutions with the batch norm behind them folded in, refreshed in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+# Elements: every folded tensor begins on a 256-byte line, whatever its dtype.
+_ALIGNMENT = 128
+
+
+class FoldLayer(NamedTuple):
+    """A convolution with the batch norm that reads its output, either of them alone at most.
+
+    A convolution alone is only copied: its weight in the dtype and layout of the others, its bias as the shift.
+    """
+
+    conv: nn.Conv2d | None
+    norm: nn.modules.batchnorm._BatchNorm | None
+
+
+class _Place(NamedTuple):
+    shape: tuple[int, ...] | None  # of the weight
+    weight: int  # first element among the weights
+    scale: int | None  # first element among scales and shifts
+    shift: int
+    channels: int
+
+
+class FoldedWeights:
+    """Batch norms in eval mode folded into their convolutions: `w' = s w`, `b' = beta + s (b - mean)`.
+
+    With `s = gamma / sqrt(var + eps)`. The parameters and running statistics are read alive by every `refresh()`, which
+    overwrites the folded tensors where they lie: their addresses never change, so a captured CUDA graph may hold them.
+    The first refresh is made at construction.
+
+    Args:
+        layers: what to fold; parameters and statistics float32, all on one device, weights contiguous or channels_last.
+        dtype: of the folded weights, float32, float16 or bfloat16; scales and shifts are float32 always.
+
+    Raises:
+        ValueError: no layers, a layer with neither convolution nor norm, one whose channels do not fit, a norm without
+            running statistics, or a weight that is no parameter (a parametrised one).
+        RuntimeError: dtypes, devices or layouts do not fit; the message names the tensor.
+    """
+
+    def __init__(self, layers: Sequence[FoldLayer], dtype: torch.dtype = torch.float32) -> None:
+        self._layers = tuple(FoldLayer(*layer) for layer in layers)
+        if not self._layers:
+            raise ValueError("layers: expected at least one, got none")
+        for i, layer in enumerate(self._layers):
+            _check_layer(i, layer)
+        self._places, weights, affine = _place(self._layers)
+        device = self.sources()[0].device
+        self._weights = torch.zeros(weights, dtype=dtype, device=device)
+        self._affine = torch.zeros(affine, device=device)
+        self._views = [self._view(place) for place in self._places]
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def weight(self, i: int) -> Tensor:
+        """The folded weight `[O, I / groups, kh, kw]` of layer `i`, channels_last."""
+        weight = self._views[i][0]
+        if weight is None:
+            raise ValueError(f"layer {i} has no convolution, so no weight")
+        return weight
+
+    def scale(self, i: int) -> Tensor:
+        """float32 `[O]`: the factor of a norm without convolution."""
+        scale = self._views[i][1]
+        if scale is None:
+            raise ValueError(f"layer {i} has a convolution, which has taken up the scale")
+        return scale
+
+    def shift(self, i: int) -> Tensor:
+        """float32 `[O]`: what is added behind layer `i`."""
+        return self._views[i][2]
+
+    @property
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """The memory of all weights and that of all scales and shifts, which the other tensors are views of."""
+        return self._weights, self._affine
+
+    def sources(self) -> list[Tensor]:
+        """The tensors that `refresh` reads, as they are now."""
+        return [tensor for layer in self._layers for tensor in _tensors(layer) if tensor is not None]
+
+    def refresh(self) -> None:
+        """Fold again from the tensors as they are now."""
+        with torch.no_grad():
+            for layer, (weight, scale, shift) in zip(self._layers, self._views, strict=True):
+                _fold(layer, weight, scale, shift)
+
+    def _view(self, place: _Place) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        weight = scale = None
+        if place.shape is not None:
+            o, i, height, width = place.shape
+            strides = (i * height * width, 1, width * i, i)
+            weight = self._weights.as_strided(place.shape, strides, place.weight)
+        if place.scale is not None:
+            scale = self._affine[place.scale : place.scale + place.channels]
+        return weight, scale, self._affine[place.shift : place.shift + place.channels]
+
+
+def _check_layer(i: int, layer: FoldLayer) -> None:
+    conv, norm = layer
+    if conv is None and norm is None:
+        raise ValueError(f"layer {i}: expected a convolution, a norm or both, got neither")
+    if conv is not None and not isinstance(conv, nn.Conv2d):
+        raise ValueError(f"layer {i}: conv must be an nn.Conv2d, got {type(conv).__name__}")
+    if norm is not None and not isinstance(norm, _BatchNorm):
+        raise ValueError(f"layer {i}: norm must be a batch norm, got {type(norm).__name__}")
+    if conv is not None and conv._parameters.get("weight") is None:
+        raise ValueError(f"layer {i}: the convolution's weight is no parameter (a parametrised one cannot be folded)")
+    if norm is not None and (norm.running_mean is None or norm.running_var is None):
+        raise ValueError(f"layer {i}: the norm keeps no running statistics, so it cannot be folded")
+    if conv is not None and norm is not None and conv.out_channels != norm.num_features:
+        raise ValueError(
+            f"layer {i}: a norm of {norm.num_features} features cannot follow a convolution of {conv.out_channels} "
+            "output channels"
+        )
+
+
+def _tensors(layer: FoldLayer) -> tuple[Tensor | None, ...]:
+    """Weight, bias, gamma, beta, mean, variance."""
+    conv, norm = layer
+    first = (None, None) if conv is None else (conv._parameters["weight"], conv._parameters["bias"])
+    if norm is None:
+        return *first, None, None, None, None
+    return (
+        *first,
+        norm._parameters["weight"],
+        norm._parameters["bias"],
+        norm._buffers["running_mean"],
+        norm._buffers["running_var"],
+    )
+
+
+def _place(layers: Sequence[FoldLayer]) -> tuple[list[_Place], int, int]:
+    """Where each layer lies, and how many elements there are of weights, and of scales and shifts."""
+    places = []
+    weights = affine = 0
+    for conv, norm in layers:
+        channels = norm.num_features if conv is None else conv.out_channels
+        scale = affine if conv is None else None
+        shift = affine + (_aligned(channels) if conv is None else 0)
+        shape = None if conv is None else tuple(conv.weight.shape)
+        places.append(_Place(shape, weights, scale, shift, channels))
+        weights += 0 if conv is None else _aligned(conv.weight.numel())
+        affine = shift + _aligned(channels)
+    return places, weights, affine
+
+
+def _aligned(count: int) -> int:
+    return -(-count // _ALIGNMENT) * _ALIGNMENT
+
+
+def _fold(layer: FoldLayer, weight: Tensor | None, scale: Tensor | None, shift: Tensor) -> None:
+    w, bias, gamma, beta, mean, var = _tensors(layer)
+    if var is None:
+        weight.copy_(w)
+        shift.zero_() if bias is None else shift.copy_(bias)
+        return
+    s = (var + layer.norm.eps).rsqrt() if gamma is None else gamma / (var + layer.norm.eps).sqrt()
+    shift.copy_(s * (-mean if bias is None else bias - mean))
+    if beta is not None:
+        shift += beta
+    if weight is None:
+        scale.copy_(s)
+    else:
+        weight.copy_(w * s.view(-1, 1, 1, 1))
