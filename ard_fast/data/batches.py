@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +61,7 @@ class Batch:
         global_size: images of the whole update, over all processes and micro-batches; None for B.
         offset: position of the first image in the update's whole batch.
         filler: the process has no image in this batch; it goes through the motions with another one's, without weight.
+        taught: logits `[B, num_classes]` of these images that are known already, by teacher.
     """
 
     x: Tensor
@@ -69,6 +72,7 @@ class Batch:
     global_size: int | None = None
     offset: int = 0
     filler: bool = False
+    taught: Mapping[Any, Tensor] = field(default_factory=dict)
 
     @property
     def count(self) -> int:

@@ -18,6 +18,7 @@ from ard_fast.methods.quirks import KL_MEAN, UNCLAMPED_NORMAL
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.methods.words import kl_words
+from ard_fast.teachers import Teacher
 
 LOWEST, HIGHEST = 0.5, 5.0  # of the classes' temperatures
 
@@ -47,11 +48,15 @@ class AntiBiasDistillation(Method):
         # first row for x', second for x
         self.class_temperatures = torch.ones(2, context.num_classes, device=context.device)
         self.sums = torch.zeros(3, context.num_classes, dtype=torch.float64, device=context.device)
+        self.rate = torch.zeros((), device=context.device)
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
         # The code drops the learning rate, and r with it, before it moves the temperatures at an epoch's end.
-        self.rate = self.initial_rate * self.context.relative_rate(epoch + 1)
+        self.rate.fill_(self.initial_rate * self.context.relative_rate(epoch + 1))
+
+    def clean_teachers(self) -> tuple[Teacher, ...]:
+        return (self.teacher,)
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
         target = self.teacher.clean(batch)
@@ -89,8 +94,8 @@ class AntiBiasDistillation(Method):
         widest = gaps.abs().amax(1, keepdim=True)
         moves = torch.where(widest > 0, gaps / widest, 0.0)
         moved = self.class_temperatures - self.rate * moves.float()
-        self.class_temperatures = moved.clamp(LOWEST, HIGHEST)
-        self.sums = torch.zeros_like(self.sums)
+        self.class_temperatures.copy_(moved.clamp(LOWEST, HIGHEST))
+        self.sums.zero_()
         adversarial, natural = self.class_temperatures
         return {
             "adv_temperature_min": adversarial.min().item(),
@@ -103,9 +108,8 @@ class AntiBiasDistillation(Method):
         return {"class_temperatures": self.class_temperatures, "sums": self.sums}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        device = self.context.device
-        self.class_temperatures = state["class_temperatures"].to(device, copy=True)
-        self.sums = state["sums"].to(device, copy=True)
+        self.class_temperatures.copy_(state["class_temperatures"])
+        self.sums.copy_(state["sums"])
 
     def _teacher_temperatures(self, batch: Batch) -> Tensor:
         """For each sample, of the term at x' and of the one at x: `[2, B]`."""

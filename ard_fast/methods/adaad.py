@@ -29,6 +29,7 @@ class AdaptiveAdversarialDistillation(Method):
     """
 
     name = "adaad"
+    teacher_alongside = True
 
     def __init__(
         self,
@@ -42,6 +43,9 @@ class AdaptiveAdversarialDistillation(Method):
     ) -> None:
         self.teacher, self.inner_attack, self.clean_branch = teacher, inner_attack, clean_branch
         self.alpha, self.temperature, self.reduction = alpha, temperature, reduction
+
+    def clean_teachers(self) -> tuple[Teacher, ...]:
+        return () if self.alpha == 1.0 else (self.teacher,)
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
         x_adv = self.inner_attack(student, batch.x, self.teacher.network, seed=batch.seed, sample_ids=batch.ids)

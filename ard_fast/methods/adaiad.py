@@ -11,6 +11,7 @@ from ard_fast.methods.iad_i import UNTRUSTED_TEACHER, IntrospectiveDistillation
 from ard_fast.methods.quirks import UNCLAMPED_NORMAL
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
+from ard_fast.teachers import Teacher
 
 
 class AdaptiveIntrospectiveDistillation(IntrospectiveDistillation):
@@ -23,6 +24,9 @@ class AdaptiveIntrospectiveDistillation(IntrospectiveDistillation):
 
     name = "adaiad"
     taught_at = "x'"
+
+    def clean_teachers(self) -> tuple[Teacher, ...]:
+        return ()  # at x' only
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
         x_adv = self.inner_attack(student, batch.x, self.teacher.network, seed=batch.seed, sample_ids=batch.ids)

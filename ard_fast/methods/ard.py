@@ -25,9 +25,13 @@ class AdversariallyRobustDistillation(Method):
     """
 
     name = "ard"
+    teacher_alongside = True
 
     def __init__(self, teacher: Teacher, inner_attack: PGD, loss: ARDLoss, clean_branch: bool = False) -> None:
         self.teacher, self.inner_attack, self.outer, self.clean_branch = teacher, inner_attack, loss, clean_branch
+
+    def clean_teachers(self) -> tuple[Teacher, ...]:
+        return (self.teacher,)
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
         target = self.teacher.clean(batch)

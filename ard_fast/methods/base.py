@@ -92,11 +92,18 @@ class Method(ABC):
 
     For each batch the trainer calls `attack`, then `loss`, differentiates it, calls `after_backward` and updates the
     student; `replays` times in a row. Nothing in these may wait for the device.
+
+    What the three compute may be recorded once and repeated for the following batches (a CUDA graph), without running
+    any Python. So what changes from step to step or from epoch to epoch is either a tensor that is written in place
+    (what `state_dict` gives; a rate that follows the schedule), or a plain value in an attribute (whether a term has
+    begun), at whose every new value the step is recorded anew.
     """
 
     name: str
     replays: int = 1
     """Updates on each batch; the run then makes epochs / replays passes over the data."""
+    teacher_alongside: bool = False
+    """Whether the logits of `clean_teachers` are for the loss alone: they may be computed while the attack runs."""
 
     @abstractmethod
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
@@ -108,6 +115,10 @@ class Method(ABC):
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:  # noqa: B027 - most methods need none
         """Called once the loss has been differentiated, before the student's update."""
+
+    def clean_teachers(self) -> tuple[Teacher, ...]:
+        """The teachers that each step asks for their logits at the batch's own images (`Teacher.clean`)."""
+        return ()
 
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027 - most methods need none
         """Called before the first batch of an epoch (from 0), and when a run goes on inside one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as tf
 
@@ -11,6 +12,7 @@ def sums_by_class(rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
     A product with the labels' indicator: the order of summation is fixed, on a GPU too, and nothing waits for it.
     """
-    indicator = tf.one_hot(labels, num_classes).double()
+    # not one_hot, which looks at the labels on a CPU and so cannot be part of a recorded step
+    indicator = (labels[:, None] == torch.arange(num_classes, device=labels.device)).double()
     counted = tf.pad(rows.detach().double(), (0, 0, 0, 1), value=1.0)
     return counted @ indicator

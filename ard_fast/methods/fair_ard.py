@@ -20,6 +20,7 @@ from ard_fast.methods.by_class import sums_by_class
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.methods.words import kl_words
+from ard_fast.teachers import Teacher
 
 LOWEST, HIGHEST = 5 / 6, 5 / 2  # of the classes' weights
 _NEVER = 1e-5  # added to kappa, which is 0 for a class that no step finds correct
@@ -57,6 +58,8 @@ class FairDistillation(Method):
     State: v and the running epoch's sums, on the device, the same in every process.
     """
 
+    teacher_alongside = True
+
     name = "fair-ard"
 
     def __init__(self, inner_attack: CountingPGD, settings: MethodSettings, context: MethodContext) -> None:
@@ -65,6 +68,9 @@ class FairDistillation(Method):
         self.power, self.clean_branch = settings.fairness_power, settings.clean_branch
         self.class_weights = torch.ones(context.num_classes, device=context.device)
         self.sums = torch.zeros(2, context.num_classes, dtype=torch.float64, device=context.device)
+
+    def clean_teachers(self) -> tuple[Teacher, ...]:
+        return (self.teacher,)
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
         target = self.teacher.clean(batch)
@@ -97,9 +103,9 @@ class FairDistillation(Method):
         kappa = total / count.clamp_min(1.0)
         exponents = torch.where(seen, -self.power * (kappa + _NEVER).log(), -torch.inf)
         scaled = torch.softmax(exponents, 0) * seen.sum()
-        self.class_weights = torch.where(seen, scaled.clamp(LOWEST, HIGHEST), 1.0).float()
-        self.sums = torch.zeros_like(self.sums)
+        self.class_weights.copy_(torch.where(seen, scaled.clamp(LOWEST, HIGHEST), 1.0))
         known = kappa[seen]
+        self.sums.zero_()
         return {
             "kappa_min": known.min().item() if len(known) else float("nan"),
             "kappa_max": known.max().item() if len(known) else float("nan"),
@@ -111,9 +117,8 @@ class FairDistillation(Method):
         return {"class_weights": self.class_weights, "sums": self.sums}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        device = self.context.device
-        self.class_weights = state["class_weights"].to(device, copy=True)
-        self.sums = state["sums"].to(device, copy=True)
+        self.class_weights.copy_(state["class_weights"])
+        self.sums.copy_(state["sums"])
 
     def conventions(self) -> list[str]:
         clean = "" if self.alpha == 1.0 else f" + {1 - self.alpha:.4g} * CE(S(x), y)"

@@ -32,6 +32,7 @@ class FastARD(Method):
     """
 
     name = "fast-ard"
+    teacher_alongside = True
 
     def __init__(
         self, teacher: Teacher, perturbation: CarriedPerturbation, loss: ARDLoss, replays: int, delta_gradient: str
@@ -39,6 +40,9 @@ class FastARD(Method):
         self.teacher, self.perturbation, self.outer = teacher, perturbation, loss
         self.replays, self.delta_gradient = replays, delta_gradient
         self._taught: tuple[Batch, Tensor] | None = None
+
+    def clean_teachers(self) -> tuple[Teacher, ...]:
+        return (self.teacher,)
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
         if self._taught is None or self._taught[0] is not batch:

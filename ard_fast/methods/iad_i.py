@@ -31,6 +31,7 @@ class IntrospectiveDistillation(Method):
     """
 
     name = "iad-i"
+    teacher_alongside = True
     taught_at = "x"
 
     def __init__(self, teacher: Teacher, inner_attack: PGD, settings: MethodSettings, epochs: int) -> None:
@@ -43,6 +44,9 @@ class IntrospectiveDistillation(Method):
 
     def begin_epoch(self, epoch: int) -> None:
         self.begun = epoch >= self.begin
+
+    def clean_teachers(self) -> tuple[Teacher, ...]:
+        return (self.teacher,)
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
         target = self.teacher.clean(batch)

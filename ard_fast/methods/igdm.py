@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ard_fast import functional as F
@@ -27,14 +28,15 @@ class GradientMatching(Method):
 
     name = "igdm"
 
-    def __init__(self, teacher: Teacher, inner_attack: KLPGD, settings: MethodSettings, epochs: int) -> None:
-        self.teacher, self.inner_attack, self.epochs = teacher, inner_attack, epochs
+    def __init__(self, teacher: Teacher, inner_attack: KLPGD, settings: MethodSettings, context: MethodContext) -> None:
+        self.teacher, self.inner_attack, self.epochs = teacher, inner_attack, context.epochs
         self.temperature, self.reduction = settings.temperature, settings.reduction
         self.last_weight = settings.igdm_weight
+        self.matching_weight = torch.zeros((), device=context.device)
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
-        self.matching_weight = self.last_weight * (epoch + 1) / self.epochs
+        self.matching_weight.fill_(self.last_weight * (epoch + 1) / self.epochs)
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
         x_adv = self.inner_attack(student, batch.x, self.teacher.network, seed=batch.seed, sample_ids=batch.ids)
@@ -71,7 +73,7 @@ def opposite(batch: Batch, x_adv: Tensor) -> Tensor:
 
 
 def _build(settings: MethodSettings, context: MethodContext) -> GradientMatching:
-    return GradientMatching(context.teachers["teacher"], kl_attack(settings), settings, context.epochs)
+    return GradientMatching(context.teachers["teacher"], kl_attack(settings), settings, context)
 
 
 SPEC = MethodSpec(

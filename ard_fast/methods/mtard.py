@@ -16,6 +16,7 @@ from ard_fast.methods.quirks import KL_MEAN, UNCLAMPED_NORMAL
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.methods.words import kl_words
+from ard_fast.teachers import Teacher
 
 
 class MultiTeacherDistillation(Method):
@@ -32,6 +33,7 @@ class MultiTeacherDistillation(Method):
     """
 
     name = "mtard"
+    teacher_alongside = True
 
     def __init__(self, inner_attack: PGD, settings: MethodSettings, context: MethodContext) -> None:
         self.teacher, self.clean_teacher = context.teachers["teacher"], context.teachers["clean_teacher"]
@@ -40,10 +42,14 @@ class MultiTeacherDistillation(Method):
         self.initial_rate = settings.balance_rate
         # w, the first L_adv, the first L_nat; the latter two NaN until they are known
         self.balance = torch.tensor([0.5, torch.nan, torch.nan], device=context.device)
+        self.rate = torch.zeros((), device=context.device)
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
-        self.rate = self.initial_rate * self.context.relative_rate(epoch)
+        self.rate.fill_(self.initial_rate * self.context.relative_rate(epoch))
+
+    def clean_teachers(self) -> tuple[Teacher, ...]:
+        return (self.clean_teacher,)
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
         clean_target = self.clean_teacher.clean(batch)
@@ -60,7 +66,7 @@ class MultiTeacherDistillation(Method):
         return StepResult((1.0 - weight) * adversarial + weight * natural, logits)
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:
-        self.balance = inner.record
+        self.balance.copy_(inner.record)
 
     def end_epoch(self) -> dict[str, float]:
         return {"clean_weight": self.balance[0].item()}
@@ -69,7 +75,7 @@ class MultiTeacherDistillation(Method):
         return {"balance": self.balance}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.balance = state["balance"].to(self.context.device, copy=True)
+        self.balance.copy_(state["balance"])
 
     def _balanced(self, adversarial: Tensor, natural: Tensor, count: int) -> Tensor:
         """The state after a step with these losses."""

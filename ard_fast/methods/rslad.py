@@ -33,6 +33,9 @@ class RobustSoftLabelDistillation(Method):
         self.teacher, self.inner_attack = teacher, inner_attack
         self.alpha, self.temperature, self.reduction = alpha, temperature, reduction
 
+    def clean_teachers(self) -> tuple[Teacher, ...]:
+        return (self.teacher,)
+
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
         target = self.teacher.clean(batch)
         return Inner(self.inner_attack(student, batch.x, target, seed=batch.seed, sample_ids=batch.ids), target)

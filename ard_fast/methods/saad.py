@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -62,11 +60,10 @@ class SampleWiseDistillation(GradientMatching):
         teacher: Teacher,
         inner_attack: KLPGD,
         settings: MethodSettings,
-        epochs: int,
-        all_min: Callable[[Tensor], Tensor],
+        context: MethodContext,
     ) -> None:
-        super().__init__(teacher, inner_attack, settings, epochs)
-        self.scale, self.clean_branch, self.all_min = settings.entropy_scale, settings.clean_branch, all_min
+        super().__init__(teacher, inner_attack, settings, context)
+        self.scale, self.clean_branch, self.all_min = settings.entropy_scale, settings.clean_branch, context.all_min
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
         nearby = FirstOrderTeacher(self.teacher.network, batch.x, batch.y)
@@ -94,9 +91,7 @@ class SampleWiseDistillation(GradientMatching):
 
 
 def _build(settings: MethodSettings, context: MethodContext) -> SampleWiseDistillation:
-    return SampleWiseDistillation(
-        context.teachers["teacher"], kl_attack(settings), settings, context.epochs, context.all_min
-    )
+    return SampleWiseDistillation(context.teachers["teacher"], kl_attack(settings), settings, context)
 
 
 SPEC = MethodSpec(
