@@ -18,19 +18,19 @@ PAPERS = {
     "adaad": {**ADAAD_RECIPE, "alpha": 1.0, "temperature": 1.0, "reduction": "mean", "attack_bn": "eval"},
     "adaiad": {**ADAAD_RECIPE, "alpha": 1.0, "temperature": 30.0, "reduction": "batchmean", "trust_power": 0.1},
     "absld": {**RSLAD_RECIPE, "alpha": 5 / 6, "balance_rate": 0.1, "temperature_product": False},
-    "fair-ard": {**ARD_RECIPE, "temperature": 30.0, "fairness_power": 2.0, "nesterov": True, "attack_bn": "train"},
+    "fair-ard": {**ARD_RECIPE, "temperature": 30.0, "fairness_power": 2.0, "nesterov": True, "attack_bn": "eval"},
     "igdm": {**ARD_RECIPE, "igdm_weight": 1.0, "temperature": 1.0, "reduction": "batchmean"},
     "saad": {**ARD_RECIPE, "igdm_weight": 1.0, "entropy_scale": 5.0, "averaging": "swa"},
 }
 CHANGED_BY_PARITY = {
     "rslad": {"clamp_start"},
-    "iad-i": {"clamp_start", "trust_teacher", "clean_branch", "schedule"},
-    "iad-ii": {"clamp_start", "schedule"},
+    "iad-i": {"attack_bn", "clamp_start", "trust_teacher", "clean_branch", "schedule"},
+    "iad-ii": {"attack_bn", "clamp_start", "schedule"},
     "mtard": {"clamp_start"},
     "adaad": {"clamp_start", "clean_branch"},
     "adaiad": {"clamp_start", "trust_teacher", "clean_branch"},
     "absld": {"clamp_start", "temperature_product"},
-    "fair-ard": {"clamp_start", "clean_branch", "schedule"},
+    "fair-ard": {"attack_bn", "clamp_start", "clean_branch", "schedule"},
     "igdm": {"clamp_start"},
     "saad": {"clamp_start", "clean_branch"},
 }

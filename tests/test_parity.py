@@ -135,7 +135,7 @@ def test_an_iteration_equals_the_published_one(name):
             assert torch.allclose(value, wanted, rtol=1e-4, atol=1e-5), key
 
 
-@pytest.mark.parametrize(("name", "updates"), [("ard", STEPS + 1), ("trades", 2), ("rslad", 2)])
+@pytest.mark.parametrize(("name", "updates"), [("ard", 1), ("trades", 2), ("rslad", 2)])
 def test_without_parity_nothing_dead_runs_and_starts_are_clamped(name, updates):
     config = resolve({"method": name, "dataset": "digits", "eps": EPS, "steps": STEPS})
     student = make_student()

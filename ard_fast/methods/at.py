@@ -9,6 +9,7 @@ from ard_fast.attacks import PGD
 from ard_fast.data import Batch
 from ard_fast.methods.attack import ce_attack
 from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.quirks import TRAIN_MODE_ATTACK
 from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
 
@@ -39,6 +40,7 @@ def _build(settings: MethodSettings, context: MethodContext) -> AdversarialTrain
 SPEC = MethodSpec(
     summary="PGD adversarial training: CE(S(x'), y) (Madry et al., ICLR 2018)",
     build=_build,
-    defaults={"steps": 10, "attack_bn": "train", "clamp_start": True},
+    defaults={"steps": 10, "attack_bn": "eval", "clamp_start": True},
     paper={"epochs": 200, "milestones": (100, 150), "lr": 0.1, "weight_decay": 2e-4},
+    quirks=(TRAIN_MODE_ATTACK,),
 )

@@ -95,7 +95,7 @@ SPEC = MethodSpec(
     build=_build,
     defaults={
         "steps": 10,
-        "attack_bn": "train",
+        "attack_bn": "eval",
         "clamp_start": True,
         "alpha": 1.0,
         "temperature": 1.0,

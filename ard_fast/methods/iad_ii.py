@@ -85,7 +85,7 @@ SPEC = MethodSpec(
     build=_build,
     defaults={
         "steps": 10,
-        "attack_bn": "train",
+        "attack_bn": "eval",
         "clamp_start": True,
         "alpha": 0.5,
         "alpha2": 0.25,

@@ -23,8 +23,8 @@ class MethodSettings:
     clamp_start: bool | None = option(None, "clamp the attack's start to [0, 1]; published codes do not", "attack")
     attack_bn: str | None = option(
         None,
-        "batch norm inside the training attack: train (batch statistics, running ones updated, as the ARD code), "
-        "train_frozen (not updated), eval (as TRADES, RSLAD, AdaAD)",
+        "batch norm inside the training attack: eval (the default of all methods that attack in several steps), train "
+        "(batch statistics, running ones updated, as the ARD code), train_frozen (not updated)",
         "attack",
         ("train", "train_frozen", "eval"),
     )
