@@ -1,0 +1,7 @@
+"""Work recorded once as a CUDA graph and run again without the cost of its launches."""
+
+from ard_fast.graphs.capture import GraphBackend, GraphedFunction, GraphWarning
+from ard_fast.graphs.cuda import CudaGraphs
+from ard_fast.graphs.watch import CaptureWatch, NotCapturable
+
+__all__ = ["CaptureWatch", "CudaGraphs", "GraphBackend", "GraphWarning", "GraphedFunction", "NotCapturable"]
