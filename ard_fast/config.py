@@ -293,6 +293,8 @@ def validate(config: TrainConfig) -> None:
     require("milestones", list(milestones) == sorted(milestones), "increasing epochs")
     if config.device != "cpu" and config.device.split(":")[0] != "cuda":
         raise ValueError(f"device: expected cpu, cuda or cuda:N, got {config.device!r}")
+    if config.precision == "tf32" and config.device == "cpu":
+        raise ValueError("precision: tf32 is an arithmetic of CUDA devices, got device cpu; fp32 and bf16 run there")
     check_arguments(
         config.dataset,
         data_dir=config.data_dir,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from ard_fast.config import TrainConfig
 from ard_fast.data import Dataset
 from ard_fast.evaluation import PGD20_STEPS
+from ard_fast.machine import Machine
 from ard_fast.methods import METHODS, Method
 from ard_fast.models import count_parameters
 from ard_fast.teachers import Teacher
@@ -18,7 +18,7 @@ from ard_fast.teachers import Teacher
 def describe_run(
     config: TrainConfig,
     dataset: Dataset,
-    device: torch.device,
+    machine: Machine,
     student: nn.Module,
     method: Method,
     teachers: Mapping[str, Teacher],
@@ -28,7 +28,7 @@ def describe_run(
     Args:
         config: of a single method.
         dataset: what is trained on.
-        device: where.
+        machine: how it computes.
         student: the network.
         method: built from `config`.
         teachers: by role.
@@ -55,8 +55,9 @@ def describe_run(
     lines.append(
         f"SGD lr {config.lr:g} ({config.schedule}), momentum {config.momentum:g}, weight decay "
         f"{config.weight_decay:g} on all parameters, batch {config.batch_size}, {crop}, "
-        f"{'flip' if config.flip else 'no flip'}, seed {config.seed}, {device}"
+        f"{'flip' if config.flip else 'no flip'}, seed {config.seed}, {machine.device}"
     )
+    lines.append(machine.describe())
     if config.awp_gamma:
         lines.append(
             f"adversarial weight perturbation: gamma {config.awp_gamma:g}, from epoch {config.awp_epoch() + 1}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from collections.abc import Callable, Mapping
 from textwrap import shorten
@@ -21,13 +22,16 @@ def parser(dataclass: type) -> Callable[[Mapping[str, Any], str | None], dict[st
     whole numbers are never cut from broken ones.
 
     Args:
-        dataclass: its fields are bool, int, float, str, `tuple[one of these, ...]`, or any of those or None.
+        dataclass: its fields are bool, int, float, str, `tuple[one of these, ...]`, or any of those or None. Texts with
+            "true" among their choices (`option`) may be given as truth too.
 
     Returns:
         f(mapping, source), which raises ValueError: `source: unknown key ...` or `field: expected ..., got ...`.
     """
     hints = typing.get_type_hints(dataclass)
-    schema = TypedDict("schema", {name: _reader(kind) for name, kind in hints.items()}, total=False)
+    switches = {item.name for item in dataclasses.fields(dataclass) if "true" in (item.metadata.get("choices") or ())}
+    readers = {name: _SWITCH if name in switches else _reader(kind) for name, kind in hints.items()}
+    schema = TypedDict("schema", readers, total=False)
     adapter = TypeAdapter(with_config(ConfigDict(extra="forbid"))(schema))
 
     def parse(mapping: Mapping[str, Any], source: str | None = None) -> dict[str, Any]:
@@ -101,3 +105,10 @@ def _truth(value: Any) -> Any:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _named_truth(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+_SWITCH = Annotated[str, BeforeValidator(_named_truth)]

@@ -60,7 +60,7 @@ def make_parser() -> Parser:
             choices = item.metadata["choices"]
             text = item.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
             shown = {"metavar": "VALUE", "help": f"{text} [{describe_default(item)}]".replace("%", "%%")}
-            if str(item.type).startswith("bool"):  # --flip alone means --flip true
+            if str(item.type).startswith("bool") or "true" in (choices or ()):  # --flip alone means --flip true
                 group.add_argument(flag(item.name), nargs="?", const="true", **shown)
             else:
                 group.add_argument(flag(item.name), **shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -23,9 +24,11 @@ from ard_fast.data.batches import derive_seed
 from ard_fast.distributed import World
 from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
 from ard_fast.interrupts import Interrupted, StopRequest
+from ard_fast.machine import resolve_machine
 from ard_fast.methods import METHODS, MethodContext, build_method
 from ard_fast.models import Normalised, build_model, find_model
 from ard_fast.nonfinite import FirstBad, LossWatch, check_weights, watched, weights_are_finite
+from ard_fast.precision import training_arithmetic
 from ard_fast.progress import Progress
 from ard_fast.report import draw_examples, write_run_report
 from ard_fast.runfolder import RunFolder
@@ -101,7 +104,7 @@ class Trainer:
         self, config: TrainConfig, folder: RunFolder, env: Environment, teachers: Mapping[str, nn.Module] | None = None
     ) -> None:
         self.config, self.folder, self.env, self.world = config, folder, env, env.world
-        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.machine = resolve_machine(config, env.device)
         self.networks = dict(teachers or {})
         self.teachers = {role: self._teacher(network) for role, network in self.networks.items()}
         context = MethodContext(
@@ -116,11 +119,11 @@ class Trainer:
             all_min=self.world.all_min,
         )
         self.method = build_method(config.method, config, context)
-        self.student = initial_network(config, env.dataset).to(env.device, memory_format=self.layout)
+        self.student = initial_network(config, env.dataset).to(env.device, memory_format=self.machine.layout)
         if config.sync_bn:
             self.student = synchronise(self.student, self.world)
         self.average = self._weight_average()
-        self.update = Update(config, self.student, self.method, self.world, env.device, self.average)
+        self.update = Update(config, self.student, self.method, self.world, self.machine, self.average)
         self.state = TrainingState()
         self.board: Board | None = None
         self.loader = make_loader(
@@ -132,7 +135,7 @@ class Trainer:
             batch_size=config.batch_size,
             padding=config.crop_padding,
             flip=config.flip,
-            layout=self.layout,
+            layout=self.machine.layout,
             shard=(self.world.rank, self.world.size),
             accumulate=config.accumulate,
         )
@@ -141,7 +144,7 @@ class Trainer:
     def _teacher(self, network: nn.Module) -> Teacher:
         """The network as the methods ask it; under parity the plain one, as in the published codes."""
         config, dataset = self.config, self.env.dataset
-        network = network.to(self.env.device, memory_format=self.layout)
+        network = network.to(self.env.device, memory_format=self.machine.layout)
         if config.parity:
             return Teacher(network)
         return build_teacher(
@@ -186,7 +189,8 @@ class Trainer:
             self.board = Board(self.folder.board, self.state.rows)
         try:
             while self.state.epoch < passes:
-                self._train_epoch(progress)
+                with self._arithmetic():
+                    self._train_epoch(progress)
                 self._finish_epoch(progress)
         finally:
             progress.close()
@@ -196,7 +200,11 @@ class Trainer:
 
     def describe(self) -> list[str]:
         """The run's conventions in words."""
-        return describe_run(self.config, self.env.dataset, self.env.device, self.student, self.method, self.teachers)
+        return describe_run(self.config, self.env.dataset, self.machine, self.student, self.method, self.teachers)
+
+    def _arithmetic(self) -> AbstractContextManager:
+        """Of training; evaluation has its own."""
+        return training_arithmetic(self.machine.precision, self.machine.device)
 
     # ---- training ---------------------------------------------------------------------------------------------
 
@@ -259,7 +267,7 @@ class Trainer:
         self.student.train()
         self.method.begin_epoch(state.epoch)
         batches = self.loader.batches(state.epoch, state.step)
-        with watched(self.method, self.student, self.teachers):
+        with self._arithmetic(), watched(self.method, self.student, self.teachers):
             while state.step < steps and (parts := list(islice(batches, self.config.accumulate))):
                 try:
                     self._update(parts)
@@ -324,7 +332,7 @@ class Trainer:
             argument="best",
             model_argument="student",
         )
-        best = self.world.from_main(load_best).to(self.env.device, memory_format=self.layout)
+        best = self.world.from_main(load_best).to(self.env.device, memory_format=self.machine.layout)
         test = self._evaluate(best, dataset.test, PGD20_STEPS)
         test_last = self._evaluate(self.network, dataset.test, PGD20_STEPS)
         summary = {
@@ -357,7 +365,7 @@ class Trainer:
             attack,
             eps=config.eps,
             seed=EVALUATION_SEED,
-            channels_last=config.channels_last,
+            channels_last=self.machine.channels_last,
         )
         write_run_report(self.folder, summary, self.describe(), test_last, self.state.best_epoch, pictures=shown)
         self.folder.write_summary(summary)
@@ -371,7 +379,7 @@ class Trainer:
             attack=attack,
             seed=EVALUATION_SEED,
             batch_size=self.config.eval_batch_size,
-            channels_last=self.config.channels_last,
+            channels_last=self.machine.channels_last,
             between_batches=self._stop_if_requested,
             shard=(self.world.rank, self.world.size),
             all_reduce=self.world.all_reduce,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ard_fast.config import TrainConfig
 from ard_fast.data import Batch
 from ard_fast.distributed import World
+from ard_fast.machine import Machine
 from ard_fast.methods import Inner, Method, StepResult
+from ard_fast.precision import autocast
 from ard_fast.weights import AdversarialWeightPerturbation, WeightAverage
 
 
@@ -24,8 +26,11 @@ class Update:
         student: the network, in its place and layout.
         method: what is trained.
         world: the processes that share each step.
-        device: of the student.
+        machine: device, arithmetic and layout.
         average: the average of its weights, if one is kept.
+
+    Attributes:
+        attacked: what the method's attack is given: the student, or its lean form.
     """
 
     def __init__(
@@ -34,12 +39,13 @@ class Update:
         student: nn.Module,
         method: Method,
         world: World,
-        device: torch.device,
+        machine: Machine,
         average: WeightAverage | None,
     ) -> None:
-        self.student, self.method, self.world, self.device, self.average = student, method, world, device, average
+        self.student, self.method, self.world, self.machine, self.average = student, method, world, machine, average
+        self.attacked: Callable[[Tensor], Tensor] = student
         self.statistics_differ = not config.sync_bn
-        self.wrapped = world.wrap(student, device)  # for the outer loss only
+        self.wrapped = world.wrap(student, machine.device)  # for the outer loss only
         self.optimizer = torch.optim.SGD(
             student.parameters(),
             lr=config.lr,
@@ -77,11 +83,11 @@ class Update:
 
     def _accumulate_gradients(self, parts: list[Batch], epoch: int) -> Tensor:
         """Leave the gradient of the whole step's mean loss in the student's `.grad`; sums as of `__call__`."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.machine.device)
         attacked = []
         for batch in parts:
-            with self.world.counting(not batch.filler):
-                attacked.append((batch, self.method.attack(self.student, batch)))
+            with self.world.counting(not batch.filler), self._autocast():
+                attacked.append((batch, self.method.attack(self.attacked, batch)))
         if self.awp is not None:
             losses = [partial(self._weighted_loss, self.student, *part) for part in attacked]
             self.awp.perturb(epoch, (lambda loss=loss: loss()[0] for loss in losses))
@@ -106,6 +112,9 @@ class Update:
     def _weighted_loss(self, student: nn.Module, batch: Batch, inner: Inner) -> tuple[Tensor, StepResult]:
         """The outer loss, and what the mean over the processes makes the loss of the whole step: each process's, in
         proportion to its images."""
-        with self.world.counting(not batch.filler):
-            result = self.method.loss(student, batch, inner)
+        with self.world.counting(not batch.filler), self._autocast():
+            result = self.method.loss(lambda x: student(x).float(), batch, inner)
         return result.loss * (batch.share * self.world.size), result
+
+    def _autocast(self) -> AbstractContextManager:
+        return autocast(self.machine.precision, self.machine.device)

@@ -21,7 +21,7 @@ To make an attack of one's own, derive from `PGD` (or `GradientAttack`) and over
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -263,8 +263,7 @@ class GradientAttack(Configured):
     def differentiate(self, logits: Tensor, probe: Tensor, problem: Problem, with_rows: bool) -> AttackGradient:
         """From d(loss)/d(logits) back through the network to `grad` = d(loss)/d(probe), `[B, ...]`."""
         outcome = self.logits_gradient(logits.detach(), problem, with_rows)
-        (grad,) = torch.autograd.grad([logits], [probe], [outcome.grad])
-        return outcome._replace(grad=grad)
+        return outcome._replace(grad=backward([logits], probe, [outcome.grad]))
 
     # --- shared by the searches --------------------------------------------------------------------------------------
 
@@ -327,6 +326,14 @@ class GradientAttack(Configured):
         if self.takes_target_classes and target_classes is None:
             target_classes = logits.scatter(1, y[:, None], float("-inf")).argmax(1)
         return y, target_classes
+
+
+def backward(outputs: Sequence[Tensor], probe: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """The gradient at `probe`; each backward pass in the dtypes of its forward pass, also where autocast is on."""
+    with ExitStack() as stack:
+        if torch.is_autocast_enabled(probe.device.type):
+            stack.enter_context(torch.autocast(probe.device.type, enabled=False))  # keeps the cast weights
+        return torch.autograd.grad(outputs, [probe], gradients)[0]
 
 
 def differentiated(loss: Callable[[Tensor], Tensor], logits: Tensor) -> AttackGradient:

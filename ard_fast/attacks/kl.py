@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ard_fast import functional as F
-from ard_fast.attacks.base import Problem
+from ard_fast.attacks.base import Problem, backward
 from ard_fast.attacks.pgd import PGD
 from ard_fast.functional import AttackGradient
 
@@ -75,8 +75,7 @@ class KLPGD(PGD):
         gradients = F.attack_gradient(
             logits.detach(), target.detach(), loss="kl", temperature=self.temperature, with_target_grad=True
         )
-        (grad,) = torch.autograd.grad([logits, target], [probe], list(gradients))
-        return AttackGradient(grad, None, None)
+        return AttackGradient(backward([logits, target], probe, gradients), None, None)
 
     def rows(self, problem: Problem, x_adv: Tensor) -> tuple[Tensor, Tensor | None]:
         """The divergence of each sample at the iterate."""

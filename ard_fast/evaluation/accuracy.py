@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ard_fast.attacks import PGD, attack_mode
 from ard_fast.data import Split
 from ard_fast.data.shards import share
+from ard_fast.precision import full_precision
 
 PGD20_STEPS = 20
 EVALUATION_SEED = 1234567  # one for all runs: the same starting points for every network
@@ -38,7 +39,8 @@ def evaluate(
 ) -> Accuracy:
     """The share of images classified correctly as they are, and under `attack`.
 
-    The network is evaluated in eval mode and is left as it was: modes, gradients, batch-norm statistics, random state.
+    The network is evaluated in eval mode, in float32 without TF32 or autocast, and is left as it was: modes, gradients,
+    batch-norm statistics, random state.
     The result does not depend on `batch_size`, up to the rounding of the network itself: each image's random start is
     keyed by (seed, its id).
 
@@ -65,7 +67,7 @@ def evaluate(
     correct = torch.zeros(2, dtype=torch.int64, device=device)
     first, end = share(len(split), *shard)
     largest = share(len(split), 0, shard[1])[1]
-    with attack_mode(model, "eval"):
+    with full_precision(), attack_mode(model, "eval"):
         for offset in range(0, largest, batch_size):
             if between_batches is not None:
                 between_batches()

@@ -17,6 +17,7 @@ from ard_fast.evaluation.accuracy import EVALUATION_SEED
 from ard_fast.evaluation.ball import inside_ball
 from ard_fast.evaluation.counting import Cost, CountedModel
 from ard_fast.interrupts import Interrupted
+from ard_fast.precision import full_precision
 
 
 class Attack(Protocol):
@@ -301,19 +302,16 @@ class Evaluator:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no weight gradients and float32 without TF32, all put back on leaving.
+    """Eval mode, no weight gradients, and float32 without TF32 or autocast, all put back on leaving.
 
     Some attacks of other packages call `backward()`, which would fill every trainable parameter's `.grad`.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         for parameter in trainable:
             parameter.requires_grad_(False)
-        with attack_mode(model, "eval"):
+        with full_precision(), attack_mode(model, "eval"):
             yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32

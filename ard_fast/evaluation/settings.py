@@ -14,6 +14,7 @@ from ard_fast.data import DATASETS
 from ard_fast.defaults import DATASET_DEFAULTS
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
 from ard_fast.evaluation.plan import ATTACK_NAMES, DEFAULT_ATTACKS
+from ard_fast.machine import resolve_layout
 from ard_fast.names import unknown
 from ard_fast.runfolder import RunFolder
 
@@ -88,6 +89,7 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
             f"eps: --norm {norm} needs --eps (0.5 is usual for CIFAR-10); a run's own is of the L-inf ball"
         )
     eps = _radius("eps", flags["eps"], norm) if "eps" in flags else config.eps
+    device = flags.get("device", config.device)
     return Settings(
         source=source,
         model=flags.get("model"),
@@ -107,8 +109,8 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         cascade=flags.get("cascade", False),
         seed=_count("seed", flags.get("seed", EVALUATION_SEED), least=0),
         batch_size=_count("batch_size", flags.get("batch_size", config.eval_batch_size)),
-        device=flags.get("device", config.device),
-        channels_last=config.channels_last,
+        device=device,
+        channels_last=resolve_layout(config.channels_last, device),
         threads=config.threads,
         save_images=flags.get("save_images", False),
         out=_free_folder(flags.get("out"), source, flags.get("model")),

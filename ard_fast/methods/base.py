@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ard_fast.data import Batch
 from ard_fast.teachers import Teacher
@@ -106,12 +106,16 @@ class Method(ABC):
     """Whether the logits of `clean_teachers` are for the loss alone: they may be computed while the attack runs."""
 
     @abstractmethod
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
-        """The inner problem for the student, which is in training mode and must be left without a trace."""
+    def attack(self, student: Callable[[Tensor], Tensor], batch: Batch) -> Inner:
+        """The inner problem for the student, which is in training mode and must be left without a trace.
+
+        Where the attack takes it in eval mode it may be another form of the same function of the images: it is only
+        called, or given to an attack, here.
+        """
 
     @abstractmethod
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-        """The outer loss. `student` may be wrapped (data-parallel); it is only called here."""
+    def loss(self, student: Callable[[Tensor], Tensor], batch: Batch, inner: Inner) -> StepResult:
+        """The outer loss. `student` gives float32 logits and is only called here: it may be wrapped (data-parallel)."""
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:  # noqa: B027 - most methods need none
         """Called once the loss has been differentiated, before the student's update."""

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 from ard_fast.data.loader import RESIDENT
 from ard_fast.options import option
+from ard_fast.precision import AUTO, PRECISIONS
+
+SWITCH = (AUTO, "true", "false")
 
 
 @dataclass(frozen=True)
 class MachineSettings:
-    """Device, layout and threads."""
+    """Device, arithmetic, layout and threads."""
 
     device: str = option("cpu", "cpu, cuda or cuda:N; under torchrun cuda is one GPU a process", "machine")
     sync_bn: bool = option(
@@ -19,7 +22,16 @@ class MachineSettings:
         "images, running statistics averaged after every step",
         "machine",
     )
-    channels_last: bool = option(False, "keep images and weights in channels-last layout", "machine")
+    precision: str = option(
+        AUTO,
+        "arithmetic of the training step: fp32 (TF32 off), tf32, bf16 (autocast; iterates, losses and weights stay "
+        "fp32); auto: bf16 on GPUs that have it, else fp32. Evaluation is always in fp32",
+        "machine",
+        PRECISIONS,
+    )
+    channels_last: str = option(
+        AUTO, "keep images and weights in channels-last layout; auto: on CUDA", "machine", SWITCH
+    )
     threads: int = option(0, "CPU threads of torch; 0: torch's own choice", "machine")
     resident: str = option(
         "auto",

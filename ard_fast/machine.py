@@ -1,0 +1,58 @@
+"""How a run computes on the device it has got: what "auto" comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ard_fast.config import TrainConfig
+from ard_fast.precision import AUTO, resolve_precision
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The choices of `MachineSettings`, made.
+
+    Attributes:
+        device: of networks and batches.
+        precision: of the training step, "fp32", "tf32" or "bf16".
+        channels_last: whether images and weights are in that layout.
+    """
+
+    device: torch.device
+    precision: str
+    channels_last: bool
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of images and weights."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def describe(self) -> str:
+        """How it computes, in words."""
+        arithmetic = {
+            "fp32": "float32, TF32 off",
+            "tf32": "float32 with TF32",
+            "bf16": "bfloat16 autocast (iterates, logits, losses and weights float32)",
+        }
+        layout = "channels_last" if self.channels_last else "contiguous"
+        return f"training step in {arithmetic[self.precision]}, {layout}; evaluation in float32"
+
+
+def resolve_machine(config: TrainConfig, device: torch.device) -> Machine:
+    """What a configuration comes to on a device; under parity "auto" is what the published codes do.
+
+    Raises:
+        ValueError: the device cannot do what was asked for.
+    """
+    return Machine(
+        device,
+        resolve_precision(config.precision, device, plain=config.parity),
+        resolve_layout(config.channels_last, device.type, plain=config.parity),
+    )
+
+
+def resolve_layout(name: str, device: str, *, plain: bool = False) -> bool:
+    """Whether "auto", "true" or "false" stands for channels_last on "cuda:0"; "auto" does on CUDA unless `plain`."""
+    return device.startswith("cuda") and not plain if name == AUTO else name == "true"
