@@ -1,4 +1,4 @@
-"""Convolutions, batch norms, additions and rectifiers in a traced network, put together where one pass computes them."""
+"""Convolutions, batch norms, additions and rectifiers of a traced network that one layer can take the place of."""
 
 from __future__ import annotations
 

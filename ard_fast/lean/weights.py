@@ -100,7 +100,7 @@ class FoldedWeights:
     def _view(self, place: _Place) -> tuple[Tensor | None, Tensor | None, Tensor]:
         weight = scale = None
         if place.shape is not None:
-            o, i, height, width = place.shape
+            _, i, height, width = place.shape
             strides = (i * height * width, 1, width * i, i)
             weight = self._weights.as_strided(place.shape, strides, place.weight)
         if place.scale is not None:
