@@ -58,6 +58,9 @@ class Tape(CaptureWatch):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch.ops.aten.lift_fresh.default:
             raise NotCapturable("a tensor made of Python data is a copy from the host; torch.full would not be")
+        parts = self._in_parts(func, args, kwargs or {})
+        if parts is not NotImplemented:
+            return parts
         known = {storage_of(tensor) for tensor in tensors((args, kwargs))}
         own = _aliases((args, kwargs or {}))
         result = super().__torch_dispatch__(func, types, args, kwargs)
@@ -88,7 +91,7 @@ class Tape(CaptureWatch):
     def replay(self) -> None:
         """Run it."""
         self.replays += 1
-        with torch.no_grad():
+        with torch.inference_mode():  # allows for writing to what was made in it and to what was not
             for call in self.calls:
                 call.again()
 
@@ -133,7 +136,7 @@ class TapeGraphs:
                     raise self.fail
         finally:
             self._capturing = False
-            with torch.no_grad():
+            with torch.inference_mode():
                 tape.undo()
             torch.set_rng_state(random)
         self.tapes.append(tape)

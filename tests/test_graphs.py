@@ -5,7 +5,7 @@ import torch
 from tape_graphs import TapeGraphs
 from torch import nn
 
-from ard_fast.graphs import GraphedFunction, GraphWarning
+from ard_fast.graphs import GraphedFunction, GraphWarning, network_modes, network_tensors
 
 
 def doubled(inputs):
@@ -27,7 +27,7 @@ def test_first_calls_eager_then_one_capture_then_replays():
         x = numbers(3)
         assert torch.equal(function({"x": x}), x * 2.0)
         assert (tape.warmed_up, len(tape.tapes), tape.replays) == (min(call + 1, 2), int(call >= 2), max(call - 1, 0))
-    assert function.graphs == 1
+    assert (function.graphs, function.replays) == (1, 3)
 
 
 def test_a_replay_runs_no_python_and_keeps_the_numbers_of_the_capture():
@@ -188,7 +188,8 @@ def test_a_function_that_waits_runs_eagerly_after_one_warning(function):
     ) as caught:
         run({"x": x})
     assert len(caught) == 1 and caught[0].filename == __file__
-    assert run.failure is not None and not tape.tapes and run.graphs == 0
+    assert run.failed.startswith("its capture failed with NotCapturable: ")
+    assert not tape.tapes and run.graphs == 0
 
 
 @pytest.mark.filterwarnings("error")
@@ -227,6 +228,87 @@ def test_errors_of_eager_calls_pass_through():
     assert len(tape.tapes) == 1
 
 
+def test_eager_calls_that_raise_do_not_count():
+    def function(inputs):
+        if len(tape.tapes) == 0 and fail:
+            raise KeyError("not now")
+        return inputs["x"] + 0.0
+
+    fail = True
+    run, tape = graphed(function, warm_up=1)
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            run({"x": numbers(3)})
+    fail = False
+    for _ in range(2):
+        run({"x": numbers(3)})
+    assert len(tape.tapes) == 1 and run.failed is None
+
+
+def test_state_made_by_the_first_call_is_no_failure():
+    state = []
+
+    def function(inputs):
+        if not state:
+            state.append(torch.zeros(3))
+        state[0] += inputs["x"]
+        return state[0].clone()
+
+    run, tape = graphed(function, warm_up=1, fixed=lambda: state)
+    for call in range(4):
+        assert torch.equal(run({"x": torch.ones(3)}), torch.full((3,), call + 1.0))
+    assert (tape.warmed_up, run.replays, run.failed) == (2, 2, None)
+
+
+def test_a_function_that_replaces_fixed_tensors_runs_eagerly():
+    state = [torch.zeros(3)]
+
+    def function(inputs):
+        state[0] = state[0] + inputs["x"]
+        return state[0]
+
+    run, tape = graphed(function, warm_up=3, fixed=lambda: state)
+    run({"x": torch.ones(3)})
+    with pytest.warns(GraphWarning, match="tensors that are fixed in new places, at each call") as caught:
+        run({"x": torch.ones(3)})
+    assert caught[0].filename == __file__
+    assert torch.equal(run({"x": torch.ones(3)}), torch.full((3,), 3.0))
+    assert not tape.tapes and run.replays == 0
+
+
+def test_inference_mode_inside_is_captured():
+    linear, memory = nn.Linear(3, 3), torch.zeros(2, 3)
+
+    def function(inputs):
+        with torch.inference_mode():
+            teacher = linear(inputs["x"])
+            teacher.add_(1.0)
+            memory.copy_(teacher)
+        x = inputs["x"].clone().requires_grad_()
+        (linear(x) * teacher.clone()).sum().backward()
+        return x.grad, teacher
+
+    run, tape = graphed(function, warm_up=1, fixed=lambda: [*linear.parameters(), memory])
+    for _ in range(3):
+        x = numbers(2, 3)
+        expected = [result.clone() for result in function({"x": x})]
+        kept = memory.clone()
+        for got, right in zip(run({"x": x}), expected, strict=True):
+            assert torch.equal(got, right)
+        assert torch.equal(memory, kept)
+    assert run.replays == 2
+
+
+def test_waits_in_inference_mode_are_refused():
+    run, _ = graphed(lambda inputs: inputs["x"] * inputs["x"].sum().item(), warm_up=1)
+    x = numbers(3)
+    with torch.inference_mode():
+        run({"x": x})
+        with pytest.warns(GraphWarning, match="reads values from the device"):
+            run({"x": x})
+        assert torch.equal(run({"x": x}), x * x.sum().item())
+
+
 def test_an_interrupt_during_capture_is_no_failure_of_it():
     run, tape = graphed(warm_up=1)
     run({"x": numbers(3)})
@@ -236,7 +318,7 @@ def test_an_interrupt_during_capture_is_no_failure_of_it():
     tape.fail = None
     x = numbers(3)
     assert torch.equal(run({"x": x}), x * 2.0)
-    assert run.failure is None and len(tape.tapes) == 1
+    assert run.failed is None and len(tape.tapes) == 1
 
 
 def test_a_graph_keeps_what_it_reads():
@@ -308,3 +390,13 @@ def test_no_graph_on_the_cpu():
         x = numbers(3)
         assert torch.equal(run({"x": x}), x * 2.0)
     assert run.graphs == 0
+
+
+def test_what_a_network_holds():
+    shared = nn.Linear(2, 2, bias=False)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), shared, nn.Sequential(shared, nn.Dropout()))
+    network[1].eval()
+    expected = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
+    found = network_tensors(network)
+    assert len(found) == len(expected) and {id(tensor) for tensor in found} == expected
+    assert sorted(network_modes(network)) == sorted(module.training for module in network.modules())

@@ -2,6 +2,16 @@
 
 from ard_fast.graphs.capture import GraphBackend, GraphedFunction, GraphWarning
 from ard_fast.graphs.cuda import CudaGraphs
+from ard_fast.graphs.network import network_modes, network_tensors
 from ard_fast.graphs.watch import CaptureWatch, NotCapturable
 
-__all__ = ["CaptureWatch", "CudaGraphs", "GraphBackend", "GraphWarning", "GraphedFunction", "NotCapturable"]
+__all__ = [
+    "CaptureWatch",
+    "CudaGraphs",
+    "GraphBackend",
+    "GraphWarning",
+    "GraphedFunction",
+    "NotCapturable",
+    "network_modes",
+    "network_tensors",
+]

@@ -85,8 +85,10 @@ class GraphedFunction:
         self.backend: GraphBackend = CudaGraphs() if backend is None else backend
         self.warm_up = positive_int(warm_up, "warm_up")
         self.most = positive_int(most, "most")
-        self.failure: BaseException | None = None
-        """Why there is no graph, once a capture has failed."""
+        self.failed: str | None = None
+        """Why all calls are eager, once a capture has failed."""
+        self.replays = 0
+        """How many calls were replays."""
         self._fixed = fixed
         self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
 
@@ -103,7 +105,7 @@ class GraphedFunction:
         """
         device = _device_of(inputs)
         with _current(device):
-            if self.failure is not None or not self.backend.usable(device):
+            if self.failed is not None or not self.backend.usable(device):
                 return self.function(dict(inputs))
             self.backend.in_order()
             kind = self._kind((key, _layouts(inputs), _modes(device)), inputs)
@@ -113,12 +115,11 @@ class GraphedFunction:
                 kind.forget()
             if kind.graph is None:
                 if kind.calls < self.warm_up:
-                    kind.calls += 1
-                    return self.backend.warm_up(lambda: self.function(dict(kind.inputs)))
-                if not self._capture(kind, device):
+                    return self._warm_up(kind, addresses)
+                if not self._capture(kind, addresses):
                     return self.function(dict(inputs))
-                kind.addresses = self._addresses()
             self.backend.replay(kind.graph)
+            self.replays += 1
             return kind.result
 
     def forget(self) -> None:
@@ -142,25 +143,39 @@ class GraphedFunction:
     def _addresses(self) -> tuple[int, ...]:
         return () if self._fixed is None else tuple([tensor.data_ptr() for tensor in self._fixed()])
 
-    def _capture(self, kind: _Kind, device: torch.device) -> bool:
+    def _warm_up(self, kind: _Kind, addresses: tuple[int, ...]) -> Any:
+        """An eager call. One that has moved what is fixed does not count: the first makes an optimiser's state."""
+        result = self.backend.warm_up(lambda: self.function(dict(kind.inputs)))
+        if self._addresses() == addresses:
+            kind.calls += 1
+        elif kind.moved:
+            self._fail("it puts tensors that are fixed in new places, at each call", stacklevel=4)
+        else:
+            kind.moved = True
+        return result
+
+    def _capture(self, kind: _Kind, addresses: tuple[int, ...]) -> bool:
         # Casts of parameters that autocast has kept from before would be constants of the graph, and those that it
         # keeps from the capture would be read later out of the graph's memory.
         torch.clear_autocast_cache()
         try:
             kind.graph, kind.result = self.backend.capture(lambda: self.function(dict(kind.inputs)))
         except Exception as error:
-            self.failure = error.with_traceback(None)
-            self.forget()
             reason = str(error).strip().split("\n")[0]
-            warnings.warn(
-                f"{self.name} runs without a CUDA graph: its capture failed with {type(error).__name__}: {reason}",
-                GraphWarning,
-                stacklevel=3,
-            )
+            self._fail(f"its capture failed with {type(error).__name__}: {reason}", stacklevel=4)
             return False
         finally:
             torch.clear_autocast_cache()
+        if self._addresses() != addresses:
+            self._fail("its capture put tensors that are fixed in new places", stacklevel=4)
+            return False
+        kind.addresses = addresses
         return True
+
+    def _fail(self, reason: str, stacklevel: int) -> None:
+        self.failed = reason
+        self.forget()
+        warnings.warn(f"{self.name} runs without a CUDA graph: {reason}", GraphWarning, stacklevel=stacklevel)
 
 
 class _Kind:
@@ -170,6 +185,7 @@ class _Kind:
         with torch.inference_mode(False):  # autograd cannot save inference tensors
             self.inputs = {name: torch.empty_like(tensor, requires_grad=False) for name, tensor in inputs.items()}
         self.calls = 0
+        self.moved = False
         self.addresses: tuple[int, ...] = ()
         self.graph: Any = None
         self.result: Any = None

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _VALUE_ON_THE_HOST = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 # Tagged for what they do with some arguments only.
 _WITH_INDICES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
@@ -47,6 +48,9 @@ class CaptureWatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        parts = self._in_parts(func, args, kwargs)
+        if parts is not NotImplemented:
+            return parts
         reason = why_not(func, args, kwargs)
         if reason is not None:
             raise NotCapturable(f"{func} {reason}")
@@ -56,6 +60,13 @@ class CaptureWatch(TorchDispatchMode):
         result = func(*args, **kwargs)
         self._made.update(storage_of(tensor) for tensor in tensors(result) if storage_of(tensor) not in given)
         return result
+
+    def _in_parts(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """An operation made of others, done as those: in inference mode they would not pass by here of themselves."""
+        if not torch.is_inference_mode_enabled() or not func.has_kernel_for_dispatch_key(_COMPOSITE):
+            return NotImplemented
+        with self:
+            return func.decompose(*args, **kwargs)
 
     def _see(self, tensor: Tensor) -> None:
         """Note an argument of an operation that is about to run."""
