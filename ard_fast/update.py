@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,22 @@ from ard_fast.distributed import World
 from ard_fast.machine import Machine
 from ard_fast.methods import Inner, Method, StepResult
 from ard_fast.precision import autocast
+from ard_fast.scalars import Scalars
+from ard_fast.sgd import SGD
 from ard_fast.weights import AdversarialWeightPerturbation, WeightAverage
+
+
+class Decisions(NamedTuple):
+    """What the host decides about a step: with other decisions the device has other work.
+
+    Attributes:
+        perturb: whether the weights are perturbed adversarially.
+        average: after each of the updates, whether the average becomes the weights ("copy"), moves towards them
+            ("move") or stays (None).
+    """
+
+    perturb: bool
+    average: tuple[str | None, ...]
 
 
 class Update:
@@ -28,6 +44,8 @@ class Update:
         world: the processes that share each step.
         machine: device, arithmetic and layout.
         average: the average of its weights, if one is kept.
+        recordable: whether `run` reads its numbers from the device, so that it can be recorded once and repeated; None:
+            on CUDA.
 
     Attributes:
         attacked: what the method's attack is given: the student, or its lean form.
@@ -41,18 +59,17 @@ class Update:
         world: World,
         machine: Machine,
         average: WeightAverage | None,
+        *,
+        recordable: bool | None = None,
     ) -> None:
         self.student, self.method, self.world, self.machine, self.average = student, method, world, machine, average
         self.attacked: Callable[[Tensor], Tensor] = student
         self.statistics_differ = not config.sync_bn
         self.wrapped = world.wrap(student, machine.device)  # for the outer loss only
-        self.optimizer = torch.optim.SGD(
-            student.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-        )
+        recordable = machine.device.type == "cuda" if recordable is None else recordable
+        self.optimizer = SGD(student.parameters(), config, fused=recordable)
+        self._rates = Scalars(method.replays, machine.device if recordable else None)
+        self._shares = Scalars(method.replays, machine.device if recordable else None)
         self.awp: AdversarialWeightPerturbation | None = None
         if config.awp_gamma:
             self.awp = AdversarialWeightPerturbation(
@@ -66,31 +83,44 @@ class Update:
             For the last update, the loss summed over this process's images and how many of them were classified
             right, float64 `[2]`.
         """
+        return self.run(parts, self.decide(epoch, rates))
+
+    def decide(self, epoch: int, rates: Sequence[float]) -> Decisions:
+        """The host's part of a step: counts it, and hands the device the numbers that are new."""
+        self._rates.write(rates)
+        shares = [None if self.average is None else self.average.count_update(epoch) for _ in rates]
+        self._shares.write([share or 0.0 for share in shares])
+        return Decisions(
+            perturb=self.awp is not None and self.awp.begun(epoch),
+            average=tuple(None if share is None else "copy" if share == 1.0 else "move" for share in shares),
+        )
+
+    def run(self, parts: list[Batch], decisions: Decisions) -> Tensor:
+        """The device's part of a step, the same work for the same decisions; arguments and result as of the call."""
         parts = parts[: parts[0].global_size]  # with fewer images than parts the last ones are empty in every process
-        for rate in rates:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+        for replay, average in enumerate(decisions.average):
+            self.optimizer.set_rate(self._rates[replay])
             self.optimizer.zero_grad(set_to_none=True)
-            sums = self._accumulate_gradients(parts, epoch)
+            sums = self._accumulate_gradients(parts, decisions.perturb)
             self.optimizer.step()
             if self.statistics_differ:
                 self._average_running_statistics(parts)
             if self.awp is not None:
                 self.awp.restore()
-            if self.average is not None:
-                self.average.after_update(epoch)
+            if self.average is not None and average is not None:
+                self.average.move(1.0 if average == "copy" else self._shares[replay])
         return sums
 
-    def _accumulate_gradients(self, parts: list[Batch], epoch: int) -> Tensor:
+    def _accumulate_gradients(self, parts: list[Batch], perturb: bool) -> Tensor:
         """Leave the gradient of the whole step's mean loss in the student's `.grad`; sums as of `__call__`."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.machine.device)
         attacked = []
         for batch in parts:
             with self.world.counting(not batch.filler), self._autocast():
                 attacked.append((batch, self.method.attack(self.attacked, batch)))
-        if self.awp is not None:
+        if self.awp is not None and perturb:
             losses = [partial(self._weighted_loss, self.student, *part) for part in attacked]
-            self.awp.perturb(epoch, (lambda loss=loss: loss()[0] for loss in losses))
+            self.awp.perturb(lambda loss=loss: loss()[0] for loss in losses)
         for index, (batch, inner) in enumerate(attacked):
             # Only the last backward pass sends gradients to the other processes.
             alone = self.world.size == 1 or index == len(parts) - 1

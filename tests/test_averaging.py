@@ -36,7 +36,7 @@ def test_swa_is_the_mean_of_the_epochs_from_the_first_on():
     seen = []
     for epoch in range(6):
         seen.append(wander(student, generator))
-        average.after_update(epoch)
+        assert average.count_update(epoch) is None
         average.after_epoch(epoch)
         average.after_epoch(epoch)  # a run that stopped in the validation comes by again
         assert (average.network is student) == (epoch < 2)
@@ -53,7 +53,8 @@ def test_ema_follows_its_recursion_with_a_decay_that_grows():
     expected = None
     for update in range(6):
         now = {name: value.double() for name, value in wander(student, generator).items()}
-        average.after_update(0)
+        share = average.count_update(0)
+        average.move(torch.tensor(share) if update % 2 else share)  # a number, or on the device
         decay = min(0.3, (1 + update) / (10 + update))
         expected = now if expected is None else {k: decay * expected[k] + (1 - decay) * now[k] for k in now}
     assert decay == 0.3
@@ -68,7 +69,7 @@ def test_an_average_has_no_gradient_and_follows_weights_that_are_loaded():
     student = network()
     average = WeightAverage(student, kind="ema", first_epoch=0)
     student.load_state_dict({name: value + 1 for name, value in student.state_dict().items()})
-    average.after_update(0)
+    average.move(average.count_update(0))
     assert torch.equal(average.network[0].weight, student[0].weight)
     assert not any(parameter.requires_grad for parameter in average.network.parameters())
     assert average.network[0].weight.data_ptr() != student[0].weight.data_ptr()

@@ -51,7 +51,7 @@ def test_weights_move_up_the_loss_by_gamma_of_their_norm_and_nothing_else_change
     network, x, y = problem
     before, moves = snapshot(network), published_move(network, x, y)
     awp = AdversarialWeightPerturbation(network, gamma=GAMMA)
-    awp.perturb(0, [lambda: tf.cross_entropy(network(x), y)])
+    awp.perturb([lambda: tf.cross_entropy(network(x), y)])
     after = snapshot(network)
     assert set(moves) == {"conv.weight", "linear.weight"}
     for name, value in before.items():
@@ -71,7 +71,7 @@ def test_the_update_is_taken_there_and_the_move_undone(problem):
     before, moves = snapshot(network), published_move(network, x, y)
     awp = AdversarialWeightPerturbation(network, gamma=GAMMA)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=0.01)
-    awp.perturb(0, [lambda: tf.cross_entropy(network(x), y)])
+    awp.perturb([lambda: tf.cross_entropy(network(x), y)])
     tf.cross_entropy(network(x), y).backward()
     optimizer.step()
     awp.restore()
@@ -93,27 +93,25 @@ def test_parts_of_a_batch_add_up_and_are_averaged_over_processes(problem):
     network.norm.eval()  # batch statistics of the parts would differ; what its owner keeps in eval mode stays so
     parts, whole = copy.deepcopy(network), network
     seen = []
-    AdversarialWeightPerturbation(whole, gamma=GAMMA).perturb(0, [lambda: tf.cross_entropy(whole(x), y)])
+    AdversarialWeightPerturbation(whole, gamma=GAMMA).perturb([lambda: tf.cross_entropy(whole(x), y)])
     AdversarialWeightPerturbation(parts, gamma=GAMMA, average=seen.append).perturb(
-        0, [lambda s=s: tf.cross_entropy(parts(x[s]), y[s]) / 3 for s in (slice(0, 2), slice(2, 4), slice(4, 6))]
+        [lambda s=s: tf.cross_entropy(parts(x[s]), y[s]) / 3 for s in (slice(0, 2), slice(2, 4), slice(4, 6))]
     )
     assert len(seen) == 1 and len(seen[0]) == 3
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
 
 
-def test_nothing_moves_before_the_first_epoch(problem):
-    network, x, y = problem
+def test_it_begins_with_its_first_epoch_and_undoes_nothing_before(problem):
+    network, _, _ = problem
     before = snapshot(network)
     awp = AdversarialWeightPerturbation(network, gamma=GAMMA, first_epoch=2)
-    awp.perturb(1, [lambda: pytest.fail("the loss is not needed")])
+    assert [awp.begun(epoch) for epoch in range(4)] == [False, False, True, True]
     awp.restore()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    awp.perturb(2, [lambda: tf.cross_entropy(network(x), y)])
-    assert not torch.equal(network.conv.weight, before["conv.weight"])
 
 
 def test_a_loss_that_ignores_a_weight_moves_it_nowhere(problem):
     network, x, _ = problem
-    AdversarialWeightPerturbation(network, gamma=GAMMA).perturb(0, [lambda: network(x).sum() * 0.0])
+    AdversarialWeightPerturbation(network, gamma=GAMMA).perturb([lambda: network(x).sum() * 0.0])
     assert all(parameter.isfinite().all() for parameter in network.parameters())

@@ -44,28 +44,41 @@ class WeightAverage:
         """What is validated, kept and tested: the average, or the student itself until there is one."""
         return self._average if self.count else self.student
 
-    def after_update(self, epoch: int) -> None:
-        """Called after each of the optimiser's steps."""
-        if self.kind == "ema" and epoch >= self.first_epoch:
-            self._add(1.0 - min(self.decay, (1 + self.count) / (10 + self.count)))
+    def count_update(self, epoch: int) -> float | None:
+        """Count one of the optimiser's steps; how far the average moves after it, as a share of its way to the weights.
+
+        Returns:
+            None where it does not move, 1.0 for the first time.
+        """
+        if self.kind != "ema" or epoch < self.first_epoch:
+            return None
+        decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
+        self.count += 1
+        return 1.0 - decay
 
     def after_epoch(self, epoch: int) -> None:
         """Called after an epoch's last update, before its validation; again when a run goes on inside that."""
         if self.kind == "swa" and epoch >= max(self.first_epoch, self._epochs):
-            self._add(1.0 / (1 + self.count))
+            self.count += 1
+            self.move(1.0 / self.count)
             self._epochs = epoch + 1
 
     @torch.no_grad()
-    def _add(self, share: float) -> None:
-        """Move the average to the present weights by a share of the way; the first time all of it."""
+    def move(self, share: float | Tensor) -> None:
+        """Move the average to the present weights by a share of the way; the number 1.0 copies them.
+
+        Args:
+            share: a number, or a float32 scalar on the device.
+        """
         means, nows = [mean for mean, _ in self._floats], [now for _, now in self._floats]
-        if self.count:
-            torch._foreach_lerp_(means, nows, share)
-        else:
+        if not isinstance(share, Tensor) and share == 1.0:
             torch._foreach_copy_(means, nows)
-        for mean, now in self._others:
-            mean.copy_(now)
-        self.count += 1
+        else:  # not lerp, which has no fast form for a weight on the device
+            ways = torch._foreach_sub(nows, means)
+            torch._foreach_mul_(ways, share)
+            torch._foreach_add_(means, ways)
+        if self._others:
+            torch._foreach_copy_([mean for mean, _ in self._others], [now for _, now in self._others])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The average and the number of its terms; nothing before the first."""

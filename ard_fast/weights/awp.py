@@ -41,15 +41,16 @@ class AdversarialWeightPerturbation:
         self.weights = [weight for weight in student.parameters() if weight.dim() >= 2 and weight.requires_grad]
         self._moves: list[Tensor] | None = None
 
-    def perturb(self, epoch: int, losses: Iterable[Callable[[], Tensor]]) -> None:
+    def begun(self, epoch: int) -> bool:
+        """Whether weights are moved in this epoch (from 0)."""
+        return epoch >= self.first_epoch
+
+    def perturb(self, losses: Iterable[Callable[[], Tensor]]) -> None:
         """Move the weights up the sum of the losses.
 
         Args:
-            epoch: from 0.
             losses: each gives a scalar that depends on the student; called one after the other.
         """
-        if epoch < self.first_epoch:
-            return
         total: list[Tensor] | None = None
         with attack_mode(self.student, "train_frozen"):
             for loss in losses:
