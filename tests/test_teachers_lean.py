@@ -27,11 +27,11 @@ def images(count, channels=3, size=32):
 NETWORKS = {
     "resnet18-tiny": ({}, 20, 20),
     "mobilenetv2": ({}, 57, 57),
-    "wrn-28-10": ({"depth": 10, "widen": 1}, 3, 7),  # of a pre-activation block only the inner batch norm
-    "preactresnet18": ({"width": 4}, 8, 17),
-    "preactresnet18-fast": ({"width": 4}, 8, 16),
-    "dm-wrn-28-10": ({"depth": 10, "widen": 1}, 3, 7),
-    "dm-preactresnet18": ({"width": 4}, 8, 17),
+    "wrn-28-10": ({"depth": 10, "widen": 1}, 7, 7),
+    "preactresnet18": ({"width": 4}, 17, 17),
+    "preactresnet18-fast": ({"width": 4}, 16, 16),
+    "dm-wrn-28-10": ({"depth": 10, "widen": 1}, 7, 7),
+    "dm-preactresnet18": ({"width": 4}, 17, 17),
 }
 
 
@@ -71,42 +71,42 @@ class Branches(nn.Module):
         return self.linear(out.mean((2, 3)))
 
 
-class Shared(nn.Module):
-    """One convolution, called with and without the batch norm: folding it would change the other call."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.bn, self.linear = nn.Conv2d(1, 1, 3, 1, 1), nn.BatchNorm2d(1), nn.Linear(1, 3)
+class Detached(Branches):
+    """Traces, but to a function with another gradient: a trace does not see where gradients are switched off."""
 
     def forward(self, x):
-        return self.linear(torch.tanh(self.bn(self.conv(x)) + self.conv(x)).mean((2, 3)))
-
-
-class Hooked(Branches):
-    """Folds, but the trace does not see what its hook does."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv.register_forward_hook(lambda module, inputs, output: 2 * output + 1)
-
-    def forward(self, x):
-        return self.linear(self.bn(self.conv(x)).mean((2, 3)))
+        with torch.no_grad():
+            gate = self.bn(self.conv(x)).mean((2, 3))
+        return self.linear(gate + x.mean((2, 3)))
 
 
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
         (Branches, "not folded: it cannot be traced"),
-        (Hooked, "not folded: the folded copy gives other logits"),
-        (Shared, "0 of 1 batch norms folded"),
+        (Detached, "not folded: its folded form gives another input gradient"),
     ],
 )
 def test_what_cannot_be_folded_is_left_as_it_is(kind, why):
     network, x = trained(kind()), images(16, 1, 8)
     lean = LeanNetwork(network, x)
-    assert lean.folded == (0, 1) and why in lean.facts
+    assert lean.folded == (0, 1) and why in lean.facts and lean.differentiable is None
+    assert Teacher(network, lean=lean).attacked is network
     with torch.no_grad():
         torch.testing.assert_close(lean(x), network(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_attacks_differentiate_is_the_folded_form(precision):
+    network, x = trained(build_model("resnet18-tiny")), images(16)
+    teacher = Teacher(network, lean=LeanNetwork(network, x, precision))
+    assert Teacher(network).attacked is network
+    probe = x.clone().requires_grad_()
+    logits, expected = teacher.attacked(probe), network(probe)
+    assert logits.dtype == torch.float32 and torch.equal(logits.detach(), teacher(x))
+    (grad,) = torch.autograd.grad(logits[:, 0].sum(), probe)
+    (direction,) = torch.autograd.grad(expected[:, 0].sum(), probe)
+    assert (grad - direction).norm() < (0.01 if precision == "fp32" else 0.3) * direction.norm()
 
 
 @pytest.mark.parametrize("name", ["digits-teacher", "resnet18-tiny", "wrn-28-10", "mobilenetv2"])

@@ -11,6 +11,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from ard_fast.attacks.base import Model
 from ard_fast.attacks.model_state import attack_mode
 from ard_fast.lean.conv import Affine, Convolution
+from ard_fast.lean.linear import Float32Linear
 from ard_fast.lean.patterns import Chain, find_chains
 from ard_fast.lean.trace import module_of, trace
 from ard_fast.lean.views import Alias, EvalViews, Unfoldable
@@ -181,18 +182,6 @@ class _Sum(NamedTuple):
     second: Tensor
 
 
-class _Float32Linear(nn.Module):
-    """A linear layer outside autocast."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return self.linear(x.float())
-
-
 def _source(chain: Chain, views: EvalViews) -> FoldLayer:
     """The network's own modules, whose tensors live."""
     return FoldLayer(*(None if view is None else views.source(view) for view in (chain.conv, chain.norm)))
@@ -209,11 +198,10 @@ def _replace(traced: fx.GraphModule, chain: Chain, name: str, layer: nn.Module) 
 
 
 def _keep_last_linear(traced: fx.GraphModule) -> None:
-    """Logits in float32: in bfloat16 they would keep 8 bits."""
     (output,) = (node for node in traced.graph.nodes if node.op == "output")
     last = module_of(output.args[0], traced)
     if type(last) is nn.Linear:
-        traced.set_submodule(output.args[0].target, _Float32Linear(last))
+        traced.set_submodule(output.args[0].target, Float32Linear(last))
 
 
 def _follow(traced: fx.GraphModule, views: EvalViews) -> list[Alias]:

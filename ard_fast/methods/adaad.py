@@ -48,7 +48,7 @@ class AdaptiveAdversarialDistillation(Method):
         return () if self.alpha == 1.0 else (self.teacher,)
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
-        x_adv = self.inner_attack(student, batch.x, self.teacher.network, seed=batch.seed, sample_ids=batch.ids)
+        x_adv = self.inner_attack(student, batch.x, self.teacher.attacked, seed=batch.seed, sample_ids=batch.ids)
         clean_target = None if self.alpha == 1.0 else self.teacher.clean(batch)
         return Inner(x_adv, self.teacher(x_adv), clean_target)
 

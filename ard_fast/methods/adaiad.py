@@ -29,7 +29,7 @@ class AdaptiveIntrospectiveDistillation(IntrospectiveDistillation):
         return ()  # at x' only
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
-        x_adv = self.inner_attack(student, batch.x, self.teacher.network, seed=batch.seed, sample_ids=batch.ids)
+        x_adv = self.inner_attack(student, batch.x, self.teacher.attacked, seed=batch.seed, sample_ids=batch.ids)
         target = self.teacher(x_adv)
         return Inner(x_adv, target, weight=self._trust(target, batch) if self.begun else None)
 

@@ -39,7 +39,7 @@ class GradientMatching(Method):
         self.matching_weight.fill_(self.last_weight * (epoch + 1) / self.epochs)
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
-        x_adv = self.inner_attack(student, batch.x, self.teacher.network, seed=batch.seed, sample_ids=batch.ids)
+        x_adv = self.inner_attack(student, batch.x, self.teacher.attacked, seed=batch.seed, sample_ids=batch.ids)
         return Inner(x_adv, self.teacher(x_adv), self.teacher(opposite(batch, x_adv)))
 
     def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:

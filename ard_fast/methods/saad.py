@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -22,12 +24,12 @@ class FirstOrderTeacher:
     One forward and one backward of the network; at other images it costs one product.
 
     Args:
-        network: in eval mode.
+        network: gives logits, in eval mode.
         x: images `[B, ...]`.
         y: int64 `[B]`.
     """
 
-    def __init__(self, network: nn.Module, x: Tensor, y: Tensor) -> None:
+    def __init__(self, network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> None:
         self.x, self.column = x, y[:, None]
         with torch.enable_grad():
             probe = x.detach().requires_grad_()
@@ -66,7 +68,7 @@ class SampleWiseDistillation(GradientMatching):
         self.scale, self.clean_branch, self.all_min = settings.entropy_scale, settings.clean_branch, context.all_min
 
     def attack(self, student: nn.Module, batch: Batch) -> Inner:
-        nearby = FirstOrderTeacher(self.teacher.network, batch.x, batch.y)
+        nearby = FirstOrderTeacher(self.teacher.attacked, batch.x, batch.y)
         x_adv = self.inner_attack(student, batch.x, nearby, seed=batch.seed, sample_ids=batch.ids)
         target = self.teacher(x_adv)
         entropy = torch.special.entr(torch.softmax(target, 1)).sum(1)

@@ -16,7 +16,7 @@ class Teacher:
     """Soft labels of a trained network. See `build_teacher` for one that is made from settings.
 
     Args:
-        network: put in eval mode and frozen here. Methods that differentiate through a teacher use `.network`.
+        network: put in eval mode and frozen here. Methods that differentiate through a teacher use `.attacked`.
         lean: the same network in its fastest form; None computes everything with `network`.
         cache: opens the table of logits at clean images, when the first are asked for; may return None.
     """
@@ -32,6 +32,12 @@ class Teacher:
         self.lean = lean
         self.cache: LogitsCache | None = None
         self._open_cache = cache
+
+    @property
+    def attacked(self) -> Callable[[Tensor], Tensor]:
+        """Logits of any images, differentiable in these, as far as there is a lean form in that."""
+        folded = None if self.lean is None else self.lean.differentiable
+        return self.network if folded is None else folded
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits, float32 `[B, num_classes]`, of any images; without a graph."""
