@@ -1,5 +1,6 @@
 """Trained networks that give soft labels."""
 
+from ard_fast.teachers.ahead import CudaStreams, Streams, TeacherAhead
 from ard_fast.teachers.build import CACHE_AUTO, CACHE_DTYPES, Views, build_teacher
 from ard_fast.teachers.cache import CacheWarning, LogitsCache
 from ard_fast.teachers.lean import PRECISIONS, LeanNetwork
@@ -10,9 +11,12 @@ __all__ = [
     "CACHE_DTYPES",
     "PRECISIONS",
     "CacheWarning",
+    "CudaStreams",
     "LeanNetwork",
     "LogitsCache",
+    "Streams",
     "Teacher",
+    "TeacherAhead",
     "Views",
     "build_teacher",
 ]

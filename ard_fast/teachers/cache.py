@@ -83,7 +83,7 @@ class LogitsCache:
         """
         slots = ids * self._views + (views if self._flip else views // 2)  # without flips every other number is unused
         self.lookups += len(slots)
-        if self.resident is not None and self.resident.filled == self._entries:
+        if self.complete:
             self.hits += len(slots)
             return self.resident.values[slots].float()
         if self.resident is None:
@@ -102,6 +102,11 @@ class LogitsCache:
             values[missing] = self._round(compute(missing))
             self._keep(slots[missing], values[missing])
         return values.float()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is on the device, so that no lookup waits for it."""
+        return self.resident is not None and self.resident.filled == self._entries
 
     def report(self) -> dict[str, float]:
         """The share of lookups since the last report that needed no teacher."""

@@ -31,7 +31,7 @@ class Teacher:
         self.network = network.eval().requires_grad_(False)
         self.lean = lean
         self.cache: LogitsCache | None = None
-        self._open_cache = cache
+        self._opener = cache
 
     @property
     def attacked(self) -> Callable[[Tensor], Tensor]:
@@ -53,11 +53,15 @@ class Teacher:
             return batch.taught[self]
         if batch.views is None:
             return self(batch.x)
-        if self._open_cache is not None:
-            self.cache, self._open_cache = self._open_cache(), None
-        if self.cache is None:
+        if self.open_cache() is None:
             return self(batch.x)
         return self.cache.logits(batch.ids, batch.views, lambda positions: self(batch.x[positions]))
+
+    def open_cache(self) -> LogitsCache | None:
+        """The cache, opened by the first who asks; None without."""
+        if self._opener is not None:
+            self.cache, self._opener = self._opener(), None
+        return self.cache
 
     def conventions(self) -> list[str]:
         """How it computes, and what the cache has done so far, in words."""
