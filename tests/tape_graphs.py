@@ -8,6 +8,7 @@ the state of the generator too, and memory made in it is filled with NaN until a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -114,10 +115,10 @@ class TapeGraphs:
         self.tapes: list[Tape] = []
         self.warmed_up = 0
         self.fail: BaseException | None = None
-        self._capturing = False
+        self._capturing_in: int | None = None
 
     def usable(self, device: torch.device) -> bool:
-        return not self._capturing
+        return self._capturing_in != threading.get_ident()
 
     def in_order(self) -> None:
         pass
@@ -128,14 +129,14 @@ class TapeGraphs:
 
     def capture(self, function: Callable[[], T]) -> tuple[Tape, T]:
         tape, random = Tape(), torch.get_rng_state()
-        self._capturing = True
+        self._capturing_in = threading.get_ident()
         try:
             with tape:
                 result = function()
                 if self.fail is not None:
                     raise self.fail
         finally:
-            self._capturing = False
+            self._capturing_in = None
             with torch.inference_mode():
                 tape.undo()
             torch.set_rng_state(random)

@@ -288,7 +288,7 @@ def test_inference_mode_inside_is_captured():
         (linear(x) * teacher.clone()).sum().backward()
         return x.grad, teacher
 
-    run, tape = graphed(function, warm_up=1, fixed=lambda: [*linear.parameters(), memory])
+    run, _ = graphed(function, warm_up=1, fixed=lambda: [*linear.parameters(), memory])
     for _ in range(3):
         x = numbers(2, 3)
         expected = [result.clone() for result in function({"x": x})]

@@ -87,6 +87,13 @@ class APGD(GradientAttack):
         self.rho = nonnegative(rho, "rho")
         self.drop_every = drop_every if drop_every == 0 else positive_int(drop_every, "drop_every")
 
+    @property
+    def why_eager(self) -> str | None:
+        """Restarts and dropping look at what the device has found."""
+        if self.restarts > 1:
+            return "it waits for the device between restarts"
+        return "it waits for the device to drop samples (drop_every)" if self.drop_every else None
+
     def search(self, problem: Problem, seed: int | Tensor | None) -> Tensor:
         """One run; further ones on what is left."""
         if self.restarts == 1:
@@ -180,6 +187,11 @@ class APGDT(APGD):
             drop_every=drop_every,
         )
         self.n_targets = positive_int(n_targets, "n_targets")
+
+    @property
+    def why_eager(self) -> str | None:
+        """Each target is tried on what is left."""
+        return "it waits for the device between targets"
 
     def search(self, problem: Problem, seed: int | Tensor | None) -> Tensor:
         """All targets and restarts; run number r uses seed + r."""

@@ -96,6 +96,11 @@ class GradientAttack(Configured):
     """Whether `y` may be a model."""
 
     @property
+    def why_eager(self) -> str | None:
+        """The reason why a CUDA graph cannot hold a whole call; None if it can. For `GraphedPGD`."""
+        return None
+
+    @property
     def takes_target_classes(self) -> bool:
         """Whether a call has `target_classes`."""
         return self.loss_name == "dlr_targeted"

@@ -36,6 +36,11 @@ class CountingPGD(PGD):
 
     needs_rows = True
 
+    @property
+    def why_eager(self) -> str | None:
+        """A replay would leave no new tensor there."""
+        return "it leaves steps_correct on itself"
+
     def begin(self, problem: Problem, x_adv: Tensor) -> Any:
         self.steps_correct = torch.zeros(len(x_adv), device=x_adv.device)
 
