@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tape_graphs import TapeGraphs
 from torch import nn
 
 from ard_fast.attacks import PGD
@@ -74,3 +75,12 @@ def test_an_empty_split_is_refused():
     split = digits_like()
     with pytest.raises(ValueError, match="split: expected at least one image"):
         evaluate(Brightness(), split.take(torch.tensor([], dtype=torch.long)), levels=16, attack=PGD3)
+
+
+def test_on_a_graph_the_result_is_the_same(monkeypatch):
+    model, split = build_model("digits-teacher"), digits_like(70)
+    eager = evaluate(model, split, levels=16, attack=PGD3, batch_size=10)
+    tape = TapeGraphs()
+    monkeypatch.setattr("ard_fast.attacks.graphed.CudaGraphs", lambda: tape)
+    assert evaluate(model, split, levels=16, attack=PGD3, batch_size=10) == eager
+    assert (tape.warmed_up, tape.replays) == (3, 4)

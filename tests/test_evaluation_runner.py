@@ -3,9 +3,10 @@
 import pytest
 import torch
 from evaluation_fakes import LEVELS, FirstPixel, Lighten, dark_images, single
+from tape_graphs import TapeGraphs
 from torch import nn
 
-from ard_fast.attacks import PGD
+from ard_fast.attacks import MIFGSM, PGD
 from ard_fast.evaluation.ball import distances, inside_ball
 from ard_fast.evaluation.curve import accuracy_curve
 from ard_fast.evaluation.runner import Evaluator, Step
@@ -224,3 +225,26 @@ def test_channels_last_reaches_the_network():
     split = type(split)(split.images.repeat(1, 3, 1, 1), split.labels, split.ids)
     evaluator(split, Layout(), channels_last=True)
     assert seen == [True]
+
+
+@pytest.mark.parametrize("name", ["pgd", "mifgsm"])
+def test_replays_of_a_graph_count_as_the_attack_does(name, monkeypatch):
+    attack = {"pgd": PGD(eps=0.2, step_size=0.1, steps=3, restarts=2), "mifgsm": MIFGSM(eps=0.2, steps=2)}[name]
+
+    def outcome():
+        made = evaluator(dark_images(31, wrong=(8, 9)))
+        result = made.run(single("pgd", attack))
+        cost = result.stages[0].cost
+        return made.worst.tolist(), made.adversarial, cost.forwards, cost.forward_images, cost.backward_images
+
+    eager, tapes = outcome(), []
+
+    def backend():
+        tapes.append(TapeGraphs())
+        return tapes[-1]
+
+    monkeypatch.setattr("ard_fast.attacks.graphed.CudaGraphs", backend)
+    graphed = outcome()
+    assert [tape.replays for tape in tapes] == [4]  # 29 images, 4 a batch: 3 eager calls, 4 replays, 1 image left over
+    assert torch.equal(eager[1], graphed[1])
+    assert eager[:1] + eager[2:] == graphed[:1] + graphed[2:]

@@ -1,5 +1,7 @@
 """Capture and replay of a function, on a double of CUDA graphs."""
 
+import warnings
+
 import pytest
 import torch
 from tape_graphs import TapeGraphs
@@ -243,6 +245,25 @@ def test_eager_calls_that_raise_do_not_count():
     for _ in range(2):
         run({"x": numbers(3)})
     assert len(tape.tapes) == 1 and run.failed is None
+
+
+def test_an_error_of_the_function_during_capture_is_that_error():
+    def function(inputs):
+        if stop:
+            raise KeyError("stop")
+        return inputs["x"] + 0.0
+
+    stop = False
+    run, _ = graphed(function, warm_up=1)
+    run({"x": numbers(3)})
+    stop = True
+    with warnings.catch_warnings(), pytest.raises(KeyError):
+        warnings.simplefilter("error", GraphWarning)
+        run({"x": numbers(3)})
+    stop = False
+    for _ in range(3):
+        run({"x": numbers(3)})
+    assert run.failed is None and run.replays == 2
 
 
 def test_state_made_by_the_first_call_is_no_failure():

@@ -6,7 +6,7 @@ All share one loop and one set of conventions: see `ard_fast.attacks.base` for t
 from ard_fast.attacks.apgd import APGD, APGDT
 from ard_fast.attacks.base import GradientAttack, Problem, differentiated
 from ard_fast.attacks.cw import CWLinf
-from ard_fast.attacks.graphed import GraphedPGD
+from ard_fast.attacks.graphed import GraphedPGD, as_graph
 from ard_fast.attacks.in_turn import InTurn
 from ard_fast.attacks.kl import KLPGD
 from ard_fast.attacks.mifgsm import MIFGSM
@@ -33,6 +33,7 @@ __all__ = [
     "GraphedPGD",
     "InTurn",
     "Problem",
+    "as_graph",
     "attack_mode",
     "differentiated",
     "preset",

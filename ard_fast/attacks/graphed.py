@@ -152,6 +152,12 @@ class GraphedPGD:
         return modes, tuple((name, _hashable(value)) for name, value in vars(self.attack).items())
 
 
+def as_graph(attack: Any) -> Any:
+    """The attack as a `GraphedPGD` where that can be, else itself: for whoever calls it with one model many times."""
+    capturable = isinstance(attack, GradientAttack) and attack.why_eager is None
+    return GraphedPGD(attack) if capturable else attack
+
+
 class _Pair:
     """The graphs of a model and, if there is one, a target model; neither is kept alive by them."""
 

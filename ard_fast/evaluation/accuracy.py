@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ard_fast.attacks import PGD, attack_mode
+from ard_fast.attacks import PGD, as_graph, attack_mode
 from ard_fast.data import Split
 from ard_fast.data.shards import share
 from ard_fast.precision import full_precision
@@ -48,7 +48,7 @@ def evaluate(
         model: gives logits `[B, num_classes]` of pixels in [0, 1].
         split: images uint8 `[N, C, H, W]`, on the model's device.
         levels: the uint8 value that stands for 1.0.
-        attack: made with `bn="eval"`.
+        attack: made with `bn="eval"`. On CUDA it runs as a graph, whose memory is free again at the end.
         seed: of the attack's random start.
         batch_size: images a batch.
         channels_last: give the network images in that layout.
@@ -67,6 +67,7 @@ def evaluate(
     correct = torch.zeros(2, dtype=torch.int64, device=device)
     first, end = share(len(split), *shard)
     largest = share(len(split), 0, shard[1])[1]
+    attack = as_graph(attack)
     with full_precision(), attack_mode(model, "eval"):
         for offset in range(0, largest, batch_size):
             if between_batches is not None:

@@ -15,7 +15,7 @@ from ard_fast.attacks import attack_mode
 from ard_fast.data import Split
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
 from ard_fast.evaluation.ball import inside_ball
-from ard_fast.evaluation.counting import Cost, CountedModel
+from ard_fast.evaluation.counting import Cost, CountedAttack, CountedModel
 from ard_fast.interrupts import Interrupted
 from ard_fast.precision import full_precision
 
@@ -136,7 +136,8 @@ class Evaluator:
         channels_last: give the network images in that layout.
         cascade: see above.
         listener: told how it goes on.
-        stop: asked before every forward pass; true ends the evaluation.
+        stop: asked before every forward pass, or once a batch while an attack replays its CUDA graph; true ends the
+            evaluation.
 
     Attributes:
         right: bool `[N]`, on the CPU: right as they are.
@@ -237,11 +238,11 @@ class Evaluator:
         else:
             right = torch.zeros_like(chosen)
             self._listener.stage_started(name, int(chosen.sum()))
-            done = 0
+            done, counted = 0, CountedAttack(attack)
             with evaluation_mode(self.model):
                 for positions in self._batches(chosen.nonzero().squeeze(1)):
                     x, y, ids = self._batch(positions)
-                    x_adv = attack(self.model, x, y, seed=self._seed_tensor, sample_ids=ids)
+                    x_adv = counted(self.model, x, y, seed=self._seed_tensor, sample_ids=ids)
                     valid = inside_ball(x_adv, x, norm=self.norm, eps=eps)
                     with torch.no_grad():
                         still = (self.model(x_adv).argmax(1) == y) | ~valid
@@ -297,7 +298,7 @@ class Evaluator:
         return Cost(**{**vars(self.model.cost), "seconds": time.perf_counter()})
 
     def _cost_since(self, before: Cost) -> Cost:
-        return Cost(*(b - a for a, b in zip(vars(before).values(), vars(self._cost()).values(), strict=True)))
+        return self._cost() - before
 
 
 @contextmanager

@@ -116,8 +116,12 @@ class GraphedFunction:
             if kind.graph is None:
                 if kind.calls < self.warm_up:
                     return self._warm_up(kind, addresses)
-                if not self._capture(kind, addresses):
-                    return self.function(dict(inputs))
+                reason = self._capture(kind, addresses)
+                if reason is not None:
+                    self.forget()
+                    result = self.function(dict(inputs))  # raises what was no fault of the capture
+                    self._fail(reason)
+                    return result
             self.backend.replay(kind.graph)
             self.replays += 1
             return kind.result
@@ -154,7 +158,8 @@ class GraphedFunction:
             kind.moved = True
         return result
 
-    def _capture(self, kind: _Kind, addresses: tuple[int, ...]) -> bool:
+    def _capture(self, kind: _Kind, addresses: tuple[int, ...]) -> str | None:
+        """None, or why it failed."""
         # Casts of parameters that autocast has kept from before would be constants of the graph, and those that it
         # keeps from the capture would be read later out of the graph's memory.
         torch.clear_autocast_cache()
@@ -162,17 +167,15 @@ class GraphedFunction:
             kind.graph, kind.result = self.backend.capture(lambda: self.function(dict(kind.inputs)))
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
-            self._fail(f"its capture failed with {type(error).__name__}: {reason}", stacklevel=4)
-            return False
+            return f"its capture failed with {type(error).__name__}: {reason}"
         finally:
             torch.clear_autocast_cache()
         if self._addresses() != addresses:
-            self._fail("its capture put tensors that are fixed in new places", stacklevel=4)
-            return False
+            return "its capture put tensors that are fixed in new places"
         kind.addresses = addresses
-        return True
+        return None
 
-    def _fail(self, reason: str, stacklevel: int) -> None:
+    def _fail(self, reason: str, stacklevel: int = 3) -> None:
         self.failed = reason
         self.forget()
         warnings.warn(f"{self.name} runs without a CUDA graph: {reason}", GraphWarning, stacklevel=stacklevel)
