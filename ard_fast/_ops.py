@@ -18,6 +18,7 @@ mifgsm_step_ = torch.ops.ard_fast.mifgsm_step_.default
 apgd_step_ = torch.ops.ard_fast.apgd_step_.default
 select_best_ = torch.ops.ard_fast.select_best_.default
 crop_flip = torch.ops.ard_fast.crop_flip.default
+fold_batch_norm_ = torch.ops.ard_fast.fold_batch_norm_.default
 
 
 @torch.library.register_fake("ard_fast::pgd_linf_step_")
@@ -82,6 +83,7 @@ def _(logits, labels, target_classes, loss, kappa, with_rows) -> tuple[Tensor, T
 @torch.library.register_fake("ard_fast::mifgsm_step_")
 @torch.library.register_fake("ard_fast::apgd_step_")
 @torch.library.register_fake("ard_fast::select_best_")
+@torch.library.register_fake("ard_fast::fold_batch_norm_")
 def _(*_arguments) -> None:
     return None
 

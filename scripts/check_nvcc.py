@@ -6,7 +6,7 @@ Run from anywhere: ``python scripts/check_nvcc.py [--arch 80 90 120] [--jobs 2]`
 
 * nvcc, the host compiler or ptxas warns,
 * any kernel spills registers,
-* the PGD steps, the random start or the augmentation keep anything in local memory,
+* the PGD steps, the random start, the augmentation or the folding keep anything in local memory,
 * the vector variant of an L-infinity step kernel moves anything by less than 128 bits, or that of the augmentation
   its pixels.
 
@@ -39,7 +39,7 @@ DEFINES = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 STEP_KERNEL = "pgd_linf_step_kernel"
 # (tensors of gradients read, of pixels read, of gradients written, of pixels written)
 WIDE_TENSORS = {STEP_KERNEL: (1, 2, 0, 1), "apgd_linf_step_kernel": (1, 4, 1, 4), "crop_flip_kernel": (0, 0, 0, 1)}
-REGISTERS_ONLY = ("pgd_linf_step", "random_start", "apgd_", "crop_flip")
+REGISTERS_ONLY = ("pgd_linf_step", "random_start", "apgd_", "crop_flip", "fold_batch_norm")
 
 
 class CannotRun(Exception):

@@ -72,6 +72,7 @@ def test_local_memory_fails_in_the_step(check) -> None:
     assert kernel(check, "kd_loss_warp_kernel<float, 4>", stack=16).faults() == []
     assert "16 bytes of local memory" in kernel(check, "pgd_linf_step_kernel<float, 4>", stack=16).faults()[0]
     assert "16 bytes of local memory" in kernel(check, "random_start_kernel<1>", stack=16).faults()[0]
+    assert "16 bytes of local memory" in kernel(check, "fold_batch_norm_kernel<float>", stack=16).faults()[0]
 
 
 @pytest.mark.parametrize(("name", "wide"), [("<float, 4>", (3, 1)), ("<ard::bf16, 8>", (5, 2))])

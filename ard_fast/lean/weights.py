@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ard_fast import _ops
+
 # Elements: every folded tensor begins on a 256-byte line, whatever its dtype.
 _ALIGNMENT = 128
 
@@ -20,12 +22,12 @@ class FoldLayer(NamedTuple):
     """
 
     conv: nn.Conv2d | None
-    norm: nn.modules.batchnorm._BatchNorm | None
+    norm: _BatchNorm | None
 
 
 class _Place(NamedTuple):
     shape: tuple[int, ...] | None  # of the weight
-    weight: int  # first element among the weights
+    weight: int | None  # first element among the weights
     scale: int | None  # first element among scales and shifts
     shift: int
     channels: int
@@ -54,7 +56,10 @@ class FoldedWeights:
             raise ValueError("layers: expected at least one, got none")
         for i, layer in enumerate(self._layers):
             _check_layer(i, layer)
+        self._slots = [slot for layer in self._layers for slot in _slots(layer)]
+        self._eps = [0.0 if layer.norm is None else layer.norm.eps for layer in self._layers]
         self._places, weights, affine = _place(self._layers)
+        self._where = [-1 if at is None else at for p in self._places for at in (p.weight, p.scale, p.shift)]
         device = self.sources()[0].device
         self._weights = torch.zeros(weights, dtype=dtype, device=device)
         self._affine = torch.zeros(affine, device=device)
@@ -89,13 +94,15 @@ class FoldedWeights:
 
     def sources(self) -> list[Tensor]:
         """The tensors that `refresh` reads, as they are now."""
-        return [tensor for layer in self._layers for tensor in _tensors(layer) if tensor is not None]
+        tensors = (owner.get(name) for owner, name in self._slots)
+        return [tensor for tensor in tensors if tensor is not None]
 
+    @torch.no_grad()
     def refresh(self) -> None:
-        """Fold again from the tensors as they are now."""
-        with torch.no_grad():
-            for layer, (weight, scale, shift) in zip(self._layers, self._views, strict=True):
-                _fold(layer, weight, scale, shift)
+        """Fold again from the tensors as they are now, in few launches and without waiting for the device."""
+        tensors = [owner.get(name) for owner, name in self._slots]
+        _ops.fold_batch_norm_(*self.outputs, tensors, self._eps, self._where)
+        torch.autograd.graph.increment_version(self.outputs)
 
     def _view(self, place: _Place) -> tuple[Tensor | None, Tensor | None, Tensor]:
         weight = scale = None
@@ -127,19 +134,13 @@ def _check_layer(i: int, layer: FoldLayer) -> None:
         )
 
 
-def _tensors(layer: FoldLayer) -> tuple[Tensor | None, ...]:
-    """Weight, bias, gamma, beta, mean, variance."""
-    conv, norm = layer
-    first = (None, None) if conv is None else (conv._parameters["weight"], conv._parameters["bias"])
-    if norm is None:
-        return *first, None, None, None, None
-    return (
-        *first,
-        norm._parameters["weight"],
-        norm._parameters["bias"],
-        norm._buffers["running_mean"],
-        norm._buffers["running_var"],
-    )
+def _slots(layer: FoldLayer) -> list[tuple[dict[str, Tensor | None], str]]:
+    """Where weight, bias, gamma, beta, mean and variance are found, whatever replaces them."""
+    none: dict[str, Tensor | None] = {}
+    of_conv = none if layer.conv is None else layer.conv._parameters
+    of_norm, buffers = (none, none) if layer.norm is None else (layer.norm._parameters, layer.norm._buffers)
+    owners = [of_conv, of_conv, of_norm, of_norm, buffers, buffers]
+    return list(zip(owners, ["weight", "bias", "weight", "bias", "running_mean", "running_var"], strict=True))
 
 
 def _place(layers: Sequence[FoldLayer]) -> tuple[list[_Place], int, int]:
@@ -151,7 +152,7 @@ def _place(layers: Sequence[FoldLayer]) -> tuple[list[_Place], int, int]:
         scale = affine if conv is None else None
         shift = affine + (_aligned(channels) if conv is None else 0)
         shape = None if conv is None else tuple(conv.weight.shape)
-        places.append(_Place(shape, weights, scale, shift, channels))
+        places.append(_Place(shape, None if conv is None else weights, scale, shift, channels))
         weights += 0 if conv is None else _aligned(conv.weight.numel())
         affine = shift + _aligned(channels)
     return places, weights, affine
@@ -159,19 +160,3 @@ def _place(layers: Sequence[FoldLayer]) -> tuple[list[_Place], int, int]:
 
 def _aligned(count: int) -> int:
     return -(-count // _ALIGNMENT) * _ALIGNMENT
-
-
-def _fold(layer: FoldLayer, weight: Tensor | None, scale: Tensor | None, shift: Tensor) -> None:
-    w, bias, gamma, beta, mean, var = _tensors(layer)
-    if var is None:
-        weight.copy_(w)
-        shift.zero_() if bias is None else shift.copy_(bias)
-        return
-    s = (var + layer.norm.eps).rsqrt() if gamma is None else gamma / (var + layer.norm.eps).sqrt()
-    shift.copy_(s * (-mean if bias is None else bias - mean))
-    if beta is not None:
-        shift += beta
-    if weight is None:
-        scale.copy_(s)
-    else:
-        weight.copy_(w * s.view(-1, 1, 1, 1))

@@ -7,6 +7,7 @@ gradient alone. Any floating dtype; in float64 the losses serve as ground truth.
 from ard_fast.reference.affine import affine_relu, affine_relu_backward, pack_mask, unpack_mask
 from ard_fast.reference.apgd import APGDIterate, apgd_step
 from ard_fast.reference.augmentation import crop_flip, draw_views
+from ard_fast.reference.folding import fold_batch_norm
 from ard_fast.reference.gradients import attack_gradient, attack_loss
 from ard_fast.reference.losses import ard_loss, kl_distill_loss, mart_loss, rslad_loss, trades_loss
 from ard_fast.reference.selection import select_best
@@ -23,6 +24,7 @@ __all__ = [
     "attack_loss",
     "crop_flip",
     "draw_views",
+    "fold_batch_norm",
     "kl_distill_loss",
     "mart_loss",
     "mifgsm_step",

@@ -72,7 +72,10 @@ inline const char* dtype_of(const Tensor& t) {
   }
 }
 
-inline void check_dtype(const Tensor& t, const char* name, ScalarType expected, const char* text) {
+// A name is whatever can be written to a stream, so that one that has to be put together is put
+// together only for a message.
+template <typename Name>
+void check_dtype(const Tensor& t, const Name& name, ScalarType expected, const char* text) {
   ARD_CHECK(t.scalar_type() == expected, name, " must be ", text, ", got ", dtype_of(t));
 }
 
@@ -90,8 +93,8 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-inline void check_device(const Tensor& t, const char* name, const Tensor& like,
-                         const char* like_name) {
+template <typename Name>
+void check_device(const Tensor& t, const Name& name, const Tensor& like, const char* like_name) {
   ARD_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), name,
             " must be on the device of ", like_name, " (", device_of(like), "), got ",
             device_of(t));
@@ -165,8 +168,8 @@ inline void check_no_partial_overlap(const Tensor& out, const char* out_name, co
 
 // For outputs that must not coincide with an input either: the blocks of a kernel read and write
 // without an order among them.
-inline void check_apart(const Tensor& out, const char* out_name, const Tensor& in,
-                        const char* in_name) {
+template <typename Name>
+void check_apart(const Tensor& out, const char* out_name, const Tensor& in, const Name& in_name) {
   const auto bytes = [](const Tensor& t) {
     const ScalarType s = t.scalar_type();
     const bool one = s == ScalarType::Bool || s == ScalarType::Byte;

@@ -73,6 +73,12 @@ STABLE_TORCH_LIBRARY(ard_fast, m) {
   m.def(
       "crop_flip(Tensor images, Tensor positions, Tensor? seed, Tensor? ids, Tensor? views, "
       "int padding, bool flip, int levels, bool channels_last) -> (Tensor x, Tensor view)");
+  // Eval-mode batch norms into the convolutions before them, of all layers at once. Of each layer,
+  // tensors: weight, bias, gamma, beta, mean, var; places: the first elements of its folded weight
+  // (channels_last) among `weights`, and of its scale (a norm alone) and shift among `affine`.
+  m.def(
+      "fold_batch_norm_(Tensor(a!) weights, Tensor(b!) affine, Tensor?[] tensors, float[] eps, "
+      "int[] places) -> ()");
   m.def("simd_level() -> str");
 }
 

@@ -33,4 +33,5 @@ PYBIND11_MODULE(_emulator, m) {
   bind_norm(m);
   bind_attack_gradient(m);
   bind_crop_flip(m);
+  bind_fold(m);
 }
