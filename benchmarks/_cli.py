@@ -151,7 +151,7 @@ def build_variants(
         except Exception as error:
             if name in required:
                 raise
-            absent[name] = _reason(error)
+            absent[name] = why(error)
             continue
         if device.type == "cuda" and name in uncapturable:
             absent[name + GRAPH_SUFFIX] = "waits for the device in every call"
@@ -161,14 +161,15 @@ def build_variants(
             except Exception as error:
                 if name + GRAPH_SUFFIX in required:
                     raise
-                absent[name + GRAPH_SUFFIX] = _reason(error)
+                absent[name + GRAPH_SUFFIX] = why(error)
                 continue
             variants.append(graph)
             checks[graph.name] = checks[name]
     return variants, checks, absent
 
 
-def _reason(error: Exception) -> str:
+def why(error: Exception) -> str:
+    """Returns an exception in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

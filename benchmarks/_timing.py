@@ -338,6 +338,7 @@ def measure(
     seed: int = 0,
     warm_up: int = 3,
     probes: int = 5,
+    progress: Callable[[int, str, float], None] = lambda done, name, seconds: None,
 ) -> dict[str, Measurement]:
     """Times `variants` interleaved.
 
@@ -346,10 +347,11 @@ def measure(
         clock: From `make_clock`.
         n_sets: Buffer sets every variant walks over.
         rounds: Samples per variant.
-        min_sample_s: Each sample repeats the call until it lasts about this long.
+        min_sample_s: Each sample repeats the call until it lasts about this long; 0 is one call, which needs no probes.
         seed: Of the order of the variants within the rounds.
         warm_up: Calls of a variant before its length is judged, and in each probe of it.
         probes: Samples that judge it.
+        progress: Told the round (from 0), the variant and its sample after each sample, for runs of minutes.
 
     Returns:
         A measurement for each variant's name.
@@ -363,7 +365,11 @@ def measure(
     for v in variants:
         v.reset(n_sets)
         calls = [i % n_sets for i in range(warm_up)]
-        clock.sample(v.call, calls)
+        if calls:
+            clock.sample(v.call, calls)
+        if not min_sample_s:
+            runs[v.name] = 1
+            continue
         # the fastest of a few: one sample hit by another process must not shrink all later ones
         once = min(clock.sample(v.call, calls) for _ in range(probes))
         runs[v.name] = max(1, min(10_000, math.ceil(min_sample_s / max(once, 1e-9))))
@@ -373,13 +379,14 @@ def measure(
     collecting = gc.isenabled()
     gc.disable()  # as timeit: a collection walks all rotated buffers and would be charged to whoever is being timed
     try:
-        for _ in range(rounds):
+        for done in range(rounds):
             rng.shuffle(order)
             gc.collect()
             for v in order:
                 indices = [i % n_sets for i in range(runs[v.name])]
                 v.reset(min(runs[v.name], n_sets))
                 seconds[v.name].append(clock.sample(v.call, indices) / v.calls_per_run)
+                progress(done, v.name, seconds[v.name][-1])
     finally:
         if collecting:
             gc.enable()
