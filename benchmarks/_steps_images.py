@@ -24,6 +24,7 @@ from torch import Tensor
 SIZES: dict[str, tuple[int, ...]] = {
     "cifar-128": (128, 3, 32, 32),
     "imagenet-16": (16, 3, 224, 224),
+    "imagenet-128": (128, 3, 224, 224),
     "digits-1": (1, 1, 8, 8),
 }
 OPERATORS = ("l2", "mifgsm", "select")

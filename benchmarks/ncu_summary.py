@@ -25,7 +25,7 @@ COLUMNS = {
     "regs": "launch__registers_per_thread",
 }
 
-CASE = re.compile(r"(?:step|start|loss|attack|augment)-[\w-]+")
+CASE = re.compile(r"(?:step|start|loss|attack|augment|ceiling|copy)-[\w-]+")
 """The NVTX range of a case of profile_kernels.py."""
 
 # what ncu's units have to be multiplied by to give microseconds and megabytes

@@ -1,10 +1,11 @@
 """Runs each fused op a few times at benchmark sizes, for a profiler to watch.
 
     ncu --csv --metrics ... --nvtx --profile-from-start off python benchmarks/profile_kernels.py --device cuda
+    ncu ... --cache-control none python benchmarks/profile_kernels.py --cases 'ceiling-*,copy-*'
     perf record -g python benchmarks/profile_kernels.py --device cpu --cases step-fp32-cifar-1024 --repeat 200
 
 On CUDA only the last run of each case lies between cudaProfilerStart and cudaProfilerStop, inside an NVTX range of the
-case's name: `ncu_summary.py` makes a table of the result.
+case's name: `ncu_summary.py` makes a table of the result, and `ceilings.py --ncu` verdicts from ceiling-* and copy-*.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from itertools import cycle
 
+import _ceiling_cases
 import bench_augment
 import bench_kd_loss
 import bench_pgd
@@ -61,6 +65,13 @@ def augment_case(case: str, device: torch.device) -> Callable[[], object]:
     return lambda: variant.call(0)
 
 
+def ceiling_case(case: str, device: torch.device) -> Callable[[], object]:
+    """Returns a call of a case of ceilings; each run takes another of its buffer sets."""
+    call = _ceiling_cases.make(case, device)
+    sets = cycle(range(call.sets))
+    return lambda: call.variant.call(next(sets))
+
+
 def all_cases(device: torch.device) -> dict[str, Callable[[], Callable[[], object]]]:
     """Returns a maker for each case by name; making one allocates its buffers."""
     cases: dict[str, Callable[[], Callable[[], object]]] = {}
@@ -76,6 +87,9 @@ def all_cases(device: torch.device) -> dict[str, Callable[[], Callable[[], objec
             cases[f"attack-{case}"] = lambda case=case: attack_case(case, device)
     for case in bench_augment.CASES:
         cases[f"augment-{case}"] = lambda case=case: augment_case(case, device)
+    for case in _ceiling_cases.MAKERS:
+        cases[f"ceiling-{case}"] = lambda case=case: ceiling_case(case, device)
+        cases[f"copy-{case}"] = lambda case=case: _ceiling_cases.kernel_copy(case, device)
     return cases
 
 
@@ -83,18 +97,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the chosen cases; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--cases", metavar="A,B", help="default: all; --list prints them")
+    parser.add_argument("--cases", metavar="A,B*", help="names or patterns; default: all; --list prints them")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each case, the last one profiled (default 3)")
     parser.add_argument("--list", action="store_true", help="print the cases")
     args = parser.parse_args(argv)
     cases = all_cases(torch.device(args.device))
-    chosen = args.cases.split(",") if args.cases else list(cases)
+    chosen: list[str] = []
+    for pattern in (args.cases or "*").split(","):
+        matching = [name for name in cases if fnmatchcase(name, pattern)]
+        if not matching:
+            parser.error(f"--cases: expected any of {', '.join(cases)}, got {pattern!r}")
+        chosen += matching
     if args.list:
         print("\n".join(cases))
         return 0
     for name in chosen:
-        if name not in cases:
-            parser.error(f"--cases: expected any of {', '.join(cases)}, got {name!r}")
         run = cases[name]()
         with torch.autograd.set_multithreading_enabled(False):  # NVTX ranges belong to a thread: so must the backward
             for _ in range(args.repeat - 1):
