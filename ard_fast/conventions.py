@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from ard_fast.config import TrainConfig
 from ard_fast.data import Dataset
 from ard_fast.evaluation import PGD20_STEPS
-from ard_fast.machine import Machine
 from ard_fast.methods import METHODS, Method
 from ard_fast.models import count_parameters
 from ard_fast.teachers import Teacher
@@ -18,20 +17,21 @@ from ard_fast.teachers import Teacher
 def describe_run(
     config: TrainConfig,
     dataset: Dataset,
-    machine: Machine,
     student: nn.Module,
     method: Method,
     teachers: Mapping[str, Teacher],
+    *,
+    computing: Sequence[str],
 ) -> list[str]:
     """Every convention that decides what the run's figures mean, a line each.
 
     Args:
         config: of a single method.
         dataset: what is trained on.
-        machine: how it computes.
         student: the network.
         method: built from `config`.
         teachers: by role.
+        computing: how an update computes, in words.
     """
     spec = METHODS[config.method]
     learns_from = "".join(f" <- {role.replace('_', ' ')} {getattr(config, role)}" for role in spec.teachers)
@@ -55,9 +55,9 @@ def describe_run(
     lines.append(
         f"SGD lr {config.lr:g} ({config.schedule}), momentum {config.momentum:g}, weight decay "
         f"{config.weight_decay:g} on all parameters, batch {config.batch_size}, {crop}, "
-        f"{'flip' if config.flip else 'no flip'}, seed {config.seed}, {machine.device}"
+        f"{'flip' if config.flip else 'no flip'}, seed {config.seed}"
     )
-    lines.append(machine.describe())
+    lines += computing
     if config.awp_gamma:
         lines.append(
             f"adversarial weight perturbation: gamma {config.awp_gamma:g}, from epoch {config.awp_epoch() + 1}"

@@ -18,11 +18,15 @@ class Machine:
         device: of networks and batches.
         precision: of the training step, "fp32", "tf32" or "bf16".
         channels_last: whether images and weights are in that layout.
+        fold: whether an attack in eval mode is made on folded weights.
+        compile: whether the student's forward is compiled.
     """
 
     device: torch.device
     precision: str
     channels_last: bool
+    fold: bool
+    compile: bool
 
     @property
     def layout(self) -> torch.memory_format:
@@ -37,7 +41,9 @@ class Machine:
             "bf16": "bfloat16 autocast (iterates, logits, losses and weights float32)",
         }
         layout = "channels_last" if self.channels_last else "contiguous"
-        return f"training step in {arithmetic[self.precision]}, {layout}; evaluation in float32"
+        compiled = ", forward compiled" if self.compile else ""
+        how = f"{arithmetic[self.precision]}, {layout}{compiled}"
+        return f"training step on {self.device} in {how}; evaluation in float32"
 
 
 def resolve_machine(config: TrainConfig, device: torch.device) -> Machine:
@@ -49,10 +55,12 @@ def resolve_machine(config: TrainConfig, device: torch.device) -> Machine:
     return Machine(
         device,
         resolve_precision(config.precision, device, plain=config.parity),
-        resolve_layout(config.channels_last, device.type, plain=config.parity),
+        resolve_switch(config.channels_last, plain=config.parity),
+        resolve_switch(config.fold, plain=config.parity or device.type == "cpu"),
+        config.compile,
     )
 
 
-def resolve_layout(name: str, device: str, *, plain: bool = False) -> bool:
-    """Whether "auto", "true" or "false" stands for channels_last on "cuda:0"; "auto" does on CUDA unless `plain`."""
-    return device.startswith("cuda") and not plain if name == AUTO else name == "true"
+def resolve_switch(name: str, *, plain: bool = False) -> bool:
+    """Whether "auto", "true" or "false" stands for yes; "auto" does unless `plain`."""
+    return not plain if name == AUTO else name == "true"

@@ -52,8 +52,10 @@ def watched(method: Method, student: nn.Module, teachers: dict[str, Teacher]) ->
     stage = ["the attack"]
     with ExitStack() as stack:
 
-        def attack(network: nn.Module, batch: Batch) -> Inner:
+        def attack(network: Callable[[Tensor], Tensor], batch: Batch) -> Inner:
             stage[0] = "the attack"
+            if not isinstance(network, nn.Module):  # a form of the student that none of the hooks below is on
+                network = looked_at(network)
             check("the input batch", batch.x)
             check_weights(student, "before the step")
             inner = real_attack(network, batch)
@@ -63,6 +65,15 @@ def watched(method: Method, student: nn.Module, teachers: dict[str, Teacher]) ->
             check("the perturbation", inner.delta)
             check("the weights of the samples", inner.weight)
             return inner
+
+        def looked_at(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            def seen(x: Tensor) -> Tensor:
+                check(f"the images the student is given in {stage[0]}", x)
+                logits = network(x)
+                check(f"the student's logits in {stage[0]}", logits)
+                return logits
+
+            return seen
 
         def loss(network: nn.Module, batch: Batch, inner: Inner) -> StepResult:
             stage[0] = "the outer loss"

@@ -33,6 +33,7 @@ from ard_fast.experiment import prepare, run
 from ard_fast.files import NotWritten
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.runfolder import RunFolder
+from ard_fast.threads import set_threads
 from ard_fast.trainer import NonFiniteLoss
 
 
@@ -114,8 +115,7 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
             if print_only:
                 print(to_yaml(config), end="")
                 return 0
-            if config.threads:
-                torch.set_num_threads(config.threads)
+            set_threads(config.threads)
             env = prepare(config, stop, world)
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)

@@ -39,6 +39,8 @@ from ard_fast.tensorboard import Board
 from ard_fast.update import Update
 from ard_fast.weights import WeightAverage
 
+_SAMPLE = 16  # images on which the form of the student that is attacked is checked
+
 
 class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; the last good checkpoint was kept."""
@@ -123,7 +125,8 @@ class Trainer:
         if config.sync_bn:
             self.student = synchronise(self.student, self.world)
         self.average = self._weight_average()
-        self.update = Update(config, self.student, self.method, self.world, self.machine, self.average)
+        sample = env.dataset.train.images[:_SAMPLE].to(env.device, torch.float32) / env.dataset.levels
+        self.update = Update(config, self.student, self.method, self.world, self.machine, self.average, sample=sample)
         self.state = TrainingState()
         self.board: Board | None = None
         self.loader = make_loader(
@@ -200,7 +203,9 @@ class Trainer:
 
     def describe(self) -> list[str]:
         """The run's conventions in words."""
-        return describe_run(self.config, self.env.dataset, self.machine, self.student, self.method, self.teachers)
+        return describe_run(
+            self.config, self.env.dataset, self.student, self.method, self.teachers, computing=self.update.describe()
+        )
 
     def _arithmetic(self) -> AbstractContextManager:
         """Of training; evaluation has its own."""

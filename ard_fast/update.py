@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ard_fast.attacked import AttackedStudent
 from ard_fast.config import TrainConfig
 from ard_fast.data import Batch
 from ard_fast.distributed import World
@@ -42,13 +43,15 @@ class Update:
         student: the network, in its place and layout.
         method: what is trained.
         world: the processes that share each step.
-        machine: device, arithmetic and layout.
+        machine: how it computes.
         average: the average of its weights, if one is kept.
         recordable: whether `run` reads its numbers from the device, so that it can be recorded once and repeated; None:
             on CUDA.
+        sample: a few images of the training set, float32 in [0, 1] on the device, on which the form of the student
+            that is attacked is checked; None: the student itself is attacked.
 
     Attributes:
-        attacked: what the method's attack is given: the student, or its lean form.
+        attacked: what the method's attack is given.
     """
 
     def __init__(
@@ -61,11 +64,13 @@ class Update:
         average: WeightAverage | None,
         *,
         recordable: bool | None = None,
+        sample: Tensor | None = None,
     ) -> None:
         self.student, self.method, self.world, self.machine, self.average = student, method, world, machine, average
-        self.attacked: Callable[[Tensor], Tensor] = student
+        self.attacked = AttackedStudent(student, machine, config.attack_bn, sample)
         self.statistics_differ = not config.sync_bn
         self.wrapped = world.wrap(student, machine.device)  # for the outer loss only
+        self.learner = torch.compile(self.wrapped) if machine.compile else self.wrapped
         recordable = machine.device.type == "cuda" if recordable is None else recordable
         self.optimizer = SGD(student.parameters(), config, fused=recordable)
         self._rates = Scalars(method.replays, machine.device if recordable else None)
@@ -101,6 +106,7 @@ class Update:
         for replay, average in enumerate(decisions.average):
             self.optimizer.set_rate(self._rates[replay])
             self.optimizer.zero_grad(set_to_none=True)
+            self.attacked.refresh()
             sums = self._accumulate_gradients(parts, decisions.perturb)
             self.optimizer.step()
             if self.statistics_differ:
@@ -111,13 +117,17 @@ class Update:
                 self.average.move(1.0 if average == "copy" else self._shares[replay])
         return sums
 
+    def describe(self) -> list[str]:
+        """How an update computes, in words."""
+        return [self.machine.describe(), *self.attacked.facts]
+
     def _accumulate_gradients(self, parts: list[Batch], perturb: bool) -> Tensor:
         """Leave the gradient of the whole step's mean loss in the student's `.grad`; sums as of `__call__`."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.machine.device)
         attacked = []
         for batch in parts:
             with self.world.counting(not batch.filler), self._autocast():
-                attacked.append((batch, self.method.attack(self.attacked, batch)))
+                attacked.append((batch, self.method.attack(self.attacked.model, batch)))
         if self.awp is not None and perturb:
             losses = [partial(self._weighted_loss, self.student, *part) for part in attacked]
             self.awp.perturb(lambda loss=loss: loss()[0] for loss in losses)
@@ -125,7 +135,7 @@ class Update:
             # Only the last backward pass sends gradients to the other processes.
             alone = self.world.size == 1 or index == len(parts) - 1
             with nullcontext() if alone else self.wrapped.no_sync(), self.world.counting(not batch.filler):
-                loss, result = self._weighted_loss(self.wrapped, batch, inner)
+                loss, result = self._weighted_loss(self.learner, batch, inner)
                 loss.backward()
                 self.method.after_backward(batch, inner)
             sums[0] += result.loss.detach() * batch.count

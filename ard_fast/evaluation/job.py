@@ -19,6 +19,7 @@ from ard_fast.evaluation.runner import Evaluator
 from ard_fast.evaluation.selfcheck import Finding, SelfCheck, check_model, check_results
 from ard_fast.evaluation.settings import Settings
 from ard_fast.interrupts import Interrupted, StopRequest
+from ard_fast.threads import set_threads
 
 PLOT_FILE, PICTURES_FILE = "accuracy_vs_eps.png", "pictures.png"
 _CHECKED_IMAGES = 256
@@ -38,8 +39,7 @@ class Job:
     def __init__(self, settings: Settings, stop: StopRequest) -> None:
         self.settings = settings
         self.device = find_device(settings.device)
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        set_threads(settings.threads)
         self.dataset = load_dataset(
             settings.dataset,
             data_dir=settings.data_dir,

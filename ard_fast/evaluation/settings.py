@@ -14,7 +14,7 @@ from ard_fast.data import DATASETS
 from ard_fast.defaults import DATASET_DEFAULTS
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
 from ard_fast.evaluation.plan import ATTACK_NAMES, DEFAULT_ATTACKS
-from ard_fast.machine import resolve_layout
+from ard_fast.machine import resolve_switch
 from ard_fast.names import unknown
 from ard_fast.runfolder import RunFolder
 
@@ -32,7 +32,7 @@ class Settings:
         curve: radii of the curve over eps; empty for none.
         image_size, image_cache: of an image folder, as in `load_dataset`.
         cascade: images fooled by any attack before are not attacked again.
-        threads: CPU threads of torch; 0 leaves torch's own choice.
+        threads: CPU threads, see `ard_fast.threads`.
     """
 
     source: Path | None
@@ -89,7 +89,6 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
             f"eps: --norm {norm} needs --eps (0.5 is usual for CIFAR-10); a run's own is of the L-inf ball"
         )
     eps = _radius("eps", flags["eps"], norm) if "eps" in flags else config.eps
-    device = flags.get("device", config.device)
     return Settings(
         source=source,
         model=flags.get("model"),
@@ -109,8 +108,8 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         cascade=flags.get("cascade", False),
         seed=_count("seed", flags.get("seed", EVALUATION_SEED), least=0),
         batch_size=_count("batch_size", flags.get("batch_size", config.eval_batch_size)),
-        device=device,
-        channels_last=resolve_layout(config.channels_last, device),
+        device=flags.get("device", config.device),
+        channels_last=resolve_switch(config.channels_last),
         threads=config.threads,
         save_images=flags.get("save_images", False),
         out=_free_folder(flags.get("out"), source, flags.get("model")),

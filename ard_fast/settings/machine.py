@@ -29,10 +29,18 @@ class MachineSettings:
         "machine",
         PRECISIONS,
     )
-    channels_last: str = option(
-        AUTO, "keep images and weights in channels-last layout; auto: on CUDA", "machine", SWITCH
+    channels_last: str = option(AUTO, "keep images and weights in channels-last layout; auto: yes", "machine", SWITCH)
+    fold: str = option(
+        AUTO,
+        "make attacks in eval mode on a form of the student with batch norm folded into the convolutions, refreshed "
+        "once an update; auto: on CUDA",
+        "machine",
+        SWITCH,
     )
-    threads: int = option(0, "CPU threads of torch; 0: torch's own choice", "machine")
+    compile: bool = option(
+        False, "torch.compile the student's forward: the update's, and the attack's where that is not folded", "machine"
+    )
+    threads: int = option(0, "CPU threads; 0: OMP_NUM_THREADS, else the physical cores one may use", "machine")
     resident: str = option(
         "auto",
         "training images on the device: always, never (streamed from the host), or when they take at most half of its "

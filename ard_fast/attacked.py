@@ -1,0 +1,64 @@
+"""The student in the form that its own attack is made on: the same function of the images, for input gradients only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ard_fast.lean import FoldedNetwork, Unfoldable
+from ard_fast.machine import Machine
+from ard_fast.precision import full_precision
+
+
+class AttackedStudent:
+    """What a method's attack is given instead of the student.
+
+    Args:
+        student: in its place and layout.
+        machine: whether to fold and to compile.
+        attack_bn: of the attack; None for a method without one. Only an attack in eval mode can be made on folded
+            weights.
+        sample: a few float32 images in [0, 1] on the student's device, on which the folded form is checked; None: it
+            is not folded.
+
+    Attributes:
+        model: maps images to logits, and may be a module, whose modes the attack then sets.
+        facts: what it is, in words; empty where it is the student itself.
+    """
+
+    def __init__(self, student: nn.Module, machine: Machine, attack_bn: str | None, sample: Tensor | None) -> None:
+        self.model: Callable[[Tensor], Tensor] = student
+        self.facts: list[str] = []
+        self._folded: FoldedNetwork | None = None
+        if machine.fold and attack_bn == "eval" and sample is not None:
+            dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
+            try:
+                with full_precision():
+                    self._folded = FoldedNetwork(student, sample, dtype=dtype)
+            except Unfoldable as error:
+                self.facts = [f"attack on the student itself, which cannot be folded: {error}"]
+            else:
+                self.model = self._folded
+                self.facts = [f"attack on folded weights, taken up before each update: {self._folded.facts}"]
+        if machine.compile and attack_bn is not None and self._folded is None:
+            self.model = torch.compile(InputGradients(student))
+            self.facts.append("attack on the compiled student")
+
+    def refresh(self) -> None:
+        """Take up the student's weights and running statistics as they are now."""
+        if self._folded is not None:
+            self._folded.refresh()
+
+
+class InputGradients(nn.Module):
+    """A network whose parameters are constants to autograd; a compiled backward pass would compute all it can."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        constants = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+        return torch.func.functional_call(self.network, constants, (x,))
