@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from ard_fast.attacks.base import Model
 from ard_fast.attacks.model_state import attack_mode
 from ard_fast.lean.conv import Affine, Convolution
 from ard_fast.lean.linear import Float32Linear
 from ard_fast.lean.patterns import Chain, find_chains
-from ard_fast.lean.trace import module_of, trace
+from ard_fast.lean.trace import module_of, note_shapes, trace
 from ard_fast.lean.views import Alias, EvalViews, Unfoldable
 from ard_fast.lean.weights import FoldedWeights, FoldLayer
 
@@ -81,6 +80,16 @@ class FoldedNetwork:
         for alias in self._aliases:
             alias.renew()
 
+    def fixed_tensors(self) -> list[Tensor]:
+        """The tensors that a call reads, for a CUDA graph that holds their addresses.
+
+        They stay where they are unless the network's own tensors move, which the folded ones do not follow: what of
+        them is read directly has moved after the next `refresh()`.
+        """
+        kept = [alias.kept_in[alias.kept_as] for alias in self._aliases]
+        kept += [one.both for one in self._sums]
+        return [*self._weights.outputs, *(tensor for tensor in kept if tensor is not None)]
+
     def __call__(self, x: Tensor) -> Tensor:
         """Logits, float32 `[B, K]`, of images `[B, C, H, W]`, float32 in [0, 1]; differentiable once, in `x`."""
         if x.dim() == 4:
@@ -91,11 +100,7 @@ class FoldedNetwork:
     def _build(self, network: nn.Module, sample: Tensor) -> None:
         views = EvalViews(network)
         self._traced = traced = trace(views.root)
-        try:
-            with torch.no_grad():
-                ShapeProp(traced).propagate(sample)
-        except Exception as error:  # a trace that holds for no input fails in any way
-            raise Unfoldable(f"its traced form fails ({type(error).__name__}: {error})") from error
+        note_shapes(traced, sample)
         chains = find_chains(traced)
         folding = [chain for chain in chains if chain.conv is not None or chain.norm is not None]
         if not folding:
@@ -103,7 +108,10 @@ class FoldedNetwork:
         norms = {id(module) for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
         found = {id(views.source(chain.norm)) for chain in folding if chain.norm is not None}
         self.folded = len(found), len(norms)
-        self._weights = FoldedWeights([_source(chain, views) for chain in folding], self.dtype)
+        try:
+            self._weights = FoldedWeights([_source(chain, views) for chain in folding], self.dtype)
+        except (ValueError, RuntimeError) as error:  # float64 parameters, say
+            raise Unfoldable(str(error)) from error
         self._sums = []
         for index, layer in enumerate(self._layers(chains, folding)):
             _replace(traced, chains[index], f"lean_{index}", layer)
@@ -210,10 +218,11 @@ def _follow(traced: fx.GraphModule, views: EvalViews) -> list[Alias]:
     for node in traced.graph.nodes:
         if node.op != "get_attr":
             continue
-        kept = getattr(traced, node.target, None)
-        owner = None if kept is None else views.owner(kept)
+        path, _, name = node.target.rpartition(".")
+        holder = traced.get_submodule(path)._buffers  # where a graph module keeps all tensors but parameters
+        owner = views.owner(holder[name]) if name in holder else None
         if owner is not None:
-            aliases.append(Alias(*owner, traced._buffers, node.target))
+            aliases.append(Alias(*owner, holder, name))
     return aliases
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as tf
 from torch import fx, nn
 
 from ard_fast.lean.conv import zero_padding
-from ard_fast.lean.trace import has_hooks, module_of
+from ard_fast.lean.trace import TENSOR, has_hooks, module_of
 from ard_fast.sync_bn import SyncBatchNorm
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm)
@@ -47,7 +47,7 @@ class Chain:
 
 
 def find_chains(traced: fx.GraphModule) -> list[Chain]:
-    """The chains of a network without in-place operations whose nodes carry `tensor_meta`, in its order.
+    """The chains of a network without in-place operations whose nodes are marked with `TENSOR`, in its order.
 
     No node is in two of them, and nothing but the next node of the chain reads the result of one in the middle.
     """
@@ -114,8 +114,7 @@ def _plain_call(node: fx.Node, module: nn.Module) -> bool:
 
 
 def _rank(node: fx.Node) -> int:
-    meta = node.meta.get("tensor_meta")
-    return len(meta.shape) if hasattr(meta, "shape") else -1
+    return len(node.meta[TENSOR][0]) if TENSOR in node.meta else -1
 
 
 def _adds_alike(node: fx.Node, addition: fx.Node) -> bool:
@@ -125,7 +124,4 @@ def _adds_alike(node: fx.Node, addition: fx.Node) -> bool:
     others = [term for term in addition.args if term is not node]
     if len(others) != 1 or not isinstance(others[0], fx.Node):
         return False
-    metas = [term.meta.get("tensor_meta") for term in (node, others[0])]
-    return all(hasattr(meta, "shape") for meta in metas) and (
-        (metas[0].shape, metas[0].dtype) == (metas[1].shape, metas[1].dtype)
-    )
+    return TENSOR in node.meta and node.meta[TENSOR] == others[0].meta.get(TENSOR)

@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as tf
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ard_fast.lean.views import Unfoldable
+
+TENSOR = "shape and dtype"
+"""Under this name `note_shapes` leaves both with the nodes of tensors."""
 
 _NOTHING_IN_EVAL_MODE = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout)
 
@@ -30,7 +34,7 @@ def trace(view: nn.Module) -> fx.GraphModule:
     tracer = _Tracer()
     try:
         graph = tracer.trace(view)
-    except Exception as error:  # somebody else's forward may fail on a proxy in any way
+    except Exception as error:
         raise Unfoldable(f"it cannot be traced ({type(error).__name__}: {_first_line(error)})") from error
     traced = fx.GraphModule(tracer.root, graph)
     _without_in_place(traced)
@@ -41,14 +45,40 @@ def trace(view: nn.Module) -> fx.GraphModule:
     return traced
 
 
+def note_shapes(traced: fx.GraphModule, sample: Tensor) -> None:
+    """Run the network on `sample` and leave shape and dtype with each node whose result is a tensor.
+
+    Raises:
+        Unfoldable: it fails there.
+    """
+    try:
+        with torch.no_grad():
+            _Shapes(traced).run(sample)
+    except Exception as error:  # a trace that holds for no input fails in any way
+        raise Unfoldable(f"its traced form fails ({type(error).__name__}: {_first_line(error)})") from error
+
+
+class _Shapes(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta[TENSOR] = result.shape, result.dtype
+        return result
+
+
 class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        before = len(self.graph.nodes)
+        nodes, depth = len(self.graph.nodes), len(self.module_stack)
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            for node in reversed(list(self.graph.nodes)[before:]):
+        except Exception:  # somebody else's forward may fail on a proxy in any way
+            for node in reversed(list(self.graph.nodes)[nodes:]):
                 self.graph.erase_node(node)
+            while len(self.module_stack) > depth:
+                self.module_stack.popitem()
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
 
