@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -23,6 +23,8 @@ from ard_fast.data import Batch, Dataset, make_loader
 from ard_fast.data.batches import derive_seed
 from ard_fast.distributed import World
 from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
+from ard_fast.graphs.choice import choose_graph, graph_attack
+from ard_fast.graphs.update import GraphedUpdate
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.machine import resolve_machine
 from ard_fast.methods import METHODS, MethodContext, build_method
@@ -34,7 +36,7 @@ from ard_fast.report import draw_examples, write_run_report
 from ard_fast.runfolder import RunFolder
 from ard_fast.schedules import learning_rate, relative_rate
 from ard_fast.sync_bn import synchronise
-from ard_fast.teachers import Teacher, Views, build_teacher
+from ard_fast.teachers import Teacher, TeacherAhead, Views, build_teacher
 from ard_fast.tensorboard import Board
 from ard_fast.update import Update
 from ard_fast.weights import WeightAverage
@@ -127,6 +129,9 @@ class Trainer:
         self.average = self._weight_average()
         sample = env.dataset.train.images[:_SAMPLE].to(env.device, torch.float32) / env.dataset.levels
         self.update = Update(config, self.student, self.method, self.world, self.machine, self.average, sample=sample)
+        self.graph = choose_graph(config.graph, env.device, self.method, self.world, sync_bn=config.sync_bn)
+        self.graphed = self._graphed()
+        self.ahead = TeacherAhead(self.method.clean_teachers(), env.device)
         self.state = TrainingState()
         self.board: Board | None = None
         self.loader = make_loader(
@@ -166,6 +171,15 @@ class Trainer:
             self.student, kind=config.averaging, decay=config.ema_decay, first_epoch=config.averaging_epoch()
         )
 
+    def _graphed(self) -> GraphedUpdate | None:
+        """The update as a graph, where it is one; else a graph may take the place of the method's attack."""
+        if self.graph.mode == "iteration":
+            fallback = partial(graph_attack, self.method) if self.config.graph == "auto" else None
+            return GraphedUpdate(self.update, self.config.batch_size, fallback=fallback)
+        if self.graph.mode == "attack":
+            graph_attack(self.method)
+        return None
+
     @property
     def network(self) -> nn.Module:
         """What is validated, kept and tested: the student, or the average of its weights."""
@@ -204,7 +218,12 @@ class Trainer:
     def describe(self) -> list[str]:
         """The run's conventions in words."""
         return describe_run(
-            self.config, self.env.dataset, self.student, self.method, self.teachers, computing=self.update.describe()
+            self.config,
+            self.env.dataset,
+            self.student,
+            self.method,
+            self.teachers,
+            computing=[*self.update.describe(), self.graph.describe()],
         )
 
     def _arithmetic(self) -> AbstractContextManager:
@@ -215,7 +234,7 @@ class Trainer:
 
     def _train_epoch(self, progress: Progress) -> None:
         """Train the current epoch from the current step on. The host waits for the device at its end and to save."""
-        config, state, steps = self.config, self.state, self.loader.steps
+        state, steps = self.state, self.loader.steps
         # Loss summed over the images, and how many were classified right: of this process, until they are collected.
         sums = torch.zeros(2, dtype=torch.float64, device=self.env.device)
         if self.world.is_main:
@@ -223,22 +242,29 @@ class Trainer:
         self.student.train()
         self.method.begin_epoch(state.epoch)
         started = time.perf_counter()
-        batches, watch = self.loader.batches(state.epoch, state.step), LossWatch()
-        while parts := list(islice(batches, config.accumulate)):
-            stop, save, bad = self.world.any_soon(self.env.stop.requested, self._save_is_due(), watch.bad)
-            if stop or bad:
-                break
-            if save:
-                self._collect(sums, started)
-                self._save()
-                started = time.perf_counter()
-            sums += self._update(parts)
-            watch.look(sums[0])
-            state.step += 1
-            progress.step()
+        watch, update = LossWatch(), self.graphed or self.update
+        with closing(self.ahead.steps(self._steps())) as ahead:
+            for parts in ahead:
+                stop, save, bad = self.world.any_soon(self.env.stop.requested, self._save_is_due(), watch.bad)
+                if stop or bad:
+                    break
+                if save:
+                    self._collect(sums, started)
+                    self._save()
+                    started = time.perf_counter()
+                sums += update(parts, epoch=state.epoch, rates=self.rates())
+                watch.look(sums[0])
+                state.step += 1
+                progress.step()
         self._collect(sums, started)
         if state.step < steps:
             self._stop()
+
+    def _steps(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each step of the current epoch, from the current step on."""
+        with closing(self.loader.batches(self.state.epoch, self.state.step)) as batches:
+            while parts := list(islice(batches, self.config.accumulate)):
+                yield parts
 
     def _collect(self, sums: Tensor, started: float) -> None:
         """Put the sums of all processes and the time since `started` into the state; waits for the device.
@@ -261,7 +287,8 @@ class Trainer:
         """Where it began to be not finite, in words, from the steps since the last checkpoint once more."""
         if self.world.size > 1:
             return "a run of one process would say where it began"
-        again = Trainer(self.config, self.folder, self.env, self.networks)
+        config = self.config.replace(graph="off")  # a replay runs nothing that could look at its parts
+        again = Trainer(config, self.folder, self.env, self.networks)
         if self.folder.state.is_file():
             again.load(load_state(self.folder.state))
         return again.find_origin(self.state.step)
@@ -271,22 +298,21 @@ class Trainer:
         state = self.state
         self.student.train()
         self.method.begin_epoch(state.epoch)
-        batches = self.loader.batches(state.epoch, state.step)
+        parts_of_steps = islice(self._steps(), steps - state.step)
         with self._arithmetic(), watched(self.method, self.student, self.teachers):
-            while state.step < steps and (parts := list(islice(batches, self.config.accumulate))):
+            for parts in parts_of_steps:
                 try:
-                    self._update(parts)
+                    self.update(parts, epoch=state.epoch, rates=self.rates())
                     check_weights(self.student, "after the update")
                 except FirstBad as found:
                     return f"it began in step {state.step + 1} of {self.loader.steps} with {found}"
                 state.step += 1
         return "it did not come back when the steps were done once more"
 
-    def _update(self, parts: list[Batch]) -> Tensor:
-        """The student's updates on the micro-batches of one step; sums as of `Update`."""
+    def rates(self) -> list[float]:
+        """The learning rate of each of the present step's updates."""
         step, steps, replays = self.state.step, self.loader.steps, self.method.replays
-        rates = [self._learning_rate((step + replay / replays) / steps) for replay in range(replays)]
-        return self.update(parts, epoch=self.state.epoch, rates=rates)
+        return [self._learning_rate((step + replay / replays) / steps) for replay in range(replays)]
 
     def _learning_rate(self, done: float) -> float:
         """The rate when the share `done` of the current pass is over."""

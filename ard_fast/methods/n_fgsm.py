@@ -15,10 +15,14 @@ class NoiseFGSMTraining(AdversarialTraining):
 
     name = "n-fgsm"
 
+    def __init__(self, inner_attack: NFGSM) -> None:
+        super().__init__(inner_attack)
+        self.noise = inner_attack.noise
+
     def conventions(self) -> list[str]:
         return [
             "loss CE(S(x'), y), mean over the batch; x' is one step on CE(S(x'), y) from uniform noise of "
-            f"{self.inner_attack.noise:g} eps, not projected onto the ball"
+            f"{self.noise:g} eps, not projected onto the ball"
         ]
 
 

@@ -5,7 +5,7 @@ Every field is a YAML key and a command-line flag at once. A new one needs nothi
 
 from ard_fast.settings.data import DataSettings
 from ard_fast.settings.evaluation import EvaluationSettings
-from ard_fast.settings.machine import MachineSettings
+from ard_fast.settings.machine import GRAPHS, MachineSettings
 from ard_fast.settings.networks import NetworkSettings
 from ard_fast.settings.optimiser import OptimiserSettings
 from ard_fast.settings.output import OutputSettings
@@ -15,6 +15,7 @@ from ard_fast.settings.what import COMPARE, WhatSettings
 
 __all__ = [
     "COMPARE",
+    "GRAPHS",
     "DataSettings",
     "EvaluationSettings",
     "MachineSettings",

@@ -9,6 +9,7 @@ from ard_fast.options import option
 from ard_fast.precision import AUTO, PRECISIONS
 
 SWITCH = (AUTO, "true", "false")
+GRAPHS = (AUTO, "off", "attack", "iteration")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ class MachineSettings:
         "once an update; auto: on CUDA",
         "machine",
         SWITCH,
+    )
+    graph: str = option(
+        AUTO,
+        "replay the training step as a CUDA graph: the whole iteration, the attack only, or off; auto: on CUDA the "
+        "iteration, with several processes the attack where it exchanges nothing. Nothing changes but the time",
+        "machine",
+        GRAPHS,
     )
     compile: bool = option(
         False, "torch.compile the student's forward: the update's, and the attack's where that is not folded", "machine"

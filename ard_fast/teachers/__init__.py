@@ -1,6 +1,7 @@
 """Trained networks that give soft labels."""
 
 from ard_fast.teachers.ahead import CudaStreams, Streams, TeacherAhead
+from ard_fast.teachers.alongside import TeacherAlongside
 from ard_fast.teachers.build import CACHE_AUTO, CACHE_DTYPES, Views, build_teacher
 from ard_fast.teachers.cache import CacheWarning, LogitsCache
 from ard_fast.teachers.lean import PRECISIONS, LeanNetwork
@@ -17,6 +18,7 @@ __all__ = [
     "Streams",
     "Teacher",
     "TeacherAhead",
+    "TeacherAlongside",
     "Views",
     "build_teacher",
 ]

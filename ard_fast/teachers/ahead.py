@@ -46,10 +46,11 @@ class CudaStreams:
 
     Args:
         device: which CUDA device.
+        priority: of the stream beside; the lower number comes first.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._beside = device, torch.cuda.Stream(device, priority=_HIGH)
+    def __init__(self, device: torch.device, priority: int = _HIGH) -> None:
+        self._device, self._beside = device, torch.cuda.Stream(device, priority=priority)
 
     def beside(self) -> AbstractContextManager[Any]:
         """As `Streams`."""
