@@ -18,6 +18,13 @@ def scrambled(norm):
     return norm.eval()
 
 
+class OtherNorm(nn.modules.batchnorm._BatchNorm):
+    """Somebody's own batch norm."""
+
+    def _check_input_dim(self, input):
+        pass
+
+
 LAYERS = {
     "3x3": (nn.Conv2d(5, 7, 3, bias=False), nn.BatchNorm2d(7)),
     "1x1 with bias": (nn.Conv2d(6, 3, 1), nn.BatchNorm2d(3, eps=0.1)),
@@ -26,6 +33,7 @@ LAYERS = {
     "without affine": (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False)),
     "convolution alone": (nn.Conv2d(3, 8, 3), None),
     "norm alone": (None, nn.BatchNorm2d(5)),
+    "another norm": (nn.Conv2d(4, 6, 1), OtherNorm(6)),
 }
 
 
@@ -75,6 +83,56 @@ def test_refresh_reads_what_changed_and_writes_in_place(device):
     torch.testing.assert_close(folded.scale(6), norm.weight.detach() / (1.0 + norm.eps) ** 0.5)
     assert [t.data_ptr() for t in folded.outputs] == before
     assert all(t._version > version for t, version in zip(folded.outputs, versions, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_weights(dtype, device):
+    layers = network(device)
+    full, half = FoldedWeights(layers), FoldedWeights(layers, dtype)
+    for i, (conv, _) in enumerate(layers):
+        assert half.shift(i).equal(full.shift(i))
+        if conv is None:
+            assert half.scale(i).equal(full.scale(i))
+        else:
+            assert half.weight(i).equal(full.weight(i).to(dtype)) and half.weight(i).dtype == dtype
+
+
+def test_where_folded_tensors_lie(device):
+    """Weights channels_last and on boundaries that any library is content with."""
+    folded = FoldedWeights(network(device), torch.bfloat16)
+    for i, (conv, _) in enumerate(network(device)):
+        tensors = [folded.shift(i), folded.scale(i) if conv is None else folded.weight(i)]
+        assert all(t.data_ptr() % 64 == 0 and t.is_cuda == (device.type == "cuda") for t in tensors)
+        assert conv is None or folded.weight(i).is_contiguous(memory_format=torch.channels_last)
+        assert conv is None or folded.weight(i).shape == conv.weight.shape
+
+
+def test_a_convolution_may_be_folded_with_several_norms(device):
+    (conv, norm), other = network(device)[0], scrambled(nn.BatchNorm2d(7)).to(device)
+    folded = FoldedWeights([FoldLayer(conv, norm), FoldLayer(conv, other)])
+    for i, alone in enumerate((norm, other)):
+        assert folded.weight(i).equal(FoldedWeights([FoldLayer(conv, alone)]).weight(0))
+
+
+def test_made_and_refreshed_in_inference_mode(device):
+    """What is written there can still be kept for a backward pass."""
+    layers = network(device)
+    with torch.inference_mode():
+        folded = FoldedWeights(layers)
+    x = torch.rand(2, 5, 8, 9, device=device, requires_grad=True)
+    out = nn.functional.conv2d(x, folded.weight(0))
+    with torch.inference_mode():
+        folded.refresh()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_what_a_refresh_reads(device):
+    layers = network(device)
+    sources = FoldedWeights(layers).sources()
+    held = [t for pair in layers for module in pair if module is not None for t in module.state_dict().values()]
+    held = [t for t in held if t.is_floating_point()]  # without the count of batches
+    assert {t.data_ptr() for t in sources} == {t.data_ptr() for t in held} and len(sources) == len(held)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from fold_cases import make_layers, places
 
 from ard_fast import _ops
 from ard_fast import functional as F
@@ -88,6 +89,15 @@ def crop_arguments(device, given=False, last=False, ids=True):
     return images, positions, *drawn, 2, True, 255, last
 
 
+def fold_arguments(device, dtype=torch.float32):
+    layers = make_layers(shapes=[(3, 2, 3, 3), (5, 4, 1, 1), None], parts=[(1, 1, 1, True)], device=device)
+    layers += make_layers(shapes=[(2, 3, 1, 1)], parts=[(0, 0, 0, False)], device=device)
+    layers += make_layers(shapes=[None], parts=[(0, 1, 1, True)], device=device)
+    at, weights, affine = places(layers)
+    out = torch.zeros(weights, dtype=dtype, device=device), torch.zeros(affine, device=device)
+    return *out, [t for layer in layers for t in layer.tensors], [layer.eps for layer in layers], at
+
+
 CASES = {
     "apgd first": lambda device: (_ops.apgd_step_, apgd_arguments(device, first=True)),
     "apgd checkpoint bf16": lambda device: (_ops.apgd_step_, apgd_arguments(device, torch.bfloat16, window=2)),
@@ -99,6 +109,8 @@ CASES = {
     "crop": lambda device: (_ops.crop_flip, crop_arguments(device)),
     "crop by position channels_last": lambda device: (_ops.crop_flip, crop_arguments(device, last=True, ids=False)),
     "crop given": lambda device: (_ops.crop_flip, crop_arguments(device, given=True)),
+    "fold": lambda device: (_ops.fold_batch_norm_, fold_arguments(device)),
+    "fold bf16": lambda device: (_ops.fold_batch_norm_, fold_arguments(device, torch.bfloat16)),
     "step": lambda device: (_ops.pgd_linf_step_, step_arguments(device)),
     "step bf16": lambda device: (_ops.pgd_linf_step_, step_arguments(device, torch.bfloat16)),
     "step per sample": lambda device: (_ops.pgd_linf_step_, step_arguments(device, per_sample=True)),
@@ -245,6 +257,22 @@ def test_compiled_crop_flip(backend, channels_last, device):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_fold(backend, dtype, device):
+    """Written to arguments of the compiled function, and read behind it in the same graph."""
+
+    def fold(weights, affine, tensors, eps, at):
+        _ops.fold_batch_norm_(weights, affine, tensors, eps, at)
+        return weights * 2.0, affine + 1.0
+
+    mine, theirs = fold_arguments(device, dtype), fold_arguments(device, dtype)
+    torch._dynamo.reset()
+    compiled = torch.compile(fold, backend=backend, fullgraph=True)(*mine)
+    for a, b in zip((*compiled, *mine[:2]), (*fold(*theirs), *theirs[:2]), strict=True):
+        assert a.equal(b) and b.abs().max() > 0
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_attack_gradient(backend, device):
     """An attack's gradient through a network, in one graph."""
     weight, x = torch.randn(8, 10, device=device), torch.randn(4, 8, device=device)
@@ -353,8 +381,10 @@ def test_nothing_waits_for_the_gpu():
     student, teacher, clean = (torch.randn(4, 10, device=device) for _ in range(3))
     labels = torch.tensor([1, 2, 3, 4], device=device)
     images = torch.zeros((5, 3, 8, 8), dtype=torch.uint8, device=device)
+    folding = fold_arguments(device)
     torch.cuda.set_sync_debug_mode("error")
     try:
+        _ops.fold_batch_norm_(*folding)
         x_adv = F.random_start(x, eps=0.1, seed=seed)
         F.random_start(x, eps=0.1)
         F.pgd_linf_step_(x_adv, torch.ones_like(x), x, step_size=0.02, eps=0.1)
@@ -507,6 +537,25 @@ def test_cuda_graph_of_a_batch():
         graph.replay()
         for mine, eager in zip(captured, F.crop_flip(images, positions, **settings), strict=True):
             assert mine.equal(eager)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_graph_of_a_fold():
+    """Captured once, with the table of layers; parameters are read at each replay."""
+    device = torch.device("cuda")
+    captured, eager = fold_arguments(device, torch.bfloat16), fold_arguments(device, torch.bfloat16)
+    _ops.fold_batch_norm_(*captured)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _ops.fold_batch_norm_(*captured)
+    for _ in range(3):
+        for mine, theirs in zip(captured[2], eager[2], strict=True):
+            if mine is not None:
+                theirs.copy_(mine.add_(0.5))
+        graph.replay()
+        _ops.fold_batch_norm_(*eager)
+        assert captured[0].equal(eager[0]) and captured[1].equal(eager[1])
 
 
 @pytest.mark.gpu

@@ -61,8 +61,9 @@ class FoldedWeights:
         self._places, weights, affine = _place(self._layers)
         self._where = [-1 if at is None else at for p in self._places for at in (p.weight, p.scale, p.shift)]
         device = self.sources()[0].device
-        self._weights = torch.zeros(weights, dtype=dtype, device=device)
-        self._affine = torch.zeros(affine, device=device)
+        with torch.inference_mode(False):  # tensors that a backward pass may keep, with versions
+            self._weights = torch.zeros(weights, dtype=dtype, device=device)
+            self._affine = torch.zeros(affine, device=device)
         self._views = [self._view(place) for place in self._places]
         self.refresh()
 
