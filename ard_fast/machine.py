@@ -17,6 +17,7 @@ class Machine:
     Attributes:
         device: of networks and batches.
         precision: of the training step, "fp32", "tf32" or "bf16".
+        teacher_precision: of teachers, "fp32" or "bf16".
         channels_last: whether images and weights are in that layout.
         fold: whether an attack in eval mode is made on folded weights.
         compile: whether the student's forward is compiled.
@@ -24,6 +25,7 @@ class Machine:
 
     device: torch.device
     precision: str
+    teacher_precision: str
     channels_last: bool
     fold: bool
     compile: bool
@@ -52,9 +54,12 @@ def resolve_machine(config: TrainConfig, device: torch.device) -> Machine:
     Raises:
         ValueError: the device cannot do what was asked for.
     """
+    precision = resolve_precision(config.precision, device, plain=config.parity)
+    as_student = "bf16" if precision == "bf16" else "fp32"
     return Machine(
         device,
-        resolve_precision(config.precision, device, plain=config.parity),
+        precision,
+        as_student if config.teacher_precision == AUTO else config.teacher_precision,
         resolve_switch(config.channels_last, plain=config.parity),
         resolve_switch(config.fold, plain=config.parity or device.type == "cpu"),
         config.compile,

@@ -76,6 +76,12 @@ def tf32(allowed: bool) -> Iterator[None]:
             operation.fp32_precision = value
 
 
+def arithmetic(precision: str, device: torch.device) -> str:
+    """What a network said to compute in "fp32" or "bf16" computes in now: TF32 is a switch of the process."""
+    uses_tf32 = device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return "tf32" if precision == "fp32" and uses_tf32 else precision
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Within, networks compute in float32, neither TF32 nor autocast: for what is evaluated or compared."""

@@ -158,7 +158,7 @@ class Trainer:
         return build_teacher(
             network,
             Views(dataset.train, levels=dataset.levels, padding=config.crop_padding, flip=config.flip),
-            precision=config.teacher_precision,
+            precision=self.machine.teacher_precision,
             cache=config.teacher_cache,
             cache_dtype=config.teacher_cache_dtype,
         )

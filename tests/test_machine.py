@@ -7,7 +7,7 @@ import torch
 
 from ard_fast.config import parse, read_yaml, resolve, to_yaml
 from ard_fast.machine import Machine, resolve_machine
-from ard_fast.precision import full_precision, resolve_precision, tf32, training_arithmetic
+from ard_fast.precision import arithmetic, full_precision, resolve_precision, tf32, training_arithmetic
 from ard_fast.threads import set_threads
 from ard_fast.train import main
 
@@ -61,12 +61,15 @@ def test_what_auto_comes_to(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda _: warnings.catch_warnings())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     config = resolve({})
-    assert resolve_machine(config, CUDA) == Machine(CUDA, "bf16", channels_last=True, fold=True, compile=False)
+    assert resolve_machine(config, CUDA) == Machine(CUDA, "bf16", "bf16", channels_last=True, fold=True, compile=False)
     assert resolve_machine(config, CPU).precision == "fp32"
     plain = resolve({"parity": True})
-    assert resolve_machine(plain, CUDA) == Machine(CUDA, "fp32", channels_last=False, fold=False, compile=False)
+    assert resolve_machine(plain, CUDA) == Machine(CUDA, "fp32", "fp32", channels_last=False, fold=False, compile=False)
     asked = resolve({"parity": True, "precision": "bf16", "fold": "true", "channels_last": "true"})
-    assert resolve_machine(asked, CPU) == Machine(CPU, "bf16", channels_last=True, fold=True, compile=False)
+    assert resolve_machine(asked, CPU) == Machine(CPU, "bf16", "bf16", channels_last=True, fold=True, compile=False)
+    assert resolve_machine(resolve({"teacher_precision": "bf16"}), CPU).teacher_precision == "bf16"
+    tf32_run = resolve_machine(resolve({"device": "cuda", "precision": "tf32"}), CUDA)
+    assert (tf32_run.precision, tf32_run.teacher_precision) == ("tf32", "fp32")
     assert resolve_precision("tf32", CUDA) == "tf32"
     with pytest.raises(ValueError, match="tf32"):
         resolve_precision("tf32", CPU)
@@ -96,10 +99,13 @@ def test_tf32_is_put_back(precision):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with tf32(True):
+                assert arithmetic("fp32", CUDA) == "tf32"
+                assert (arithmetic("bf16", CUDA), arithmetic("fp32", CPU)) == ("bf16", "fp32")
                 assert set(flags()) == {"tf32"}
                 assert older() == ("high", True, True)
                 with full_precision():
                     assert set(flags()) == {"ieee"}
+                    assert arithmetic("fp32", CUDA) == "fp32"
                     assert older() == ("highest", False, False)
                 assert set(flags()) == {"tf32"}
         assert (flags(), older()) == expected

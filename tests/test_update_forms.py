@@ -114,6 +114,25 @@ def test_networks_compute_in_the_precision_and_all_else_in_float32(precision, dt
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_no_backward_pass_is_under_autocast(name, monkeypatch):
+    """It would compute some products in another dtype than the forward pass had."""
+    update, within = make_update(name, precision="bf16", fold="false"), []
+
+    def watched(function):
+        def call(*args, **settings):
+            within.append(torch.is_autocast_enabled("cpu"))
+            return function(*args, **settings)
+
+        return call
+
+    monkeypatch.setattr(torch.autograd, "grad", watched(torch.autograd.grad))
+    monkeypatch.setattr(torch.Tensor, "backward", watched(torch.Tensor.backward))
+    steps(update)
+    assert len(within) >= update.method.replays
+    assert not any(within)
+
+
 def test_weights_are_cast_once_for_all_steps_of_an_attack():
     shape = tuple(make_student().features[3].weight.shape)
     counts = []
@@ -220,7 +239,7 @@ def test_a_student_that_cannot_be_folded_is_attacked_itself(monkeypatch):
 
 def test_parity_is_plain():
     update = make_update("trades", parity=True)  # whose attack is in eval mode in its code, too
-    assert update.machine == Machine(CPU, "fp32", channels_last=False, fold=False, compile=False)
+    assert update.machine == Machine(CPU, "fp32", "fp32", channels_last=False, fold=False, compile=False)
     assert update.attacked.model is update.student
     assert update.describe() == ["training step on cpu in float32, TF32 off, contiguous; evaluation in float32"]
 
@@ -268,7 +287,7 @@ def test_a_compiled_attack_computes_no_gradients_of_weights(without_compiler):
     student, batch = make_student(), make_batch()
     attack = PGD(eps=0.1, step_size=0.05, steps=2)
     expected = attack(copy.deepcopy(student), batch.x, batch.y, seed=1)
-    machine = Machine(CPU, "fp32", channels_last=False, fold=False, compile=True)
+    machine = Machine(CPU, "fp32", "fp32", channels_last=False, fold=False, compile=True)
     form = AttackedStudent(student, machine, "eval", batch.x)
     with Backwards() as seen:
         found = attack(form.model, batch.x, batch.y, seed=1)

@@ -333,12 +333,18 @@ class GradientAttack(Configured):
         return y, target_classes
 
 
-def backward(outputs: Sequence[Tensor], probe: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """The gradient at `probe`; each backward pass in the dtypes of its forward pass, also where autocast is on."""
+def backward(
+    outputs: Sequence[Tensor],
+    probe: Tensor,
+    gradients: Sequence[Tensor] | None = None,
+    *,
+    retain_graph: bool = False,
+) -> Tensor:
+    """`torch.autograd.grad` at one tensor, in the dtypes of the forward pass, also where autocast is on."""
     with ExitStack() as stack:
         if torch.is_autocast_enabled(probe.device.type):
             stack.enter_context(torch.autocast(probe.device.type, enabled=False))  # keeps the cast weights
-        return torch.autograd.grad(outputs, [probe], gradients)[0]
+        return torch.autograd.grad(outputs, [probe], gradients, retain_graph=retain_graph)[0]
 
 
 def differentiated(loss: Callable[[Tensor], Tensor], logits: Tensor) -> AttackGradient:

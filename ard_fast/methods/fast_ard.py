@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ard_fast import functional as F
+from ard_fast.attacks.base import backward
 from ard_fast.data import Batch
 from ard_fast.losses import ARDLoss
 from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
@@ -54,7 +54,7 @@ class FastARD(Method):
         logits = student(inner.x_adv)
         if self.delta_gradient == "ce":
             at_logits = F.attack_gradient(logits, batch.y, loss="ce")
-            (inner.record,) = torch.autograd.grad([logits], [inner.delta], [at_logits], retain_graph=True)
+            inner.record = backward([logits], inner.delta, [at_logits], retain_graph=True)
         clean = student(batch.x) if self.outer.alpha != 1.0 else None
         return StepResult(self.outer(logits, inner.target, clean, batch.y), logits)
 

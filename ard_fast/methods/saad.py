@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ard_fast.attacks import KLPGD
+from ard_fast.attacks.base import backward
 from ard_fast.data import Batch
 from ard_fast.methods.attack import kl_attack
 from ard_fast.methods.base import Inner, MethodContext, Quirk, StepResult
@@ -34,7 +35,7 @@ class FirstOrderTeacher:
         with torch.enable_grad():
             probe = x.detach().requires_grad_()
             logits = network(probe).float()
-            (self.gradient,) = torch.autograd.grad(logits.gather(1, self.column).sum(), probe)
+            self.gradient = backward([logits.gather(1, self.column).sum()], probe)
         self.logits = logits.detach()
 
     def __call__(self, x_adv: Tensor) -> Tensor:

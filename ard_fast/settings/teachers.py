@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ard_fast.methods import METHODS
 from ard_fast.options import option
+from ard_fast.precision import AUTO
 from ard_fast.teachers import CACHE_AUTO, CACHE_DTYPES, PRECISIONS
 
 
@@ -17,7 +18,10 @@ class TeacherSettings:
     teacher_epochs: int | None = option(None, "epochs of a teacher trained first; default as epochs", "teacher")
     teacher_lr: float | None = option(None, "learning rate of such a teacher; default its method's", "teacher")
     teacher_precision: str = option(
-        "fp32", "arithmetic where only a teacher's logits are wanted; they stay fp32", "teacher", PRECISIONS
+        AUTO,
+        "arithmetic of a teacher's network; its logits stay fp32; auto: bf16 where the training step is, else fp32",
+        "teacher",
+        (AUTO, *PRECISIONS),
     )
     teacher_cache: str = option(
         CACHE_AUTO,

@@ -12,6 +12,7 @@ from torch import nn
 
 from ard_fast.data import Split
 from ard_fast.names import unknown
+from ard_fast.precision import arithmetic
 from ard_fast.teachers.cache import LogitsCache, user_folder, view_count, warn_cache
 from ard_fast.teachers.identity import fingerprint_images, fingerprint_network, table_header, table_name
 from ard_fast.teachers.lean import LeanNetwork
@@ -105,7 +106,7 @@ def _opener(
                 rows=rows,
                 classes=classes,
                 dtype=str(dtype),
-                precision=lean.precision,
+                precision=arithmetic(lean.precision, device),
                 folded=lean.folded[0],
                 device=str(device),
             )
