@@ -15,7 +15,8 @@ from torch import nn
 
 from ard_fast import attacks
 from ard_fast.attacks import GraphedPGD
-from ard_fast.graphs import CudaGraphs, GraphWarning
+from ard_fast.graphs import CudaGraphs, GraphedFunction, GraphWarning
+from ard_fast.lean import FoldedNetwork
 from ard_fast.methods.fair_ard import CountingPGD
 
 WAITING = ("apgd restarts", "apgd-t", "in turn")
@@ -258,12 +259,10 @@ def test_in_threads_they_take_turns(device):
     for thread in threads:
         thread.join()
     assert not failures
-    assert graphed.replays == 7
+    assert graphed.replays in (6, 7)  # each thread that comes before the capture warms up for itself
 
 
 def test_within_a_capture_it_is_part_of_that(device):
-    from ard_fast.graphs import GraphedFunction
-
     model, backend = small_net().to(device), backend_for(device)
     inner = GraphedPGD(ATTACKS["pgd"](), backend=backend, warm_up=1)
     outer = GraphedFunction(
@@ -352,23 +351,34 @@ def test_a_callable_that_says_what_it_reads(device):
     assert graphed.replays == 3
 
 
+def test_a_folded_network_and_its_refresh(device):
+    model, graphed = small_net().to(device), graph_of(ATTACKS["pgd"](), device)
+    folded = FoldedNetwork(model, batch(device)[0])
+    for call in range(4):
+        x, y = batch(device, seed=call)
+        assert torch.equal(graphed(folded, x, y, seed=call), graphed.attack(folded, x, y, seed=call))
+        with torch.no_grad():
+            model[0].weight.add_(torch.randn_like(model[0].weight), alpha=0.1)
+        folded.refresh()
+    assert graphed.replays == 3
+
+
 @pytest.mark.parametrize(
     "arguments, error",
     [
         ({"y": [1, 2]}, "y must be a tensor"),
         ({"y": small_net()}, "y must be a tensor"),
         ({"mask": True}, "mask must be a bool tensor"),
+        ({"mask": torch.ones(6, 1, 1, 1, dtype=torch.bool, device="meta")}, "mask must be on the device of x"),
         ({"seed": "one"}, "seed must be an int"),
         ({"target_classes": torch.zeros(6, dtype=torch.int64)}, "target_classes must be None"),
     ],
-    ids=["list", "model", "mask", "seed", "classes"],
+    ids=["list", "model", "mask", "device", "seed", "classes"],
 )
 def test_wrong_arguments_are_the_attacks_errors(arguments, error, device):
     graphed, model = graph_of(ATTACKS["pgd"](), device), small_net().to(device)
     x, y = batch(device)
-    arguments = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()
-    }
+    arguments = {name: value.to(device) if name == "target_classes" else value for name, value in arguments.items()}
     for _ in range(3):
         with pytest.raises((TypeError, ValueError), match=error):
             graphed(model, x, **{"y": y, **arguments})

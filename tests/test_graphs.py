@@ -1,5 +1,8 @@
 """Capture and replay of a function, on a double of CUDA graphs."""
 
+import subprocess
+import sys
+import threading
 import warnings
 
 import pytest
@@ -120,13 +123,12 @@ def test_key_and_modes_tell_calls_apart():
 
 def test_the_kind_used_longest_ago_goes():
     run, tape = graphed(warm_up=1, most=2)
-    for size in (1, 2, 3):
-        for _ in range(2):
-            run({"x": numbers(size)})
-    assert (run.graphs, len(tape.tapes)) == (2, 3)
-    run({"x": numbers(2)})
-    assert len(tape.tapes) == 3
+    for size in (1, 1, 2, 2, 1, 3, 3):
+        run({"x": numbers(size)})
+    assert (run.graphs, len(tape.tapes), tape.warmed_up) == (2, 3, 3)
     run({"x": numbers(1)})
+    assert (len(tape.tapes), tape.warmed_up) == (3, 3)
+    run({"x": numbers(2)})
     assert tape.warmed_up == 4
 
 
@@ -142,6 +144,55 @@ def test_casts_kept_by_autocast_are_made_anew_in_each_replay():
                 linear.weight.mul_(2.0)
             torch.clear_autocast_cache()
             assert torch.equal(run({"x": x}), linear(x))
+
+
+def test_casts_of_the_capture_are_nobody_elses():
+    linear = nn.Linear(3, 3)
+    run, _ = graphed(lambda inputs: linear(inputs["x"]), warm_up=1, fixed=linear.parameters)
+    x = numbers(2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            run({"x": x})
+        with torch.no_grad():
+            linear.weight.mul_(2.0)
+        got = linear(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(got, linear(x))
+
+
+def test_inputs_are_data_whatever_the_callers_modes():
+    def function(inputs):
+        with torch.inference_mode(False), torch.enable_grad():
+            assert not inputs["x"].requires_grad and inputs["x"].is_leaf
+            weight = torch.ones(3, requires_grad=True)
+            return torch.autograd.grad((weight * inputs["x"]).sum(), weight)[0]
+
+    run, _ = graphed(function, warm_up=1)
+    for mode in (torch.inference_mode, torch.enable_grad):
+        for _ in range(3):
+            with mode():
+                x = numbers(3).requires_grad_(mode is torch.enable_grad)
+                assert torch.equal(run({"x": x}), x)
+    assert run.replays == 4
+
+
+def test_each_thread_warms_up_before_it_captures():
+    run, tape = graphed(warm_up=2)
+    x = numbers(3)
+
+    def in_a_thread():
+        thread = threading.Thread(target=run, args=({"x": x},))
+        thread.start()
+        thread.join()
+
+    run({"x": x})
+    in_a_thread()
+    run({"x": x})
+    in_a_thread()
+    assert (tape.warmed_up, len(tape.tapes)) == (4, 0)
+    for _ in range(2):
+        assert torch.equal(run({"x": x}), x * 2.0)
+    assert (tape.warmed_up, len(tape.tapes)) == (4, 1)
 
 
 def test_weights_updated_in_place_need_no_capture_and_moved_ones_do():
@@ -320,14 +371,80 @@ def test_inference_mode_inside_is_captured():
     assert run.replays == 2
 
 
-def test_waits_in_inference_mode_are_refused():
-    run, _ = graphed(lambda inputs: inputs["x"] * inputs["x"].sum().item(), warm_up=1)
-    x = numbers(3)
+@pytest.mark.parametrize(
+    "function",
+    [lambda inputs: inputs["x"] * inputs["x"].sum().item(), lambda inputs: nn.functional.one_hot(inputs["x"])],
+    ids=["item", "one_hot"],
+)
+def test_waits_in_inference_mode_are_refused(function):
+    run, _ = graphed(function, warm_up=1)
+    x = torch.arange(3)
     with torch.inference_mode():
         run({"x": x})
         with pytest.warns(GraphWarning, match="reads values from the device"):
             run({"x": x})
-        assert torch.equal(run({"x": x}), x * x.sum().item())
+        assert torch.equal(run({"x": x}), function({"x": x}))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda inputs: torch.repeat_interleave(inputs["x"], torch.full((3,), 2), output_size=6),
+        lambda inputs: inputs["x"][inputs["x"].argsort()],
+        lambda inputs: torch.where(inputs["x"] > 0, inputs["x"], 0.0),
+        lambda inputs: inputs["x"].clone().index_put_((inputs["x"].argsort(),), inputs["x"]),
+    ],
+    ids=["repeat", "index", "where", "index_put"],
+)
+def test_what_waits_for_nothing_is_captured(function):
+    run, _ = graphed(function, warm_up=1)
+    for _ in range(3):
+        x = numbers(3)
+        assert torch.equal(run({"x": x}), function({"x": x}))
+    assert run.replays == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_capture_that_cuda_ends_leaves_the_device_usable():
+    """In a process of its own, which has no graphs afterwards."""
+    script = """
+import warnings
+import torch
+from ard_fast.graphs import CudaGraphs, GraphedFunction, GraphWarning
+
+def function(inputs):
+    noise = torch.rand_like(inputs["x"])
+    if waits:
+        torch.cuda.synchronize()
+    return inputs["x"] + noise
+
+def drawn(call):
+    torch.manual_seed(0)
+    return [call({"x": x}).clone() for _ in range(4)]
+
+x, waits = torch.zeros(1000, device="cuda"), False
+before = GraphedFunction(function, name="the one before", warm_up=1)
+expected = drawn(function)
+drawn(before)
+assert before.replays == 3
+waits = True
+run = GraphedFunction(function, name="the test", warm_up=1)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    got = drawn(run)
+assert [warning.category for warning in caught if "CUDA graph:" in str(warning.message)] == [GraphWarning], caught
+assert run.failed and not CudaGraphs().usable(x.device)
+waits = False
+assert torch.cuda.current_stream() == torch.cuda.default_stream()
+for results in (got, drawn(run), drawn(before), drawn(function)):
+    assert all(torch.equal(one, other) for one, other in zip(results, expected, strict=True))
+assert before.replays == 3
+torch.cuda.synchronize()
+print("usable")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.endswith("usable\n"), done.stderr
 
 
 def test_an_interrupt_during_capture_is_no_failure_of_it():

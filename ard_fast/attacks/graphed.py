@@ -84,10 +84,9 @@ class GraphedPGD:
         options = {"sample_ids": sample_ids, "mask": mask, "target_classes": target_classes}
         if not self._to_be_graphed(model, x, y, seed, options):
             return self.attack(model, x, y, seed=seed, **options)
-        with torch.inference_mode(False):
-            given = {"x": x, "y": y if isinstance(y, Tensor) else None, **options}
-            given["seed"] = None if seed is None else seed_tensor(seed, x.device)
-            inputs = {name: value for name, value in given.items() if value is not None}
+        given = {"x": x, "y": y if isinstance(y, Tensor) else None, **options}
+        given["seed"] = None if seed is None else seed_tensor(seed, x.device)
+        inputs = {name: value for name, value in given.items() if value is not None}
         target = None if isinstance(y, Tensor) else y
         with self._turn:
             graphed = self._pair(model, target).graphed
@@ -138,7 +137,7 @@ class GraphedPGD:
     def _pair(self, model: Any, target: Any) -> _Pair:
         key = (id(model), id(target))
         pair = self._pairs.get(key)
-        if pair is None or not pair.is_of(model, target):
+        if pair is None:
             pairs = self._pairs
 
             def gone(_: Any) -> None:
@@ -163,8 +162,8 @@ class _Pair:
 
     def __init__(self, owner: GraphedPGD, model: Any, target: Any, gone: Any) -> None:
         attack = owner.attack
-        self._model = first = weakref.ref(model, gone)
-        self._target = second = _Nothing() if target is None else weakref.ref(target, gone)
+        first = weakref.ref(model, gone)
+        second = _Nothing() if target is None else weakref.ref(target, gone)
 
         def run(inputs: dict[str, Tensor]) -> Tensor:
             inputs.setdefault("y", second())
@@ -177,10 +176,6 @@ class _Pair:
             warm_up=owner._warm_up,
             fixed=lambda: [*_tensors_of(first()), *_tensors_of(second())],
         )
-
-    def is_of(self, model: Any, target: Any) -> bool:
-        """Whether these are its models: numbers that told others apart are given out again."""
-        return self._model() is model and self._target() is target
 
 
 class _Nothing:

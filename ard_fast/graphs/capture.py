@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
@@ -62,7 +63,7 @@ class GraphedFunction:
         name: of what it does, for warnings.
         backend: None takes a new `CudaGraphs`. Give several functions one backend if they never run at once and each
             result is used before the next call of any of them: they share memory.
-        warm_up: eager calls of each kind before its capture, at least 1.
+        warm_up: eager calls of each kind before its capture, in the thread that captures; at least 1.
         fixed: returns the tensors that are read or written in place and outlive calls (parameters, buffers, state of an
             optimiser); when one has moved, the graph is captured anew. It is called each time.
         most: kinds of calls whose graphs are kept; beyond that the one used longest ago goes.
@@ -114,7 +115,7 @@ class GraphedFunction:
             if kind.graph is not None and kind.addresses != addresses:
                 kind.forget()
             if kind.graph is None:
-                if kind.calls < self.warm_up:
+                if kind.calls[threading.get_ident()] < self.warm_up:
                     return self._warm_up(kind, addresses)
                 reason = self._capture(kind, addresses)
                 if reason is not None:
@@ -151,7 +152,7 @@ class GraphedFunction:
         """An eager call. One that has moved what is fixed does not count: the first makes an optimiser's state."""
         result = self.backend.warm_up(lambda: self.function(dict(kind.inputs)))
         if self._addresses() == addresses:
-            kind.calls += 1
+            kind.calls[threading.get_ident()] += 1
         elif kind.moved:
             self._fail("it puts tensors that are fixed in new places, at each call", stacklevel=4)
         else:
@@ -187,7 +188,8 @@ class _Kind:
     def __init__(self, inputs: Mapping[str, Tensor]) -> None:
         with torch.inference_mode(False):  # autograd cannot save inference tensors
             self.inputs = {name: torch.empty_like(tensor, requires_grad=False) for name, tensor in inputs.items()}
-        self.calls = 0
+        # By thread: what libraries find out by trial (cuDNN's benchmark) they keep for each.
+        self.calls: Counter[int] = Counter()
         self.moved = False
         self.addresses: tuple[int, ...] = ()
         self.graph: Any = None
