@@ -38,12 +38,13 @@ KEEP=${GPU_CHECK_KEEP:-$ROOT/build/gpu_check}
 SKIPPED=77                       # exit status of a stage that says it does not apply
 
 STAGES=(env build info gpu_tests tests memcheck racecheck initcheck synccheck bench_pgd bench_kd_loss bench_steps
-  bench_augment bench_attacks ncu train methods evaluate train_cifar10 evaluate_cifar10 autoattack_cifar10
+  bench_augment bench_attacks bench_attack_loop bench_train ceilings ncu train methods evaluate train_cifar10 evaluate_cifar10 autoattack_cifar10
   table_cifar10)
 declare -A LIMIT=(
   [env]=60 [build]=420 [info]=60 [gpu_tests]=300 [tests]=540
   [memcheck]=300 [racecheck]=300 [initcheck]=300 [synccheck]=300
-  [bench_pgd]=420 [bench_kd_loss]=420 [bench_steps]=480 [bench_augment]=300 [bench_attacks]=540 [ncu]=300
+  [bench_pgd]=420 [bench_kd_loss]=420 [bench_steps]=480 [bench_augment]=300 [bench_attacks]=540
+  [bench_attack_loop]=300 [bench_train]=570 [ceilings]=240 [ncu]=300
   [train]=300 [methods]=540 [evaluate]=240 [train_cifar10]=540 [evaluate_cifar10]=540 [autoattack_cifar10]=540
   [table_cifar10]=570
 )
@@ -153,20 +154,39 @@ stage_bench_attacks() {
   "$PYTHON" benchmarks/count_ops.py --json "$1/count_ops.json"
   bench bench_attacks "$1"
 }
+stage_bench_attack_loop() { bench bench_attack_loop "$1"; }
+stage_bench_train() { bench bench_train "$1"; }
+
+NCU_METRICS=gpu__time_duration.sum,dram__bytes.sum,launch__registers_per_thread
+NCU_METRICS+=,dram__throughput.avg.pct_of_peak_sustained_elapsed
+NCU_METRICS+=,gpu__compute_memory_throughput.avg.pct_of_peak_sustained_elapsed
+NCU_METRICS+=,sm__throughput.avg.pct_of_peak_sustained_elapsed
+NCU_METRICS+=,sm__warps_active.avg.pct_of_peak_sustained_active
+
+# profile FILE CASES [OPTION...]: the kernels of profile_kernels.py's cases under ncu. Clocks are left as they are: the
+# card may be shared.
+profile() {
+  LC_ALL=C ncu --csv --metrics "$NCU_METRICS" --nvtx --profile-from-start off --clock-control none "${@:3}" \
+    --force-overwrite --log-file "$1" "$PYTHON" benchmarks/profile_kernels.py --device cuda --cases "$2"
+}
+
+# Without ncu, or where it may not read the counters, the bounds are judged by graph timings alone. Caches are left as
+# they are: short cases lie in the L2.
+stage_ceilings() {
+  local options=(--device "$DEVICE" --json "$1/ceilings_$DEVICE.json")
+  [[ $QUICK == 1 || $DEVICE == cpu ]] && options+=(--quick)
+  if [[ $DEVICE == cuda ]] && command -v ncu >/dev/null 2>&1; then
+    profile "$1/ceilings_ncu.csv" 'ceiling-*,copy-*' --cache-control none || true
+    [[ -f $1/ceilings_ncu.csv ]] && options+=(--ncu "$1/ceilings_ncu.csv")
+  fi
+  "$PYTHON" benchmarks/ceilings.py "${options[@]}"
+}
 
 stage_ncu() {
   needs_gpu
   needs_tool ncu
-  local metrics=gpu__time_duration.sum,dram__bytes.sum,launch__registers_per_thread
-  metrics+=,dram__throughput.avg.pct_of_peak_sustained_elapsed
-  metrics+=,gpu__compute_memory_throughput.avg.pct_of_peak_sustained_elapsed
-  metrics+=,sm__throughput.avg.pct_of_peak_sustained_elapsed
-  metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active
   local status=0
-  # clocks are left as they are: the card may be shared
-  LC_ALL=C ncu --csv --metrics "$metrics" --nvtx --profile-from-start off --clock-control none \
-    --force-overwrite --log-file "$1/ncu.csv" \
-    "$PYTHON" benchmarks/profile_kernels.py --device cuda || status=$?
+  profile "$1/ncu.csv" 'step-*,start-*,loss-*,attack-*,augment-*' || status=$?
   if grep -Eq 'ERR_NVGPUCTRPERM|LibraryNotLoaded' "$1/ncu.csv"; then
     grep -Em1 'ERR_NVGPUCTRPERM|LibraryNotLoaded' "$1/ncu.csv"
     skip "ncu may not read the counters of this machine"
