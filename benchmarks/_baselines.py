@@ -96,6 +96,11 @@ class GraphedIteration(PublishedIteration):
         super().__init__(*args, **settings)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.calls = 0
+        self._replays = 0
+
+    @property
+    def replays(self) -> int:
+        return self._replays
 
     def parts(self) -> list[Any]:
         return []  # nothing can be timed inside of a replay
@@ -122,4 +127,5 @@ class GraphedIteration(PublishedIteration):
         for name in ("x", "y", "ids", "seed"):
             getattr(self.static, name).copy_(getattr(batch, name))
         self.graph.replay()
+        self._replays += 1
         return self.loss

@@ -25,7 +25,7 @@ from ard_fast.lean import FoldedNetwork
 from ard_fast.machine import resolve_machine
 from ard_fast.precision import training_arithmetic
 from ard_fast.runfolder import RunFolder
-from ard_fast.teachers import LeanNetwork, Teacher, Views, build_teacher
+from ard_fast.teachers import LeanNetwork, Teacher, TeacherAhead, TeacherAlongside, Views, build_teacher
 from ard_fast.trainer import Environment, Trainer
 
 
@@ -125,49 +125,62 @@ class TrainerIteration:
         case: networks and images.
         recipe: constants; what it says of the method is what the run is configured with.
         flags: the run's settings beside.
+        overlap: on CUDA, whether the teacher is asked on streams of its own, as the trainer asks it.
     """
 
-    def __init__(self, case: TrainingCase, recipe: Recipe, flags: Mapping[str, Any]) -> None:
+    def __init__(self, case: TrainingCase, recipe: Recipe, flags: Mapping[str, Any], *, overlap: bool = True) -> None:
         self.config = trainer_config(case, recipe, flags)
         env = Environment(case.data.evaluated_on(case.device), case.device, StopRequest(), World())
         machine = resolve_machine(self.config, case.device)
         self.arithmetic = partial(training_arithmetic, machine.precision, case.device)
         self.trainer = Trainer(self.config, RunFolder("unused"), env, {"teacher": case.teacher(machine.layout)})
+        if not overlap:  # a run has no setting for it
+            self.trainer.ahead = TeacherAhead((), case.device)
+            self.trainer.update._alongside = TeacherAlongside((), case.device)
         self.student = self.trainer.student
         self.student.load_state_dict(case.student().state_dict())
         self.student.train()
         self.trainer.method.begin_epoch(0)
-        self.batches = self._again_and_again()
+        self.steps = self.trainer.ahead.steps(self._again_and_again())
         self.rate = recipe.lr
         self.x_adv: Tensor | None = None
         self.outer_at: Tensor | None = None
 
-    def _again_and_again(self) -> Iterator[Batch]:
+    def _again_and_again(self) -> Iterator[list[Batch]]:
         while True:  # the same epoch, so that its views are those that the teacher's cache knows
-            yield from self.trainer.loader.batches(0)
+            for batch in self.trainer.loader.batches(0):
+                yield [batch]
+
+    @property
+    def replays(self) -> int:
+        """How many steps were replays of a CUDA graph."""
+        return 0 if self.trainer.graphed is None else self.trainer.graphed.replays
 
     def start_at(self, noise: object) -> None:
         """The package's attack always starts where the batch's seed says."""
 
     def parts(self) -> list[Part]:
-        """What is what of an iteration; the rest is the update."""
+        """What is what of an iteration, the rest is the update; nothing where it is replayed."""
+        if self.replays:
+            return []
         method, attacked = self.trainer.method, self.trainer.update.attacked
         refresh = [(attacked, "refresh", "attack")] if hasattr(attacked, "refresh") else []
         return [
-            (self, "batch", "data"),
+            (self, "step", "data"),
             (method, "attack", "attack"),
             *refresh,
             (method.teacher, "clean", "teacher"),
         ]
 
-    def batch(self) -> Batch:
-        """The next batch."""
-        return next(self.batches)
+    def step(self) -> list[Batch]:
+        """The batch of the next step, alone in a list."""
+        return next(self.steps)
 
     def __call__(self) -> Tensor:
         with self.arithmetic():
-            batch = self.batch()
-            return self.trainer.update([batch], epoch=0, rates=[self.rate])[0] / batch.count
+            parts = self.step()
+            update = self.trainer.graphed or self.trainer.update
+            return update(parts, epoch=0, rates=[self.rate])[0] / parts[0].count
 
     @contextmanager
     def observed(self) -> Iterator[None]:

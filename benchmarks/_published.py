@@ -126,6 +126,11 @@ class PublishedIteration:
             student.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
 
+    @property
+    def replays(self) -> int:
+        """How many calls were replays of a CUDA graph."""
+        return 0
+
     def observed(self) -> AbstractContextManager[object]:
         """While this lasts, `x_adv` and `outer_at` are what they say."""
         return nullcontext()

@@ -23,13 +23,20 @@ Ours, each rung the one before it with one thing changed; up to `folded` in plai
     bf16             the student's forward passes in bfloat16 under autocast, the teacher too (GPU)
     eval-attack      the student in eval mode during the attack
     folded           its batch norm folded into its convolutions for the attack, anew in every iteration
-    fused            what `python -m ard_fast.train --method ard` runs: the loader with it
+    fused            the package's trainer with its loader and kernels
+    graph            the whole iteration as one CUDA graph (GPU)
+    overlap          the teacher's table looked up for the next batch on a stream beside (GPU)
 
-and beside the ladder, all by the package's trainer:
+The last rung, `overlap` on a GPU and `fused` on a CPU, is what `python -m ard_fast.train --method ard` runs; whether
+that folds on a CPU is its own choice (`--fold auto`).
+
+Beside the ladder, all by the package's trainer:
 
     parity           --parity: what `published` does
-    train-attack     `fused` with the student in train mode during the attack (--attack-bn train), as published
+    train-attack     the last rung with the student in train mode during the attack (--attack-bn train), as published
+    fold             on a CPU, `fused` with --fold true
     cold             the last rung without the teacher's table: a first epoch
+    cold-alone       the same with the teacher before the attack and not beside it (GPU)
 
 Everybody sees the same batches. Before anything is timed, an iteration of each is held against `published` or
 `published-eval`, whose semantics it has (`_iteration_checks.py`); one that differs ends the run with exit status 1.
@@ -77,6 +84,8 @@ DIGITS_BATCH = 64
 VIEWS = 162
 """Crops (9 x 9) and flips of a CIFAR image: the rows of it that the teacher's table has."""
 EPOCHS = 200
+GRAPH_CALLS = 6
+"""Calls after which a graph has been captured and replayed, after one call that was checked."""
 
 FIELDS = (
     "role",
@@ -113,9 +122,10 @@ class Kind:
         attack_bn: Mode of the student during its attack; what it is checked against follows from it.
         rounding: "fp32", "tf32" or "bf16": how far its result may be from the published one's.
         cuda_only: Left out by default on a CPU.
+        cpu_only: Left out by default on a GPU, where it is what the last rung is.
         clamp_start: Whether the attack's start is clamped to [0, 1] when it is checked; the package does, parity does
             not, and whoever is compared with either starts as it.
-        steps: Iterations after which it is checked; graphs are captured in the fourth.
+        graphed: Whether it is a CUDA graph from its fourth call on.
     """
 
     make: Callable[[TrainingCase, Recipe], Iteration]
@@ -123,8 +133,9 @@ class Kind:
     attack_bn: str = "train"
     rounding: str = "fp32"
     cuda_only: bool = False
+    cpu_only: bool = False
     clamp_start: bool = True
-    steps: int = 1
+    graphed: bool = False
 
 
 def published(cls: type[PublishedIteration], case: TrainingCase, recipe: Recipe, **settings: Any) -> Iteration:
@@ -137,9 +148,9 @@ def rung(**changes: Any) -> Callable[[TrainingCase, Recipe], Iteration]:
     return lambda case, recipe: LeanerIteration(case, recipe, Changes(**changes))
 
 
-def trainer(**flags: Any) -> Callable[[TrainingCase, Recipe], Iteration]:
-    """Builds an iteration of the package's trainer."""
-    return lambda case, recipe: TrainerIteration(case, recipe, flags)
+def trainer(overlap: bool = True, **flags: Any) -> Callable[[TrainingCase, Recipe], Iteration]:
+    """Builds an iteration of the package's trainer with these settings, the others as they are by default."""
+    return lambda case, recipe: TrainerIteration(case, recipe, flags, overlap=overlap)
 
 
 BASELINES = {
@@ -150,7 +161,7 @@ BASELINES = {
     "published-eval": Kind(partial(published, PublishedIteration, attack_bn="eval"), "baseline", "eval"),
     "torchattacks": Kind(partial(published, TorchattacksIteration), "baseline", "eval"),
     "compile": Kind(partial(published, CompiledIteration), "baseline", cuda_only=True),
-    "cuda-graph": Kind(partial(published, GraphedIteration), "baseline", cuda_only=True, steps=5),
+    "cuda-graph": Kind(partial(published, GraphedIteration), "baseline", cuda_only=True, graphed=True),
 }
 
 
@@ -160,6 +171,7 @@ def kinds(device: str) -> dict[str, Kind]:
     cached = {"channels_last": True, "teacher": "cached"}
     half = {**cached, "bf16": on_gpu}
     own: dict[str, Any] = {"rounding": "bf16" if on_gpu else "fp32"}
+    graph: dict[str, Any] = {"graphed": True, "cuda_only": True}
     ladder = {
         "no-dead-work": Kind(rung(), "rung"),
         "channels-last": Kind(rung(channels_last=True), "rung"),
@@ -168,12 +180,17 @@ def kinds(device: str) -> dict[str, Kind]:
         "bf16": Kind(rung(**cached, bf16=True), "rung", rounding="bf16", cuda_only=True),
         "eval-attack": Kind(rung(**half, attack_bn="eval"), "rung", "eval", **own),
         "folded": Kind(rung(**half, attack_bn="eval", folded=True), "rung", "eval", **own),
-        "fused": Kind(trainer(), "rung", "eval", **own),
+        "fused": Kind(trainer(graph="off", overlap=False), "rung", "eval", **own),
+        "graph": Kind(trainer(overlap=False), "rung", "eval", **own, **graph),
+        "overlap": Kind(trainer(), "rung", "eval", **own, **graph),
     }
+    last: dict[str, Any] = {**own, "graphed": on_gpu}
     beside = {
-        "parity": Kind(trainer(parity=True), "beside", clamp_start=False),
-        "train-attack": Kind(trainer(attack_bn="train"), "beside", **own),
-        "cold": Kind(trainer(teacher_cache="off"), "beside", "eval", **own),
+        "parity": Kind(trainer(parity=True), "beside", clamp_start=False, graphed=on_gpu),
+        "train-attack": Kind(trainer(attack_bn="train"), "beside", **last),
+        "fold": Kind(trainer(fold="true"), "beside", "eval", **last, cpu_only=True),
+        "cold": Kind(trainer(teacher_cache="off"), "beside", "eval", **last),
+        "cold-alone": Kind(trainer(teacher_cache="off", overlap=False), "beside", "eval", **own, **graph),
     }
     return {**BASELINES, **ladder, **beside}
 
@@ -208,10 +225,11 @@ class Built:
             attack_bn=kind.attack_bn,
             clamp_start=kind.clamp_start,
             rounding=kind.rounding,
-            steps=kind.steps,
             same_start=name != "torchattacks",
         )
-        self.peak: Peak = memory.of(self.iteration)
+        self.peak: Peak = memory.of(self.iteration, GRAPH_CALLS if kind.graphed else 1)
+        if kind.graphed and not self.iteration.replays:
+            raise WrongResult("no graph was replayed")
 
     def call(self, _i: int) -> None:
         """One iteration."""
@@ -385,7 +403,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("--batch", type=positive, help="images a step (default: 128 on a GPU, 16 on a CPU)")
         parser.add_argument("--steps", type=positive, default=Recipe.steps, help="of the attack (default 10)")
 
-    variants = {**kinds("cpu"), **kinds("cuda")}
+    variants = kinds("cuda")
     args = parse_args(
         "A whole training iteration of Adversarially Robust Distillation.",
         argv,
@@ -398,6 +416,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         quick_rounds=3,
         extra=extra,
     )
+    if args.device == "cuda":
+        args.variants = [name for name in args.variants if not variants[name].cpu_only]
     warnings.filterwarnings("ignore", "reduction: 'mean' divides")  # as published
     return run("bench_train", args, lambda case, _dtype, env: run_case(case, env, args))
 

@@ -259,10 +259,9 @@ stage_autoattack_cifar10() {
 # The rows of the papers' tables. Saved every half minute, so that a stage cut off by its limit goes on in the next call.
 stage_table_cifar10() {
   need_cifar10
-  local runs=$KEEP/table layout=() status=0
-  [[ $DEVICE == cuda ]] && layout=(--channels-last)
+  local runs=$KEEP/table status=0
   mkdir -p "$KEEP"
-  "$PYTHON" scripts/paper_table.py "$runs" --data-dir "$CIFAR10_DIR" --device "$DEVICE" "${layout[@]}" \
+  "$PYTHON" scripts/paper_table.py "$runs" --data-dir "$CIFAR10_DIR" --device "$DEVICE" \
     --epochs "${GPU_CHECK_TABLE_EPOCHS:-10}" --schedule cosine --val-every 5 --save-every-seconds 30 || status=$?
   [[ ! -d $runs ]] || (cd "$KEEP" && find table \( -name '*.json*' -o -name '*.md' -o -name '*.png' -o -name '*.yaml' \) \
     -exec cp --parents {} "$1" \;)

@@ -73,7 +73,13 @@ def test_every_variant_of_the_iteration_is_checked_and_timed(tmp_path, capsys):
         assert sum(shares) == pytest.approx(100) and row["attack_pct"] > 0
     assert rows["published"]["x_published"] == 1 and rows["published-eval"]["x_published_eval"] == 1
     # the data is the loader's in the package's variants, and nobody's before
-    assert {name for name, row in rows.items() if row["data_pct"]} == {"fused", "parity", "train-attack", "cold"}
+    assert {name for name, row in rows.items() if row["data_pct"]} == {
+        "fused",
+        "parity",
+        "train-attack",
+        "fold",
+        "cold",
+    }
     assert rows["fused"]["first_run_us"] > 0 and rows["cold"]["first_run_us"] is None
     assert "x pub-eval" in capsys.readouterr().out
 
@@ -169,7 +175,7 @@ def test_the_published_iteration_does_its_dead_work_and_attacks_in_train_mode(ca
 
 def test_all_variants_see_the_same_batches(case):
     package = _ladder.TrainerIteration(case, _published.Recipe(), {})
-    for batch, again in zip(case.batches(), (package.batch() for _ in range(4)), strict=True):
+    for batch, (again,) in zip(case.batches(), (package.step() for _ in range(4)), strict=True):
         assert batch.x.equal(again.x) and batch.ids.equal(again.ids) and batch.seed.equal(again.seed)
 
 
@@ -178,7 +184,7 @@ def test_a_compiled_iteration_computes_the_same(case, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     references = _iteration_checks.References(case, _published.Recipe(steps=2))
     iteration = _baselines.CompiledIteration(case.student(), case.teacher(), case.batches(), references.recipe)
-    how = {"attack_bn": "train", "clamp_start": True, "rounding": "fp32", "steps": 1, "same_start": True}
+    how = {"attack_bn": "train", "clamp_start": True, "rounding": "fp32", "same_start": True}
     assert references.check(iteration, **how)["same_pixels_pct"] == 100
     assert all(p.requires_grad for p in iteration.student.parameters())
 
@@ -195,13 +201,32 @@ def test_a_gradient_that_is_missing_is_a_wrong_result(case):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_captured_published_iteration_computes_what_the_eager_one_does():
     case = _training_case.TrainingCase(_training_case.PAIRS["digits"], 8, torch.device("cuda"))
-    outcomes = []
+    losses = []
     for cls in (_published.PublishedIteration, _baselines.GraphedIteration):
         iteration = cls(case.student(), case.teacher(), case.batches(), _published.Recipe(steps=2))
-        outcomes.append(_iteration_checks.outcome(iteration, 8 / 255, clamp_start=True, outer_at=None, steps=6))
-    eager, graphed = outcomes
-    assert graphed.loss == pytest.approx(eager.loss, rel=1e-3)
-    assert torch.nn.functional.cosine_similarity(graphed.gradient, eager.gradient, dim=0) > 0.99
+        iteration.start_at(lambda batch: _training_case.package_noise(batch, 8 / 255, True))
+        losses.append([float(iteration()) for _ in range(8)])
+    assert iteration.replays == 5
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_only_what_can_run_there_runs_by_default(device, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(bench_train, "run", lambda program, args, run_case: chosen.extend(args.variants) or 0)
+    bench_train.main(["--device", device])
+    kinds = bench_train.kinds(device)
+    unfit = "cuda_only" if device == "cpu" else "cpu_only"
+    assert chosen == [name for name, kind in kinds.items() if not getattr(kind, unfit)]
+    rungs = [name for name in chosen if kinds[name].role == "rung"]
+    assert rungs[-1] == ("fused" if device == "cpu" else "overlap")
+
+
+def test_a_graph_that_is_not_replayed_is_a_wrong_result(case):
+    kind = bench_train.Kind(bench_train.trainer(), "rung", "eval", graphed=True)  # on a CPU there is none
+    references = _iteration_checks.References(case, _published.Recipe(steps=1))
+    with pytest.raises(WrongResult, match="no graph was replayed"):
+        bench_train.Built("graph", kind, case, references.recipe, references)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -434,7 +434,8 @@ def test_gpu_check_runs_every_stage(gpu_check):
     assert "-m pip install -v --no-build-isolation --no-deps ." in commands
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
         assert f"sanitizer --tool {tool} " in commands
-    for benchmark in ("bench_pgd", "bench_kd_loss", "bench_steps", "bench_augment", "bench_attacks"):
+    benchmarks = ("bench_pgd", "bench_kd_loss", "bench_steps", "bench_augment", "bench_attacks")
+    for benchmark in (*benchmarks, "bench_attack_loop", "bench_train", "ceilings"):
         assert f"{benchmark}.py --device cuda --json" in commands
     assert "-m ard_fast.train --device cuda --out" in commands
     assert "/train_digits --device cuda --out" in commands
