@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from _timing import GRAPH_SUFFIX, Variant, age_allocator, environment, with_graph, write_rows
@@ -48,7 +48,7 @@ def parse_args(
     quick_cases: Sequence[str],
     variants: Sequence[str],
     dtypes: Sequence[str] = (),
-    cuda_only: Sequence[str] = (),
+    left_out: Mapping[str, Collection[str]] = {},
     default_dtypes: Sequence[str] | None = None,
     default_cases: Sequence[str] | None = None,
     rounds: int = 21,
@@ -65,7 +65,7 @@ def parse_args(
         variants: Names that `--variants` takes.
         dtypes: Names that `--dtypes` takes. Without any, calls are timed one by one and in one dtype: there is no
             `--dtypes`, `--min-sample-ms` or `--warm`.
-        cuda_only: Variants left out by default on a CPU.
+        left_out: By device, variants that run only when they are named.
         default_dtypes: Those that run without `--dtypes`; None means all.
         default_cases: Those that run without `--cases`; None means all.
         rounds: Samples per variant without `--rounds`.
@@ -105,7 +105,7 @@ def parse_args(
     if args.cases is None:
         args.cases = list(quick_cases if args.quick else default_cases or cases)
     if args.variants is None:
-        args.variants = [v for v in variants if args.device == "cuda" or v not in cuda_only]
+        args.variants = [v for v in variants if v not in left_out.get(args.device, ())]
     return args
 
 

@@ -11,7 +11,7 @@ on a GPU, 16 on a CPU (`--batch`). Baselines:
     published-eval   the same with the student in eval mode during the attack: the baseline of equal semantics for the
                      rungs from `eval-attack` on, for which nothing is gained by leaving batch statistics out
     torchattacks     torchattacks' PGD (eval mode) and `F.kl_div`, no clean branch; optional, `_attack_peers.py`
-    compile          `published` with networks, step and loss compiled (on a CPU only when named: it takes minutes)
+    compile          `published` with networks, step and loss compiled; only when named: it takes minutes
     cuda-graph       `published` as one CUDA graph
 
 Ours, each rung the one before it with one thing changed; up to `folded` in plain torch (`_ladder.py`):
@@ -123,6 +123,7 @@ class Kind:
         rounding: "fp32", "tf32" or "bf16": how far its result may be from the published one's.
         cuda_only: Left out by default on a CPU.
         cpu_only: Left out by default on a GPU, where it is what the last rung is.
+        default: Whether it runs without being named.
         clamp_start: Whether the attack's start is clamped to [0, 1] when it is checked; the package does, parity does
             not, and whoever is compared with either starts as it.
         graphed: Whether it is a CUDA graph from its fourth call on.
@@ -134,6 +135,7 @@ class Kind:
     rounding: str = "fp32"
     cuda_only: bool = False
     cpu_only: bool = False
+    default: bool = True
     clamp_start: bool = True
     graphed: bool = False
 
@@ -160,7 +162,7 @@ BASELINES = {
     ),
     "published-eval": Kind(partial(published, PublishedIteration, attack_bn="eval"), "baseline", "eval"),
     "torchattacks": Kind(partial(published, TorchattacksIteration), "baseline", "eval"),
-    "compile": Kind(partial(published, CompiledIteration), "baseline", cuda_only=True),
+    "compile": Kind(partial(published, CompiledIteration), "baseline", default=False),
     "cuda-graph": Kind(partial(published, GraphedIteration), "baseline", cuda_only=True, graphed=True),
 }
 
@@ -411,13 +413,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         quick_cases=QUICK_CASES,
         default_cases=DEFAULT_CASES,
         variants=tuple(variants),
-        cuda_only=[name for name, kind in variants.items() if kind.cuda_only],
+        left_out={
+            "cpu": [name for name, kind in variants.items() if kind.cuda_only or not kind.default],
+            "cuda": [name for name, kind in variants.items() if kind.cpu_only or not kind.default],
+        },
         rounds=5,
         quick_rounds=3,
         extra=extra,
     )
-    if args.device == "cuda":
-        args.variants = [name for name in args.variants if not variants[name].cpu_only]
     warnings.filterwarnings("ignore", "reduction: 'mean' divides")  # as published
     return run("bench_train", args, lambda case, _dtype, env: run_case(case, env, args))
 

@@ -15,8 +15,8 @@ for the shortest kernels rather too long. With `--ncu`, output of
         python benchmarks/profile_kernels.py --cases 'ceiling-*,copy-*'
 
 (scripts/gpu_check.sh has the metrics), it is the kernel's own, and the copy is one by a kernel: a plain copy is none,
-so ncu does not see it. A file in which ncu says that it may not read the counters is passed over. Launches are counted in
-a trace of the driver's activity (torch.profiler), or by ncu.
+so ncu does not see it. A file in which ncu says that it may not read the counters is passed over. Launches are counted
+in a trace of the driver's activity (torch.profiler), or by ncu.
 
 `floor us` is the time of the copy, and `DRAM %` what ncu says of the peak. On a CPU everything runs likewise, but the
 bounds are not its: it prints what it measures, and no verdict. Exit status: 0, 1 if a result is wrong or a bound is

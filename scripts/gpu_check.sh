@@ -38,13 +38,14 @@ KEEP=${GPU_CHECK_KEEP:-$ROOT/build/gpu_check}
 SKIPPED=77                       # exit status of a stage that says it does not apply
 
 STAGES=(env build info gpu_tests tests memcheck racecheck initcheck synccheck bench_pgd bench_kd_loss bench_steps
-  bench_augment bench_fold bench_attacks bench_attack_loop bench_train ceilings ncu train methods evaluate train_cifar10 evaluate_cifar10 autoattack_cifar10
-  table_cifar10)
+  bench_augment bench_fold bench_attacks bench_attack_loop bench_train bench_train_compile ceilings ncu train methods
+  evaluate train_cifar10 evaluate_cifar10 autoattack_cifar10 table_cifar10)
 declare -A LIMIT=(
   [env]=60 [build]=420 [info]=60 [gpu_tests]=300 [tests]=540
   [memcheck]=300 [racecheck]=300 [initcheck]=300 [synccheck]=300
   [bench_pgd]=420 [bench_kd_loss]=420 [bench_steps]=480 [bench_augment]=300 [bench_attacks]=540
-  [bench_fold]=240 [bench_attack_loop]=300 [bench_train]=570 [ceilings]=240 [ncu]=300
+  [bench_fold]=240 [bench_attack_loop]=300 [bench_train]=570 [bench_train_compile]=540
+  [ceilings]=240 [ncu]=300
   [train]=300 [methods]=540 [evaluate]=240 [train_cifar10]=540 [evaluate_cifar10]=540 [autoattack_cifar10]=540
   [table_cifar10]=570
 )
@@ -141,10 +142,11 @@ stage_initcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize initcheck; }
 stage_racecheck() { sanitize racecheck --racecheck-report all --kernel-regex kns=_ZN3ard; }
 stage_synccheck() { sanitize synccheck --kernel-regex kns=_ZN3ard; }
 
+# bench NAME OUT_DIR [OPTION...]
 bench() {
   local options=(--device "$DEVICE" --json "$2/$1_$DEVICE.json")
   [[ $QUICK == 1 ]] && options+=(--quick)
-  "$PYTHON" "benchmarks/$1.py" "${options[@]}"
+  "$PYTHON" "benchmarks/$1.py" "${options[@]}" "${@:3}"
 }
 stage_bench_pgd() { bench bench_pgd "$1"; }
 stage_bench_kd_loss() { bench bench_kd_loss "$1"; }
@@ -157,6 +159,12 @@ stage_bench_attacks() {
 }
 stage_bench_attack_loop() { bench bench_attack_loop "$1"; }
 stage_bench_train() { bench bench_train "$1"; }
+# Compiling train and eval mode of each network takes minutes, so it has a stage of its own.
+stage_bench_train_compile() {
+  local last=overlap
+  [[ $DEVICE == cuda ]] || last=fused
+  bench bench_train "$1" --json "$1/bench_train_compile_$DEVICE.json" --variants "published,compile,$last"
+}
 
 NCU_METRICS=gpu__time_duration.sum,dram__bytes.sum,launch__registers_per_thread
 NCU_METRICS+=,dram__throughput.avg.pct_of_peak_sustained_elapsed
