@@ -17,6 +17,9 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
+_abandoned: list[Any] = []
+"""Process groups of runs that failed, kept. Dropping the last reference to one joins its threads and holds the GIL
+meanwhile, which a thread that is just done with a gradient needs to let go of it: the process would hang for good."""
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -240,6 +243,9 @@ def connect(timeout: timedelta = TIMEOUT) -> Iterator[World]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield World(dist.get_rank(), local_rank, dist.get_world_size(), _count("RESTART_COUNT"), _count("MAX_RESTARTS"))
+    except BaseException:
+        _abandoned.append(dist.group.WORLD)
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -98,10 +98,12 @@ def count_messages(arguments: list[str]) -> list[int]:
     return counts
 
 
-def hang_or_die(how: str) -> str:
-    """What process 0 hears when process 1 does not come."""
+def hang_or_die(how: str) -> tuple[bool, str]:
+    """Whether the processes met, and what process 0 hears when process 1 does not come afterwards."""
+    met = False
     try:
-        with connect(timedelta(seconds=2)) as world:
+        with connect(timedelta(seconds=5)) as world:
+            met = True
             if world.is_main:
                 if how == "gradient":
                     wrapped = world.wrap(nn.Linear(2, 2), torch.device("cpu"))
@@ -109,14 +111,14 @@ def hang_or_die(how: str) -> str:
                 else:
                     world.barrier()
             elif how == "hang":
-                time.sleep(4)
+                time.sleep(7)
             elif how == "gradient":
                 world.wrap(nn.Linear(2, 2), torch.device("cpu"))
     except RuntimeError as error:
         from ard_fast.distributed import lost_process
 
-        return str(lost_process(error))
-    return "nothing"
+        return met, str(lost_process(error))
+    return met, "nothing"
 
 
 def with_world(work: Callable[..., Any], *arguments: Any) -> Any:

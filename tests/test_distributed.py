@@ -338,8 +338,11 @@ def test_decisions_are_the_same_for_all(pair):
 
 @pytest.mark.parametrize("how", ["hang", "die", "gradient"])
 def test_a_lost_process_is_said(pair, how):
-    heard = pair.run(hang_or_die, how)[0]
-    assert heard.startswith("process 0 lost the others"), heard
+    for _ in range(3):  # a busy machine may take longer to let them meet than one waits for the lost
+        met, heard = pair.run(hang_or_die, how)[0]
+        if met:
+            break
+    assert met and heard.startswith("process 0 lost the others"), heard
 
 
 def test_one_gpu_a_process():
