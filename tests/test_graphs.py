@@ -373,8 +373,12 @@ def test_inference_mode_inside_is_captured():
 
 @pytest.mark.parametrize(
     "function",
-    [lambda inputs: inputs["x"] * inputs["x"].sum().item(), lambda inputs: nn.functional.one_hot(inputs["x"])],
-    ids=["item", "one_hot"],
+    [
+        lambda inputs: inputs["x"] * inputs["x"].sum().item(),
+        lambda inputs: nn.functional.one_hot(inputs["x"]),
+        lambda inputs: torch.where(inputs["x"])[0],  # nonzero inside, which it does not say
+    ],
+    ids=["item", "one_hot", "where"],
 )
 def test_waits_in_inference_mode_are_refused(function):
     run, _ = graphed(function, warm_up=1)

@@ -80,7 +80,7 @@ class CudaGraphs:
                         result = function()
             except BaseException:
                 if begun and not _ended(graph):
-                    _give_up(index, graph, self._pools.pop(index))
+                    _give_up(index, graph, self._pools[index])
                 raise
         return CudaGraph(graph, watch.outside), result
 
