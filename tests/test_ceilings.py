@@ -91,10 +91,17 @@ def test_ncu_has_the_last_word_on_times_and_anyone_on_launches():
     assert ceilings.missed(rows[:1]) == ["a: < 3 us"]
 
 
-def test_launches_are_the_events_on_the_device():
-    events = [SimpleNamespace(device_type=kind) for kind in [DeviceType.CPU] * 5 + [DeviceType.CUDA] * 20]
-    assert ceilings.launches_in(events, 10) == 2.0
-    assert ceilings.launches_in(events[:5], 10) is None
+def test_launches_are_what_the_device_does_in_every_call():
+    def events(name, count, kind=DeviceType.CUDA):
+        return [SimpleNamespace(name=name, device_type=kind)] * count
+
+    host = events("cudaLaunchKernel", 30, DeviceType.CPU)
+    assert (
+        ceilings.launches_in(host + events("rows", 10) + events("sum", 10) + events("Memset (Device)", 10), 10) == 3.0
+    )
+    assert ceilings.launches_in(host + events("step", 9) + events("Activity Buffer Request", 1), 10) == 1.0
+    assert ceilings.launches_in(host + events("halves", 20), 10) == 2.0
+    assert ceilings.launches_in(host, 10) is None
 
 
 def test_rehearsal_on_the_cpu(tmp_path, capsys):
