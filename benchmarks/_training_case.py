@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,8 @@ from ard_fast import functional as F
 from ard_fast.data import Batch, Dataset, Split, make_loader
 from ard_fast.models import build_model
 
-BATCHES = 4
-"""Different batches that are gone through again and again; what a cache of the teacher's logits knows after a pass."""
+BATCHES = {"cpu": 2, "cuda": 16}
+"""Different batches that are gone through again and again. An epoch's plan is drawn once for all of them."""
 
 PADDING = {"digits": 0}
 """Of the random crops; 4 elsewhere."""
@@ -58,7 +57,7 @@ class TrainingCase:
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
         channels, size, levels = (1, 8, 16) if self.pair.dataset == "digits" else (3, 32, 255)
-        count = self.batch * BATCHES
+        count = self.batch * BATCHES[self.device.type]
         images = torch.randint(0, levels + 1, (count + 2 * self.batch, channels, size, size), dtype=torch.uint8)
         whole = Split(images, torch.randint(0, 10, (len(images),)), torch.arange(len(images)))
         train, val, test = (
@@ -94,7 +93,7 @@ class TrainingCase:
             flip=self.pair.dataset != "digits",
             layout=layout,
         )
-        return list(islice(loader.batches(0), BATCHES))
+        return list(loader.batches(0))
 
 
 def settled(network: nn.Module, x: Tensor) -> nn.Module:

@@ -93,6 +93,7 @@ FIELDS = (
     "teacher",
     "batch",
     "attack_bn",
+    "precision",
     "images_per_s",
     "x_published",
     "x_published_eval",
@@ -283,6 +284,7 @@ def train_rows(
                 "fused_speedup": paired_ratio(m.seconds, seconds[rungs[-1]]) if rungs else None,
                 "role": variant.kind.role,
                 "attack_bn": variant.kind.attack_bn,
+                "precision": variant.kind.rounding,
                 "images_per_s": common["batch"] / stats.median,  # type: ignore[operator]
                 "x_published": over("published", name),
                 "x_published_eval": over("published-eval", name),
