@@ -11,6 +11,7 @@ from ard_fast.models import build_model
 NETWORKS = {
     "mobilenetv2": ({}, 57),
     "resnet18-tiny": ({}, 20),
+    "resnet18-narrow": ({}, 20),  # weights that are worth bringing into oneDNN's order
     "wrn-28-10": ({"depth": 10, "widen": 1}, 7),
     "preactresnet18": ({"width": 4}, 17),
     "preactresnet18-fast": ({"width": 4}, 16),

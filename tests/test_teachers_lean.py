@@ -109,7 +109,7 @@ def test_what_attacks_differentiate_is_the_folded_form(precision):
     assert (grad - direction).norm() < (0.01 if precision == "fp32" else 0.3) * direction.norm()
 
 
-@pytest.mark.parametrize("name", ["digits-teacher", "resnet18-tiny", "wrn-28-10", "mobilenetv2"])
+@pytest.mark.parametrize("name", ["digits-teacher", "resnet18-tiny", "resnet18-narrow", "wrn-28-10", "mobilenetv2"])
 def test_an_image_does_not_depend_on_its_batch(name):
     """Bit for bit on a CPU, which is what makes the cache exact there; without the padding to sixteens it fails."""
     options = {"depth": 10, "widen": 2} if name == "wrn-28-10" else {}

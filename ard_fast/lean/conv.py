@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from ard_fast import functional as F
+from ard_fast.lean.packed import PackedConvolution
 
 
 class Convolution(nn.Module):
@@ -26,6 +27,7 @@ class Convolution(nn.Module):
         super().__init__()
         self.weight, self.shift, self.relu = weight, shift, relu
         self.geometry = like.stride, zero_padding(like), like.dilation, like.groups
+        self.packed = PackedConvolution(weight, self.geometry) if PackedConvolution.fits(weight, like.groups) else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         x = x.to(self.weight.dtype)
@@ -40,13 +42,18 @@ class Convolution(nn.Module):
         # oneDNN adds a float32 bias at no cost; with cuDNN it is a pass over the result, like the one below.
         alone = not self.relu and residual is None
         bias = self.shift if alone and x.device.type == "cpu" and x.dtype == torch.float32 else None
-        y = torch.conv2d(x, self.weight, bias, stride, padding, dilation, groups)
+        if self.packed is None:
+            y = torch.conv2d(x, self.weight, bias, stride, padding, dilation, groups)
+        else:
+            y = self.packed(x, bias)
         if alone and bias is self.shift:
             return y, None
         return y, F.affine_relu_(y, None, self.shift, residual, relu=self.relu, mask=mask and self.relu)
 
     def input_gradient(self, grad: Tensor, shape: torch.Size) -> Tensor:
         """The gradient for an input of a shape, from that of the convolution's result."""
+        if self.packed is not None and self.packed.has_gradient:
+            return self.packed.input_gradient(grad)
         stride, padding, dilation, groups = self.geometry
         x = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)  # never read
         return torch.ops.aten.convolution_backward(
