@@ -210,6 +210,8 @@ class Trainer:
                     self._train_epoch(progress)
                 self._finish_epoch(progress)
         finally:
+            if self.graphed is not None:
+                self.graphed.forget()  # the test images need memory, too
             progress.close()
             if self.board is not None:
                 self.board.close()

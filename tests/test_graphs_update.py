@@ -224,23 +224,26 @@ def test_a_phase_of_training_is_no_unsteadiness():
     assert_same(found, of_ones_own(Phases, None, epochs=6).train())
 
 
-def test_a_failed_capture_leaves_no_trace_and_the_attack_may_still_be_a_graph():
+@pytest.mark.parametrize(("name", "fold"), [("at", "false"), ("at", "true"), ("adaad", "true")])
+def test_a_failed_capture_leaves_no_trace_and_the_attack_may_still_be_a_graph(name, fold):
     attempts = [TapeGraphs(), TapeGraphs()]
     attempts[0].fail = RuntimeError("no memory")
-    run = Run("at", backend=attempts[0], epochs=3)
+    run = Run(name, backend=attempts[0], epochs=3, fold=fold)
     run.graphed._fallback = lambda: graph_attack(run.trainer.method, attempts[1])
     with pytest.warns(GraphWarning, match="the training step runs without a CUDA graph: .*no memory"):
         found = run.train()
     assert attempts[0].replays == 0 and attempts[1].replays >= 3
     assert isinstance(run.trainer.method.inner_attack, GraphedPGD)
-    assert_same(found, Run("at", epochs=3).train())
+    assert_same(found, Run(name, epochs=3, fold=fold).train())
 
 
 def test_a_smaller_batch_is_never_captured():
     tape = TapeGraphs()
     run = Run("at", backend=tape, epochs=6)
     run.train()
-    assert IMAGES % run.config.batch_size and len(tape.tapes) == 1
+    assert IMAGES % run.config.batch_size and len(tape.tapes) == 1 == run.graphed._graphed.graphs
+    run.graphed.forget()
+    assert run.graphed._graphed.graphs == 0
 
 
 def test_every_part_of_a_step_can_be_looked_at():

@@ -90,6 +90,10 @@ class GraphedUpdate:
         )
         return self._graphed(_tensors(parts, self._step.teachers), (self._step, values))
 
+    def forget(self) -> None:
+        """Give back the graphs and their memory; further steps warm up and capture anew."""
+        self._graphed.forget()
+
     def _run(self, inputs: dict[str, Tensor]) -> Tensor:
         """The device's part of the present step."""
         step = self._step
