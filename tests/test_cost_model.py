@@ -29,10 +29,11 @@ def test_a_grouped_convolution_by_hand():
         conv, x = nn.Conv2d(8, 12, 3, padding=1, groups=4, bias=False), torch.empty(5, 8, 6, 7, requires_grad=True)
         forward = counted(lambda: conv(x))
         both = counted(lambda: conv(x).backward(torch.empty(5, 12, 6, 7)))
+        to_input = counted(lambda: torch.autograd.grad(conv(x), x, torch.empty(5, 12, 6, 7)))
     outputs, inputs, weights = 5 * 12 * 6 * 7, 5 * 8 * 6 * 7, 12 * 2 * 9
     macs = outputs * 2 * 9
     assert forward == Cost(macs, 4 * (inputs + outputs + weights))
-    assert both.macs == 3 * macs
+    assert both.macs == 3 * macs and to_input.macs == 2 * macs
     assert both.bytes == forward.bytes + 4 * (outputs + inputs + weights + inputs + weights)
 
 
