@@ -19,6 +19,9 @@ apgd_step_ = torch.ops.ard_fast.apgd_step_.default
 select_best_ = torch.ops.ard_fast.select_best_.default
 crop_flip = torch.ops.ard_fast.crop_flip.default
 fold_batch_norm_ = torch.ops.ard_fast.fold_batch_norm_.default
+affine_relu = torch.ops.ard_fast.affine_relu.default
+affine_relu_ = torch.ops.ard_fast.affine_relu_.default
+affine_relu_backward = torch.ops.ard_fast.affine_relu_backward.default
 
 
 @torch.library.register_fake("ard_fast::pgd_linf_step_")
@@ -94,3 +97,22 @@ def _(images, positions, seed, ids, views, padding, flip, levels, channels_last)
     shape = (positions.shape[0], *images.shape[1:])
     x = torch.empty(shape, dtype=torch.float32, device=images.device, memory_format=layout)
     return x, positions.new_empty(positions.shape)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+
+@torch.library.register_fake("ard_fast::affine_relu_")
+def _(x, scale, shift, residual, relu, mask) -> Tensor:
+    return x.new_empty(((x.numel() + 7) // 8 if mask else 0,), dtype=torch.uint8)
+
+
+@torch.library.register_fake("ard_fast::affine_relu")
+def _(x, scale, shift, residual, relu, mask) -> tuple[Tensor, Tensor]:
+    return _like(x), x.new_empty(((x.numel() + 7) // 8 if mask else 0,), dtype=torch.uint8)
+
+
+@torch.library.register_fake("ard_fast::affine_relu_backward")
+def _(grad, mask, scale) -> Tensor:
+    return _like(grad)

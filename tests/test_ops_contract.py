@@ -98,7 +98,36 @@ def fold_arguments(device, dtype=torch.float32):
     return *out, [t for layer in layers for t in layer.tensors], [layer.eps for layer in layers], at
 
 
+def affine_arguments(device, dtype=torch.float32, last=False, coefficients=True, relu=True, mask=True):
+    layout = torch.channels_last if last else torch.contiguous_format
+    x, residual = (torch.randn(2, 3, 4, 5, device=device).to(dtype).contiguous(memory_format=layout) for _ in range(2))
+    scale, shift = torch.randn(2, 3, device=device).unbind() if coefficients else (None, None)
+    return x, scale, shift, residual if coefficients else None, relu, mask
+
+
+def affine_backward_arguments(device, dtype=torch.float32, last=False, masked=True):
+    grad, scale, *_ = affine_arguments(device, dtype, last)
+    return grad, torch.randint(256, (15,), dtype=torch.uint8, device=device) if masked else None, scale
+
+
 CASES = {
+    "affine": lambda device: (_ops.affine_relu, affine_arguments(device)),
+    "affine plain": lambda device: (_ops.affine_relu, affine_arguments(device, coefficients=False, mask=False)),
+    "affine bf16 channels_last": lambda device: (_ops.affine_relu, affine_arguments(device, torch.bfloat16, True)),
+    "affine in place": lambda device: (_ops.affine_relu_, affine_arguments(device, last=True)),
+    "affine in place fp16 linear": lambda device: (
+        _ops.affine_relu_,
+        affine_arguments(device, torch.float16, relu=False, mask=False),
+    ),
+    "affine backward": lambda device: (_ops.affine_relu_backward, affine_backward_arguments(device)),
+    "affine backward bf16 channels_last": lambda device: (
+        _ops.affine_relu_backward,
+        affine_backward_arguments(device, torch.bfloat16, True),
+    ),
+    "affine backward linear": lambda device: (
+        _ops.affine_relu_backward,
+        affine_backward_arguments(device, masked=False),
+    ),
     "apgd first": lambda device: (_ops.apgd_step_, apgd_arguments(device, first=True)),
     "apgd checkpoint bf16": lambda device: (_ops.apgd_step_, apgd_arguments(device, torch.bfloat16, window=2)),
     "apgd l2 per sample": lambda device: (
@@ -273,6 +302,25 @@ def test_compiled_fold(backend, dtype, device):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("last", [False, True])
+def test_compiled_affine_relu(backend, last, device):
+    """Forward, in place and out of place, and backward in one graph, in either memory order."""
+    x, scale, shift, residual, *_ = affine_arguments(device, last=last)
+
+    def passes(x, residual):
+        y, mask = F.affine_relu(x, scale, shift, residual, mask=True)
+        bits = F.affine_relu_(x, None, shift, mask=True)
+        return y + 0.0, F.affine_relu_backward(y * 2.0, mask, scale), F.affine_relu_backward(x * 2.0, bits)
+
+    torch._dynamo.reset()
+    mine, other = x.clone(), x.clone()
+    compiled = torch.compile(passes, backend=backend, fullgraph=True)(mine, residual)
+    for a, b in zip(compiled, passes(other, residual), strict=True):
+        assert a.equal(b)
+    assert mine.equal(other) and not mine.equal(x)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_attack_gradient(backend, device):
     """An attack's gradient through a network, in one graph."""
     weight, x = torch.randn(8, 10, device=device), torch.randn(4, 8, device=device)
@@ -406,6 +454,9 @@ def test_nothing_waits_for_the_gpu():
             F.attack_gradient(student, labels, loss=name, with_rows=True)
         F.attack_gradient(student, labels.flip(0), loss="dlr_targeted", labels=labels)
         F.attack_gradient(student, teacher, loss="kl", temperature=2.0)
+        y, mask = F.affine_relu(x, sizes[:3], sizes[1:], x_adv, mask=True)
+        F.affine_relu_(y)
+        F.affine_relu_backward(y, mask, sizes[:3])
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -556,6 +607,32 @@ def test_cuda_graph_of_a_fold():
         graph.replay()
         _ops.fold_batch_norm_(*eager)
         assert captured[0].equal(eager[0]) and captured[1].equal(eager[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_graph_of_affine_relu():
+    """Captured once; the input and the coefficients are read at each replay."""
+    x, scale, shift, residual, *_ = affine_arguments("cuda", last=True)
+
+    def work():
+        y, mask = F.affine_relu(x, scale, shift, residual, mask=True)
+        again = F.affine_relu_(y.clone(), None, -shift, mask=True)
+        return y, mask, again, F.affine_relu_backward(residual, mask, scale)
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    for _ in range(3):
+        for tensor in (x, scale, shift, residual):
+            tensor.copy_(torch.randn_like(tensor))
+        graph.replay()
+        for mine, eager in zip(captured, work(), strict=True):
+            assert mine.equal(eager)
 
 
 @pytest.mark.gpu

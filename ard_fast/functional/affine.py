@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ard_fast import reference
+from ard_fast import _ops
 from ard_fast.functional._layout import with_layout_of
 
 
@@ -26,8 +26,10 @@ def affine_relu_(
     Raises:
         ValueError, RuntimeError: as `affine_relu`.
     """
-    y, bits = affine_relu(x, scale, shift, residual, relu=relu, mask=mask)
-    x.copy_(y)
+    residual = _prepare(x, scale, shift, residual, relu, mask)
+    bits = _ops.affine_relu_(x, scale, shift, residual, bool(relu), bool(mask))
+    # The dispatcher does not count the write; see pgd_linf_step_.
+    torch.autograd.graph.increment_version(x)
     return bits
 
 
@@ -63,14 +65,16 @@ def affine_relu(
         `(y, mask)`: like `x`; uint8 `[ceil(n / 8)]`, or `[0]` where not asked for.
 
     Raises:
-        ValueError: a mask without relu is asked for, or `x` or `residual` requires grad while gradients are recorded.
+        ValueError: a mask without relu is asked for, or a tensor requires grad while gradients are recorded.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
-    residual = _prepare(x, residual, relu, mask)
-    return reference.affine_relu(x, scale, shift, residual, relu=relu, mask=mask)
+    residual = _prepare(x, scale, shift, residual, relu, mask)
+    return _ops.affine_relu(x.detach(), scale, shift, residual, bool(relu), bool(mask))
 
 
-def affine_relu_backward(grad: Tensor, mask: Tensor, scale: Tensor | None = None, *, relu: bool = True) -> Tensor:
+def affine_relu_backward(
+    grad: Tensor, mask: Tensor | None, scale: Tensor | None = None, *, relu: bool = True
+) -> Tensor:
     """Return the gradient for `x` of `affine_relu`: `grad` where the mask is set and 0 elsewhere, times `scale[c]`.
 
     Without a scale this is also the gradient for `residual`.
@@ -78,7 +82,7 @@ def affine_relu_backward(grad: Tensor, mask: Tensor, scale: Tensor | None = None
     Args:
         grad: gradient for y, `[B, C, ...]`, float32, float16 or bfloat16, in the memory layout of the forward's `x`
             (the bits follow it; nothing here can tell another layout of the same size).
-        mask: uint8 `[ceil(n / 8)]` of the forward. Not read without `relu`.
+        mask: uint8 `[ceil(n / 8)]` of the forward; with `relu=False` not read, and may be None.
         scale: float32 `[C]` of the forward.
         relu: as in the forward.
 
@@ -86,19 +90,22 @@ def affine_relu_backward(grad: Tensor, mask: Tensor, scale: Tensor | None = None
         A new tensor like `grad`.
 
     Raises:
+        ValueError: there is no mask, but `relu`.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
-    return reference.affine_relu_backward(grad.detach(), mask, scale, relu=relu)
+    if relu and mask is None:
+        raise ValueError("mask must be given with relu=True, got None")
+    return _ops.affine_relu_backward(grad.detach(), mask if relu else None, scale)
 
 
-def _prepare(x: Tensor, residual: Tensor | None, relu: bool, mask: bool) -> Tensor | None:
+def _prepare(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, relu: bool, mask: bool
+) -> Tensor | None:
     """The residual in the layout of x."""
     if mask and not relu:
         raise ValueError("mask must be False with relu=False: there is nothing to mask")
-    for name, tensor in (("x", x), ("residual", residual)):
-        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"{name} must not require grad: affine_relu is not recorded for autograd; use affine_relu_backward in "
-                "an autograd.Function"
-            )
-    return None if residual is None else with_layout_of(residual, x)
+    if torch.is_grad_enabled():
+        for name, tensor in (("x", x), ("scale", scale), ("shift", shift), ("residual", residual)):
+            if tensor is not None and tensor.requires_grad:
+                raise ValueError(f"{name} must not require grad: affine_relu is not recorded for autograd")
+    return None if residual is None else with_layout_of(residual.detach(), x)

@@ -29,7 +29,9 @@ def affine_relu(
     return y, pack_mask(y) if mask else x.new_empty(0, dtype=torch.uint8)
 
 
-def affine_relu_backward(grad: Tensor, mask: Tensor, scale: Tensor | None = None, *, relu: bool = True) -> Tensor:
+def affine_relu_backward(
+    grad: Tensor, mask: Tensor | None, scale: Tensor | None = None, *, relu: bool = True
+) -> Tensor:
     """The gradient for `x` and, without a scale, for `residual`."""
     out = grad.to(torch.promote_types(grad.dtype, torch.float32))
     if relu:

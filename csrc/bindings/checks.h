@@ -155,15 +155,18 @@ inline void check_per_sample(const std::optional<Tensor>& t, const char* name, c
   ARD_CHECK(t->size(0) < 2 || t->stride(0) == 1, name, " must be contiguous");
 }
 
+// Bytes of an element.
+inline int64_t item_size(const Tensor& t) { return t.scalar_type() == ScalarType::Float ? 4 : 2; }
+
 // An in-place output may coincide with an input but not be shifted against it.
 inline void check_no_partial_overlap(const Tensor& out, const char* out_name, const Tensor& in,
-                                     const char* in_name, int64_t in_item_size) {
+                                     const char* in_name) {
   const auto* o = static_cast<const char*>(out.data_ptr());
   const auto* i = static_cast<const char*>(in.data_ptr());
-  const int64_t out_bytes = out.numel() * 4, in_bytes = in.numel() * in_item_size;
+  const int64_t out_bytes = out.numel() * item_size(out), in_bytes = in.numel() * item_size(in);
   const bool apart = o + out_bytes <= i || i + in_bytes <= o;
-  ARD_CHECK(apart || (o == i && in_item_size == 4), out_name, " must not partly overlap ", in_name,
-            " in memory");
+  ARD_CHECK(apart || (o == i && item_size(in) == item_size(out)), out_name,
+            " must not partly overlap ", in_name, " in memory");
 }
 
 // For outputs that must not coincide with an input either: the blocks of a kernel read and write
@@ -192,8 +195,6 @@ inline Dtype dtype_tag(const Tensor& t) {
       return Dtype::f32;
   }
 }
-
-inline int64_t item_size(const Tensor& t) { return t.scalar_type() == ScalarType::Float ? 4 : 2; }
 
 template <typename T>
 const T* data_or_null(const std::optional<Tensor>& t) {

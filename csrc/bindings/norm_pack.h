@@ -55,7 +55,7 @@ inline SelectParams pack_select_best(Tensor& best,             // [B, ...] float
   check_dense(best, "best");
   check_batch_outermost(best, "best", "a choice per sample");
   check_same_layout(candidate, "candidate", best, "best");
-  check_no_partial_overlap(best, "best", candidate, "candidate", 4);
+  check_no_partial_overlap(best, "best", candidate, "candidate");
   check_per_sample(best_loss, "best_loss", best, ScalarType::Float, "float32", "best");
   check_per_sample(loss, "loss", best, ScalarType::Float, "float32", "best");
   check_per_sample(best_loss_out, "best_loss_out", best, ScalarType::Float, "float32", "best");

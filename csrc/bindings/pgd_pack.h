@@ -2,8 +2,7 @@
 // for CPU and CUDA.
 #pragma once
 
-#include <array>
-
+#include "bindings/layout.h"
 #include "bindings/step_pack.h"
 
 namespace ard {
@@ -23,39 +22,6 @@ inline PgdLinfParams pack_pgd_linf_step(Tensor& x_adv,       // [B, ...] float32
   p.numel = x_adv.numel();
   p.sample_numel = p.numel && x_adv.dim() ? p.numel / x_adv.size(0) : 0;
   return p;
-}
-
-// Within a sample, in memory: 1 for contiguous, C for channels-last order.
-inline int64_t innermost_channels(const Tensor& x) {
-  int64_t expected = 1;
-  bool contiguous = true;
-  for (int64_t d = x.dim() - 1; d >= 1; --d) {
-    contiguous = contiguous && (x.size(d) == 1 || x.stride(d) == expected);
-    expected *= x.size(d);
-  }
-  if (contiguous) return 1;
-  const int64_t channels = x.size(1);
-  bool channels_last = x.dim() >= 3 && (channels == 1 || x.stride(1) == 1);
-  expected = channels;
-  for (int64_t d = x.dim() - 1; d >= 2; --d) {
-    channels_last = channels_last && (x.size(d) == 1 || x.stride(d) == expected);
-    expected *= x.size(d);
-  }
-  ARD_CHECK(channels_last, "x must be contiguous or channels_last within a sample, got shape ",
-            shape_of(x), " in another memory order");
-  return channels;
-}
-
-// A new tensor with the sizes and strides of x.
-inline Tensor empty_with_layout_of(const Tensor& x) {
-  int32_t dtype, device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dim(), x.sizes().data(),
-                                                         x.strides().data(), dtype, device_type,
-                                                         x.get_device_index(), &handle));
-  return Tensor(handle);
 }
 
 inline RandomStartParams pack_random_start(const Tensor& x,                              // [B, ...]
@@ -81,7 +47,7 @@ inline RandomStartParams pack_random_start(const Tensor& x,                     
   p.sample_ids = data_or_null<int64_t>(sample_ids);
   p.batch = x.size(0);
   p.sample_numel = x.numel() ? x.numel() / x.size(0) : 0;
-  p.channels = x.numel() ? innermost_channels(x) : 1;
+  p.channels = x.numel() ? innermost_channels(x, "x") : 1;
   p.eps = float(eps);
   p.std = float(std);
   p.lower = clamp ? float(lower) : -INFINITY;

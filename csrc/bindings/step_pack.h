@@ -24,8 +24,8 @@ Params pack_step(Tensor& x_adv,                                      // [B, ...]
   check_same_layout(x, "x", x_adv, "x_adv");
   check_per_sample(step_size_per_sample, "step_size", x_adv, ScalarType::Float, "float32");
   check_per_sample(eps_per_sample, "eps", x_adv, ScalarType::Float, "float32");
-  check_no_partial_overlap(x_adv, "x_adv", x, "x", 4);
-  check_no_partial_overlap(x_adv, "x_adv", grad, "grad", item_size(grad));
+  check_no_partial_overlap(x_adv, "x_adv", x, "x");
+  check_no_partial_overlap(x_adv, "x_adv", grad, "grad");
 
   Params p{};
   p.x_adv = static_cast<float*>(x_adv.data_ptr());

@@ -34,4 +34,5 @@ PYBIND11_MODULE(_emulator, m) {
   bind_attack_gradient(m);
   bind_crop_flip(m);
   bind_fold(m);
+  bind_affine(m);
 }

@@ -103,5 +103,6 @@ void bind_norm(py::module_& m);
 void bind_attack_gradient(py::module_& m);
 void bind_crop_flip(py::module_& m);
 void bind_fold(py::module_& m);
+void bind_affine(py::module_& m);
 
 }  // namespace ard::emu
