@@ -6,7 +6,7 @@ Run from anywhere: ``python scripts/check_nvcc.py [--arch 80 90 120] [--jobs 2]`
 
 * nvcc, the host compiler or ptxas warns,
 * any kernel spills registers,
-* the PGD steps, the random start, the augmentation or the folding keep anything in local memory,
+* the PGD steps, the random start, the augmentation, the folding or affine_relu keep anything in local memory,
 * the vector variant of an L-infinity step kernel moves anything by less than 128 bits, or that of the augmentation
   its pixels.
 
@@ -39,7 +39,10 @@ DEFINES = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 STEP_KERNEL = "pgd_linf_step_kernel"
 # (tensors of gradients read, of pixels read, of gradients written, of pixels written)
 WIDE_TENSORS = {STEP_KERNEL: (1, 2, 0, 1), "apgd_linf_step_kernel": (1, 4, 1, 4), "crop_flip_kernel": (0, 0, 0, 1)}
-REGISTERS_ONLY = ("pgd_linf_step", "random_start", "apgd_", "crop_flip", "fold_batch_norm")
+REGISTERS_ONLY = ("pgd_linf_step", "random_start", "apgd_", "crop_flip", "fold_batch_norm", "affine_relu")
+# Least 128-bit loads and stores whatever the dtype: two vectors a thread, of each tensor, and the coefficients. How
+# often a load is written in the PTX depends on the branches of those that are not always given.
+WIDE_AT_LEAST = {"affine_relu_kernel": (4, 2), "affine_relu_backward_kernel": (2, 2)}
 
 
 class CannotRun(Exception):
@@ -82,6 +85,12 @@ class Kernel:
                     f"expected {expected[0]} 128-bit loads and {expected[1]} stores, got {self.wide_loads} and "
                     f"{self.wide_stores}"
                 )
+        least = WIDE_AT_LEAST.get(family, (0, 0))
+        if self.wide_loads < least[0] or self.wide_stores < least[1]:
+            found.append(
+                f"expected at least {least[0]} 128-bit loads and {least[1]} stores, got {self.wide_loads} and "
+                f"{self.wide_stores}"
+            )
         return found
 
 
@@ -119,7 +128,7 @@ def demangle(names: list[str]) -> dict[str, str]:
 
 def short_name(name: str) -> str:
     """``void ard::cuda::f<float, (int)4>(ard::P)`` -> ``f<float, 4>``."""
-    name = re.sub(r"\((?:int|bool|unsigned int|long)\)", "", name)
+    name = re.sub(r"\((?:int|bool|unsigned int|long|ard::cuda::Spread)\)", "", name)
     name = re.sub(r"^void ", "", name)
     name = re.sub(r"\b(?:ard|cuda|core|detail)::", "", name)
     depth = 0

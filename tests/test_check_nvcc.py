@@ -84,6 +84,15 @@ def test_narrow_access_fails_in_the_vector_step(check, name: str, wide: tuple[in
     assert kernel(check, "pgd_linf_step_scalar_kernel<float>", wide=(0, 0)).faults() == []
 
 
+def test_narrow_access_fails_in_affine_relu(check) -> None:
+    name = check.short_name("void ard::cuda::affine_relu_kernel<float, (ard::cuda::Spread)1, (int)4>(ard::P, unsigned)")
+    assert name == "affine_relu_kernel<float, 1, 4>"
+    assert kernel(check, name, wide=(6, 2)).faults() == []
+    assert "expected at least 4" in kernel(check, name, wide=(3, 2)).faults()[0]
+    assert "expected at least 4" in kernel(check, name, wide=(4, 1)).faults()[0]
+    assert kernel(check, "affine_relu_bytes_kernel<float>", wide=(0, 0)).faults() == []
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [

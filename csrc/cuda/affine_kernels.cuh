@@ -107,8 +107,10 @@ __device__ __forceinline__ void store_bits(uint8_t* mask, int64_t numel, uint32_
   }
 }
 
+// Spread::any may have 64 registers a thread: below the limit of its own choice the compiler
+// spilled.
 template <typename T, Spread kSpread, int kVec>
-__global__ void __launch_bounds__(kAffineThreads)
+__global__ void __launch_bounds__(kAffineThreads, kSpread == Spread::any ? 4 : 1)
     affine_relu_kernel(AffineReluParams p, uint32_t run) {
   static_assert(kVec * sizeof(T) == 16, "vectors of 16 bytes");
   const uint32_t first = blockIdx.x * (kAffineThreads * kAffineVectors) + threadIdx.x;
@@ -143,7 +145,7 @@ __global__ void __launch_bounds__(kAffineThreads)
         bits[k] |= passes(values[k].v[j]) << j;
       }
       store_global<kVec>(static_cast<T*>(p.y) + int64_t(v) * kVec, values[k]);
-    } else if (v == vectors) {
+    } else if (int64_t(v) * kVec < p.numel) {  // a part of a vector
       bits[k] = affine_relu_few<kVec, T>(p, v);
     }
   }
@@ -209,7 +211,7 @@ __global__ void __launch_bounds__(kAffineThreads)
         values[k].v[j] = from_float<T>(mul_rn(kept, scale[j]));
       }
       store_global<kVec>(static_cast<T*>(p.out) + int64_t(v) * kVec, values[k]);
-    } else if (v == vectors) {
+    } else if (int64_t(v) * kVec < p.numel) {  // a part of a vector
       affine_relu_backward_few<kVec, T>(p, v);
     }
   }
