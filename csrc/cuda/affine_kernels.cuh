@@ -107,10 +107,10 @@ __device__ __forceinline__ void store_bits(uint8_t* mask, int64_t numel, uint32_
   }
 }
 
-// Spread::any may have 64 registers a thread: below the limit of its own choice the compiler
-// spilled.
+// One block at least on a multiprocessor: without that word the compiler chose fewer registers for
+// itself than it needs, and spilled.
 template <typename T, Spread kSpread, int kVec>
-__global__ void __launch_bounds__(kAffineThreads, kSpread == Spread::any ? 4 : 1)
+__global__ void __launch_bounds__(kAffineThreads, 1)
     affine_relu_kernel(AffineReluParams p, uint32_t run) {
   static_assert(kVec * sizeof(T) == 16, "vectors of 16 bytes");
   const uint32_t first = blockIdx.x * (kAffineThreads * kAffineVectors) + threadIdx.x;
