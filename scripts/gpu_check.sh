@@ -38,13 +38,13 @@ KEEP=${GPU_CHECK_KEEP:-$ROOT/build/gpu_check}
 SKIPPED=77                       # exit status of a stage that says it does not apply
 
 STAGES=(env build info gpu_tests tests memcheck racecheck initcheck synccheck bench_pgd bench_kd_loss bench_steps
-  bench_augment bench_fold bench_attacks bench_attack_loop bench_train bench_train_compile ceilings ncu train methods
-  evaluate train_cifar10 evaluate_cifar10 autoattack_cifar10 table_cifar10)
+  bench_augment bench_fold bench_affine bench_attacks bench_attack_loop bench_train bench_train_compile ceilings ncu
+  train methods evaluate train_cifar10 evaluate_cifar10 autoattack_cifar10 table_cifar10)
 declare -A LIMIT=(
   [env]=60 [build]=420 [info]=60 [gpu_tests]=300 [tests]=540
   [memcheck]=300 [racecheck]=300 [initcheck]=300 [synccheck]=300
   [bench_pgd]=420 [bench_kd_loss]=420 [bench_steps]=480 [bench_augment]=300 [bench_attacks]=540
-  [bench_fold]=240 [bench_attack_loop]=300 [bench_train]=570 [bench_train_compile]=540
+  [bench_fold]=240 [bench_affine]=300 [bench_attack_loop]=300 [bench_train]=570 [bench_train_compile]=540
   [ceilings]=240 [ncu]=300
   [train]=300 [methods]=540 [evaluate]=240 [train_cifar10]=540 [evaluate_cifar10]=540 [autoattack_cifar10]=540
   [table_cifar10]=570
@@ -153,6 +153,7 @@ stage_bench_kd_loss() { bench bench_kd_loss "$1"; }
 stage_bench_steps() { bench bench_steps "$1"; }
 stage_bench_augment() { bench bench_augment "$1"; }
 stage_bench_fold() { bench bench_fold "$1"; }
+stage_bench_affine() { bench bench_affine "$1"; }
 stage_bench_attacks() {
   "$PYTHON" benchmarks/count_ops.py --json "$1/count_ops.json"
   bench bench_attacks "$1"

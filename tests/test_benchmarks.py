@@ -435,7 +435,7 @@ def test_gpu_check_runs_every_stage(gpu_check):
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
         assert f"sanitizer --tool {tool} " in commands
     benchmarks = ("bench_pgd", "bench_kd_loss", "bench_steps", "bench_augment", "bench_attacks")
-    for benchmark in (*benchmarks, "bench_fold", "bench_attack_loop", "bench_train", "ceilings"):
+    for benchmark in (*benchmarks, "bench_fold", "bench_affine", "bench_attack_loop", "bench_train", "ceilings"):
         assert f"{benchmark}.py --device cuda --json" in commands
     assert "-m ard_fast.train --device cuda --out" in commands
     assert "/train_digits --device cuda --out" in commands
