@@ -38,7 +38,8 @@ struct Coefficients {
 };
 
 // Calls stretch(begin, count, coefficients, whether they are one pair) for the parts of a block
-// that have their coefficients in a row. `row` is empty unless channels follow one another.
+// that have their coefficients in a row. `row` is empty unless channels follow one another and
+// there are coefficients.
 template <typename Params, typename Stretch>
 ARD_HD void each_stretch(const Params& p, const Coefficients& row, const float* shifts,
                          int64_t begin, int64_t end, const Stretch& stretch) {
@@ -46,6 +47,11 @@ ARD_HD void each_stretch(const Params& p, const Coefficients& row, const float* 
     const int64_t channel = begin % p.channels;
     stretch(begin, end - begin, Coefficients{row.scale + channel, row.shift + channel},
             std::false_type{});
+    return;
+  }
+  if (!p.scale && !shifts) {  // whatever the layout, all elements are alike
+    const float scale = kNoScale, shift = kNoAddend;
+    stretch(begin, end - begin, Coefficients{&scale, &shift}, std::true_type{});
     return;
   }
   while (begin < end) {
