@@ -19,6 +19,7 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "crop_padding": 0,
         "flip": False,
         "threads": 1,  # networks this small only lose time to more
+        "fold": "false",  # and to that
     },
     # The radii that are usual for them; nothing is tuned. A mirrored digit is no digit.
     "mnist": {"eps": 0.3, "crop_padding": 2, "flip": False},

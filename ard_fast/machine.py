@@ -61,7 +61,7 @@ def resolve_machine(config: TrainConfig, device: torch.device) -> Machine:
         precision,
         as_student if config.teacher_precision == AUTO else config.teacher_precision,
         resolve_switch(config.channels_last, plain=config.parity),
-        resolve_switch(config.fold, plain=config.parity or device.type == "cpu"),
+        resolve_switch(config.fold, plain=config.parity),
         config.compile,
     )
 

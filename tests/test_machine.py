@@ -60,10 +60,11 @@ def test_settings_that_do_not_exist(settings, message):
 def test_what_auto_comes_to(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda _: warnings.catch_warnings())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    config = resolve({})
+    config = resolve({"fold": "auto"})
     assert resolve_machine(config, CUDA) == Machine(CUDA, "bf16", "bf16", channels_last=True, fold=True, compile=False)
-    assert resolve_machine(config, CPU).precision == "fp32"
-    plain = resolve({"parity": True})
+    on_cpu = Machine(CPU, "fp32", "fp32", channels_last=True, fold=True, compile=False)
+    assert resolve_machine(config, CPU) == on_cpu
+    plain = resolve({"parity": True, "fold": "auto"})
     assert resolve_machine(plain, CUDA) == Machine(CUDA, "fp32", "fp32", channels_last=False, fold=False, compile=False)
     asked = resolve({"parity": True, "precision": "bf16", "fold": "true", "channels_last": "true"})
     assert resolve_machine(asked, CPU) == Machine(CPU, "bf16", "bf16", channels_last=True, fold=True, compile=False)

@@ -238,7 +238,7 @@ def test_a_student_that_cannot_be_folded_is_attacked_itself(monkeypatch):
 
 
 def test_parity_is_plain():
-    update = make_update("trades", parity=True)  # whose attack is in eval mode in its code, too
+    update = make_update("trades", parity=True, fold="auto")  # whose attack is in eval mode in its code, too
     assert update.machine == Machine(CPU, "fp32", "fp32", channels_last=False, fold=False, compile=False)
     assert update.attacked.model is update.student
     assert update.describe() == ["training step on cpu in float32, TF32 off, contiguous; evaluation in float32"]

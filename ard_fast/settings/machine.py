@@ -34,7 +34,7 @@ class MachineSettings:
     fold: str = option(
         AUTO,
         "make attacks in eval mode on a form of the student with batch norm folded into the convolutions, refreshed "
-        "once an update; auto: on CUDA",
+        "once an update; auto: yes",
         "machine",
         SWITCH,
     )
