@@ -49,12 +49,15 @@ ARD_HD uint32_t pass_bits(const T* y) {
 #endif
 
 // Bit l of the result for y[l]; the bytes of `count` values, of which the last may be part.
-template <typename T>
-ARD_HD void write_mask(const T* y, int64_t count, uint8_t* mask) {
+// `ahead(i)` is called for every 16 values: there is time to ask memory for what comes next.
+template <typename T, typename Ahead>
+ARD_HD void write_mask(const T* y, int64_t count, uint8_t* mask, const Ahead& ahead) {
   int64_t i = 0;
   for (; i + kMaskBits <= count; i += kMaskBits) {
-    const uint8_t bytes[] = {uint8_t(pass_bits(y + i)), uint8_t(pass_bits(y + i) >> 8)};
+    const uint32_t bits = pass_bits(y + i);
+    const uint8_t bytes[] = {uint8_t(bits), uint8_t(bits >> 8)};
     memcpy(mask + i / 8, bytes, 2);
+    ahead(i);
   }
   for (; i < count; i += 8) {
     uint32_t bits = 0;
