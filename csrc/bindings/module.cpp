@@ -79,8 +79,8 @@ STABLE_TORCH_LIBRARY(ard_fast, m) {
   m.def(
       "fold_batch_norm_(Tensor(a!) weights, Tensor(b!) affine, Tensor?[] tensors, float[] eps, "
       "int[] places) -> ()");
-  // max(0 with relu, x * scale[c] + shift[c] + residual), and where it is above 0 (or NaN): a bit an
-  // element in memory order, none unless asked for.
+  // max(0 with relu, x * scale[c] + shift[c] + residual), and where it is above 0 (or NaN): a bit
+  // an element in memory order, none unless asked for.
   m.def(
       "affine_relu(Tensor x, Tensor? scale, Tensor? shift, Tensor? residual, bool relu, bool mask) "
       "-> (Tensor y, Tensor mask)");
