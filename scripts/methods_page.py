@@ -4,6 +4,7 @@ on the digits, from benchmarks/results/methods_digits.json.
 
     python scripts/methods_page.py                            the page, from what is recorded
     python scripts/methods_page.py --record DIR/compare.json  record the figures of `python -m ard_fast.compare` first
+    ... --record DIR/compare.json --busy                      the same without times, which a busy machine spoils
 """
 
 from __future__ import annotations
@@ -44,10 +45,16 @@ of the published code and prints them.
 """
 
 
-def record(source: Path) -> None:
-    """Keep a comparison's figures, with where they were measured and without the folders of one machine."""
+def record(source: Path, *, busy: bool = False) -> None:
+    """Keep a comparison's figures, with where they were measured and without the folders of one machine.
+
+    Args:
+        source: a comparison's JSON.
+        busy: other work ran on the machine: its times are left out.
+    """
     content = json.loads(source.read_text(encoding="utf-8"))
-    groups = [{key: value for key, value in group.items() if key != "folders"} for group in content["groups"]]
+    left_out = {"folders", "elapsed_s", "images_per_s"} if busy else {"folders"}
+    groups = [{key: value for key, value in group.items() if key not in left_out} for group in content["groups"]]
     for group in groups:
         group["teacher"] = group["teacher"] and Path(group["teacher"]).name
     measured = {
@@ -89,12 +96,12 @@ def _figures() -> list[str]:
                 mean_sd(group["pgd20_acc"]),
                 "-" if apgd is None else mean_sd(apgd),
                 "-" if group is reference else f"{round(statistics.fmean(gaps), 2) + 0.0:+.2f}",
-                f"{statistics.fmean(group['elapsed_s']):.1f}",
+                *([f"{statistics.fmean(group['elapsed_s']):.1f}"] if "elapsed_s" in group else []),
             ]
         )
-    table = markdown_table(
-        ["method (network)", "clean %", "PGD-20 %", "APGD-CE %", "PGD-20 - at, points", "s a run"], rows
-    )
+    timed = "elapsed_s" in reference
+    headers = ["method (network)", "clean %", "PGD-20 %", "APGD-CE %", "PGD-20 - at, points"]
+    table = markdown_table([*headers, "s a run"] if timed else headers, rows)
     return [
         "## On the digits",
         "",
@@ -103,7 +110,8 @@ def _figures() -> list[str]:
         "replays counted; rates and temperatures chosen on the validation images (benchmarks/NOTES.md has what was "
         "tried). With 450 test images one figure's standard error is 2 points, so most of the differences between the "
         "members of the family are noise. Commands: `python -m ard_fast.train --compare-methods NAME,NAME,...`, then "
-        "`python -m ard_fast.compare RUN --attacks apgd-ce --baseline at --out DIR`.",
+        "`python -m ard_fast.compare RUN --attacks apgd-ce --baseline at --out DIR`."
+        + ("" if timed else " The machine was busy, so the times are left out."),
         "",
         "",
         table,
@@ -140,9 +148,12 @@ def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", type=Path, metavar="FILE", help="compare.json of the methods on the digits")
+    parser.add_argument("--busy", action="store_true", help="with --record: leave the times out")
     arguments = parser.parse_args()
+    if arguments.busy and not arguments.record:
+        parser.error("--busy goes with --record")
     if arguments.record:
-        record(arguments.record)
+        record(arguments.record, busy=arguments.busy)
     PAGE.parent.mkdir(exist_ok=True)
     write_text(PAGE, page() + "\n")
 
