@@ -406,6 +406,21 @@ def copy_variant(n_bytes: int, n_sets: int, device: torch.device) -> Variant:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def sample_fields(name: str, measured: Measurement) -> dict[str, object]:
+    """Returns what a row of `TIMING_FIELDS` says of a variant's samples alone."""
+    stats = summarize(measured.seconds)
+    return {
+        "variant": name,
+        "status": "ok",
+        "median_us": stats.median * 1e6,
+        "q1_us": stats.q1 * 1e6,
+        "q3_us": stats.q3 * 1e6,
+        "min_us": stats.minimum * 1e6,
+        "rounds": stats.count,
+        "calls_per_sample": measured.calls_per_sample,
+    }
+
+
 def timing_rows(
     measured: dict[str, Measurement],
     *,
@@ -434,15 +449,8 @@ def timing_rows(
         rows.append(
             {
                 **common,
-                "variant": name,
-                "status": "ok",
+                **sample_fields(name, m),
                 "checked": None,
-                "median_us": stats.median * 1e6,
-                "q1_us": stats.q1 * 1e6,
-                "q3_us": stats.q3 * 1e6,
-                "min_us": stats.minimum * 1e6,
-                "rounds": stats.count,
-                "calls_per_sample": m.calls_per_sample,
                 "buffer_sets": n_sets,
                 "bytes_min": bytes_min,
                 "gb_per_s": bytes_min / stats.median * 1e-9,

@@ -51,6 +51,7 @@ from _timing import (
     measure,
     number,
     paired_ratio,
+    sample_fields,
     summarize,
     unavailable_row,
 )
@@ -306,14 +307,7 @@ def loop_rows(
                 **dict.fromkeys((*TIMING_FIELDS, *FIELDS)),
                 **common,
                 **checks[name],
-                "variant": name,
-                "status": "ok",
-                "median_us": stats.median * 1e6,
-                "q1_us": stats.q1 * 1e6,
-                "q3_us": stats.q3 * 1e6,
-                "min_us": stats.minimum * 1e6,
-                "rounds": stats.count,
-                "calls_per_sample": m.calls_per_sample,
+                **sample_fields(name, m),
                 "buffer_sets": 1,
                 "speedup_vs_baseline": over("torchattacks", name),
                 "fused_speedup": paired_ratio(m.seconds, seconds["fused" + suffix])
