@@ -8,6 +8,7 @@ Environment variables:
                           0: do not; 1: do, or fail
     TORCH_CUDA_ARCH_LIST  such as "8.0;9.0+PTX"; default: the visible GPUs, else what torch was built for
     MAX_JOBS              parallel compile jobs; default: by cores and memory
+    CXX, CXXFLAGS, LDFLAGS  the C++ compiler and flags to add to its command lines; for nvcc: NVCC_APPEND_FLAGS
     ARD_FAST_WERROR       1: compiler warnings are errors
     ARD_FAST_TORCH_SITE, ARD_FAST_ISOLATED: see build_backend/torch_install.py
 """
@@ -45,10 +46,11 @@ DEFINES = [
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
     f"-DPy_LIMITED_API=0x{PYTHON_ABI[0]:02x}{PYTHON_ABI[1]:02x}0000",
 ]
-# -ffp-contract=off: the CPU must round as the GPU kernels do. -fno-math-errno and -fno-trapping-math change no
-# result; they let the compiler vectorise. No -march: one build runs on every CPU of its kind.
-HOST_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden"]
-HOST_FLAGS += ["-fvisibility-inlines-hidden", "-DNDEBUG"]
+# -fno-math-errno and -fno-trapping-math change no result; they let the compiler vectorise. No -march: one build runs
+# on every CPU of its kind. CXXFLAGS may override these.
+HOST_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-DNDEBUG"]
+# CXXFLAGS may not override these. -ffp-contract=off: the CPU must round as the GPU kernels do.
+FIXED_HOST_FLAGS = ["-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 NVCC_FLAGS = ["-O3", "-lineinfo", "--expt-relaxed-constexpr", "-DNDEBUG", "-DUSE_CUDA"]
 
@@ -56,6 +58,12 @@ NVCC_FLAGS = ["-O3", "-lineinfo", "--expt-relaxed-constexpr", "-DNDEBUG", "-DUSE
 def language_standard(release: tuple[int, int]) -> str:
     """What torch's headers of this release are written in; our sources are valid in both."""
     return "-std=c++20" if release >= (2, 13) else "-std=c++17"
+
+
+def host_flags(release: tuple[int, int]) -> list[str]:
+    """What the C++ compiler is called with, against a torch of this release, but for warnings and folders."""
+    cxxflags = plan.flags_from(os.environ, "CXXFLAGS")
+    return [*HOST_FLAGS, *cxxflags, *FIXED_HOST_FLAGS, language_standard(release), *DEFINES]
 
 
 @dataclass(frozen=True)
@@ -112,8 +120,10 @@ def modules_to_build(
     includes = [f"-I{CSRC}", "-isystem", str(torch.root / "include"), "-isystem", sysconfig.get_path("include")]
     strict = os.environ.get("ARD_FAST_WERROR", "0") not in ("", "0")
     standard = language_standard(torch.release)
-    host = [*HOST_FLAGS, *WARNINGS, *(["-Werror"] if strict else []), standard, *DEFINES, *includes]
-    link = ["-shared", f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    host = [*WARNINGS, *(["-Werror"] if strict else []), *host_flags(torch.release), *includes]
+    ldflags = plan.flags_from(os.environ, "LDFLAGS")
+    # Our folder goes before those in LDFLAGS, which may hold another torch.
+    link = ["-shared", f"-L{torch.root / 'lib'}", *ldflags, "-ltorch_cpu", "-lc10"]
     if sys.platform == "darwin":
         link = ["-bundle", "-undefined", "dynamic_lookup", *link[1:]]
     modules = [
@@ -150,7 +160,7 @@ def modules_to_build(
             sources=[*kernels, *for_cuda],
             host_flags=[*host, "-DUSE_CUDA", "-isystem", str(cuda.toolkit.include)],
             nvcc_flags=nvcc_flags,
-            link_flags=["-shared", "-Wl,--exclude-libs,ALL", f"-L{torch.root / 'lib'}", *cuda_libraries],
+            link_flags=["-shared", "-Wl,--exclude-libs,ALL", f"-L{torch.root / 'lib'}", *ldflags, *cuda_libraries],
         )
         modules.insert(0, cuda_module)  # first, because nvcc takes longest
     return modules
@@ -219,7 +229,7 @@ class BuildExtensions(build_ext):
             "CUDA_ARCHS": cuda.arch_names,
             "CUDA_ARCHS_FROM": cuda.archs_from,
             "COMPILER": plan.run_text(*compiler, "--version").partition("\n")[0],
-            "HOST_FLAGS": [*HOST_FLAGS, language_standard(torch.release), *DEFINES],
+            "HOST_FLAGS": host_flags(torch.release),
             "NVCC_FLAGS": [*NVCC_FLAGS, *plan.gencode_flags(cuda.archs)] if cuda.toolkit else [],
             "BUILT_AT": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "BUILD_SECONDS": round(time.time() - started, 1),

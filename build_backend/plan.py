@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -254,6 +255,17 @@ def gencode_flags(archs: Iterable[tuple[str, bool]]) -> list[str]:
         if ptx:
             flags.append(f"-gencode=arch=compute_{arch},code=compute_{arch}")
     return flags
+
+
+# ------------------------------------------------------------------------------------------------------- compiler flags
+
+
+def flags_from(env: Mapping[str, str], name: str) -> list[str]:
+    """The flags in an environment variable such as CXXFLAGS, split as a shell does."""
+    try:
+        return shlex.split(env.get(name, ""))
+    except ValueError as error:
+        raise BuildError(f"{name}: expected flags as a shell takes them, got {env[name]!r} ({error})") from None
 
 
 # ----------------------------------------------------------------------------------------------------------------- jobs

@@ -1,12 +1,14 @@
 """The build: what it decides, as functions, and, marked slow, real builds in throw-away environments."""
 
 import ast
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -336,6 +338,63 @@ def test_ninja_builds_paths_and_flags_with_spaces_and_dollars(tmp_path: Path) ->
     (root / "one.cpp").write_text("this is not C++\n")
     with pytest.raises(plan.BuildError, match="compiling failed"):
         ninja_build.run_ninja(root, 1)
+
+
+@pytest.fixture
+def commands_of_a_build(tmp_path: Path) -> Callable[[dict[str, str]], list[list[str]]]:
+    """Builds the extension with a compiler that only notes how it was called; the command lines of it."""
+    log = tmp_path / "commands"
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        f"#!{sys.executable}\n"
+        "import json, sys\n"
+        f"with open({str(log)!r}, 'a') as log:\n"
+        "    log.write(json.dumps(sys.argv[1:]) + '\\n')\n"
+        "if '-o' in sys.argv:\n"
+        "    open(sys.argv[sys.argv.index('-o') + 1], 'w').close()\n"
+    )
+    compiler.chmod(0o755)
+
+    def build(env: dict[str, str]) -> list[list[str]]:
+        folders = ["--build-temp", str(tmp_path / "temp"), "--build-lib", str(tmp_path / "lib")]
+        done = subprocess.run(
+            [sys.executable, "setup.py", "-q", "build_ext", *folders],
+            cwd=ROOT,
+            env={**os.environ, "ARD_FAST_CUDA": "0", "CXX": str(compiler), **env},
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        calls = [json.loads(line) for line in log.read_text().splitlines()]
+        return [call for call in calls if "-o" in call]
+
+    return build
+
+
+def test_flags_of_the_environment_reach_every_compile_and_link(commands_of_a_build: Callable) -> None:
+    """As for a sanitizer or coverage: after our defaults, so that they win, but before what the results hang on."""
+    commands = commands_of_a_build({"CXXFLAGS": "-O0 -DTEXT='a b' -ffp-contract=fast", "LDFLAGS": "--coverage -L/else"})
+    compiles = [command for command in commands if "-c" in command]
+    links = [command for command in commands if "-c" not in command]
+    assert len(compiles) > 10
+    assert links
+    for command in compiles:
+        assert command.index("-O3") < command.index("-O0")
+        assert "-DTEXT=a b" in command
+        assert command.index("-ffp-contract=fast") < command.index("-ffp-contract=off")
+        assert "--coverage" not in command
+    for command in links:
+        assert "--coverage" in command
+        folders = [word for word in command if word.startswith("-L")]
+        assert folders[-1] == "-L/else", "another torch there must not be linked instead of the one that was found"
+        assert "-O0" not in command
+
+
+def test_flags_of_the_environment_that_no_shell_takes_are_an_error() -> None:
+    assert plan.flags_from({}, "CXXFLAGS") == []
+    with pytest.raises(plan.BuildError, match=r"CXXFLAGS: expected flags .*got .*No closing quotation"):
+        plan.flags_from({"CXXFLAGS": "-DTEXT='a"}, "CXXFLAGS")
 
 
 # -------------------------------------------------------------------------------------------------------- real builds
