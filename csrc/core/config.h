@@ -10,6 +10,10 @@ using uint16_t = unsigned short;
 using uint32_t = unsigned int;
 using int64_t = long long;
 using uint64_t = unsigned long long;
+using uintptr_t = unsigned long long;
+// The bits that the host's <cmath> gives.
+#define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fc00000)
 #else
 #include <cmath>
 #include <cstdint>
