@@ -1,0 +1,66 @@
+"""Settings of the documentation: `python -m sphinx -W --keep-going -b html docs OUT`, with the package installed."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+from ard_fast import __version__  # noqa: E402
+
+project = "ard-fast"
+author = "ard-fast contributors"
+copyright = author
+release = version = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
+    "sphinx_argparse_cli",
+    "public_names",
+]
+exclude_patterns = ["_extensions"]
+
+html_theme = "furo"
+html_title = f"ard-fast {release}"
+html_show_sourcelink = False
+html_copy_source = False
+
+# Names in `single backticks` of docstrings become links where they are ours, and stay code where they are not.
+default_role = "py:obj"
+autodoc_default_options = {"members": True}
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+# A class's arguments are documented in its docstring, not in that of `__init__`.
+napoleon_include_init_with_doc = False
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# Links into the documentation of Python and torch need the network: only when asked for, so that a build without it is
+# a build without warnings.
+intersphinx_mapping = (
+    {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+    }
+    if os.environ.get("ARD_FAST_DOCS_ONLINE") == "1"
+    else {}
+)
+
+
+def _drop_docstring_of_type(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """A constant without a docstring of its own would show that of `dict` or `tuple`."""
+    if what == "data" and obj.__doc__ == type(obj).__doc__:
+        lines.clear()
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", _drop_docstring_of_type)
