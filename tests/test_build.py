@@ -487,7 +487,7 @@ def test_wheel_holds_the_package_and_nothing_else(checkout: Path, tmp_path: Path
     assert any(name.endswith("licenses/LICENSE") for name in inside)
     assert "ard_fast/deleted_since.py" not in names
     modules = {path.relative_to(checkout).as_posix() for path in (checkout / "ard_fast").rglob("*.py")}
-    assert modules <= set(names)
+    assert modules | {"ard_fast/py.typed"} <= set(names)
     allowed = (".py", ".so", ".yaml", "py.typed")
     assert not [name for name in names if name.startswith("ard_fast/") and not name.endswith(allowed)]
     import torch
