@@ -7,7 +7,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
-from ard_fast import __version__  # noqa: E402
+from ard_fast import __version__
 
 project = "ard-fast"
 author = "ard-fast contributors"

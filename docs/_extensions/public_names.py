@@ -7,12 +7,13 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
-MODULES = ("functional", "attacks", "losses", "methods", "models", "data", "teachers", "graphs", "adapters", "reference")
+_FUNCTIONS = ["functional", "attacks", "losses", "reference"]
+_PARTS = ["methods", "models", "data", "teachers", "graphs", "adapters"]
 
 
 def public_names() -> Iterator[str]:
     """The full names of what the public modules offer: `__all__`, or without one what a module itself defines."""
-    for short in MODULES:
+    for short in (*_FUNCTIONS, *_PARTS):
         module = importlib.import_module(f"ard_fast.{short}")
         own = [
             name
