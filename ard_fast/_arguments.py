@@ -11,36 +11,38 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ard_fast._arrays import Array, is_array, tensor
 
-def number_or_per_sample(value: float | Tensor, name: str, x: Tensor) -> tuple[float, Tensor | None]:
+
+def number_or_per_sample(value: float | Array, name: str, x: Tensor) -> tuple[float, Tensor | None]:
     """A number and None, or 0 and a float32 tensor `[B]`."""
-    if not isinstance(value, Tensor):
+    if type(value) is float or not is_array(value):
         return nonnegative(value, name), None
-    value = value.detach().to(torch.float32)
+    value = tensor(value, name).detach().to(torch.float32)
     if value.dim() == 0 and x.dim() > 0:
         value = value.expand(x.shape[0])
     return 0.0, value.contiguous()
 
 
-def positive_or_per_sample(value: float | Tensor, name: str, x: Tensor) -> tuple[float, Tensor | None]:
+def positive_or_per_sample(value: float | Array, name: str, x: Tensor) -> tuple[float, Tensor | None]:
     """A number above 0 and None, or 1 and a float32 tensor `[B]`."""
-    if not isinstance(value, Tensor):
+    if type(value) is float or not is_array(value):
         return positive(value, name), None
     return 1.0, number_or_per_sample(value, name, x)[1]
 
 
 def nonnegative(value: float, name: str) -> float:
     """`value` as a float of at least 0."""
-    number = _number(value, name)
-    if not (math.isfinite(number) and number >= 0.0):
+    number = value if type(value) is float else _number(value, name)
+    if not 0.0 <= number < math.inf:
         raise ValueError(f"{name} must be finite and at least 0, got {number}")
     return number
 
 
 def positive(value: float, name: str) -> float:
     """`value` as a float above 0."""
-    number = _number(value, name)
-    if not (math.isfinite(number) and number > 0.0):
+    number = value if type(value) is float else _number(value, name)
+    if not 0.0 < number < math.inf:
         raise ValueError(f"{name} must be finite and above 0, got {number}")
     return number
 
@@ -86,7 +88,8 @@ def _number(value: float, name: str) -> float:
 def bounds_pair(bounds: tuple[float, float]) -> tuple[float, float]:
     """(lowest, highest) as floats."""
     try:
-        lower, upper = (float(bound) for bound in bounds)
+        lower, upper = bounds
+        lower, upper = float(lower), float(upper)
     except (TypeError, ValueError):
         raise ValueError(f"bounds must be a pair (lowest, highest) of numbers, got {bounds!r}") from None
     if not lower < upper:
@@ -94,10 +97,10 @@ def bounds_pair(bounds: tuple[float, float]) -> tuple[float, float]:
     return lower, upper
 
 
-def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
+def seed_tensor(seed: int | Array | None, device: torch.device) -> Tensor:
     """The seed as an int64 tensor `[1]` on the device."""
-    if isinstance(seed, Tensor):
-        return seed
+    if type(seed) is not int and is_array(seed):
+        return tensor(seed, "seed")
     if seed is None:
         return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device)
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:

@@ -341,12 +341,12 @@ def test_one_class(device):
 def bad_calls():
     s, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
     yield (
-        r"teacher_logits must have the shape of student_logits \[3, 4\], got \[3, 5\]",
+        r"teacher_logits must have the shape of student_adv_logits \[3, 4\], got \[3, 5\]",
         (s, torch.randn(3, 5)),
         {},
         RuntimeError,
     )
-    yield r"student_logits must be logits of shape \[B, C\] with C >= 1, got \[4\]", (s[0], s[0]), {}, RuntimeError
+    yield r"student_adv_logits must be logits of shape \[B, C\] with C >= 1, got \[4\]", (s[0], s[0]), {}, RuntimeError
     yield "with C >= 1", (s[:, :0], s[:, :0]), {"reduction": "sum"}, RuntimeError
     yield "teacher_logits must be float32, float16 or bfloat16, got torch.float64", (s, s.double()), {}, TypeError
     yield "teacher_logits must not require grad", (s, s.clone().requires_grad_()), {}, ValueError
@@ -362,6 +362,7 @@ def bad_calls():
     yield r"alpha must be in \[0, 1\], got nan", (s, s, s, labels), {"alpha": math.nan}, ValueError
     yield "student_logits must be given when alpha < 1", (s, s), {"alpha": 0.5}, ValueError
     yield "labels must be given when alpha < 1", (s, s, s), {"alpha": 0.5}, ValueError
+    yield "^student_adv_logits must be float32", (s.long(), s), {}, TypeError
     yield "labels must be int64, got int32", (s, s, s, labels.int()), {"alpha": 0.5}, RuntimeError
     yield (
         r"labels must have shape \[3\], one entry a sample, got \[2\]",
@@ -371,13 +372,20 @@ def bad_calls():
     )
     yield r"labels must be in \[0, 4\), got 4 at position 1", (s, s, s, labels + 3), {"alpha": 0.5}, RuntimeError
     yield r"labels must be in \[0, 4\), got -100", (s, s, s, labels - 100), {"alpha": 0.5}, RuntimeError
-    yield r"student_logits \(clean\) must have the shape", (s, s, s[:, :2], labels), {"alpha": 0.5}, RuntimeError
+    mismatch = "^student_logits must have the shape of student_adv_logits"
+    yield mismatch, (s, s, s[:, :2], labels), {"alpha": 0.5}, RuntimeError
 
 
 @pytest.mark.parametrize("message, tensors, settings, error", list(bad_calls()))
 def test_bad_calls(message, tensors, settings, error):
     with pytest.raises(error, match=message):
         F.ard_loss(*tensors, **settings)
+
+
+def test_the_clean_student_of_rslad_cannot_be_left_out():
+    s = torch.randn(3, 4)
+    with pytest.raises(TypeError, match=r"^student_logits must be a torch tensor .*, got NoneType"):
+        F.rslad_loss(s, None, s)
 
 
 @pytest.mark.gpu

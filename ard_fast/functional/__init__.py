@@ -3,6 +3,21 @@
 Conventions, everywhere: B batch, C classes. Pixel tensors are `[B, ...]`, float32, in units where the full range is
 `bounds` (0 to 1 by default); eps and step sizes are in the same units. No function waits for the GPU or allocates
 behind torch's back, so all of them can be captured in a CUDA graph.
+
+Arrays of NumPy, CuPy and other libraries that speak DLPack serve wherever a tensor does, without a copy: a function
+that writes in place (its name ends in `_`) writes into the array given, and results are torch tensors.
+
+    >>> x, grad = numpy.full((1, 3), 0.5, numpy.float32), numpy.ones((1, 3), numpy.float32)
+    >>> F.pgd_linf_step_(x, grad, x.copy(), step_size=0.25, eps=0.5)
+    tensor([[0.7500, 0.7500, 0.7500]])
+    >>> x
+    array([[0.75, 0.75, 0.75]], dtype=float32)
+
+Refused, by name: with a TypeError what is neither tensor nor array, with a RuntimeError an array that torch cannot hold
+(negative strides, dtypes of its own, elements that are not aligned), with a ValueError a read-only array where it would
+be written to. An array on a GPU is handed over on torch's current stream, which waits for what its library has queued;
+work that the library queues later on another stream is not made to wait for torch. Arrays are for eager code: under
+`torch.compile` pass tensors.
 """
 
 from ard_fast.functional.affine import affine_relu, affine_relu_, affine_relu_backward

@@ -10,14 +10,18 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def common_logits(named: dict[str, Tensor | None]) -> list[Tensor | None]:
     """All logits, given by the names of their arguments, in their common dtype, with the classes contiguous."""
-    dtype = next(iter(named.values())).dtype
+    first_name, first = next(iter(named.items()))
+    dtype, expected = first.dtype, first.shape
     for name, logits in named.items():
         if logits is None:
             continue
         if logits.dtype not in _DTYPES:
             raise TypeError(f"{name} must be float32, float16 or bfloat16, got {logits.dtype}")
-        if logits.dim() != 2 or logits.shape[1] == 0:
-            raise RuntimeError(f"{name} must be logits of shape [B, C] with C >= 1, got {list(logits.shape)}")
+        shape = logits.shape
+        if len(shape) != 2 or shape[1] == 0:
+            raise RuntimeError(f"{name} must be logits of shape [B, C] with C >= 1, got {list(shape)}")
+        if shape != expected:
+            raise RuntimeError(f"{name} must have the shape of {first_name} {list(expected)}, got {list(shape)}")
         if logits.dtype != dtype:
             dtype = torch.promote_types(dtype, logits.dtype)
 

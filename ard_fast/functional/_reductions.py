@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ard_fast._arrays import Array, tensor
+
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
 
 
@@ -26,12 +28,11 @@ def divisors(reduction: str, logits: Tensor, name: str) -> tuple[int, int]:
     return batch * classes if reduction == "mean" else batch, batch
 
 
-def sample_weight(weight: Tensor | None) -> Tensor | None:
+def sample_weight(weight: Array | None) -> Tensor | None:
     """The factors of the samples, `[B]` float32 and contiguous. Their shape is checked by the operator."""
     if weight is None:
         return None
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor [B] or None, got {type(weight).__name__}")
+    weight = tensor(weight, "weight")
     if weight.requires_grad and torch.is_grad_enabled():
         raise ValueError("weight must not require grad: it is a constant of the loss; pass weight.detach()")
     return weight.to(torch.float32).contiguous()

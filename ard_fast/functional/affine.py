@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from ard_fast import _ops
+from ard_fast._arrays import Array, optional_tensor, tensor, written_tensor
 from ard_fast.functional._layout import with_layout_of
 
 
 def affine_relu_(
-    x: Tensor,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
+    x: Array,
+    scale: Array | None = None,
+    shift: Array | None = None,
+    residual: Array | None = None,
     *,
     relu: bool = True,
     mask: bool = False,
@@ -26,7 +27,8 @@ def affine_relu_(
     Raises:
         ValueError, RuntimeError: as `affine_relu`.
     """
-    residual = _prepare(x, scale, shift, residual, relu, mask)
+    x = written_tensor(x, "x")
+    scale, shift, residual = _prepare(x, scale, shift, residual, relu, mask)
     bits = _ops.affine_relu_(x, scale, shift, residual, bool(relu), bool(mask))
     # The dispatcher does not count the write; see pgd_linf_step_.
     torch.autograd.graph.increment_version(x)
@@ -34,10 +36,10 @@ def affine_relu_(
 
 
 def affine_relu(
-    x: Tensor,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
+    x: Array,
+    scale: Array | None = None,
+    shift: Array | None = None,
+    residual: Array | None = None,
     *,
     relu: bool = True,
     mask: bool = False,
@@ -68,13 +70,12 @@ def affine_relu(
         ValueError: a mask without relu is asked for, or a tensor requires grad while gradients are recorded.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
-    residual = _prepare(x, scale, shift, residual, relu, mask)
+    x = tensor(x, "x")
+    scale, shift, residual = _prepare(x, scale, shift, residual, relu, mask)
     return _ops.affine_relu(x.detach(), scale, shift, residual, bool(relu), bool(mask))
 
 
-def affine_relu_backward(
-    grad: Tensor, mask: Tensor | None, scale: Tensor | None = None, *, relu: bool = True
-) -> Tensor:
+def affine_relu_backward(grad: Array, mask: Array | None, scale: Array | None = None, *, relu: bool = True) -> Tensor:
     """Return the gradient for `x` of `affine_relu`: `grad` where the mask is set and 0 elsewhere, times `scale[c]`.
 
     Without a scale this is also the gradient for `residual`.
@@ -95,17 +96,20 @@ def affine_relu_backward(
     """
     if relu and mask is None:
         raise ValueError("mask must be given with relu=True, got None")
+    grad, mask, scale = tensor(grad, "grad"), optional_tensor(mask, "mask"), optional_tensor(scale, "scale")
     return _ops.affine_relu_backward(grad.detach(), mask if relu else None, scale)
 
 
 def _prepare(
-    x: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, relu: bool, mask: bool
-) -> Tensor | None:
-    """The residual in the layout of x."""
+    x: Tensor, scale: Array | None, shift: Array | None, residual: Array | None, relu: bool, mask: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """scale, shift, and the residual in the layout of x."""
+    scale, shift = optional_tensor(scale, "scale"), optional_tensor(shift, "shift")
+    residual = optional_tensor(residual, "residual")
     if mask and not relu:
         raise ValueError("mask must be False with relu=False: there is nothing to mask")
     if torch.is_grad_enabled():
-        for name, tensor in (("x", x), ("scale", scale), ("shift", shift), ("residual", residual)):
-            if tensor is not None and tensor.requires_grad:
+        for name, given in (("x", x), ("scale", scale), ("shift", shift), ("residual", residual)):
+            if given is not None and given.requires_grad:
                 raise ValueError(f"{name} must not require grad: affine_relu is not recorded for autograd")
-    return None if residual is None else with_layout_of(residual.detach(), x)
+    return scale, shift, None if residual is None else with_layout_of(residual.detach(), x)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ard_fast import _ops
 from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample
+from ard_fast._arrays import Array, tensor
 from ard_fast.functional._layout import is_plain, with_layout_of
 
 # Rows of the state, as in csrc/core/apgd_math.h.
@@ -90,10 +91,10 @@ class APGDRun:
 
     def __init__(
         self,
-        x: Tensor,
-        start: Tensor,
+        x: Array,
+        start: Array,
         *,
-        eps: float | Tensor,
+        eps: float | Array,
         norm: str = "linf",
         steps: int = 100,
         rho: float = 0.75,
@@ -102,6 +103,7 @@ class APGDRun:
     ) -> None:
         if norm not in ("linf", "l2"):
             raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}")
+        x, start = tensor(x, "x"), tensor(start, "start")
         if x.dim() < 1:
             raise RuntimeError("x must have a batch dimension, got a scalar")
         if start.shape != x.shape:
@@ -141,7 +143,7 @@ class APGDRun:
         """Bool `[B]`, whether some point so far was misclassified."""
         return self.state[_FOOLED] != 0
 
-    def step(self, grad: Tensor, loss_rows: Tensor, correct: Tensor) -> Tensor:
+    def step(self, grad: Array, loss_rows: Array, correct: Array) -> Tensor:
         """Take the loss at `x_adv` into account and step on along its gradient.
 
         Args:
@@ -154,7 +156,7 @@ class APGDRun:
         """
         if self._calls >= len(self._windows):
             raise RuntimeError(f"step was called more than steps = {len(self._windows)} times")
-        grad = with_layout_of(grad.detach(), self._x)
+        grad = with_layout_of(tensor(grad, "grad").detach(), self._x)
         if self._grad_best is None:
             self._grad_best = torch.empty_like(self._x, dtype=grad.dtype)
         self._call(grad, loss_rows, correct, self._windows[self._calls])
@@ -162,7 +164,7 @@ class APGDRun:
         self._calls += 1
         return self.x_adv
 
-    def take(self, index: Tensor) -> APGDRun:
+    def take(self, index: Array) -> APGDRun:
         """The run of some of the samples, which go on exactly as they would have here.
 
         Args:
@@ -171,6 +173,7 @@ class APGDRun:
         Returns:
             A run of N samples; this one must not be used any more.
         """
+        index = tensor(index, "index")
         part = copy.copy(self)
         for name in ("_x", "x_adv", "_x_prev", "x_best", "x_fooled", "_grad_best", "_eps_tensor"):
             value = getattr(self, name)
@@ -181,7 +184,7 @@ class APGDRun:
         self._finished = True
         return part
 
-    def finish(self, loss_rows: Tensor, correct: Tensor) -> APGDRun:
+    def finish(self, loss_rows: Array, correct: Array) -> APGDRun:
         """Take the loss at the last point into account; no gradient is needed there. Returns itself."""
         if self._finished or self._grad_best is None:
             raise RuntimeError("finish must be called once, after the steps")
@@ -189,9 +192,10 @@ class APGDRun:
         self._finished = True
         return self
 
-    def _call(self, grad: Tensor | None, loss_rows: Tensor, correct: Tensor, window: int) -> None:
+    def _call(self, grad: Tensor | None, loss_rows: Array, correct: Array, window: int) -> None:
         if self._finished:
             raise RuntimeError("the run is finished; start another one")
+        loss_rows, correct = tensor(loss_rows, "loss_rows"), tensor(correct, "correct")
         written = (self.x_adv, self._x_prev, self.x_best, self._grad_best, self.x_fooled, self._state_out)
         _ops.apgd_step_(
             *written[:5],

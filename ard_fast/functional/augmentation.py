@@ -6,19 +6,20 @@ from torch import Tensor
 
 from ard_fast import _ops
 from ard_fast._arguments import int_between, seed_tensor
+from ard_fast._arrays import Array, optional_tensor, tensor
 
 
 def crop_flip(
-    images: Tensor,
-    positions: Tensor,
+    images: Array,
+    positions: Array,
     *,
     padding: int,
     levels: int,
-    seed: int | Tensor | None = None,
-    ids: Tensor | None = None,
+    seed: int | Array | None = None,
+    ids: Array | None = None,
     flip: bool = True,
     channels_last: bool = False,
-    views: Tensor | None = None,
+    views: Array | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Take images from a stored set, crop them at random from a border of zeros, flip half of them, scale to [0, 1].
 
@@ -52,6 +53,8 @@ def crop_flip(
     """
     padding = int_between(padding, "padding", 0, 2**15 - 1)
     levels = int_between(levels, "levels", 1, 255)
+    images, positions = tensor(images, "images"), tensor(positions, "positions")
+    ids, views = optional_tensor(ids, "ids"), optional_tensor(views, "views")
     if views is None:
         seed = seed_tensor(seed, images.device)
     elif seed is not None or ids is not None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ard_fast import _ops
 from ard_fast._arguments import confidence, positive
+from ard_fast._arrays import Array, tensor
 from ard_fast.functional._logits import common_logits
 
 _CODES = {"ce": 0, "margin": 1, "dlr": 2, "dlr_targeted": 3}
@@ -26,11 +27,11 @@ class AttackGradient(NamedTuple):
 
 
 def attack_gradient(
-    logits: Tensor,
-    target: Tensor,
+    logits: Array,
+    target: Array,
     *,
     loss: str = "ce",
-    labels: Tensor | None = None,
+    labels: Array | None = None,
     temperature: float = 1.0,
     kappa: float = 50.0,
     with_target_grad: bool = False,
@@ -84,7 +85,9 @@ def attack_gradient(
             if labels is None
             else f"labels must be None for loss={loss!r}: they are given as target"
         )
-    logits = logits.detach()
+    logits, target = tensor(logits, "logits").detach(), tensor(target, "target")
+    if labels is not None:
+        labels = tensor(labels, "labels")
     if loss == "kl":
         return _kl_gradient(logits, target.detach(), temperature, with_target_grad, with_rows)
     kappa = confidence(kappa, "kappa")

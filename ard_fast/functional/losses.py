@@ -7,20 +7,21 @@ from torch import Tensor
 
 from ard_fast import _ops
 from ard_fast._arguments import nonnegative, positive, positive_or_per_sample
+from ard_fast._arrays import Array, tensor
 from ard_fast._autograd import KdLoss
 from ard_fast.functional._logits import common_logits
 from ard_fast.functional._reductions import check_reduction, divisors, float16_lift, sample_weight
 
 
 def kl_distill_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Array,
+    teacher_logits: Array,
     *,
     temperature: float = 1.0,
     reduction: str = "batchmean",
     scale_t2: bool = True,
-    weight: Tensor | None = None,
-    teacher_temperature: float | Tensor | None = None,
+    weight: Array | None = None,
+    teacher_temperature: float | Array | None = None,
 ) -> Tensor:
     """Distillation loss T^2 * KL(softmax(teacher / T) || softmax(student / T)) (Hinton et al. 2015), fused.
 
@@ -52,6 +53,8 @@ def kl_distill_loss(
     return _kd_loss(
         student_logits,
         teacher_logits,
+        names=("student_logits", ""),
+        frozen_teacher=False,
         temperature=temperature,
         kl_weight=temperature * temperature if scale_t2 else 1.0,
         reduction=reduction,
@@ -61,15 +64,15 @@ def kl_distill_loss(
 
 
 def ard_loss(
-    student_adv_logits: Tensor,
-    teacher_logits: Tensor,
-    student_logits: Tensor | None = None,
-    labels: Tensor | None = None,
+    student_adv_logits: Array,
+    teacher_logits: Array,
+    student_logits: Array | None = None,
+    labels: Array | None = None,
     *,
     alpha: float = 1.0,
     temperature: float = 30.0,
     reduction: str = "mean",
-    weight: Tensor | None = None,
+    weight: Array | None = None,
 ) -> Tensor:
     """The ARD loss (Goldblum et al., AAAI 2020, equation of section "Adversarially Robust Distillation"), fused.
 
@@ -104,7 +107,6 @@ def ard_loss(
     elif student_logits is None or labels is None:
         missing = "student_logits" if student_logits is None else "labels"
         raise ValueError(f"{missing} must be given when alpha < 1 (got alpha = {alpha}): the cross-entropy needs it")
-    _check_frozen(teacher_logits)
     return _kd_loss(
         student_adv_logits,
         teacher_logits,
@@ -119,17 +121,17 @@ def ard_loss(
 
 
 def rslad_loss(
-    student_adv_logits: Tensor,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_adv_logits: Array,
+    student_logits: Array,
+    teacher_logits: Array,
     *,
     adv_weight: float = 5 / 6,
     clean_weight: float = 1 / 6,
     temperature: float = 1.0,
     reduction: str = "mean",
-    weight: Tensor | None = None,
-    teacher_temperature: float | Tensor | None = None,
-    clean_teacher_temperature: float | Tensor | None = None,
+    weight: Array | None = None,
+    teacher_temperature: float | Array | None = None,
+    clean_teacher_temperature: float | Array | None = None,
 ) -> Tensor:
     """The RSLAD loss (Zi et al., ICCV 2021): soft labels of the teacher on clean images, for both images; fused.
 
@@ -162,11 +164,10 @@ def rslad_loss(
     scale = temperature * temperature
     if clean_teacher_temperature is None:
         clean_teacher_temperature = teacher_temperature
-    _check_frozen(teacher_logits)
     return _kd_loss(
         student_adv_logits,
         teacher_logits,
-        student_logits,
+        tensor(student_logits, "student_logits"),
         temperature=temperature,
         kl_weight=scale * nonnegative(adv_weight, "adv_weight"),
         clean_weight=scale * nonnegative(clean_weight, "clean_weight"),
@@ -177,36 +178,40 @@ def rslad_loss(
     )
 
 
-def _check_frozen(teacher: Tensor) -> None:
-    if teacher.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            "teacher_logits must not require grad: only the student gets a gradient; "
-            "run the teacher under torch.no_grad() or pass teacher_logits.detach()"
-        )
-
-
 def _kd_loss(
-    student: Tensor,
-    teacher: Tensor,
-    clean: Tensor | None = None,
-    labels: Tensor | None = None,
+    student: Array,
+    teacher: Array,
+    clean: Array | None = None,
+    labels: Array | None = None,
     *,
+    names: tuple[str, str] = ("student_adv_logits", "student_logits"),
+    frozen_teacher: bool = True,
     temperature: float,
     kl_weight: float,
     clean_weight: float = 0.0,
     reduction: str,
-    weight: Tensor | None = None,
-    teacher_temperature: float | Tensor | None = None,
-    clean_teacher_temperature: float | Tensor | None = None,
+    weight: Array | None = None,
+    teacher_temperature: float | Array | None = None,
+    clean_teacher_temperature: float | Array | None = None,
 ) -> Tensor:
-    """kl_weight * KL of `student` + clean_weight * (CE of `clean`, or without labels its KL), under `reduction`."""
+    """kl_weight * KL of `student` + clean_weight * (CE of `clean`, or without labels its KL), under `reduction`.
+
+    `names` are those that `student` and `clean` have in the public function.
+    """
     check_reduction(reduction)
+    if not (type(student) is type(teacher) is Tensor):
+        student, teacher = tensor(student, names[0]), tensor(teacher, "teacher_logits")
+    if clean is not None:
+        clean = tensor(clean, names[1])
+    if labels is not None:
+        labels = tensor(labels, "labels")
     live = teacher.requires_grad and torch.is_grad_enabled()
-    named = {
-        "student_logits": student,
-        "teacher_logits": teacher if live else teacher.detach(),
-        "student_logits (clean)": clean,
-    }
+    if live and frozen_teacher:
+        raise ValueError(
+            "teacher_logits must not require grad: only the student gets a gradient; "
+            "run the teacher under torch.no_grad() or pass teacher_logits.detach()"
+        )
+    named = {names[0]: student, "teacher_logits": teacher if live else teacher.detach(), names[1]: clean}
     student, teacher, clean = common_logits(named)
     weight = sample_weight(weight)
     temperatures, per_sample = [temperature], []
@@ -214,13 +219,13 @@ def _kd_loss(
         ("teacher_temperature", teacher_temperature),
         ("clean_teacher_temperature", clean_teacher_temperature),
     ]:
-        number, tensor = temperature, None
+        number, values = temperature, None
         if value is not None:
-            number, tensor = positive_or_per_sample(value, name, student)
+            number, values = positive_or_per_sample(value, name, student)
         temperatures.append(number)
-        per_sample.append(tensor)
+        per_sample.append(values)
     tensors = student, teacher, clean, labels, weight, *per_sample
-    kl_divisor, ce_divisor = divisors(reduction, student, "student_logits")
+    kl_divisor, ce_divisor = divisors(reduction, student, names[0])
     kl_weight = kl_weight / kl_divisor
     clean_weight = clean_weight / (ce_divisor if labels is not None else kl_divisor)
     weights = *temperatures, kl_weight, clean_weight

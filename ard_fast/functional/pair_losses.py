@@ -7,19 +7,20 @@ from torch import Tensor
 
 from ard_fast import _ops
 from ard_fast._arguments import nonnegative
+from ard_fast._arrays import Array, tensor
 from ard_fast._autograd import PairLoss
 from ard_fast.functional._logits import common_logits
 from ard_fast.functional._reductions import check_reduction, divisors, float16_lift, sample_weight
 
 
 def trades_loss(
-    adv_logits: Tensor,
-    clean_logits: Tensor,
-    labels: Tensor,
+    adv_logits: Array,
+    clean_logits: Array,
+    labels: Array,
     *,
     beta: float = 6.0,
     reduction: str = "batchmean",
-    weight: Tensor | None = None,
+    weight: Array | None = None,
 ) -> Tensor:
     """The TRADES loss (Zhang et al., ICML 2019, equation 5), fused; the gradient flows through both logits.
 
@@ -46,13 +47,13 @@ def trades_loss(
 
 
 def mart_loss(
-    adv_logits: Tensor,
-    clean_logits: Tensor,
-    labels: Tensor,
+    adv_logits: Array,
+    clean_logits: Array,
+    labels: Array,
     *,
     beta: float = 5.0,
     reduction: str = "batchmean",
-    weight: Tensor | None = None,
+    weight: Array | None = None,
 ) -> Tensor:
     """The MART loss (Wang et al., ICLR 2020), fused; the gradient flows through both logits.
 
@@ -82,10 +83,12 @@ def mart_loss(
 
 
 def _pair_loss(
-    adv: Tensor, clean: Tensor, labels: Tensor, beta: float, reduction: str, weight: Tensor | None, *, mart: bool
+    adv: Array, clean: Array, labels: Array, beta: float, reduction: str, weight: Array | None, *, mart: bool
 ) -> Tensor:
     beta = nonnegative(beta, "beta")
     check_reduction(reduction)
+    if not (type(adv) is type(clean) is type(labels) is Tensor):
+        adv, clean, labels = tensor(adv, "adv_logits"), tensor(clean, "clean_logits"), tensor(labels, "labels")
     adv, clean = common_logits({"adv_logits": adv, "clean_logits": clean})
     weight = sample_weight(weight)
     kl_divisor, ce_divisor = divisors(reduction, adv, "adv_logits")

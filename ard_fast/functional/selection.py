@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ard_fast import _ops
+from ard_fast._arrays import Array, tensor, written_tensor
 from ard_fast.functional._layout import with_layout_of
 
 
-def select_best_(best: Tensor, best_loss: Tensor, candidate: Tensor, loss: Tensor, *, lower: bool = False) -> Tensor:
+def select_best_(best: Array, best_loss: Array, candidate: Array, loss: Array, *, lower: bool = False) -> Tensor:
     """Keep, sample by sample, the images with the higher loss: in place over `best`, in one pass.
 
     Only the pixels of winning candidates are read and written, and nothing is read back to choose them. At equal losses
@@ -29,6 +30,8 @@ def select_best_(best: Tensor, best_loss: Tensor, candidate: Tensor, loss: Tenso
         ValueError: `best` requires grad.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
+    best, candidate = written_tensor(best, "best"), tensor(candidate, "candidate")
+    best_loss, loss = tensor(best_loss, "best_loss"), tensor(loss, "loss")
     if best.requires_grad and torch.is_grad_enabled():
         raise ValueError("best must not require grad: the selection is not differentiable; pass best.detach()")
     candidate = with_layout_of(candidate.detach(), best)

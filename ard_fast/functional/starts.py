@@ -7,22 +7,23 @@ from torch import Tensor
 
 from ard_fast import _ops
 from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample, seed_tensor
+from ard_fast._arrays import Array, tensor
 from ard_fast.functional._layout import is_plain
 
 _RADIUS_STREAM = 0x5DEECE66D1CE4E5B  # any constant: it only has to change the seed
 
 
 def random_start(
-    x: Tensor,
+    x: Array,
     *,
-    eps: float | Tensor,
+    eps: float | Array,
     norm: str = "linf",
     init: str = "uniform",
     std: float = 0.001,
     clamp: bool = True,
     bounds: tuple[float, float] = (0.0, 1.0),
-    seed: int | Tensor | None = None,
-    sample_ids: Tensor | None = None,
+    seed: int | Array | None = None,
+    sample_ids: Array | None = None,
 ) -> Tensor:
     """Return a random point near each image, where an attack starts.
 
@@ -57,7 +58,9 @@ def random_start(
         raise ValueError(f"init must be 'uniform', 'surface' or 'normal', got {init!r}")
     std = nonnegative(std, "std")
     lower, upper = bounds_pair(bounds)
-    x = x.detach()
+    x = tensor(x, "x").detach()
+    if sample_ids is not None:
+        sample_ids = tensor(sample_ids, "sample_ids")
     if not is_plain(x):
         x = x.contiguous()
     eps_scalar, eps_tensor = number_or_per_sample(eps, "eps", x)

@@ -7,16 +7,17 @@ from torch import Tensor
 
 from ard_fast import _ops
 from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample
+from ard_fast._arrays import Array, tensor, written_tensor
 from ard_fast.functional._layout import with_layout_of
 
 
 def pgd_linf_step_(
-    x_adv: Tensor,
-    grad: Tensor,
-    x: Tensor,
+    x_adv: Array,
+    grad: Array,
+    x: Array,
     *,
-    step_size: float | Tensor,
-    eps: float | Tensor,
+    step_size: float | Array,
+    eps: float | Array,
     targeted: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
@@ -42,7 +43,7 @@ def pgd_linf_step_(
         ValueError: a number is negative or not finite, bounds are not increasing, or `x_adv` requires grad.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
-    grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds)
+    x_adv, grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds)
     _ops.pgd_linf_step_(x_adv, grad, x, *sizes, targeted, *bounds)
     # The dispatcher does not count the write of an operator like this one; without the count autograd would not
     # notice that a tensor it saved has changed.
@@ -51,12 +52,12 @@ def pgd_linf_step_(
 
 
 def pgd_l2_step_(
-    x_adv: Tensor,
-    grad: Tensor,
-    x: Tensor,
+    x_adv: Array,
+    grad: Array,
+    x: Array,
     *,
-    step_size: float | Tensor,
-    eps: float | Tensor,
+    step_size: float | Array,
+    eps: float | Array,
     targeted: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
@@ -86,20 +87,20 @@ def pgd_l2_step_(
         ValueError: a number is negative or not finite, bounds are not increasing, or `x_adv` requires grad.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
-    grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds)
+    x_adv, grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds)
     _ops.pgd_l2_step_(x_adv, grad, x, *sizes, targeted, *bounds)
     torch.autograd.graph.increment_version(x_adv)
     return x_adv
 
 
 def mifgsm_step_(
-    x_adv: Tensor,
-    momentum: Tensor,
-    grad: Tensor,
-    x: Tensor,
+    x_adv: Array,
+    momentum: Array,
+    grad: Array,
+    x: Array,
     *,
-    step_size: float | Tensor,
-    eps: float | Tensor,
+    step_size: float | Array,
+    eps: float | Array,
     decay: float = 1.0,
     targeted: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
@@ -130,23 +131,26 @@ def mifgsm_step_(
             or shares memory with an argument. The message names the argument.
     """
     decay = nonnegative(decay, "decay")
+    momentum = written_tensor(momentum, "momentum")
     if momentum.requires_grad and torch.is_grad_enabled():
         raise ValueError("momentum must not require grad: the step is not differentiable; pass momentum.detach()")
-    grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds)
+    x_adv, grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds)
     _ops.mifgsm_step_(x_adv, momentum, grad, x, *sizes, decay, targeted, *bounds)
     torch.autograd.graph.increment_version((x_adv, momentum))
     return x_adv
 
 
 def _prepare(
-    x_adv: Tensor,
-    grad: Tensor,
-    x: Tensor,
-    step_size: float | Tensor,
-    eps: float | Tensor,
+    x_adv: Array,
+    grad: Array,
+    x: Array,
+    step_size: float | Array,
+    eps: float | Array,
     bounds: tuple[float, float],
-) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, float, float], tuple[float, float]]:
-    """grad and x in the layout of x_adv, the sizes as the operators take them, and the bounds."""
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, Tensor | None, float, float], tuple[float, float]]:
+    """x_adv, grad and x in its layout, the sizes as the operators take them, and the bounds."""
+    if not (type(x_adv) is type(grad) is type(x) is Tensor):
+        x_adv, grad, x = written_tensor(x_adv, "x_adv"), tensor(grad, "grad"), tensor(x, "x")
     if x_adv.requires_grad and torch.is_grad_enabled():
         raise ValueError("x_adv must not require grad: the step is not differentiable; pass x_adv.detach()")
     step_scalar, step_tensor = number_or_per_sample(step_size, "step_size", x_adv)
@@ -156,4 +160,4 @@ def _prepare(
         grad = with_layout_of(grad.detach(), x_adv)
     if x.requires_grad or x.stride() != stride:
         x = with_layout_of(x.detach(), x_adv)
-    return grad, x, (step_tensor, eps_tensor, step_scalar, eps_scalar), bounds_pair(bounds)
+    return x_adv, grad, x, (step_tensor, eps_tensor, step_scalar, eps_scalar), bounds_pair(bounds)

@@ -1,0 +1,242 @@
+"""Arrays of other libraries in the functional API: taken over their own memory, with the results of tensors."""
+
+import inspect
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ard_fast import functional as F
+
+
+def pixels(seed=0):
+    return torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def logits(seed=0):
+    return torch.randn(3, 6, generator=torch.Generator().manual_seed(seed))
+
+
+LABELS, SIZES = torch.tensor([0, 5, 2]), torch.tensor([0.1, 0.2, 0.05])
+CHANNELS = torch.tensor([0.5, -2.0])
+GRAD = pixels(1) - 0.5
+
+
+def apgd(x, start, grad, loss, correct, eps):
+    run = F.APGDRun(x, start, eps=eps, steps=2)
+    run.step(grad, loss, correct)
+    run = run.take(LABELS.clamp(max=2) if isinstance(x, torch.Tensor) else LABELS.clamp(max=2).numpy())
+    run.step(grad, loss, correct)
+    run.finish(loss, correct)
+    return run.x_best, run.x_fooled, run.state
+
+
+# Function, arguments that are tensors or arrays, and the others.
+CALLS = {
+    "pgd_linf_step_": (F.pgd_linf_step_, (pixels(), GRAD, pixels(2)), {"eps": SIZES, "step_size": SIZES}),
+    "pgd_l2_step_": (F.pgd_l2_step_, (pixels(), GRAD, pixels(2)), {"eps": 0.3, "step_size": SIZES}),
+    "mifgsm_step_": (F.mifgsm_step_, (pixels(), pixels(3), GRAD, pixels(2)), {"eps": SIZES, "step_size": 0.1}),
+    "select_best_": (F.select_best_, (pixels(), SIZES, pixels(1), SIZES.flip(0)), {}),
+    "random_start": (F.random_start, (pixels(),), {"eps": SIZES, "seed": torch.tensor([7]), "sample_ids": LABELS}),
+    "kl_distill_loss": (F.kl_distill_loss, (logits(), logits(1)), {"weight": SIZES, "teacher_temperature": SIZES}),
+    "ard_loss": (F.ard_loss, (logits(), logits(1), logits(2), LABELS), {"alpha": 0.5, "weight": SIZES}),
+    "rslad_loss": (F.rslad_loss, (logits(), logits(1), logits(2)), {"clean_teacher_temperature": SIZES}),
+    "trades_loss": (F.trades_loss, (logits(), logits(1), LABELS), {"weight": SIZES}),
+    "mart_loss": (F.mart_loss, (logits(), logits(1), LABELS), {}),
+    "attack_gradient": (F.attack_gradient, (logits(), LABELS), {"with_rows": True}),
+    "attack_gradient targeted": (
+        F.attack_gradient,
+        (logits(), LABELS),
+        {"loss": "dlr_targeted", "labels": LABELS.flip(0)},
+    ),
+    "attack_gradient kl": (F.attack_gradient, (logits(), logits(1)), {"loss": "kl"}),
+    "crop_flip": (
+        F.crop_flip,
+        ((pixels() * 255).to(torch.uint8), LABELS.clamp(max=2)),
+        {"padding": 1, "levels": 255, "seed": torch.tensor([3]), "ids": LABELS},
+    ),
+    "crop_flip views": (
+        F.crop_flip,
+        ((pixels() * 255).to(torch.uint8), LABELS.clamp(max=2)),
+        {"padding": 1, "levels": 255, "views": LABELS},
+    ),
+    "affine_relu": (F.affine_relu, (pixels(), CHANNELS, CHANNELS, pixels(1)), {"mask": True}),
+    "affine_relu_": (F.affine_relu_, (pixels(), CHANNELS, CHANNELS, pixels(1)), {"mask": True}),
+    "affine_relu_backward": (
+        F.affine_relu_backward,
+        (pixels(), torch.arange(15, dtype=torch.uint8), CHANNELS),
+        {},
+    ),
+    "APGDRun": (apgd, (pixels(), pixels(), GRAD, SIZES, LABELS > 1, SIZES), {}),
+}
+WRITTEN = {
+    "pgd_linf_step_": ("x_adv",),
+    "pgd_l2_step_": ("x_adv",),
+    "mifgsm_step_": ("x_adv", "momentum"),
+    "select_best_": ("best",),
+    "affine_relu_": ("x",),
+}
+
+
+class DeviceArray:
+    """What is known of an array of a GPU library: DLPack, and the array interface of CUDA. Here over a CPU tensor."""
+
+    def __init__(self, tensor, device=(1, 0), read_only=False):
+        self.tensor, self.device, self.streams = tensor, device, []
+        self.__cuda_array_interface__ = {"data": (tensor.data_ptr(), read_only)}
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, *, stream=None):  # without the later arguments of the protocol, as older libraries have it
+        self.streams.append(stream)
+        return self.tensor.__dlpack__()
+
+
+def as_arrays(values, kind):
+    make = {"numpy": torch.Tensor.numpy, "device": DeviceArray}[kind]
+    return [make(value.clone()) if isinstance(value, torch.Tensor) else value for value in values]
+
+
+def tensors_of(result):
+    return [t for t in ([result] if isinstance(result, torch.Tensor) else result) if t is not None]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "device"])
+@pytest.mark.parametrize("name", CALLS)
+def test_arrays_give_what_tensors_give(name, kind):
+    function, positional, keywords = CALLS[name]
+    mine = [t.clone() for t in positional]
+    expected = tensors_of(function(*mine, **keywords))
+    arrays = as_arrays(positional, kind)
+    keys = dict(zip(keywords, as_arrays(keywords.values(), kind), strict=True))
+    got = tensors_of(function(*arrays, **keys))
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        assert type(a) is torch.Tensor and torch.equal(a, b)
+    # Written through to the array's own memory; nothing else is touched.
+    for array, tensor in zip(arrays, mine, strict=True):
+        held = array.tensor if kind == "device" else torch.from_numpy(array)
+        assert torch.equal(held, tensor)
+
+
+def test_calls_are_of_every_public_function():
+    functions = set(F.__all__) - {"AttackGradient", "checkpoint_windows"}
+    assert functions == {name.split()[0] for name in CALLS}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_written_arrays_share_their_memory_with_the_result(name):
+    function, positional, keywords = CALLS[name]
+    arrays = as_arrays(positional, "numpy")
+    before = arrays[0].copy()
+    result = function(*arrays, **keywords)
+    if name not in ("select_best_", "affine_relu_"):  # these return something else
+        assert result.data_ptr() == arrays[0].ctypes.data
+    assert not np.array_equal(arrays[0], before)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "device"])
+@pytest.mark.parametrize(("name", "written"), [(name, w) for name, names in WRITTEN.items() for w in names])
+def test_read_only_arrays_are_not_written_to(name, written, kind):
+    function, positional, keywords = CALLS[name]
+    arrays = as_arrays(positional, "numpy")
+    index = WRITTEN[name].index(written)
+    if kind == "numpy":
+        arrays[index].flags.writeable = False
+    else:
+        arrays[index] = DeviceArray(positional[index].clone(), read_only=True)
+    with pytest.raises(ValueError, match=rf"^{written} is written in place and must be writable, got a read-only"):
+        function(*arrays, **keywords)
+
+
+def test_read_only_arrays_are_read():
+    function, positional, keywords = CALLS["ard_loss"]
+    arrays = as_arrays(positional, "numpy")
+    for array in arrays:
+        array.flags.writeable = False
+    assert function(*arrays, **keywords).equal(function(*positional, **keywords))
+
+
+def test_arrays_of_a_gpu_are_handed_over_on_torchs_current_stream(monkeypatch):
+    """Their library lets this stream wait for the work that it has queued on the array (1: the default stream)."""
+    asked = []
+
+    def current_stream(device):
+        asked.append(device)
+        return SimpleNamespace(cuda_stream=0 if len(asked) == 1 else 77)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    arrays = [DeviceArray(t, device=(2, 3)) for t in (logits(), logits(1))]
+    assert F.kl_distill_loss(*arrays).equal(F.kl_distill_loss(logits(), logits(1)))
+    assert [str(device) for device in asked] == ["cuda:3"] * 2
+    assert [array.streams[-1] for array in arrays] == [1, 77]
+
+
+REFUSED = {
+    "negative strides": (np.zeros((3, 6), np.float32)[::-1], "negative strides"),
+    "byte order": (np.zeros((3, 6), ">f4"), "byte order"),
+    "objects": (np.array([[None] * 6] * 3), "dtype object"),
+    "alignment": (np.zeros(73, np.uint8)[1:].view(np.float32).reshape(3, 6), "not aligned"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_arrays_that_torch_cannot_hold_are_refused_by_name(case):
+    array, why = REFUSED[case]
+    with pytest.raises(RuntimeError, match=rf"^teacher_logits must be an array that DLPack.*got a numpy array.*{why}"):
+        F.kl_distill_loss(logits(), array)
+
+
+def test_gpu_arrays_without_a_gpu_are_refused_by_name():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(RuntimeError, match=r"^x must be an array that DLPack can hand over"):
+        F.random_start(DeviceArray(pixels(), device=(2, 0)), eps=0.1)
+
+
+@pytest.mark.parametrize("value", [[[0.0] * 6] * 3, None, 1.5, "logits", object()], ids=lambda v: type(v).__name__)
+def test_what_is_no_array_is_refused_by_name(value):
+    for name, (function, positional, keywords) in CALLS.items():
+        if name == "APGDRun":
+            function, positional, keywords = F.APGDRun, positional[:2], {"eps": 0.1}
+        parameters = list(inspect.signature(function).parameters.values())
+        for index in range(len(positional)):
+            given = [*positional[:index], value, *positional[index + 1 :]]
+            if value is None and parameters[index].annotation.endswith("None"):
+                continue
+            expected = rf"^{parameters[index].name} must be a torch tensor or an array .*, got {type(value).__name__}$"
+            with pytest.raises(TypeError, match=expected):
+                function(*given, **keywords)
+
+
+def test_parameters_and_other_tensors_pass_as_they_are():
+    student = torch.nn.Parameter(logits())
+    F.kl_distill_loss(student, logits(1).numpy()).backward()
+    leaf = logits().requires_grad_()
+    F.kl_distill_loss(leaf, logits(1)).backward()
+    assert student.grad.equal(leaf.grad) and leaf.grad.abs().max() > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", CALLS)
+def test_cupy_arrays(name):
+    cupy = pytest.importorskip("cupy")
+    function, positional, keywords = CALLS[name]
+
+    if name == "APGDRun":
+        pytest.skip("its samples are taken with an index of the CPU here")
+
+    def on_gpu(make):
+        made = [make(v) if isinstance(v, torch.Tensor) else v for v in (*positional, *keywords.values())]
+        return made[: len(positional)], dict(zip(keywords, made[len(positional) :], strict=True))
+
+    mine, keys = on_gpu(torch.Tensor.cuda)
+    arrays, array_keys = on_gpu(lambda t: cupy.asarray(t.numpy()))
+    expected, got = tensors_of(function(*mine, **keys)), tensors_of(function(*arrays, **array_keys))
+    for a, b in zip(got, expected, strict=True):
+        assert a.is_cuda and torch.equal(a, b)
+    for array, tensor in zip(arrays, mine, strict=True):
+        assert torch.equal(torch.from_dlpack(array), tensor)
