@@ -6,5 +6,6 @@ the package loads the compiled operators; it never builds anything and needs no 
 
 from ard_fast import attacks, functional
 from ard_fast._version import __version__
+from ard_fast.nvrtc.ahead import compile_kernels
 
-__all__ = ["__version__", "attacks", "functional"]
+__all__ = ["__version__", "attacks", "compile_kernels", "functional"]

@@ -1,7 +1,7 @@
 """Loads the compiled extension modules, whichever way the package was installed.
 
-`_C` holds the operator schemas and the CPU kernels, `_C_cuda` the CUDA kernels. Loading never builds anything and
-needs no GPU.
+`_C` holds the operator schemas and the CPU kernels. The CUDA kernels are in `_C_cuda`, or compiled by NVRTC for
+`_C_rtc`: `_cuda_part.py`. Loading never builds anything and needs no GPU.
 
 Where the modules are. An installed package and an editable one have them beside this file. In a clone of the
 repository after a plain `pip install .` they are not: started from the clone's root, Python takes the source folder
@@ -14,8 +14,6 @@ modules were built from; the first modules that fit are taken. If none do, the f
 """
 
 import functools
-import importlib.machinery
-import importlib.util
 import runpy
 import sys
 import warnings
@@ -27,6 +25,7 @@ from typing import Any
 
 import torch
 
+from ard_fast._cuda_part import import_file, load_cuda_part, module_file
 from ard_fast._fingerprint import source_fingerprint
 
 PACKAGE = Path(__file__).resolve().parent
@@ -42,7 +41,8 @@ class Extension:
     """The loaded extension modules."""
 
     c_path: Path
-    cuda_path: Path | None  # None when `_C_cuda` is not loaded
+    cuda_path: Path | None  # of `_C_cuda` or `_C_rtc`, None when neither is loaded
+    cuda_backend: str | None  # "compiled" or "nvrtc"
     cuda_reason: str  # why the CUDA kernels are there or not, a sentence without a full stop
     source_checkout: bool  # the Python files lie in a checkout, beside csrc/
     stale: str | None  # what does not fit, or None
@@ -50,20 +50,14 @@ class Extension:
 
     @property
     def has_cuda_kernels(self) -> bool:
-        """Whether `_C_cuda` is loaded."""
+        """Whether `_C_cuda` or `_C_rtc` is loaded."""
         return self.cuda_path is not None
-
-
-def _module_file(folder: Path, name: str) -> Path | None:
-    """The file of extension module `name` in `folder`, for this Python."""
-    paths = (folder / f"{name}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
-    return next((path for path in paths if path.is_file()), None)
 
 
 def _folders_with_extension(package: Path, search_path: Iterable[str]) -> list[Path]:
     """Folders that hold `_C`: that of the Python files, then every other `ard_fast` folder along the search path."""
     folders = [package, *(Path(entry or ".").resolve() / "ard_fast" for entry in search_path)]
-    return [folder for folder in dict.fromkeys(folders) if _module_file(folder, "_C") is not None]
+    return [folder for folder in dict.fromkeys(folders) if module_file(folder, "_C") is not None]
 
 
 def _read_build_info(folder: Path) -> dict[str, Any]:
@@ -96,14 +90,6 @@ def _choose_folder(folders: list[Path], csrc: Path | None) -> tuple[Path, dict[s
     return folders[0], infos[0], stale
 
 
-def _import_file(name: str, path: Path) -> None:
-    """Import the extension module at `path` under the name it has inside the package."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules[name] = module
-
-
 def _install_hint(root: Path | None) -> str:
     """What to do to get a fitting extension."""
     if root is None:
@@ -111,32 +97,16 @@ def _install_hint(root: Path | None) -> str:
     return f"Build it: run `pip install .` (or `pip install -e .`) in {root}"
 
 
-def _cuda_part(folder: Path, info: dict[str, Any]) -> tuple[Path | None, str]:
-    """Load `_C_cuda` if this torch can use it; its path or None, and the reason."""
-    if torch.version.cuda is None:
-        return None, f"torch {torch.__version__} is not a CUDA build"
-    path = _module_file(folder, "_C_cuda")
-    if path is None:
-        return None, f"the extension was built without CUDA: {info.get('CUDA_REASON', 'no record of why')}"
-    try:
-        _import_file("ard_fast._C_cuda", path)
-    except ImportError as error:
-        # Built, wanted and not usable: the CPU kernels still work, but nobody should have to guess about the GPU.
-        reason = f"{path} could not be loaded: {error}"
-        warnings.warn(f"ard_fast: CUDA kernels are off: {reason}", RuntimeWarning, stacklevel=2)
-        return None, reason
-    return path, f"compiled for {' '.join(info.get('CUDA_ARCHS', ['unknown architectures']))}"
-
-
 @functools.cache
 def load() -> Extension:
-    """Load `_C`, and `_C_cuda` if torch is a CUDA build; once in a process.
+    """Load `_C`, and the CUDA kernels if torch is a CUDA build; once in a process.
 
     Returns:
         What was loaded and why.
 
     Raises:
-        ImportError: there is no `_C`, or it cannot be loaded; the message says what to do.
+        ImportError: there is no `_C`, or it cannot be loaded, or ARD_FAST_CUDA_KERNELS asks for what is not there; the
+            message says what to do.
     """
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
         raise ImportError(f"ard_fast needs torch {'.'.join(map(str, MINIMUM_TORCH))} or newer, got {torch.__version__}")
@@ -151,9 +121,9 @@ def load() -> Extension:
             f"Looked in {PACKAGE}, then for an ard_fast folder in: {looked}"
         )
     folder, info, stale = _choose_folder(folders, csrc)
-    c_path = _module_file(folder, "_C")
+    c_path = module_file(folder, "_C")
     try:
-        _import_file("ard_fast._C", c_path)
+        import_file("ard_fast._C", c_path)
     except ImportError as error:
         built = info.get("TORCH_VERSION", "an unknown version")
         raise ImportError(
@@ -164,11 +134,12 @@ def load() -> Extension:
         warnings.warn(
             f"ard_fast: {stale}. Results are those of the old code. {hint}", StaleExtensionWarning, stacklevel=2
         )
-    cuda_path, cuda_reason = _cuda_part(folder, info)
+    cuda = load_cuda_part(folder, info)
     return Extension(
         c_path=c_path,
-        cuda_path=cuda_path,
-        cuda_reason=cuda_reason,
+        cuda_path=cuda.path,
+        cuda_backend=cuda.backend,
+        cuda_reason=cuda.reason,
         source_checkout=csrc is not None,
         stale=stale,
         build_info=MappingProxyType(info),

@@ -98,7 +98,8 @@ stage_build() {
 stage_info() {
   "$PYTHON" -m ard_fast.info
   [[ $DEVICE == cuda ]] || return 0
-  "$PYTHON" -c 'from ard_fast import _load; _load.HAS_CUDA_KERNELS or exit(f"no CUDA kernels: {_load.cuda_reason}")'
+  "$PYTHON" -c 'from ard_fast._load import load
+load().cuda_backend == "compiled" or exit(f"no compiled kernels: {load().cuda_reason}")'
 }
 
 # Runs pytest behind an optional prefix command and wants at least one test to have run: a run that skips all proves
