@@ -80,7 +80,7 @@ def test_stale_extension_and_uncovered_gpu_fail_the_command(
 def test_report_of_kernels_that_nvrtc_compiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Which compiler, where its results are kept, what each GPU gets; a compiler that is not there fails the command."""
+    """Which compiler, where its results are kept, what each GPU gets; a missing compiler fails the command."""
 
     class Compiler:
         name = "NVRTC 13.0 through the test"
