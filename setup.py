@@ -11,6 +11,7 @@ Environment variables:
     CXX, CXXFLAGS, LDFLAGS  the C++ compiler and flags to add to its command lines; for nvcc: NVCC_APPEND_FLAGS
     ARD_FAST_WERROR       1: compiler warnings are errors
     ARD_FAST_TORCH_SITE, ARD_FAST_ISOLATED: see build_backend/torch_install.py
+    SOURCE_DATE_EPOCH     the time to put into what is built; without CUDA the same sources then give the same bytes
 """
 
 import os
@@ -118,9 +119,11 @@ def modules_to_build(
     for_cuda = [path for path in bindings if path.stem.endswith("_cuda")]
     # Other people's headers go in by -isystem: warnings are for our sources.
     includes = [f"-I{CSRC}", "-isystem", str(torch.root / "include"), "-isystem", sysconfig.get_path("include")]
+    # Error messages name the line that threw them: without this, by the folders of the machine that built it.
+    short_names = [f"-fmacro-prefix-map={CSRC}=csrc", f"-fmacro-prefix-map={torch.root / 'include'}=torch"]
     strict = os.environ.get("ARD_FAST_WERROR", "0") not in ("", "0")
     standard = language_standard(torch.release)
-    host = [*WARNINGS, *(["-Werror"] if strict else []), *host_flags(torch.release), *includes]
+    host = [*WARNINGS, *(["-Werror"] if strict else []), *host_flags(torch.release), *includes, *short_names]
     ldflags = plan.flags_from(os.environ, "LDFLAGS")
     # Our folder goes before those in LDFLAGS, which may hold another torch.
     link = ["-shared", f"-L{torch.root / 'lib'}", *ldflags, "-ltorch_cpu", "-lc10"]
@@ -147,6 +150,7 @@ def modules_to_build(
             f"--threads={threads}",
         ]
         nvcc_flags += ["-Xcompiler", ",".join(["-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *WARNINGS])]
+        nvcc_flags += [word for name in short_names for word in ("-Xcompiler", name)]
         if strict:
             nvcc_flags += ["-Werror", "all-warnings"]
         # The CUDA runtime is linked in: the module then needs no libcudart of one exact major version, and runs beside
@@ -193,7 +197,6 @@ class BuildExtensions(build_ext):
         """Decide, compile, put the modules in their place and record what was done."""
         if platform.system() == "Windows":
             raise plan.BuildError("Windows is not supported yet: the flags are those of GCC and Clang")
-        started = time.time()
         torch, looked = torch_install.find_torch()
         if torch is None:
             raise plan.BuildError(f"{torch_install.REQUIREMENT} is needed to build; looked in: {'; '.join(looked)}")
@@ -231,8 +234,7 @@ class BuildExtensions(build_ext):
             "COMPILER": plan.run_text(*compiler, "--version").partition("\n")[0],
             "HOST_FLAGS": host_flags(torch.release),
             "NVCC_FLAGS": [*NVCC_FLAGS, *plan.gencode_flags(cuda.archs)] if cuda.toolkit else [],
-            "BUILT_AT": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "BUILD_SECONDS": round(time.time() - started, 1),
+            "BUILT_AT": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(plan.build_time(os.environ))),
             "SOURCE_FINGERPRINT": sources,
         }
         write_build_info(package / "_build_info.py", info)
@@ -258,6 +260,7 @@ class StableAbiWheel(bdist_wheel):
     """`bdist_wheel` that tags the wheel for every Python from PYTHON_ABI on."""
 
     def finalize_options(self) -> None:
+        plan.check_python(sysconfig.get_config_vars())
         self.py_limited_api = f"cp{PYTHON_ABI[0]}{PYTHON_ABI[1]}"
         super().finalize_options()
 

@@ -8,11 +8,13 @@ where it looks.
 """
 
 import sys
+import sysconfig
 from pathlib import Path
 
 # Frontends put this folder on sys.path only while they import the backend; setup.py needs its modules later.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import plan
 import setuptools
 import torch_install
 
@@ -35,6 +37,7 @@ from setuptools.build_meta import (  # noqa: F401
 
 def get_requires_for_build_wheel(config_settings: dict | None = None) -> list[str]:
     """What the isolated environment must hold to compile: torch only if no installed one can be used."""
+    plan.check_python(sysconfig.get_config_vars())
     requires = _setuptools.get_requires_for_build_wheel(config_settings)
     install, looked = torch_install.find_torch()
     if install is not None:

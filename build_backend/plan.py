@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,18 @@ class Toolkit:
     cudart_static: Path
     version: tuple[int, int]
     archs: tuple[str, ...]  # what nvcc can compile for, such as ("75", "80", ...)
+
+
+# --------------------------------------------------------------------------------------------------------------- Python
+
+
+def check_python(config: Mapping[str, object]) -> None:
+    """Refuse a free-threaded Python (`config` are sysconfig's variables) before anything is fetched or compiled."""
+    if config.get("Py_GIL_DISABLED"):
+        raise BuildError(
+            "ard-fast is one build for every Python, through the stable ABI, which free-threaded CPython does not "
+            "have; install it with the ordinary interpreter of the same version"
+        )
 
 
 # -------------------------------------------------------------------------------------------------------------- toolkit
@@ -299,3 +312,16 @@ def machine_free_memory() -> int | None:
     except OSError:
         return None
     return int(match[1]) << 10 if match else None
+
+
+# ----------------------------------------------------------------------------------------------------------------- time
+
+
+def build_time(env: Mapping[str, str]) -> float:
+    """Seconds since 1970 to record as the time of the build: $SOURCE_DATE_EPOCH if it is set, else now."""
+    given = env.get("SOURCE_DATE_EPOCH", "").strip()
+    if not given:
+        return time.time()
+    if not given.isdigit():
+        raise BuildError(f"SOURCE_DATE_EPOCH: expected whole seconds since 1970, got {given!r}")
+    return float(given)

@@ -1,13 +1,11 @@
-"""The build: what it decides, as functions, and, marked slow, real builds in throw-away environments."""
+"""The build: what it decides, as functions. Real builds are in test_dist.py."""
 
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tarfile
-import zipfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +97,17 @@ def test_exposed_torch_is_last_on_the_path(hidden_torch: Path, monkeypatch: pyte
     install.expose()
     assert sys.path[-1] == str(hidden_torch)
     assert sys.path.count(str(hidden_torch)) == 1
+
+
+def test_free_threaded_python_is_refused_before_torch_is_fetched(
+    hidden_torch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An isolated build would otherwise download gigabytes first."""
+    monkeypatch.setattr(backend.sysconfig, "get_config_vars", lambda: {"Py_GIL_DISABLED": 1})
+    with pytest.raises(plan.BuildError, match="which free-threaded CPython does not have"):
+        backend.get_requires_for_build_wheel()
+    monkeypatch.setattr(backend.sysconfig, "get_config_vars", lambda: {"Py_GIL_DISABLED": 0})
+    assert backend.get_requires_for_build_wheel() == ["torch>=2.11"]
 
 
 # ------------------------------------------------------------------------------------------------------------- toolkit
@@ -318,6 +327,13 @@ def test_nvcc_threads_keep_to_the_jobs(jobs: int, files: int, archs: int) -> Non
     assert threads == 1 or threads * files <= jobs
 
 
+def test_time_of_the_build_can_be_given() -> None:
+    assert plan.build_time({"SOURCE_DATE_EPOCH": "1700000000"}) == 1700000000
+    assert abs(plan.build_time({"SOURCE_DATE_EPOCH": " "}) - time.time()) < 60
+    with pytest.raises(plan.BuildError, match="SOURCE_DATE_EPOCH: expected whole seconds since 1970, got 'now'"):
+        plan.build_time({"SOURCE_DATE_EPOCH": "now"})
+
+
 def test_ninja_builds_paths_and_flags_with_spaces_and_dollars(tmp_path: Path) -> None:
     """Compiles for real: a define with a space in it, below a folder whose name needs escaping."""
     root = tmp_path / "a $b: c"
@@ -397,7 +413,7 @@ def test_flags_of_the_environment_that_no_shell_takes_are_an_error() -> None:
         plan.flags_from({"CXXFLAGS": "-DTEXT='a"}, "CXXFLAGS")
 
 
-# -------------------------------------------------------------------------------------------------------- real builds
+# ------------------------------------------------------------------------------------------------------------- version
 
 
 def test_version_is_a_literal() -> None:
@@ -406,92 +422,3 @@ def test_version_is_a_literal() -> None:
     values = [node.value.value for node in tree.body if isinstance(node, ast.Assign)]
     assert len(values) == 1
     assert all(part.isdigit() for part in values[0].split("."))
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout's own files, with the leftovers of an earlier editable build in it."""
-    target = tmp_path_factory.mktemp("checkout") / "ard-fast"
-    ignore = shutil.ignore_patterns(".git", "build", "build-*", "*.egg-info", "__pycache__", "*.so", "_build_info.py")
-    shutil.copytree(ROOT, target, ignore=ignore)
-    (target / "ard_fast" / "_C.abi3.so").write_bytes(b"left over")
-    (target / "ard_fast" / "_C_cuda.abi3.so").write_bytes(b"left over")
-    (target / "ard_fast" / "_build_info.py").write_text("SOURCE_FINGERPRINT = 'left over'\n")
-    (target / "tests" / "__pycache__").mkdir()
-    (target / "tests" / "__pycache__" / "left_over.cpython-311.pyc").touch()
-    return target
-
-
-def call_hook(checkout: Path, hook: str, out: Path, *, hide_torch: bool = False) -> Path:
-    """Call a hook of the backend as pip does; the path of what it made."""
-    out.mkdir()
-    code = f"""
-import sys
-if {hide_torch}:
-    class NoTorch:
-        def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] == "torch":
-                raise ModuleNotFoundError("No module named 'torch'", name="torch")
-    sys.meta_path.insert(0, NoTorch())
-    sys.path.insert(0, "build_backend")
-    import torch_install
-    torch_install.find_torch = lambda env=None: (None, ["hidden by the test"])
-else:
-    sys.path.insert(0, "build_backend")
-import backend
-print("MADE", getattr(backend, {hook!r})({str(out)!r}))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=checkout, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return out / done.stdout.rpartition("MADE ")[2].strip()
-
-
-@pytest.mark.slow
-def test_sdist_is_made_without_torch_and_holds_what_a_build_needs(checkout: Path, tmp_path: Path) -> None:
-    sdist = call_hook(checkout, "build_sdist", tmp_path / "dist", hide_torch=True)
-    with tarfile.open(sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    sources = {str(path.relative_to(checkout)) for path in (checkout / "csrc").rglob("*.*")}
-    assert sources <= names
-    assert {
-        "setup.py",
-        "pyproject.toml",
-        "LICENSE",
-        "README.md",
-        "CMakeLists.txt",
-        "build_backend/backend.py",
-        "tests/conftest.py",
-    } <= names
-    assert not [name for name in names if name.endswith((".so", ".pyc", "_build_info.py"))]
-
-
-@pytest.mark.slow
-def test_wheel_holds_the_package_and_nothing_else(checkout: Path, tmp_path: Path) -> None:
-    """Leftovers of an earlier build, in the package or under build/lib, must not get in."""
-    leftover = checkout / "build" / f"lib.{'linux-x86_64'}-{sys.implementation.cache_tag}" / "ard_fast"
-    leftover.mkdir(parents=True, exist_ok=True)
-    (leftover / "deleted_since.py").touch()
-    wheel = call_hook(checkout, "build_wheel", tmp_path / "dist")
-    assert wheel.name.startswith("ard_fast-")
-    assert "-cp310-abi3-" in wheel.name
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        info = archive.read("ard_fast/_build_info.py").decode()
-        extension = archive.read("ard_fast/_C.abi3.so")
-        metadata = next(name for name in names if name.endswith("METADATA"))
-        text = archive.read(metadata).decode()
-    assert "left over" not in info
-    assert extension.startswith(b"\x7fELF")
-    inside = [name for name in names if not name.startswith("ard_fast/")]
-    assert all(".dist-info/" in name for name in inside), inside
-    assert any(name.endswith("licenses/LICENSE") for name in inside)
-    assert "ard_fast/deleted_since.py" not in names
-    modules = {path.relative_to(checkout).as_posix() for path in (checkout / "ard_fast").rglob("*.py")}
-    assert modules | {"ard_fast/py.typed"} <= set(names)
-    allowed = (".py", ".so", ".yaml", "py.typed")
-    assert not [name for name in names if name.startswith("ard_fast/") and not name.endswith(allowed)]
-    import torch
-
-    if torch.version.cuda is None:
-        assert "ard_fast/_C_cuda.abi3.so" not in names
-    assert "Requires-Dist: torch>=2.11\n" in text
