@@ -2,7 +2,7 @@
 """Builds one wheel and tests it under several releases of torch, and of Python.
 
     python scripts/many_torches.py                              # 2.11 to 2.15, the whole suite: hours on two cores
-    python scripts/many_torches.py --torch 2.11.0 2.15.0 --tests quick --share --cuda
+    python scripts/many_torches.py --torch 2.11.0 2.15.0 --tests quick --cuda
     python scripts/many_torches.py --python python3.10 python3.13 --torch 2.15.0 --tests quick
 
 Each pair of Python and torch gets a virtual environment of its own under --folder, where a later call finds it again.
@@ -113,28 +113,19 @@ class Environment:
         """Run its pip."""
         self.run("-m", "pip", "--disable-pip-version-check", "--quiet", *arguments, cwd=self.folder, **env)
 
-    def site(self) -> Path:
-        """Its site-packages."""
-        code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        return Path(self.run("-c", code, cwd=self.folder).strip())
-
-    def create(self, shared: Environment | None) -> None:
-        """Make it, unless it is there.
-
-        Args:
-            shared: an environment whose NVIDIA libraries and other packages serve here too; None: it gets its own.
-        """
+    def create(self) -> None:
+        """Make it, unless it is there."""
         if not self.python.is_file():
             subprocess.run([self.interpreter, "-m", "venv", str(self.folder)], check=True)
         found = "import importlib.metadata as m\ntry: print(m.version('torch'))\nexcept m.PackageNotFoundError: pass"
-        if self.run("-c", found, cwd=self.folder).strip().partition("+")[0] == self.torch:
-            return
-        if shared is None:
+        if self.run("-c", found, cwd=self.folder).strip().partition("+")[0] != self.torch:
             self.pip("install", f"torch=={self.torch}")
-        else:
-            # Behind its own site-packages, so that its own torch is the one that is found.
-            (self.site() / "shared.pth").write_text(f"{shared.site()}\n")
-            self.pip("install", "--no-deps", f"torch=={self.torch}")
+
+    def install(self, wheel: Path) -> None:
+        """Put the wheel, and what the tests need, beside torch."""
+        self.pip("install", f"ard-fast[test] @ {wheel.as_uri()}", f"torch=={self.torch}")
+        # Of the same version as one that is there already, and not the same.
+        self.pip("install", "--force-reinstall", "--no-deps", wheel)
 
 
 def unpack_sdist(out: Path) -> Path:
@@ -161,25 +152,11 @@ def build_wheel(environment: Environment, source: Path, cuda: bool) -> Path:
     return wheel
 
 
-def install(environment: Environment, wheel: Path, shared: bool) -> None:
-    """Put the wheel, and what the tests need, beside torch."""
-    if not shared:
-        environment.pip("install", f"ard-fast[test] @ {wheel.as_uri()}", f"torch=={environment.torch}")
-    environment.pip("install", "--force-reinstall", "--no-deps", wheel)
-
-
 def test(environment: Environment, source: Path, tests: list[str], arguments: list[str], log: Path) -> str:
     """Run `tests` (none: all) from the folder `source`; pytest's last line."""
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, *tests]
     said = environment.run(*command, cwd=source, log=log, OMP_NUM_THREADS="1")
     return said.strip().rpartition("\n")[2].strip("= ")
-
-
-def release(version: str) -> tuple[int, ...]:
-    """`"2.11.0"` -> `(2, 11, 0)`."""
-    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
-        raise argparse.ArgumentTypeError(f"expected a version such as 2.13.0, got {version!r}")
-    return tuple(int(part) for part in version.split("."))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -193,18 +170,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--tests", choices=("none", "quick", "all"), default="all", help="beyond importing it; default: all")
     add("--cuda", action="store_true", help="with the CUDA kernels, which must load and register everywhere")
     add("--wheel", type=Path, help="test this one instead of building one")
-    add("--share", action="store_true", help="the newest torch's NVIDIA libraries and other packages serve all")
     add("--folder", type=Path, default=ROOT / "build" / "torches", help="default: %(default)s")
     add("--discard", action="store_true", help="delete each environment when it has been tested")
     add("--pytest", default="", metavar="ARGUMENTS", help="more for pytest, such as '-n 4'")
     options = parser.parse_args(argv)
     for version in options.torch:
-        try:
-            release(version)
-        except argparse.ArgumentTypeError as error:
-            parser.error(f"argument --torch: {error}")
-    if options.share and (len(options.python) > 1 or options.discard):
-        parser.error("--share: expected one --python and no --discard, since all use one environment's packages")
+        if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+            parser.error(f"argument --torch: expected versions such as 2.13.0, got {version!r}")
     return options
 
 
@@ -218,27 +190,24 @@ def run_all(options: argparse.Namespace, folder: Path) -> list[tuple[str, str, f
         environments += [
             Environment(interpreter, version, folder / f"{name}-torch{version}") for version in options.torch
         ]
-    newest = max(environments, key=lambda one: release(one.torch)) if options.share else None
-    if newest is not None:
-        newest.create(None)
     first = environments[0]
-    first.create(None if first is newest else newest)
     work = folder / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     source = unpack_sdist(work)
-    wheel = options.wheel.resolve() if options.wheel else build_wheel(first, source, options.cuda)
+    if options.wheel:
+        wheel = options.wheel.resolve()
+    else:
+        first.create()
+        wheel = build_wheel(first, source, options.cuda)
     print(f"{wheel.name}, {'given' if options.wheel else f'built against torch {first.torch}'}", flush=True)
-    if newest is not None:
-        install(newest, wheel, shared=False)
     rows = []
     for environment in environments:
         started = time.monotonic()
         name = environment.folder.name
         try:
-            shared = newest is not None and environment is not newest
-            environment.create(newest if shared else None)
-            install(environment, wheel, shared)
+            environment.create()
+            environment.install(wheel)
             said = environment.run("-c", CHECK, "cuda" if options.cuda else "cpu", cwd=environment.folder)
             found = json.loads(said.strip().rpartition("\n")[2])
             if found["problems"]:
