@@ -6,23 +6,32 @@ on top of these (float16 gradients leave the kernel well inside their range and 
 The first backward scales the kernel's gradients in place and hands them on: with an incoming gradient of 1 and factors
 of 1 the scaling kernel returns at once, so that a whole loss costs one pass over the logits. A second backward through
 a retained graph computes them anew.
+
+The transforms of torch.func that are reverse mode work, with vmap (rows of all calls in one kernel); forward mode and
+second derivatives are refused. For this the losses must be applied as the functions here wherever a derivative may be
+asked for: under a transform `requires_grad` does not say it (see `may_be_transformed`). There is no `jvp` here, because
+Dynamo does not trace functions that have one; torch's own refusal is what a caller sees.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd import forward_ad
+from torch.autograd.function import FunctionCtx
 
 from ard_fast import _ops
 
 # The numbers that the operator takes after its tensors.
 KdNumbers = tuple[float, float, float, float, float, float, float, bool, bool, bool]
 PairNumbers = tuple[bool, float, float, float, float, bool, bool]
+
+# Until then Dynamo calls the operator itself under a transform, and the gradients are zeros.
+_LOST_WHEN_COMPILED = torch.__version__ < (2, 15)
 
 
 class KdLoss(torch.autograd.Function):
@@ -52,7 +61,6 @@ class KdLoss(torch.autograd.Function):
         ctx.numbers, ctx.factors = inputs[7:]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 9
@@ -61,9 +69,17 @@ class KdLoss(torch.autograd.Function):
         wanted = ctx.numbers[8], ctx.numbers[8] and inputs[2] is not None, ctx.numbers[9]
         factors = ctx.factors[0], ctx.factors[1], ctx.factors[0]
         if ctx.gradients_handed_on:
-            grads = _ops.kd_loss(*inputs, *ctx.numbers)[1:]
-        grad_student, grad_clean, grad_teacher = _scaled(ctx, grads, wanted, factors, grad_loss)
+            with torch.no_grad():
+                grads = _ops.kd_loss(*inputs, *ctx.numbers)[1:]
+        grad_student, grad_clean, grad_teacher = _scaled(ctx, grads, wanted, factors, grad_loss, inputs[:3])
         return grad_student, grad_teacher, grad_clean, None, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: VmapInfo, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        *tensors, numbers, factors = arguments
+        *weights, reduce, with_grad, live = numbers
+        rows, *grads = KdLoss.apply(*_stacked(info, in_dims, tensors), (*weights, False, with_grad, live), factors)
+        return _unstacked(info, rows, grads, reduce)
 
 
 class PairLoss(torch.autograd.Function):
@@ -81,16 +97,89 @@ class PairLoss(torch.autograd.Function):
         ctx.numbers, ctx.factor = inputs[4:]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 6
         saved = ctx.saved_tensors
         grads, inputs = saved[:2], saved[2:]
         if ctx.gradients_handed_on:
-            grads = _ops.pair_loss(*inputs, *ctx.numbers)[1:]
-        grads = _scaled(ctx, grads, (True, True), (ctx.factor, ctx.factor), grad_loss)
+            with torch.no_grad():
+                grads = _ops.pair_loss(*inputs, *ctx.numbers)[1:]
+        grads = _scaled(ctx, grads, (True, True), (ctx.factor, ctx.factor), grad_loss, inputs[:2])
         return *grads, None, None, None, None
+
+    @staticmethod
+    def vmap(info: VmapInfo, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        *tensors, numbers, factor = arguments
+        *weights, reduce, with_grad = numbers
+        rows, *grads = PairLoss.apply(*_stacked(info, in_dims, tensors), (*weights, False, with_grad), factor)
+        return _unstacked(info, rows, grads, reduce)
+
+
+class _DifferentiatedOnce(torch.autograd.Function):
+    """A gradient as it is, of which the second derivative is refused; without this it would be taken for 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, *sources: Tensor | None) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+        """Nothing is needed later."""
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *_: Tensor) -> NoReturn:
+        raise RuntimeError("the losses of ard_fast can be differentiated once only: their gradient has no derivative")
+
+
+class VmapInfo(Protocol):
+    """What torch tells the `vmap` of a function."""
+
+    batch_size: int
+    randomness: str
+
+
+def may_be_transformed() -> bool:
+    """Whether something is at work under which a tensor that needs a gradient may not say so by `requires_grad`.
+
+    That is a transform of torch.func or forward-mode differentiation.
+
+    Raises:
+        NotImplementedError: a transform inside a compiled function, whose gradient torch would lose without a word.
+    """
+    # As torch.autograd.Function.apply asks it; there is no public name.
+    if not torch._C._are_functorch_transforms_active():
+        return forward_ad._current_level >= 0
+    if _LOST_WHEN_COMPILED and torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "torch.func inside torch.compile needs torch 2.15 for the losses of ard_fast: compile without the "
+            f"transform, or call torch.autograd.grad in place of torch.func.grad; this is torch {torch.__version__}"
+        )
+    return True
+
+
+def _stacked(info: VmapInfo, in_dims: tuple, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Tensors `[B, ...]` of N calls as those of one, `[N * B, ...]`."""
+
+    def stacked(tensor: Tensor | None, dim: int | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        calls = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        return calls.flatten(0, 1).contiguous()
+
+    return [stacked(tensor, dim) for tensor, dim in zip(tensors, in_dims, strict=False)]
+
+
+def _unstacked(
+    info: VmapInfo, rows: Tensor, grads: Sequence[Tensor], reduce: bool
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """What N calls would have returned, and the dimensions of the calls."""
+    rows = rows.unflatten(0, (info.batch_size, -1))
+    given = [grad.dim() > 1 for grad in grads]  # the others, not asked for, are empty
+    grads = [grad.unflatten(0, (info.batch_size, -1)) if g else grad for grad, g in zip(grads, given, strict=True)]
+    return (rows.sum(1) if reduce else rows, *grads), (0, *(0 if g else None for g in given))
 
 
 def _keep(ctx: FunctionCtx, grads: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> None:
@@ -101,21 +190,34 @@ def _keep(ctx: FunctionCtx, grads: Sequence[Tensor], inputs: Sequence[Tensor | N
 
 
 def _scaled(
-    ctx: FunctionCtx, grads: Sequence[Tensor], wanted: Sequence[bool], factors: Sequence[float], grad_loss: Tensor
+    ctx: FunctionCtx,
+    grads: Sequence[Tensor],
+    wanted: Sequence[bool],
+    factors: Sequence[float],
+    grad_loss: Tensor,
+    logits: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """The wanted gradients times their factor and the incoming one, in place unless traced; None for the others."""
-    if torch.compiler.is_compiling():  # a traced graph is functional; its compiler fuses the product
+    """The wanted gradients times their factor and the incoming one; None for the others.
+
+    In place, unless traced (a traced graph is functional; its compiler fuses the product) or transformed (the incoming
+    gradients may be those of many calls). `logits` are what the gradients depend on.
+    """
+    if torch.compiler.is_compiling() or may_be_transformed():
         rows = grad_loss.reshape(-1, 1)
-        return [
+        scaled = [
             (grad * (rows * factor)).to(grad.dtype) if want else None
             for grad, want, factor in zip(grads, wanted, factors, strict=True)
         ]
-    ctx.gradients_handed_on = True
-    grad_loss = grad_loss.contiguous()
-    for grad, want, factor in zip(grads, wanted, factors, strict=True):
-        if want:
-            _ops.scale_rows_(grad, grad_loss, factor)
-    return [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+    else:
+        ctx.gradients_handed_on = True
+        row_factors = (grad_loss.detach() if grad_loss.requires_grad else grad_loss).contiguous()
+        for grad, want, factor in zip(grads, wanted, factors, strict=True):
+            if want:
+                _ops.scale_rows_(grad, row_factors, factor)
+        scaled = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the gradients may be differentiated
+        return [None if grad is None else _DifferentiatedOnce.apply(grad, grad_loss, *logits) for grad in scaled]
+    return scaled
 
 
 class _Positional(inspect.Signature):

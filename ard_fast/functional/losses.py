@@ -8,7 +8,7 @@ from torch import Tensor
 from ard_fast import _ops
 from ard_fast._arguments import nonnegative, positive, positive_or_per_sample
 from ard_fast._arrays import Array, tensor
-from ard_fast._autograd import KdLoss
+from ard_fast._autograd import KdLoss, may_be_transformed
 from ard_fast.functional._logits import common_logits
 from ard_fast.functional._reductions import check_reduction, divisors, float16_lift, sample_weight
 
@@ -206,7 +206,9 @@ def _kd_loss(
     if labels is not None:
         labels = tensor(labels, "labels")
     live = teacher.requires_grad and torch.is_grad_enabled()
-    if live and frozen_teacher:
+    if not frozen_teacher:
+        live = live or may_be_transformed()
+    elif live:
         raise ValueError(
             "teacher_logits must not require grad: only the student gets a gradient; "
             "run the teacher under torch.no_grad() or pass teacher_logits.detach()"
@@ -230,7 +232,8 @@ def _kd_loss(
     clean_weight = clean_weight / (ce_divisor if labels is not None else kl_divisor)
     weights = *temperatures, kl_weight, clean_weight
     reduce = reduction != "none"
-    with_grad = torch.is_grad_enabled() and (student.requires_grad or (clean is not None and clean.requires_grad))
+    with_grad = student.requires_grad or (clean is not None and clean.requires_grad)
+    with_grad = (with_grad and torch.is_grad_enabled()) or may_be_transformed()
     if not (with_grad or live):
         return _ops.kd_loss(*tensors, *weights, 0.0, 0.0, reduce, False, False)[0]
     kl_grad, clean_grad, factors = kl_weight, clean_weight, (1.0, 1.0)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ard_fast import _ops
 from ard_fast._arguments import nonnegative
 from ard_fast._arrays import Array, tensor
-from ard_fast._autograd import PairLoss
+from ard_fast._autograd import PairLoss, may_be_transformed
 from ard_fast.functional._logits import common_logits
 from ard_fast.functional._reductions import check_reduction, divisors, float16_lift, sample_weight
 
@@ -95,7 +95,8 @@ def _pair_loss(
     weights = beta / kl_divisor, 1.0 / ce_divisor
     reduce = reduction != "none"
     tensors = adv, clean, labels, weight
-    if not (torch.is_grad_enabled() and (adv.requires_grad or clean.requires_grad)):
+    with_grad = torch.is_grad_enabled() and (adv.requires_grad or clean.requires_grad)
+    if not (with_grad or may_be_transformed()):
         return _ops.pair_loss(*tensors, mart, *weights, 0.0, 0.0, reduce, False)[0]
     lift = 1.0
     if adv.dtype == torch.float16:
