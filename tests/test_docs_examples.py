@@ -1,0 +1,189 @@
+"""Every example of the documentation, the README and the docstrings runs.
+
+Python blocks of a page run in order, in one namespace, with `epochs=1`. Of shell blocks the package's own commands run
+in this process in quick forms (one epoch, few images); other programs must exist and know their flags. A comment before
+a block changes that: `<!-- test: check -->` only parses and resolves commands (they need a GPU, CIFAR-10 or somebody's
+checkpoint), `<!-- test: slow -->` leaves the block to `pytest -m slow`. Blocks of other languages are not looked at.
+"""
+
+import doctest
+import importlib
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from cifar_files import fake_cifar
+from PIL import Image
+
+from ard_fast import attacks, compare, evaluate, functional, info, train
+from ard_fast.models import build_model
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+COMMANDS = {"train": train, "evaluate": evaluate, "compare": compare, "info": info}
+QUICK = {
+    "train": ["--epochs", "1", "--teacher-epochs", "1", "--compare-seeds", "1"],
+    "evaluate": ["--n-examples", "8", "--eps-curve", "none"],
+}
+FEW_DIGITS = ["--subset", "64", "--test-subset", "32"]
+# What CI runs in stages of its own, and what needs what a test must not: a network, a scheduler, other machines.
+ELSEWHERE = {"pip", "git", "pytest", ".ci/run", "cmake", "ctest", "srun", "sbatch", "cp", "clang-format", "ruff"}
+BLOCK = re.compile(r"(?:<!-- test: (check|slow) -->\n)?^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    """A fenced block: what its comment says, its language and text, the line it begins in."""
+
+    mode: str
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = [Block(m[1] or "run", m[2] or "sh", m[3], text[: m.start(3)].count("\n")) for m in BLOCK.finditer(text)]
+    # The README's commands are CI's; here they are only checked.
+    return [
+        block._replace(mode="check") if page == "README.md" and block.language == "sh" else block
+        for block in found
+        if block.language in ("python", "sh")
+    ]
+
+
+def run_block(page, block, namespace):
+    if block.language == "python":
+        source = re.sub(r"\bepochs=\d+", "epochs=1", block.text)
+        exec(compile("\n" * block.line + source, ROOT / page, "exec"), namespace)
+        return
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = [word for word in shlex.split(line, comments=True) if word != "..."]
+        if words and "=" not in words[0]:  # not an assignment of the shell
+            wrong = run_command(words, check=block.mode == "check")
+            assert not wrong, f"{page}:{block.line}: {line.strip()}: {wrong}"
+
+
+def run_command(words, *, check):
+    """Runs or checks a command; returns what is wrong with it."""
+    if "torchrun" in words:
+        words, check = ["python", *words[words.index("-m") :]], True
+    if words[:2] == ["python", "-m"]:
+        name = words[2].removeprefix("ard_fast.")
+        if name in COMMANDS:
+            return run_own(name, words[3:], check=check)
+        return None if words[2] in ("sphinx", "pip", "pytest") else "no such module"
+    program = words[1] if words[0] == "python" else words[0]
+    if program in ELSEWHERE:
+        return None
+    if not (ROOT / program).is_file():
+        return "no such program"
+    known = (ROOT / program).read_text()
+    if program.startswith("benchmarks/"):
+        known += (ROOT / "benchmarks" / "_cli.py").read_text()
+    if "ard_fast.train import" in known:
+        known += train.make_parser().format_help()
+    return [word for word in words if word.startswith("--") and word not in known]
+
+
+def run_own(name, arguments, *, check):
+    arguments = ["cpu" if word == "cuda" else word for word in arguments]
+    if check:
+        COMMANDS[name].make_parser().parse_args(arguments)
+        resolves = name == "train" and "--resume" not in arguments
+        return COMMANDS[name].main([*arguments, "--print-config"]) if resolves else None
+    if "--resume" not in arguments and "--print-config" not in arguments:
+        arguments += QUICK.get(name, [])
+        if name == "train" and "--dataset" not in arguments:
+            arguments += FEW_DIGITS
+    return COMMANDS[name].main(arguments)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty folder with what the pages take for granted: images, and the module of the page on own networks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("DATA", "DIR"):
+        fake_cifar(tmp_path / name, count=20)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 3)):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for k in range(count):
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+    own = next(block.text for block in blocks("docs/howto/own_model.md") if "my_networks.py" in block.text)
+    (tmp_path / "my_networks.py").write_text(own)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    yield tmp_path
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+
+
+@pytest.fixture
+def given():
+    """What examples that are not whole take for granted."""
+    x, y = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    network = build_model("resnet18-tiny", num_classes=10, in_channels=3)
+    networks = dict.fromkeys(("student", "teacher", "model"), network)
+    return {"torch": torch, **networks, "x": x, "images": x, "y": y, "labels": y}
+
+
+def run_page(page, namespace, modes):
+    for block in blocks(page):
+        if block.mode in modes:
+            run_block(page, block, namespace)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_the_examples_of_a_page_run(page, workplace, given):
+    run_page(page, given if page == "README.md" else {}, ("run", "check"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.mode == "slow" for block in blocks(page))])
+def test_the_slow_examples_of_a_page_run_too(page, workplace):
+    run_page(page, {}, ("run", "check", "slow"))
+
+
+def with_examples():
+    for path in sorted((ROOT / "ard_fast").rglob("*.py")):
+        if ">>> " in path.read_text(encoding="utf-8"):
+            yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+class AnyOutput(doctest.OutputChecker):
+    """An example that shows no output may have one."""
+
+    def check_output(self, want, got, optionflags):
+        return not want or super().check_output(want, got, optionflags)
+
+
+@pytest.mark.parametrize("name", list(with_examples()))
+def test_the_examples_of_docstrings_run(name, given):
+    module = importlib.import_module(name)
+    if name.endswith(".foolbox"):
+        given["foolbox"] = pytest.importorskip("foolbox")
+    names = {**given, **vars(attacks), **vars(module), "F": functional, "numpy": np}
+    found = [test for test in doctest.DocTestFinder().find(module, extraglobs=names) if test.examples]
+    assert found
+    for test in found:
+        assert doctest.DocTestRunner(AnyOutput()).run(test).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("python benchmarks/bench_pgd.py --no-such-flag", "--no-such-flag"),
+        ("python benchmarks/no_such_program.py", "no such program"),
+        ("python -m ard_fast.nothing", "no such module"),
+    ],
+)
+def test_a_wrong_command_is_found(line, wrong):
+    with pytest.raises(AssertionError, match=wrong):
+        run_block("README.md", Block("check", "sh", line + "\n", 1), {})
