@@ -57,7 +57,7 @@ def make_parser() -> Parser:
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N [the run's]")
     add("--out", metavar="DIR", help="folder for the results [RUN/evaluation, or a new one beside it]")
     add("--save-images", action="store_true", help="write the adversarial images, rounded to whole pixel levels inside "
-        "the ball and judged again: adversarial.npz, samples/*.png")  # fmt: skip
+        "the ball and judged again: adversarial.npz and PNG files in samples")  # fmt: skip
     return parser
 
 

@@ -22,10 +22,12 @@ extensions = [
     "sphinx_argparse_cli",
     "public_names",
 ]
-exclude_patterns = ["_extensions"]
+exclude_patterns = ["_extensions", "_static"]
 
 html_theme = "furo"
 html_title = f"ard-fast {release}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_show_sourcelink = False
 html_copy_source = False
 
