@@ -29,7 +29,7 @@ def random_start(
     dims = tuple(range(1, x.dim()))
     if init == "normal":
         noise = (std * normal).to(x.dtype)
-    elif init == "uniform" and norm == "linf":
+    elif (init == "uniform" and norm == "linf") or x.numel() == 0:  # no pixel has no largest one
         noise = per_sample(eps, x) * uniform.to(x.dtype)
     else:
         surface = uniform / uniform.abs().amax(dims, keepdim=True)
