@@ -69,9 +69,28 @@ def record(source: Path, *, busy: bool = False) -> None:
 
 def page() -> str:
     """The page's text."""
-    parts = [_INTRO, *_figures()]
+    parts = [_INTRO, *_overview(), *_figures()]
     parts += ["## Each method", *(_section(name, spec) for name, spec in METHODS.items())]
     return "\n".join(parts)
+
+
+def _overview() -> list[str]:
+    """One line a method: what it minimises, what it needs, where it comes from."""
+    rows = []
+    for name, spec in METHODS.items():
+        formula, source = _formula_and_source(spec.summary)
+        teachers = ", ".join(role.replace("_", " ") for role in spec.teachers)
+        rows.append([f"[{name}](#{name})", formula.replace("|", "\\|"), teachers or "-", source])
+    table = markdown_table(["method", "what it is", "needs", "source"], rows)
+    return ["## All of them", "", table.replace("-:|", "--|"), ""]  # words: not aligned to the right
+
+
+def _formula_and_source(summary: str) -> tuple[str, str]:
+    """A summary without its name, and the paper that stands in brackets at its end."""
+    text = summary.partition(": ")[2]
+    formula, _, source = text.rpartition(" (") if text.endswith(")") else (text, "", "")
+    # A formula may end in a bracket as well; a source has a year.
+    return (formula, source[:-1]) if any(year in source for year in ("19", "20")) else (text, "-")
 
 
 def _figures() -> list[str]:

@@ -1,5 +1,6 @@
 """Pages that are generated are what their generator makes."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -17,6 +18,14 @@ def test_a_generated_page_is_up_to_date(script, page):
     generator = runpy.run_path(str(ROOT / "scripts" / script))
     written = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert written == generator["page"]() + "\n", f"run python scripts/{script}"
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.md")))
+def test_what_a_page_outside_of_the_documentation_links_to_is_there(page):
+    # Links inside docs/ are checked by Sphinx.
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in target]
+    assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
 def test_a_row_of_a_benchmark_that_the_page_does_not_know_is_an_error(tmp_path):
