@@ -23,7 +23,9 @@ from ard_fast import attacks, compare, evaluate, functional, info, train
 from ard_fast.models import build_model
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+# Their commands are CI's or install things; here they are only checked.
+OUTSIDE = ["README.md", "CONTRIBUTING.md"]
+PAGES = [*OUTSIDE, *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 COMMANDS = {"train": train, "evaluate": evaluate, "compare": compare, "info": info}
 QUICK = {
     "train": ["--epochs", "1", "--teacher-epochs", "1", "--compare-seeds", "1"],
@@ -31,7 +33,20 @@ QUICK = {
 }
 FEW_DIGITS = ["--subset", "64", "--test-subset", "32"]
 # What CI runs in stages of its own, and what needs what a test must not: a network, a scheduler, other machines.
-ELSEWHERE = {"pip", "git", "pytest", ".ci/run", "cmake", "ctest", "srun", "sbatch", "cp", "clang-format", "ruff"}
+ELSEWHERE = {
+    "pip",
+    "git",
+    "pytest",
+    ".ci/run",
+    "cmake",
+    "ctest",
+    "srun",
+    "sbatch",
+    "cp",
+    "clang-format",
+    "ruff",
+    "pre-commit",
+}
 BLOCK = re.compile(r"(?:<!-- test: (check|slow) -->\n)?^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -47,9 +62,8 @@ class Block(NamedTuple):
 def blocks(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     found = [Block(m[1] or "run", m[2] or "sh", m[3], text[: m.start(3)].count("\n")) for m in BLOCK.finditer(text)]
-    # The README's commands are CI's; here they are only checked.
     return [
-        block._replace(mode="check") if page == "README.md" and block.language == "sh" else block
+        block._replace(mode="check") if page in OUTSIDE and block.language == "sh" else block
         for block in found
         if block.language in ("python", "sh")
     ]
@@ -75,7 +89,7 @@ def run_command(words, *, check):
         name = words[2].removeprefix("ard_fast.")
         if name in COMMANDS:
             return run_own(name, words[3:], check=check)
-        return None if words[2] in ("sphinx", "pip", "pytest") else "no such module"
+        return None if words[2] in ("sphinx", "pip", "pytest", "venv") else "no such module"
     program = words[1] if words[0] == "python" else words[0]
     if program in ELSEWHERE:
         return None
