@@ -1,5 +1,8 @@
 """Handles of the compiled operators and their shape functions. Schemas: csrc/bindings/module.cpp."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,17 +27,53 @@ affine_relu_ = torch.ops.ard_fast.affine_relu_.default
 affine_relu_backward = torch.ops.ard_fast.affine_relu_backward.default
 
 
-@torch.library.register_fake("ard_fast::pgd_linf_step_")
+def _shapes_of(name: str) -> Callable[[Callable], Callable]:
+    """Register the shape function of an operator.
+
+    One tensor on the meta device is enough for torch to call it in the operator's place, so it is here that tensors of
+    several devices are refused.
+    """
+    names = [argument.name for argument in getattr(torch.ops.ard_fast, name).default._schema.arguments]
+
+    def register(shapes: Callable) -> Callable:
+        def checked(*arguments: Any) -> Any:
+            _check_one_device(names, arguments)
+            return shapes(*arguments)
+
+        torch.library.register_fake(f"ard_fast::{name}", checked)
+        return shapes
+
+    return register
+
+
+def _check_one_device(names: Iterable[str], arguments: Iterable[Any]) -> None:
+    """All tensors, those in lists too, must be on the device of the first one.
+
+    Raises:
+        RuntimeError: names the first that is not.
+    """
+    first = None
+    for name, value in zip(names, arguments, strict=True):
+        for tensor in value if isinstance(value, (list, tuple)) else (value,):
+            if not isinstance(tensor, Tensor):
+                continue
+            first = first or (name, tensor.device)
+            if tensor.device != first[1]:
+                like = f"{first[0]} ({first[1]})"
+                raise RuntimeError(f"ard_fast: {name} must be on the device of {like}, got {tensor.device}")
+
+
+@_shapes_of("pgd_linf_step_")
 def _(x_adv, grad, x, step_size_per_sample, eps_per_sample, step_size, eps, targeted, lower, upper) -> None:
     return None
 
 
-@torch.library.register_fake("ard_fast::random_start")
+@_shapes_of("random_start")
 def _(x, eps_per_sample, eps, seed, sample_ids, normal, std, clamp, lower, upper) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
 
 
-@torch.library.register_fake("ard_fast::kd_loss")
+@_shapes_of("kd_loss")
 def _(
     student,
     teacher,
@@ -61,7 +100,7 @@ def _(
     return loss, grad_student, grad_clean, grad_teacher
 
 
-@torch.library.register_fake("ard_fast::pair_loss")
+@_shapes_of("pair_loss")
 def _(
     adv, clean, labels, weight, mart, kl_weight, ce_weight, kl_grad_weight, ce_grad_weight, reduce, with_grad
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,28 +109,28 @@ def _(
     return loss, *grads
 
 
-@torch.library.register_fake("ard_fast::scale_rows_")
+@_shapes_of("scale_rows_")
 def _(grad, scale, factor) -> None:
     return None
 
 
-@torch.library.register_fake("ard_fast::attack_gradient")
+@_shapes_of("attack_gradient")
 def _(logits, labels, target_classes, loss, kappa, with_rows) -> tuple[Tensor, Tensor, Tensor]:
     rows = logits.shape[0] if with_rows else 0
     grad = logits.new_empty(logits.shape)
     return grad, logits.new_empty((rows,), dtype=torch.float32), logits.new_empty((rows,), dtype=torch.bool)
 
 
-@torch.library.register_fake("ard_fast::pgd_l2_step_")
-@torch.library.register_fake("ard_fast::mifgsm_step_")
-@torch.library.register_fake("ard_fast::apgd_step_")
-@torch.library.register_fake("ard_fast::select_best_")
-@torch.library.register_fake("ard_fast::fold_batch_norm_")
+@_shapes_of("pgd_l2_step_")
+@_shapes_of("mifgsm_step_")
+@_shapes_of("apgd_step_")
+@_shapes_of("select_best_")
+@_shapes_of("fold_batch_norm_")
 def _(*_arguments) -> None:
     return None
 
 
-@torch.library.register_fake("ard_fast::crop_flip")
+@_shapes_of("crop_flip")
 def _(images, positions, seed, ids, views, padding, flip, levels, channels_last) -> tuple[Tensor, Tensor]:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     shape = (positions.shape[0], *images.shape[1:])
@@ -103,16 +142,16 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
 
 
-@torch.library.register_fake("ard_fast::affine_relu_")
+@_shapes_of("affine_relu_")
 def _(x, scale, shift, residual, relu, mask) -> Tensor:
     return x.new_empty(((x.numel() + 7) // 8 if mask else 0,), dtype=torch.uint8)
 
 
-@torch.library.register_fake("ard_fast::affine_relu")
+@_shapes_of("affine_relu")
 def _(x, scale, shift, residual, relu, mask) -> tuple[Tensor, Tensor]:
     return _like(x), x.new_empty(((x.numel() + 7) // 8 if mask else 0,), dtype=torch.uint8)
 
 
-@torch.library.register_fake("ard_fast::affine_relu_backward")
+@_shapes_of("affine_relu_backward")
 def _(grad, mask, scale) -> Tensor:
     return _like(grad)

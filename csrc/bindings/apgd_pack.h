@@ -9,6 +9,7 @@ namespace ard {
 constexpr int64_t kApgdFields = sizeof(ApgdRecord) / sizeof(float);
 
 inline void check_apgd_state(const Tensor& t, const char* name, const Tensor& x) {
+  check_given(t, name);
   ARD_CHECK(t.dim() == 2 && t.size(0) == kApgdFields && t.size(1) == x.size(0), name,
             " must have shape [", kApgdFields, ", ", x.size(0), "], got ", shape_of(t));
   check_dtype(t, name, ScalarType::Float, "float32");

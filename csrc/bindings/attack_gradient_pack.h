@@ -13,6 +13,7 @@ struct AttackGradientOutputs {
 };
 
 inline void check_classes(const Tensor& t, const char* name, const Tensor& logits) {
+  check_given(t, name);
   ARD_CHECK(t.dim() == 1 && t.size(0) == logits.size(0), name, " must have shape [", logits.size(0),
             "], one class a row of logits, got ", shape_of(t));
   check_dtype(t, name, ScalarType::Long, "int64");

@@ -72,14 +72,22 @@ inline const char* dtype_of(const Tensor& t) {
   }
 }
 
-// A name is whatever can be written to a stream, so that one that has to be put together is put
-// together only for a message.
+// Python's None arrives as a tensor without content where the schema has no `?`. A name is whatever
+// can be written to a stream, so that one that has to be put together is put together only for a
+// message.
+template <typename Name>
+void check_given(const Tensor& t, const Name& name) {
+  ARD_CHECK(t.defined(), name, " must be a tensor, got None");
+}
+
 template <typename Name>
 void check_dtype(const Tensor& t, const Name& name, ScalarType expected, const char* text) {
+  check_given(t, name);
   ARD_CHECK(t.scalar_type() == expected, name, " must be ", text, ", got ", dtype_of(t));
 }
 
 inline void check_float_dtype(const Tensor& t, const char* name) {
+  check_given(t, name);
   const ScalarType s = t.scalar_type();
   ARD_CHECK(s == ScalarType::Float || s == ScalarType::Half || s == ScalarType::BFloat16, name,
             " must be float32, float16 or bfloat16, got ", dtype_of(t));
@@ -102,6 +110,7 @@ void check_device(const Tensor& t, const Name& name, const Tensor& like, const c
 
 inline void check_like(const Tensor& t, const char* name, const Tensor& like,
                        const char* like_name) {
+  check_given(t, name);
   ARD_CHECK(same_shape(t, like), name, " must have the shape of ", like_name, " ", shape_of(like),
             ", got ", shape_of(t));
   check_device(t, name, like, like_name);
@@ -148,6 +157,7 @@ inline void check_batch_outermost(const Tensor& t, const char* name, const char*
 inline void check_per_sample(const std::optional<Tensor>& t, const char* name, const Tensor& x,
                              ScalarType dtype, const char* dtype_text, const char* x_name = "x") {
   if (!t) return;
+  check_given(*t, name);
   ARD_CHECK(x.dim() >= 1 && t->dim() == 1 && t->size(0) == x.size(0), name, " must have shape [",
             x.dim() ? x.size(0) : 0, "], one entry a sample, got ", shape_of(*t));
   check_dtype(*t, name, dtype, dtype_text);

@@ -56,6 +56,7 @@ inline CropFlipParams pack_crop_flip(const Tensor& images,                // [N,
               "images must be contiguous (images.contiguous() makes a copy), got stride ",
               images.stride(d), " in dimension ", d, " of shape ", shape_of(images));
   }
+  check_given(positions, "positions");
   ARD_CHECK(positions.dim() == 1, "positions must have shape [B], got ", shape_of(positions));
   const int64_t batch = positions.size(0);
   check_indices(positions, "positions", images, batch, "a sample");

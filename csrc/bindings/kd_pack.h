@@ -40,8 +40,9 @@ inline KdLossParams pack_kd_loss(const KdInputs& in, bool with_grad, bool with_t
   ARD_CHECK(in.clean || !in.labels, "labels need student_logits (clean), got none");
   ARD_CHECK(kl_of_clean || !in.clean_temperature_per_sample,
             "clean_teacher_temperature needs student_logits (clean) without labels");
-  ARD_CHECK(!(kl_of_clean && with_teacher_grad),
-            "teacher_logits have no gradient in the loss with two students");
+  ARD_CHECK(
+      !(kl_of_clean && with_teacher_grad),
+      "with_teacher_grad must be false for two students: teacher_logits have no gradient there");
   if (in.clean) check_logits(*in.clean, "student_logits (clean)", student, "student_logits");
   check_per_sample(in.labels, "labels", student, ScalarType::Long, "int64", "student_logits");
   const auto check_factor = [&](const std::optional<Tensor>& t, const char* name) {
@@ -94,6 +95,7 @@ inline void check_scale_rows(const Tensor& grad, const Tensor& scale) {
             "scale must have one element or shape [B], got ", shape_of(scale));
   ARD_CHECK(scale.dim() == 0 || scale.is_contiguous(), "scale must be contiguous");
   check_device(scale, "scale", grad, "grad");
+  check_apart(grad, "grad", scale, "scale");
 }
 
 }  // namespace ard

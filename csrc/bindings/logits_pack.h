@@ -9,6 +9,7 @@ namespace ard {
 
 inline void check_logits(const Tensor& t, const char* name, const Tensor& like,
                          const char* like_name) {
+  check_given(t, name);
   ARD_CHECK(t.dim() == 2, name, " must be logits of shape [B, C], got ", shape_of(t));
   check_like(t, name, like, like_name);
   ARD_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the dtype of ", like_name,

@@ -38,6 +38,8 @@ inline NormStepParams pack_mifgsm_step(Tensor& x_adv,       // [B, ...] float32,
   check_apart(momentum, "momentum", x_adv, "x_adv");
   check_apart(momentum, "momentum", x, "x");
   check_apart(momentum, "momentum", grad, "grad");
+  if (step_size_per_sample) check_apart(momentum, "momentum", *step_size_per_sample, "step_size");
+  if (eps_per_sample) check_apart(momentum, "momentum", *eps_per_sample, "eps");
   p.momentum = static_cast<float*>(momentum.data_ptr());
   p.decay = float(decay);
   return p;
@@ -61,6 +63,10 @@ inline SelectParams pack_select_best(Tensor& best,             // [B, ...] float
   check_per_sample(best_loss_out, "best_loss_out", best, ScalarType::Float, "float32", "best");
   check_apart(best_loss_out, "best_loss_out", best_loss, "best_loss");
   check_apart(best_loss_out, "best_loss_out", loss, "loss");
+  check_apart(best_loss_out, "best_loss_out", best, "best");
+  check_apart(best_loss_out, "best_loss_out", candidate, "candidate");
+  check_apart(best, "best", best_loss, "best_loss");
+  check_apart(best, "best", loss, "loss");
 
   SelectParams p{};
   p.best = static_cast<float*>(best.data_ptr());

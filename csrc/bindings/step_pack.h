@@ -26,6 +26,8 @@ Params pack_step(Tensor& x_adv,                                      // [B, ...]
   check_per_sample(eps_per_sample, "eps", x_adv, ScalarType::Float, "float32");
   check_no_partial_overlap(x_adv, "x_adv", x, "x");
   check_no_partial_overlap(x_adv, "x_adv", grad, "grad");
+  if (step_size_per_sample) check_apart(x_adv, "x_adv", *step_size_per_sample, "step_size");
+  if (eps_per_sample) check_apart(x_adv, "x_adv", *eps_per_sample, "eps");
 
   Params p{};
   p.x_adv = static_cast<float*>(x_adv.data_ptr());
