@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from textwrap import shorten
 
+import numpy
 import torch
 from torch import Tensor
 
 from ard_fast._arrays import Array, is_array, tensor
+
+_LARGEST = torch.finfo(torch.float32).max  # the kernels' arithmetic
 
 
 def number_or_per_sample(value: float | Array, name: str, x: Tensor) -> tuple[float, Tensor | None]:
@@ -34,7 +38,7 @@ def positive_or_per_sample(value: float | Array, name: str, x: Tensor) -> tuple[
 def nonnegative(value: float, name: str) -> float:
     """`value` as a float of at least 0."""
     number = value if type(value) is float else _number(value, name)
-    if not 0.0 <= number < math.inf:
+    if not 0.0 <= number <= _LARGEST:
         raise ValueError(f"{name} must be finite and at least 0, got {number}")
     return number
 
@@ -42,8 +46,16 @@ def nonnegative(value: float, name: str) -> float:
 def positive(value: float, name: str) -> float:
     """`value` as a float above 0."""
     number = value if type(value) is float else _number(value, name)
-    if not 0.0 < number < math.inf:
+    if not 0.0 < number <= _LARGEST:
         raise ValueError(f"{name} must be finite and above 0, got {number}")
+    return number
+
+
+def fraction(value: float, name: str) -> float:
+    """`value` as a float from 0 to 1."""
+    number = value if type(value) is float else _number(value, name)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name} must be in [0, 1], got {number}")
     return number
 
 
@@ -71,16 +83,25 @@ def int_between(value: int, name: str, lowest: int, highest: int) -> int:
 
 def one_of(value: str, name: str, choices: Sequence[str]) -> str:
     """`value`, which must be among the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+def flag(value: bool, name: str) -> bool:
+    """`value`, True or False (NumPy's too): a text such as "no" would count as true."""
+    if isinstance(value, (bool, numpy.bool_)):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, got {shorten(repr(value), 80)}")
 
 
 def _number(value: float, name: str) -> float:
     if not isinstance(value, str):
         try:
             return float(value)
-        except (TypeError, ValueError):
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
+        except (TypeError, ValueError, RuntimeError):
             pass
     raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
@@ -90,8 +111,11 @@ def bounds_pair(bounds: tuple[float, float]) -> tuple[float, float]:
     try:
         lower, upper = bounds
         lower, upper = float(lower), float(upper)
-    except (TypeError, ValueError):
-        raise ValueError(f"bounds must be a pair (lowest, highest) of numbers, got {bounds!r}") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        got = shorten(repr(bounds), 80)
+        raise ValueError(f"bounds must be a pair (lowest, highest) of numbers, got {got}") from None
+    if any(_LARGEST < abs(bound) < math.inf for bound in (lower, upper)):
+        raise ValueError(f"bounds must be float32 numbers, got {bounds!r}")
     if not lower < upper:
         raise ValueError(f"bounds must be (lowest, highest) with lowest < highest, got {bounds!r}")
     return lower, upper

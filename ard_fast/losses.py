@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ard_fast import functional as F
+from ard_fast._arguments import fraction, positive
+from ard_fast.functional._reductions import check_reduction
 
 
 class ARDLoss(nn.Module):
@@ -19,7 +21,9 @@ class ARDLoss(nn.Module):
 
     def __init__(self, alpha: float = 1.0, temperature: float = 30.0, reduction: str = "mean") -> None:
         super().__init__()
-        self.alpha, self.temperature, self.reduction = float(alpha), float(temperature), reduction
+        self.alpha, self.temperature = fraction(alpha, "alpha"), positive(temperature, "temperature")
+        check_reduction(reduction)
+        self.reduction = reduction
 
     def forward(
         self,

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ard_fast.adapters.foreign import refuse_mask, undisturbed
+from ard_fast._arguments import bounds_pair, flag, nonnegative
+from ard_fast.adapters.foreign import check_attack, check_foreign_call, refuse_mask, undisturbed
 from ard_fast.attacks.base import GradientAttack
+from ard_fast.attacks.inputs import check_images
 
 
 class FoolboxAdapter:
@@ -28,6 +30,7 @@ class FoolboxAdapter:
     """
 
     def __init__(self, attack: GradientAttack) -> None:
+        check_attack(attack)
         self.attack = attack
 
     def __call__(
@@ -49,17 +52,23 @@ class FoolboxAdapter:
         Raises:
             TypeError: the criterion has neither labels nor target classes, or a radius is None.
         """
-        x, wrap = _unwrapped(inputs)
+        if not callable(model) or not hasattr(model, "bounds"):
+            raise TypeError(f"model must be a foolbox.PyTorchModel, got {type(model).__name__}")
+        x, wrap = _unwrapped(inputs, "inputs")
+        check_images(x)
         y, targeted = _goal(criterion)
-        several = isinstance(epsilons, Iterable)
+        several = isinstance(epsilons, Iterable) and not isinstance(epsilons, str) and getattr(epsilons, "ndim", 1) > 0
         settings = {"targeted": targeted} if targeted else {}
+        if several and not len(epsilons := list(epsilons)):
+            raise ValueError("epsilons must be at least one, got none")
         attack = self.attack.replace(bounds=tuple(model.bounds), **settings)
         raw, clipped, success = [], [], []
         for eps in epsilons if several else (epsilons,):
             if eps is None:
                 raise TypeError("epsilons must be numbers, got None: this attack has a fixed radius")
+            eps = nonnegative(eps, "epsilons")
             found = attack.at_eps(eps)(model, x, y, **kwargs)
-            inside = _clip(found, x, float(eps), attack.norm)
+            inside = _clip(found, x, eps, attack.norm)
             with torch.no_grad():
                 success.append(_is_adversarial(criterion, inside, model(inside), y))
             raw.append(wrap(found))
@@ -88,9 +97,9 @@ class FromFoolbox:
         self, attack: Any, eps: float, targeted: bool = False, bounds: tuple[float, float] = (0.0, 1.0)
     ) -> None:
         self.attack = attack
-        self.eps = eps
-        self.targeted = targeted
-        self.bounds = bounds
+        self.eps = nonnegative(eps, "eps")
+        self.targeted = flag(targeted, "targeted")
+        self.bounds = bounds_pair(bounds)
 
     def __call__(
         self,
@@ -112,6 +121,7 @@ class FromFoolbox:
         import foolbox
 
         refuse_mask(mask, self.attack)
+        check_foreign_call(model, x, y, seed)
         criterion = foolbox.criteria.TargetedMisclassification if self.targeted else foolbox.criteria.Misclassification
         with undisturbed(model, x, seed):
             fmodel = foolbox.PyTorchModel(model, bounds=self.bounds, device=x.device)
@@ -122,10 +132,12 @@ class FromFoolbox:
         return f"foolbox.{self.attack!r}, eps={self.eps}, targeted={self.targeted}, bounds={self.bounds}"
 
 
-def _unwrapped(inputs: Any) -> tuple[Tensor, Any]:
+def _unwrapped(inputs: Any, name: str) -> tuple[Tensor, Any]:
     """The torch tensor inside, and what puts another one into the same type."""
     if isinstance(inputs, Tensor):
         return inputs, lambda tensor: tensor
+    if not isinstance(getattr(inputs, "raw", None), Tensor):
+        raise TypeError(f"{name} must be a tensor of torch or eagerpy, got {type(inputs).__name__}")
     wrapper = type(inputs)
     return inputs.raw, wrapper
 
@@ -134,9 +146,9 @@ def _goal(criterion: Any) -> tuple[Tensor, bool]:
     """Labels or target classes `[B]`, and which of the two they are."""
     for attribute, targeted in (("labels", False), ("target_classes", True)):
         if hasattr(criterion, attribute):
-            return _unwrapped(getattr(criterion, attribute))[0], targeted
+            return _unwrapped(getattr(criterion, attribute), f"criterion.{attribute}")[0], targeted
     if isinstance(criterion, Tensor) or isinstance(getattr(criterion, "raw", None), Tensor):
-        return _unwrapped(criterion)[0], False
+        return _unwrapped(criterion, "criterion")[0], False
     raise TypeError(
         "criterion must be labels, Misclassification(labels) or TargetedMisclassification(target_classes), "
         f"got {type(criterion).__name__}"

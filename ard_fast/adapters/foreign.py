@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ard_fast._arguments import seed_tensor
+from ard_fast.attacks.base import GradientAttack
+from ard_fast.attacks.inputs import check_images, check_label_tensor
 from ard_fast.attacks.model_state import attack_mode
 
 
@@ -34,6 +37,24 @@ def undisturbed(model: nn.Module, x: Tensor, seed: int | Tensor | None) -> Itera
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)
+
+
+def check_attack(attack: GradientAttack) -> None:
+    """One of ours."""
+    if not isinstance(attack, GradientAttack):
+        raise TypeError(f"attack must be a GradientAttack of ard_fast.attacks, got {type(attack).__name__}")
+
+
+def check_foreign_call(model: nn.Module, x: Tensor, y: Tensor, seed: int | Tensor | None) -> None:
+    """What somebody else's attack would fail at in its own way."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_images(x)
+    if y is None:
+        raise TypeError("y must be a tensor of labels [B], got None")
+    check_label_tensor(y, x)
+    if seed is not None and seed_tensor(seed, x.device).numel() != 1:
+        raise ValueError(f"seed must have one element, got {list(seed.shape)}")
 
 
 def refuse_mask(mask: Tensor | None, attack: object) -> None:

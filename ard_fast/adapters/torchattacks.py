@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ard_fast._arguments import positive_int
-from ard_fast.adapters.foreign import refuse_mask, undisturbed
+from ard_fast.adapters.foreign import check_attack, check_foreign_call, refuse_mask, undisturbed
 from ard_fast.attacks.base import GradientAttack
+from ard_fast.attacks.inputs import check_images, check_label_tensor, check_labels, check_logits, check_model
 from ard_fast.attacks.model_state import attack_mode
 
 TargetFunction = Callable[[Tensor, Tensor], Tensor]
@@ -30,6 +33,8 @@ class TorchattacksAdapter:
     """
 
     def __init__(self, model: nn.Module, attack: GradientAttack) -> None:
+        check_model(model)
+        check_attack(attack)
         self.model = model
         self.attack = attack
         self.attack_mode = "default"
@@ -43,18 +48,28 @@ class TorchattacksAdapter:
             inputs: images in the attack's bounds, or normalised if `set_normalization_used` was called.
             labels: int64 `[B]`; None for the model's own predictions.
         """
+        check_images(inputs, "inputs")
+        check_label_tensor(labels, inputs, "labels")
         if self._normalization is None:
             return self._attack(self.model, inputs, labels)
+        if inputs.dim() != 4:
+            raise ValueError(f"inputs must have shape [B, C, H, W] to be normalised, got {tuple(inputs.shape)}")
+        if inputs.shape[1] != self._normalization[0].numel() != 1:
+            channels = self._normalization[0].numel()
+            raise ValueError(f"inputs must have the {channels} channels of mean and std, got {inputs.shape[1]}")
         mean, std = (value.to(inputs.device) for value in self._normalization)
         pixels = self._attack(_Normalized(self.model, mean, std), inputs * std + mean, labels)
         return (pixels - mean) / std
 
     def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Say that inputs are (pixels - mean) / std, channel by channel, and that the model expects such."""
-        if len(mean) != len(std):
-            raise ValueError(f"mean and std must have one value a channel each, got {len(mean)} and {len(std)}")
+        means, stds = _channel_values(mean, "mean"), _channel_values(std, "std")
+        if len(means) != len(stds):
+            raise ValueError(f"mean and std must have one value a channel each, got {len(means)} and {len(stds)}")
+        if not all(0 < value < math.inf for value in stds):
+            raise ValueError(f"std must be finite and above 0, got {stds}")
         shape = (1, -1, 1, 1)
-        self._normalization = (torch.tensor(mean).reshape(shape), torch.tensor(std).reshape(shape))
+        self._normalization = (torch.tensor(means).reshape(shape), torch.tensor(stds).reshape(shape))
 
     def get_mode(self) -> str:
         """ "default", or "targeted(...)"."""
@@ -77,7 +92,11 @@ class TorchattacksAdapter:
         positive_int(kth_min, "kth_min")
 
         def least_likely(inputs: Tensor, labels: Tensor) -> Tensor:
-            others = self._logits(inputs).scatter(1, labels[:, None], float("inf"))
+            logits = self._logits(inputs)
+            check_labels(labels, logits, "labels")
+            if kth_min >= logits.shape[1]:
+                raise ValueError(f"kth_min must be below the {logits.shape[1]} classes of the model, got {kth_min}")
+            others = logits.scatter(1, labels[:, None], float("inf"))
             return others.argsort(dim=1, stable=True)[:, kth_min - 1]
 
         self._target("targeted(least-likely)", least_likely, quiet)
@@ -113,7 +132,9 @@ class TorchattacksAdapter:
             mean, std = (value.to(pixels.device) for value in self._normalization)
             pixels = (pixels - mean) / std
         with attack_mode(self.model, "eval"), torch.no_grad():
-            return self.model(pixels)
+            logits = self.model(pixels)
+        check_logits(logits, pixels)
+        return logits
 
 
 class FromTorchattacks:
@@ -144,6 +165,7 @@ class FromTorchattacks:
             ValueError: there is a mask, which torchattacks does not know.
         """
         refuse_mask(mask, self.attack)
+        check_foreign_call(model, x, y, seed)
         attack = self.attack
         before = attack.model, attack.device
         try:
@@ -157,6 +179,13 @@ class FromTorchattacks:
 
     def __repr__(self) -> str:
         return f"torchattacks.{self.attack!r}"
+
+
+def _channel_values(values: Sequence[float], name: str) -> list[float]:
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name} must be numbers, one a channel, got {shorten(repr(values), 80)}") from None
 
 
 class _Normalized(nn.Module):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ard_fast import functional as F
-from ard_fast._arguments import nonnegative, one_of, positive_int, seed_tensor
+from ard_fast._arguments import int_between, nonnegative, one_of, positive_int, seed_tensor
 from ard_fast.attacks.base import GradientAttack, Problem
+from ard_fast.attacks.inputs import check_labels
 from ard_fast.functional import AttackGradient
 
 APGD_LOSSES = ("ce", "dlr", "dlr_targeted")
@@ -85,7 +86,7 @@ class APGD(GradientAttack):
             eot=eot,
         )
         self.rho = nonnegative(rho, "rho")
-        self.drop_every = drop_every if drop_every == 0 else positive_int(drop_every, "drop_every")
+        self.drop_every = int_between(drop_every, "drop_every", 0, 2**24)
 
     @property
     def why_eager(self) -> str | None:
@@ -199,6 +200,7 @@ class APGDT(APGD):
         logits = self.predictions(problem.model, problem.x)
         if logits.shape[1] < 4:
             raise ValueError(f"model must have at least 4 classes for the targeted DLR loss, got {logits.shape[1]}")
+        check_labels(problem.y, logits)
         wrong = logits.scatter(1, problem.y[:, None], float("-inf")).argsort(dim=1, descending=True, stable=True)
         kept = _Kept(problem.x, fooled=logits.argmax(1) != problem.y)
         for target in range(min(self.n_targets, logits.shape[1] - 1)):

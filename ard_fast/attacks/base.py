@@ -30,8 +30,16 @@ import torch
 from torch import Tensor, nn
 
 from ard_fast import functional as F
-from ard_fast._arguments import bounds_pair, confidence, nonnegative, one_of, positive, positive_int
-from ard_fast.attacks.inputs import as_mask, check_images, check_targets
+from ard_fast._arguments import bounds_pair, confidence, flag, nonnegative, one_of, positive, positive_int
+from ard_fast.attacks.inputs import (
+    as_mask,
+    check_images,
+    check_logits,
+    check_model,
+    check_sample_ids,
+    check_sizes,
+    check_targets,
+)
 from ard_fast.attacks.model_state import BN_POLICIES, attack_mode
 from ard_fast.attacks.settings import Configured
 from ard_fast.functional import AttackGradient
@@ -130,6 +138,9 @@ class GradientAttack(Configured):
         self.steps = positive_int(steps, "steps")
         self.restarts = positive_int(restarts, "restarts")
         self.eot = positive_int(eot, "eot")
+        self.random_start = flag(random_start, "random_start")
+        self.clamp_start = flag(clamp_start, "clamp_start")
+        self.targeted = flag(targeted, "targeted")
         if restarts > 1 and not random_start:
             raise ValueError("restarts must be 1 without random_start: every restart would be the same")
         if targeted and loss == "dlr_targeted":
@@ -137,11 +148,8 @@ class GradientAttack(Configured):
                 "targeted must be False for loss='dlr_targeted': that loss moves to its target classes itself"
             )
         self.eps = eps if isinstance(eps, Tensor) else nonnegative(eps, "eps")
-        self.random_start = random_start
         self.init = one_of(init, "init", INITS)
         self.std = nonnegative(std, "std")
-        self.clamp_start = clamp_start
-        self.targeted = targeted
         self.bounds = bounds_pair(bounds)
         self.kappa = confidence(kappa, "kappa")
         self.temperature = positive(temperature, "temperature")
@@ -177,8 +185,11 @@ class GradientAttack(Configured):
             TypeError: x is not float32, or y, mask or target_classes not of the dtype they need.
             ValueError: shapes of the arguments or of the logits do not fit, or y is missing for a targeted attack.
         """
+        check_model(model)
         check_images(x)
         check_targets(self, y, target_classes, x)
+        check_sample_ids(sample_ids, x)
+        check_sizes(self.settings(), x)
         mask = as_mask(mask, x)
         # Neither no_grad nor inference_mode around the caller reaches into the attack.
         with torch.inference_mode(False), torch.enable_grad():
@@ -311,9 +322,7 @@ class GradientAttack(Configured):
     def forward(self, model: Model, x: Tensor) -> Tensor:
         """Logits `[B, C]` of the model, checked."""
         logits = model(x)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != x.shape[0]:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"model must return logits of shape [{x.shape[0]}, C], got {got}")
+        check_logits(logits, x)
         return logits.float() if logits.dtype == torch.float64 else logits
 
     def predictions(self, model: Model, x: Tensor) -> Tensor:
@@ -329,7 +338,10 @@ class GradientAttack(Configured):
         if y is None:
             y = logits if self.loss_name == "kl" else logits.argmax(1)
         if self.takes_target_classes and target_classes is None:
-            target_classes = logits.scatter(1, y[:, None], float("-inf")).argmax(1)
+            try:
+                target_classes = logits.scatter(1, y[:, None], float("-inf")).argmax(1)
+            except RuntimeError as error:  # on the CPU; nothing may be read here to look before
+                raise RuntimeError(f"y must be labels in [0, {logits.shape[1]}): {error}") from error
         return y, target_classes
 
 
@@ -354,9 +366,16 @@ def differentiated(loss: Callable[[Tensor], Tensor], logits: Tensor) -> AttackGr
         loss: maps logits `[B, C]`, float32, to the loss of each sample `[B]`, differentiably.
         logits: `[B, C]`.
     """
-    with torch.enable_grad():
-        leaf = logits.detach().float().requires_grad_()
+    if not callable(loss) or isinstance(loss, type):
+        raise TypeError(f"loss must map logits [B, C] to losses [B], got {type(loss).__name__}")
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits must be a tensor [B, C], got {type(logits).__name__}")
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = logits.detach().float().clone().requires_grad_()
         rows = loss(leaf)
+        if not isinstance(rows, Tensor) or not rows.requires_grad:
+            got = f"a tensor {list(rows.shape)} without a graph" if isinstance(rows, Tensor) else type(rows).__name__
+            raise TypeError(f"loss must map logits [B, C] to losses [B] differentiably, got {got}")
         (grad,) = torch.autograd.grad([rows.sum()], [leaf])
     return AttackGradient(grad.to(logits.dtype), rows.detach(), None)
 

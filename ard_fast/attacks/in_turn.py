@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ard_fast.attacks.base import GradientAttack, Model
-from ard_fast.attacks.inputs import as_mask, check_images
+from ard_fast.attacks.inputs import (
+    as_mask,
+    check_images,
+    check_label_tensor,
+    check_logits,
+    check_model,
+    check_sample_ids,
+)
 from ard_fast.attacks.model_state import attack_mode
 from ard_fast.attacks.settings import Configured
 
@@ -28,12 +35,17 @@ class InTurn(Configured):
     """
 
     def __init__(self, attacks: Sequence[GradientAttack]) -> None:
+        if callable(attacks) or isinstance(attacks, Tensor) or not isinstance(attacks, Iterable):
+            raise TypeError(f"attacks must be a sequence of attacks, got {type(attacks).__name__}")
+        attacks = tuple(attacks)
         if not attacks:
             raise ValueError("attacks must be at least one, got none")
         for attack in attacks:
+            if not isinstance(attack, Configured) or not callable(attack):
+                raise TypeError(f"attacks must be attacks of ard_fast.attacks, got {type(attack).__name__}")
             if getattr(attack, "targeted", False):
                 raise ValueError(f"attacks must be untargeted, got {attack!r}")
-        self.attacks = tuple(attacks)
+        self.attacks = attacks
 
     def at_eps(self, eps: float | Tensor) -> InTurn:
         """All of the attacks at another radius."""
@@ -59,7 +71,10 @@ class InTurn(Configured):
         mask: Tensor | None = None,
     ) -> Tensor:
         """Attack the images; arguments, result and errors as for each of the attacks."""
+        check_model(model)
         check_images(x)
+        check_label_tensor(y, x)
+        check_sample_ids(sample_ids, x)
         mask = as_mask(mask, x)
         with torch.inference_mode(False):
             return self._search(model, x.detach(), y, seed, sample_ids, mask)
@@ -95,4 +110,6 @@ class InTurn(Configured):
 
 def _predicted(model: Model, x: Tensor) -> Tensor:
     with attack_mode(model, "eval"), torch.no_grad():
-        return model(x).argmax(1)
+        logits = model(x)
+        check_logits(logits, x)
+        return logits.argmax(1)

@@ -2,25 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ard_fast.attacks.settings import Configured
+
 if TYPE_CHECKING:
     from ard_fast.attacks.base import GradientAttack
 
 
-def check_images(x: Tensor) -> None:
+def check_model(model: Callable) -> None:
+    """Anything that can be called; what it returns is checked when it has."""
+    if not callable(model) or isinstance(model, (type, Configured)):
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"model must map images to logits, got {got}")
+
+
+def check_sample_ids(sample_ids: Tensor | None, x: Tensor) -> None:
+    """int64 `[B]`, or None."""
+    if sample_ids is None:
+        return
+    if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64:
+        got = sample_ids.dtype if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
+        raise TypeError(f"sample_ids must be int64, got {got}")
+    _check_device(sample_ids, "sample_ids", x)
+    if sample_ids.shape != x.shape[:1]:
+        raise ValueError(f"sample_ids must have shape [{x.shape[0]}], got {tuple(sample_ids.shape)}")
+
+
+def check_logits(logits: Tensor, x: Tensor) -> None:
+    """What a model returned for `x`: real numbers `[B, C]`, C >= 1, on its device."""
+    good = isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[0] == x.shape[0] and logits.shape[1] > 0
+    if not good:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model must return logits of shape [{x.shape[0]}, C], got {got}")
+    if not logits.is_floating_point():
+        raise ValueError(f"model must return logits of a floating dtype, got {logits.dtype}")
+    if logits.device != x.device:
+        raise ValueError(f"model must return logits on the device of x, {x.device}, got {logits.device}")
+
+
+def check_labels(y: Tensor, logits: Tensor, name: str = "y") -> None:
+    """Labels in [0, C), looked at on the CPU only: elsewhere it would wait for the device."""
+    classes = logits.shape[1]
+    if y.device.type == "cpu" and not bool(((y >= 0) & (y < classes)).all()):
+        raise ValueError(f"{name} must be labels in [0, {classes}), the classes of the model, got {y.tolist()[:8]}")
+
+
+def check_sizes(settings: Mapping[str, object], x: Tensor) -> None:
+    """Of an attack's arguments, those that are tensors: one number, or one for each image."""
+    for name, value in settings.items():
+        if isinstance(value, Tensor) and value.dim() and value.shape != x.shape[:1]:
+            raise RuntimeError(f"{name} must be a number or have shape [{x.shape[0]}], got {tuple(value.shape)}")
+
+
+def check_images(x: Tensor, name: str = "x") -> None:
     """Images `[B, ...]`, float32."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor [B, ...], got {type(x).__name__}")
     if x.dtype != torch.float32:
         raise TypeError(
-            f"x must be float32, got {x.dtype}: iterates stay in full precision; for a half-precision model use "
+            f"{name} must be float32, got {x.dtype}: iterates stay in full precision; for a half-precision model use "
             "torch.autocast or a model that casts its input"
         )
     if x.dim() < 2:
-        raise ValueError(f"x must have shape [B, ...], got {tuple(x.shape)}")
+        raise ValueError(f"{name} must have shape [B, ...], got {tuple(x.shape)}")
 
 
 def check_targets(
@@ -38,23 +87,40 @@ def check_targets(
         return
     if not attack.takes_target_classes:
         raise ValueError(f"target_classes must be None for {attack!r}: they are for loss='dlr_targeted'")
-    if target_classes.dtype != torch.int64:
-        raise TypeError(f"target_classes must be int64, got {target_classes.dtype}")
+    if not isinstance(target_classes, Tensor) or target_classes.dtype != torch.int64:
+        got = target_classes.dtype if isinstance(target_classes, Tensor) else type(target_classes).__name__
+        raise TypeError(f"target_classes must be int64, got {got}")
+    _check_device(target_classes, "target_classes", x)
     if target_classes.shape != x.shape[:1]:
         raise ValueError(f"target_classes must have shape [{x.shape[0]}], got {tuple(target_classes.shape)}")
 
 
-def _check_target_tensor(y: Tensor, x: Tensor, loss: str) -> None:
+def _check_device(tensor: Tensor, name: str, x: Tensor) -> None:
+    if tensor.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
+
+
+def check_label_tensor(y: Tensor | None, x: Tensor, name: str = "y") -> None:
+    """int64 `[B]`, or None."""
+    if y is None:
+        return
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{name} must be a tensor, or None for the model's own predictions, got {type(y).__name__}")
+    _check_target_tensor(y, x, "ce", name)
+
+
+def _check_target_tensor(y: Tensor, x: Tensor, loss: str, name: str = "y") -> None:
+    _check_device(y, name, x)
     if loss == "kl":
         if not y.is_floating_point():
-            raise TypeError(f"y must be target logits [B, C] for loss='kl', got {y.dtype}")
+            raise TypeError(f"{name} must be target logits [B, C] for loss='kl', got {y.dtype}")
         expected, fits = f"[{x.shape[0]}, C]", y.dim() == 2
     else:
         if y.dtype != torch.int64:
-            raise TypeError(f"y must be int64 labels for loss={loss!r}, got {y.dtype}")
+            raise TypeError(f"{name} must be int64 labels for loss={loss!r}, got {y.dtype}")
         expected, fits = f"[{x.shape[0]}]", y.dim() == 1
     if not fits or y.shape[0] != x.shape[0]:
-        raise ValueError(f"y must have shape {expected} for loss={loss!r}, got {tuple(y.shape)}")
+        raise ValueError(f"{name} must have shape {expected} for loss={loss!r}, got {tuple(y.shape)}")
 
 
 def as_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
@@ -64,8 +130,7 @@ def as_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask must be a bool tensor, got {got}")
-    if mask.device != x.device:
-        raise ValueError(f"mask must be on the device of x, {x.device}, got {mask.device}")
+    _check_device(mask, "mask", x)
     try:
         return mask.expand(x.shape)
     except RuntimeError:

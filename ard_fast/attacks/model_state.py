@@ -25,7 +25,7 @@ def attack_mode(model: Callable[[Tensor], Tensor], bn: str) -> Iterator[None]:
     Raises:
         ValueError: no such policy.
     """
-    if bn not in BN_POLICIES:
+    if not isinstance(bn, str) or bn not in BN_POLICIES:
         raise ValueError(f"bn must be one of {', '.join(map(repr, BN_POLICIES))}, got {bn!r}")
     if not isinstance(model, nn.Module):
         yield

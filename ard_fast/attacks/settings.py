@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from ard_fast._arguments import nonnegative
+
 Self = TypeVar("Self", bound="Configured")
 
 _PIXEL_UNITS = ("eps", "step_size")
@@ -44,6 +46,7 @@ class Configured:
         Raises:
             ValueError: the present radius is 0, which leaves no proportion.
         """
+        eps = eps if isinstance(eps, Tensor) else nonnegative(eps, "eps")
         settings = self.settings()
         step = settings.get("step_size")
         if step is None:

@@ -14,7 +14,7 @@ REDUCTIONS = ("none", "sum", "batchmean", "mean")
 
 def check_reduction(reduction: str) -> None:
     """Raise ValueError for a name that is none of `REDUCTIONS`."""
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ard_fast import _ops
+from ard_fast._arguments import flag
 from ard_fast._arrays import Array, optional_tensor, tensor, written_tensor
 from ard_fast.functional._layout import with_layout_of
 
@@ -29,7 +30,7 @@ def affine_relu_(
     """
     x = written_tensor(x, "x")
     scale, shift, residual = _prepare(x, scale, shift, residual, relu, mask)
-    bits = _ops.affine_relu_(x, scale, shift, residual, bool(relu), bool(mask))
+    bits = _ops.affine_relu_(x, scale, shift, residual, relu, mask)
     # The dispatcher does not count the write; see pgd_linf_step_.
     torch.autograd.graph.increment_version(x)
     return bits
@@ -72,7 +73,7 @@ def affine_relu(
     """
     x = tensor(x, "x")
     scale, shift, residual = _prepare(x, scale, shift, residual, relu, mask)
-    return _ops.affine_relu(x.detach(), scale, shift, residual, bool(relu), bool(mask))
+    return _ops.affine_relu(x.detach(), scale, shift, residual, relu, mask)
 
 
 def affine_relu_backward(grad: Array, mask: Array | None, scale: Array | None = None, *, relu: bool = True) -> Tensor:
@@ -94,7 +95,7 @@ def affine_relu_backward(grad: Array, mask: Array | None, scale: Array | None = 
         ValueError: there is no mask, but `relu`.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
-    if relu and mask is None:
+    if flag(relu, "relu") and mask is None:
         raise ValueError("mask must be given with relu=True, got None")
     grad, mask, scale = tensor(grad, "grad"), optional_tensor(mask, "mask"), optional_tensor(scale, "scale")
     return _ops.affine_relu_backward(grad.detach(), mask if relu else None, scale)
@@ -106,6 +107,7 @@ def _prepare(
     """scale, shift, and the residual in the layout of x."""
     scale, shift = optional_tensor(scale, "scale"), optional_tensor(shift, "shift")
     residual = optional_tensor(residual, "residual")
+    relu, mask = flag(relu, "relu"), flag(mask, "mask")
     if mask and not relu:
         raise ValueError("mask must be False with relu=False: there is nothing to mask")
     if torch.is_grad_enabled():

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ard_fast import _ops
-from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample
+from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample, one_of
 from ard_fast._arrays import Array, tensor
 from ard_fast.functional._layout import is_plain, with_layout_of
 
 # Rows of the state, as in csrc/core/apgd_math.h.
 _STATE_ROWS = 7
 _STEP_SIZE, _LOSS_BEST, _FOOLED = 0, 1, 6
+_MOST_STEPS = 1 << 24  # the state counts them in float32
 
 
 def checkpoint_windows(
@@ -101,8 +102,7 @@ class APGDRun:
         momentum: float = 0.75,
         bounds: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        if norm not in ("linf", "l2"):
-            raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}")
+        one_of(norm, "norm", ("linf", "l2"))
         x, start = tensor(x, "x"), tensor(start, "start")
         if x.dim() < 1:
             raise RuntimeError("x must have a batch dimension, got a scalar")
@@ -229,6 +229,6 @@ def _format_of(tensor: Tensor) -> torch.memory_format:
 def _step_count(steps: int) -> int:
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise TypeError(f"steps must be an int, got {type(steps).__name__}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not 1 <= steps <= _MOST_STEPS:
+        raise ValueError(f"steps must be at least 1 and at most {_MOST_STEPS}, got {steps}")
     return steps

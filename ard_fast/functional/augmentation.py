@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ard_fast import _ops
-from ard_fast._arguments import int_between, seed_tensor
+from ard_fast._arguments import flag, int_between, seed_tensor
 from ard_fast._arrays import Array, optional_tensor, tensor
 
 
@@ -53,10 +53,11 @@ def crop_flip(
     """
     padding = int_between(padding, "padding", 0, 2**15 - 1)
     levels = int_between(levels, "levels", 1, 255)
+    flip, channels_last = flag(flip, "flip"), flag(channels_last, "channels_last")
     images, positions = tensor(images, "images"), tensor(positions, "positions")
     ids, views = optional_tensor(ids, "ids"), optional_tensor(views, "views")
     if views is None:
         seed = seed_tensor(seed, images.device)
     elif seed is not None or ids is not None:
         raise ValueError(f"views: with them nothing is drawn, so {'ids' if seed is None else 'seed'} must not be given")
-    return _ops.crop_flip(images, positions, seed, ids, views, padding, bool(flip), levels, bool(channels_last))
+    return _ops.crop_flip(images, positions, seed, ids, views, padding, flip, levels, channels_last)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ard_fast import _ops
-from ard_fast._arguments import confidence, positive
+from ard_fast._arguments import confidence, flag, one_of, positive
 from ard_fast._arrays import Array, tensor
 from ard_fast.functional._logits import common_logits
 
@@ -75,8 +75,8 @@ def attack_gradient(
         RuntimeError: shapes, dtypes or devices do not fit, C is too small for the loss, or (CPU) a class is out of
             range; the message names the argument.
     """
-    if loss not in _LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(map(repr, _LOSSES))}, got {loss!r}")
+    one_of(loss, "loss", _LOSSES)
+    with_target_grad, with_rows = flag(with_target_grad, "with_target_grad"), flag(with_rows, "with_rows")
     if with_target_grad and loss != "kl":
         raise ValueError(f"with_target_grad needs loss='kl', got loss={loss!r}: classes have no gradient")
     if (labels is not None) != (loss == "dlr_targeted"):

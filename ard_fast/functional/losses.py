@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ard_fast import _ops
-from ard_fast._arguments import nonnegative, positive, positive_or_per_sample
+from ard_fast._arguments import flag, fraction, nonnegative, positive, positive_or_per_sample
 from ard_fast._arrays import Array, tensor
 from ard_fast._autograd import KdLoss, may_be_transformed
 from ard_fast.functional._logits import common_logits
@@ -56,7 +56,7 @@ def kl_distill_loss(
         names=("student_logits", ""),
         frozen_teacher=False,
         temperature=temperature,
-        kl_weight=temperature * temperature if scale_t2 else 1.0,
+        kl_weight=temperature * temperature if flag(scale_t2, "scale_t2") else 1.0,
         reduction=reduction,
         weight=weight,
         teacher_temperature=teacher_temperature,
@@ -100,8 +100,7 @@ def ard_loss(
         RuntimeError: shapes, dtypes or devices do not fit, or (CPU) a label is out of range.
     """
     temperature = positive(temperature, "temperature")
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    alpha = fraction(alpha, "alpha")
     if alpha == 1.0:
         student_logits = labels = None
     elif student_logits is None or labels is None:

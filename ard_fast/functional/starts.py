@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ard_fast import _ops
-from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample, seed_tensor
+from ard_fast._arguments import bounds_pair, flag, nonnegative, number_or_per_sample, one_of, seed_tensor
 from ard_fast._arrays import Array, tensor
 from ard_fast.functional._layout import is_plain
 
@@ -52,10 +52,8 @@ def random_start(
         ValueError: a number or a name is out of range.
         RuntimeError: shapes, dtypes or devices do not fit; the message names the argument.
     """
-    if norm not in ("linf", "l2"):
-        raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}")
-    if init not in ("uniform", "surface", "normal"):
-        raise ValueError(f"init must be 'uniform', 'surface' or 'normal', got {init!r}")
+    one_of(norm, "norm", ("linf", "l2"))
+    one_of(init, "init", ("uniform", "surface", "normal"))
     std = nonnegative(std, "std")
     lower, upper = bounds_pair(bounds)
     x = tensor(x, "x").detach()
@@ -63,12 +61,15 @@ def random_start(
         sample_ids = tensor(sample_ids, "sample_ids")
     if not is_plain(x):
         x = x.contiguous()
+    clamp = flag(clamp, "clamp")
     eps_scalar, eps_tensor = number_or_per_sample(eps, "eps", x)
     seed = seed_tensor(seed, x.device)
     if init == "normal" or (norm, init) == ("linf", "uniform"):
         return _ops.random_start(
             x, eps_tensor, eps_scalar, seed, sample_ids, init == "normal", std, clamp, lower, upper
         )
+    if eps_tensor is not None and eps_tensor.shape != x.shape[:1]:  # here no operator looks
+        raise RuntimeError(f"eps must have shape {list(x.shape[:1])}, one entry a sample, got {list(eps_tensor.shape)}")
     radius = eps_scalar if eps_tensor is None else _over_samples(eps_tensor, x)
     if norm == "l2" and init == "uniform":
         # The share of the ball within radius r is r^E.
