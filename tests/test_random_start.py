@@ -204,8 +204,8 @@ def test_the_input_is_left_alone(device):
 @pytest.mark.parametrize(
     "message, settings, error",
     [
-        ("norm must be 'linf' or 'l2', got 'l3'", {"norm": "l3"}, ValueError),
-        ("init must be 'uniform', 'surface' or 'normal', got 'gauss'", {"init": "gauss"}, ValueError),
+        ("norm must be one of 'linf', 'l2', got 'l3'", {"norm": "l3"}, ValueError),
+        ("init must be one of 'uniform', 'surface', 'normal', got 'gauss'", {"init": "gauss"}, ValueError),
         ("eps must be finite", {"eps": math.inf}, ValueError),
         ("std must be finite and at least 0", {"init": "normal", "std": -1.0}, ValueError),
         ("bounds must be", {"bounds": (0.5, 0.5)}, ValueError),
