@@ -116,7 +116,9 @@ def modules_to_build(
 ) -> list[ninja_build.Module]:
     """The extension modules with their flags; their files go to `folder`, with `suffix` after their names."""
     bindings = sorted((CSRC / "bindings").glob("*.cpp"))
-    for_cuda = [path for path in bindings if path.stem.endswith("_cuda")]
+    for_cuda = [path for path in bindings if path.stem.endswith("_ops_cuda")]
+    launchers = sorted((CSRC / "cuda").glob("*.cu"))
+    for_cpu = [path for path in bindings if path.stem.endswith("_ops")]
     # Other people's headers go in by -isystem: warnings are for our sources.
     includes = [f"-I{CSRC}", "-isystem", str(torch.root / "include"), "-isystem", sysconfig.get_path("include")]
     # Error messages name the line that threw them: without this, by the folders of the machine that built it.
@@ -133,14 +135,28 @@ def modules_to_build(
         ninja_build.Module(
             name="_C",
             output=folder / f"_C{suffix}",
-            sources=[path for path in bindings if path not in for_cuda] + sorted((CSRC / "cpu").glob("*.cpp")),
+            sources=[CSRC / "bindings/module.cpp", *for_cpu, *sorted((CSRC / "cpu").glob("*.cpp"))],
             host_flags=host,
             link_flags=link,
         )
     ]
+    if sys.platform == "linux":
+        # The same launchers by the C++ compiler alone, for kernels that NVRTC compiles at run time: built always, and
+        # loaded only where it is needed. It links nothing of CUDA.
+        by_name = ninja_build.Module(
+            name="_C_rtc",
+            output=folder / f"_C_rtc{suffix}",
+            sources=[
+                *(CSRC / "bindings" / name for name in ("ops_by_name.cpp", "module_by_name.cpp")),
+                *launchers,
+                *sorted((CSRC / "driver").glob("*.cpp")),
+            ],
+            host_flags=[*host, "-DARD_KERNELS_BY_NAME=1", "-x", "c++"],
+            link_flags=[*link, "-ldl"],
+        )
+        modules.append(by_name)
     if cuda.toolkit is not None:
-        kernels = sorted((CSRC / "cuda").glob("*.cu"))
-        threads = plan.nvcc_threads(jobs, len(kernels), len(cuda.archs))
+        threads = plan.nvcc_threads(jobs, len(launchers), len(cuda.archs))
         nvcc_flags = [
             *NVCC_FLAGS,
             standard,
@@ -161,13 +177,19 @@ def modules_to_build(
         cuda_module = ninja_build.Module(
             name="_C_cuda",
             output=folder / f"_C_cuda{suffix}",
-            sources=[*kernels, *for_cuda],
+            sources=[*launchers, CSRC / "bindings/module_cuda.cpp", *for_cuda],
             host_flags=[*host, "-DUSE_CUDA", "-isystem", str(cuda.toolkit.include)],
             nvcc_flags=nvcc_flags,
             link_flags=["-shared", "-Wl,--exclude-libs,ALL", f"-L{torch.root / 'lib'}", *ldflags, *cuda_libraries],
         )
         modules.insert(0, cuda_module)  # first, because nvcc takes longest
     return modules
+
+
+def kernel_sources() -> list[Path]:
+    """What NVRTC compiles at run time, which goes into the package: the kernels and the headers that they may include."""
+    found = (path for folder in ("core", "cuda") for path in (CSRC / folder).iterdir())
+    return sorted(path for path in found if path.suffix in (".h", ".cuh"))
 
 
 def write_build_info(path: Path, info: dict) -> None:
@@ -223,6 +245,9 @@ class BuildExtensions(build_ext):
             earlier.unlink()
         for module in modules:
             replace_file(module.output, package / module.output.name)
+        if not self.inplace:  # a checkout has them beside its package
+            for source in kernel_sources():
+                replace_file(source, package / "csrc" / source.relative_to(CSRC))
         info = {
             "TORCH_VERSION": torch.version,
             "TORCH_CUDA": torch.cuda,
@@ -266,6 +291,6 @@ class StableAbiWheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[Extension(f"ard_fast.{name}", sources=[], py_limited_api=True) for name in ("_C", "_C_cuda")],
+    ext_modules=[Extension(f"ard_fast.{name}", sources=[], py_limited_api=True) for name in ("_C", "_C_cuda", "_C_rtc")],
     cmdclass={"build": Build, "build_ext": BuildExtensions, "bdist_wheel": StableAbiWheel},
 )

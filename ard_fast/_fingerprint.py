@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 
 # csrc/testing is the emulator for the tests: it is in no extension module, so editing it makes nothing stale.
-COMPILED_FOLDERS = ("bindings", "core", "cpu", "cuda")
+COMPILED_FOLDERS = ("bindings", "core", "cpu", "cuda", "driver")
 SOURCE_SUFFIXES = (".h", ".cuh", ".cpp", ".cu")
 
 
@@ -22,7 +22,7 @@ def source_fingerprint(csrc: Path) -> str:
     """Hash names and contents of the compiled sources under `csrc`.
 
     Args:
-        csrc: the folder that holds `bindings`, `core`, `cpu` and `cuda`.
+        csrc: the folder that holds `bindings`, `core`, `cpu`, `cuda` and `driver`.
 
     Returns:
         16 hexadecimal digits.

@@ -9,7 +9,7 @@ namespace {
 void run(AffineReluParams& p, const Tensor& x, Tensor& mask, const Scope& scope) {
   if (mask.numel() > 0) p.mask = static_cast<uint8_t*>(mask.data_ptr());
   cuda::launch_affine_relu(p, dtype_tag(x), scope.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
 }
 
 Tensor affine_relu_in_place_cuda(Tensor x, std::optional<Tensor> scale, std::optional<Tensor> shift,
@@ -39,7 +39,7 @@ Tensor affine_relu_backward_cuda(const Tensor grad, std::optional<Tensor> mask,
   Tensor out = empty_with_layout_of(grad);
   p.out = out.data_ptr();
   cuda::launch_affine_relu_backward(p, dtype_tag(grad), scope.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
   return out;
 }
 

@@ -22,7 +22,7 @@ void apgd_step_cuda(Tensor x_adv, Tensor x_prev, Tensor x_best, Tensor grad_best
   } else {
     cuda::launch_apgd_linf_step(p, dtype_tag(grad_best), scope.stream());
   }
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor, Tensor> attack_gradient_cuda(const Tensor logits, con
   const AttackGradientParams p =
       pack_attack_gradient(logits, labels, target_classes, loss, kappa, with_rows, out);
   cuda::launch_attack_gradient(p, dtype_tag(logits), scope.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
   return {out.grad, out.loss_rows, out.correct};
 }
 

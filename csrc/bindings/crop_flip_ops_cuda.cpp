@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor> crop_flip_cuda(const Tensor images, const Tensor posi
   const CropFlipParams p = pack_crop_flip(images, positions, seed, ids, views, padding, flip,
                                           levels, channels_last, out);
   cuda::launch_crop_flip(p, scope.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
   return {out.x, out.view};
 }
 

@@ -13,7 +13,7 @@ void fold_batch_norm_cuda(Tensor weights, Tensor affine,
   std::vector<FoldLayer> layers;
   const FoldParams p = pack_fold({weights, affine, tensors, eps, places}, layers);
   cuda::launch_fold_batch_norm(p, dtype_tag(weights), scope.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
 }
 
 }  // namespace

@@ -23,13 +23,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> kd_loss_cuda(
       with_grad, with_teacher_grad, out);
   if (!reduce) {
     cuda::launch_kd_loss(p, dtype_tag(student), nullptr, scope.stream());
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    scope.check_launch();
     return {out.loss_rows, out.grad_student, out.grad_clean, out.grad_teacher};
   }
   Tensor total = torch::stable::new_empty(student, {}, ScalarType::Float);
   cuda::launch_kd_loss(p, dtype_tag(student), static_cast<float*>(total.data_ptr()),
                        scope.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
   return {total, out.grad_student, out.grad_clean, out.grad_teacher};
 }
 
@@ -39,7 +39,7 @@ void scale_rows_cuda(Tensor grad, const Tensor scale, double factor) {
   cuda::launch_scale_rows(grad.data_ptr(), dtype_tag(grad), grad.numel(), grad.size(1),
                           static_cast<const float*>(scale.data_ptr()), scale.numel() != 1,
                           float(factor), scope.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ void pgd_l2_step_cuda(Tensor x_adv, const Tensor grad, const Tensor x,
                                           step_size, eps, targeted, lower, upper);
   const Scope scope(x_adv);
   cuda::launch_pgd_l2_step(p, dtype_tag(grad), scope.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
 }
 
 void mifgsm_step_cuda(Tensor x_adv, Tensor momentum, const Tensor grad, const Tensor x,
@@ -26,7 +26,7 @@ void mifgsm_step_cuda(Tensor x_adv, Tensor momentum, const Tensor grad, const Te
                        eps, decay, targeted, lower, upper);
   const Scope scope(x_adv);
   cuda::launch_mifgsm_step(p, dtype_tag(grad), scope.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
 }
 
 void select_best_cuda(Tensor best, const Tensor candidate, const Tensor best_loss,
@@ -34,7 +34,7 @@ void select_best_cuda(Tensor best, const Tensor candidate, const Tensor best_los
   const SelectParams p = pack_select_best(best, candidate, best_loss, loss, best_loss_out, lower);
   const Scope scope(best);
   cuda::launch_select_best(p, scope.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
 }
 
 }  // namespace

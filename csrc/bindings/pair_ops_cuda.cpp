@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor, Tensor> pair_loss_cuda(const Tensor adv, const Tensor
     total = static_cast<float*>(loss.data_ptr());
   }
   cuda::launch_pair_loss(p, dtype_tag(adv), total, scope.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
   return {loss, out.grad_adv, out.grad_clean};
 }
 

@@ -14,7 +14,7 @@ void pgd_linf_step_cuda(Tensor x_adv, const Tensor grad, const Tensor x,
                                              step_size, eps, targeted, lower, upper);
   const Scope scope(x_adv);
   cuda::launch_pgd_linf_step(p, dtype_tag(grad), scope.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
 }
 
 Tensor random_start_cuda(const Tensor x, std::optional<Tensor> eps_per_sample, double eps,
@@ -26,7 +26,7 @@ Tensor random_start_cuda(const Tensor x, std::optional<Tensor> eps_per_sample, d
   Tensor out = empty_with_layout_of(x);
   p.out = static_cast<float*>(out.data_ptr());
   cuda::launch_random_start(p, scope.stream());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  scope.check_launch();
   return out;
 }
 

@@ -1,21 +1,29 @@
-#include "cuda/apgd_l2_kernels.cuh"
+#include "cuda/apgd_l2_kernels.h"
 #include "cuda/apgd_launch.h"
 #include "cuda/apgd_plan.h"
-#include "cuda/sample_launch.cuh"
+#include "cuda/device.h"
+#include "cuda/dtypes.h"
+#include "cuda/sample_geometry.h"
+#include "cuda/start.h"
+#if !defined(ARD_KERNELS_BY_NAME)
+#include "cuda/apgd_l2_kernels.cuh"
+#endif
 
 namespace ard::cuda {
 namespace {
 
 template <typename T, int kVec>
-void launch_l2(const ApgdParams& p, const SamplePlan& plan, cudaStream_t stream) {
-  launch_samples(
-      plan.cached ? apgd_l2_step_kernel<T, kVec, true> : apgd_l2_step_kernel<T, kVec, false>, plan,
-      stream, p);
+void launch_l2(const ApgdParams& p, const SamplePlan& plan, Stream stream) {
+  if (plan.cached) {
+    start<kApgdL2Kernels, apgd_l2_step_kernel<T, kVec, true>>(geometry_of(plan), stream, p);
+  } else {
+    start<kApgdL2Kernels, apgd_l2_step_kernel<T, kVec, false>>(geometry_of(plan), stream, p);
+  }
 }
 
 }  // namespace
 
-void launch_apgd_l2_step(const ApgdParams& p, Dtype grad_dtype, cudaStream_t stream) {
+void launch_apgd_l2_step(const ApgdParams& p, Dtype grad_dtype, Stream stream) {
   if (p.batch == 0) return;
   for_dtype(grad_dtype, [&](auto example) {
     using T = decltype(example);

@@ -2,6 +2,7 @@
 // gradient step; the momentum and the norm that it leads to; the projection.
 #pragma once
 
+#include "cuda/apgd_l2_kernels.h"
 #include "cuda/apgd_select.cuh"
 #include "cuda/sample_group.cuh"
 

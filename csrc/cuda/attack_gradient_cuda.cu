@@ -1,35 +1,42 @@
-#include "cuda/attack_gradient_kernels.cuh"
+#include "cuda/attack_gradient_kernels.h"
 #include "cuda/attack_gradient_launch.h"
 #include "cuda/attack_gradient_plan.h"
-#include "cuda/launch_helpers.cuh"
-#include "cuda/shared_memory.cuh"
+#include "cuda/device.h"
+#include "cuda/dtypes.h"
+#include "cuda/rows.h"
+#include "cuda/start.h"
+#if !defined(ARD_KERNELS_BY_NAME)
+#include "cuda/attack_gradient_kernels.cuh"
+#endif
 
 namespace ard::cuda {
 namespace {
 
 template <typename T, int kVec>
-void launch_rows(const AttackGradientParams& p, const RowPlan& plan, cudaStream_t stream) {
-  const unsigned grid = grid_size(plan.blocks);
-  const int shared = int(plan.shared_bytes);
+void launch_rows(const AttackGradientParams& p, const RowPlan& plan, Stream stream) {
   if (p.loss != AttackLoss::ce) {
     if (plan.warp) {
-      compared_gradient_warp_kernel<T, kVec><<<grid, plan.threads, 0, stream>>>(p);
+      start<kAttackGradientKernels, compared_gradient_warp_kernel<T, kVec>>(
+          {plan.blocks, plan.threads}, stream, p);
     } else {
-      compared_gradient_block_kernel<T, kVec><<<grid, plan.threads, 0, stream>>>(p);
+      start<kAttackGradientKernels, compared_gradient_block_kernel<T, kVec>>(
+          {plan.blocks, plan.threads}, stream, p);
     }
   } else if (plan.warp) {
-    ce_gradient_warp_kernel<T, kVec><<<grid, plan.threads, shared, stream>>>(p);
+    start<kAttackGradientKernels, ce_gradient_warp_kernel<T, kVec>>(
+        {plan.blocks, plan.threads, plan.shared_bytes}, stream, p);
   } else if (plan.cached) {
-    allow_dynamic_shared(ce_gradient_block_kernel<T, kVec, true>, shared);
-    ce_gradient_block_kernel<T, kVec, true><<<grid, plan.threads, shared, stream>>>(p);
+    start<kAttackGradientKernels, ce_gradient_block_kernel<T, kVec, true>>(
+        {plan.blocks, plan.threads, plan.shared_bytes}, stream, p);
   } else {
-    ce_gradient_block_kernel<T, kVec, false><<<grid, plan.threads, 0, stream>>>(p);
+    start<kAttackGradientKernels, ce_gradient_block_kernel<T, kVec, false>>(
+        {plan.blocks, plan.threads}, stream, p);
   }
 }
 
 }  // namespace
 
-void launch_attack_gradient(const AttackGradientParams& p, Dtype dtype, cudaStream_t stream) {
+void launch_attack_gradient(const AttackGradientParams& p, Dtype dtype, Stream stream) {
   if (p.batch == 0) return;
   for_dtype(dtype, [&](auto example) {
     using T = decltype(example);

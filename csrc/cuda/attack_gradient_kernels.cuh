@@ -6,8 +6,8 @@
 #pragma once
 
 #include "core/attack_gradient_math.h"
+#include "cuda/attack_gradient_kernels.h"
 #include "cuda/ce_row.cuh"
-#include "cuda/launch_plan.h"
 #include "cuda/row_loop.cuh"
 #include "cuda/top4.cuh"
 

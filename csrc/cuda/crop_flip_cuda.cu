@@ -1,20 +1,23 @@
-#include "cuda/crop_flip_kernels.cuh"
+#include "cuda/crop_flip_kernels.h"
 #include "cuda/crop_flip_launch.h"
 #include "cuda/crop_flip_plan.h"
-#include "cuda/launch_helpers.cuh"
+#include "cuda/start.h"
+#if !defined(ARD_KERNELS_BY_NAME)
+#include "cuda/crop_flip_kernels.cuh"
+#endif
 
 namespace ard::cuda {
 namespace {
 
 template <bool kChannelsLast, int kVec>
-void launch_variant(const CropFlipParams& p, const CropFlipPlan& plan, cudaStream_t stream) {
-  crop_flip_kernel<kChannelsLast, kVec><<<grid_size(plan.blocks), kCropFlipThreads, 0, stream>>>(
-      p, uint32_t(plan.blocks_per_sample));
+void launch_variant(const CropFlipParams& p, const CropFlipPlan& plan, Stream stream) {
+  start<kCropFlipKernels, crop_flip_kernel<kChannelsLast, kVec>>(
+      {plan.blocks, kCropFlipThreads}, stream, p, uint32_t(plan.blocks_per_sample));
 }
 
 }  // namespace
 
-void launch_crop_flip(const CropFlipParams& p, cudaStream_t stream) {
+void launch_crop_flip(const CropFlipParams& p, Stream stream) {
   if (p.batch == 0) return;
   const CropFlipPlan plan = plan_crop_flip(p);
   if (plan.vector) {

@@ -1,12 +1,11 @@
 // The CUDA launcher of the folding, torch-free; see launch.h.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include "core/fold_params.h"
+#include "cuda/geometry.h"
 
 namespace ard::cuda {
 
-void launch_fold_batch_norm(const FoldParams& p, Dtype dtype, cudaStream_t stream);
+void launch_fold_batch_norm(const FoldParams& p, Dtype dtype, Stream stream);
 
 }  // namespace ard::cuda

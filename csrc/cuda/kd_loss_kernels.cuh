@@ -4,10 +4,9 @@
 // rule).
 #pragma once
 
-#include "core/params.h"
 #include "cuda/ce_row.cuh"
+#include "cuda/kd_loss_kernels.h"
 #include "cuda/kl_row.cuh"
-#include "cuda/launch_plan.h"
 
 namespace ard::cuda {
 
@@ -128,8 +127,6 @@ __global__ void __launch_bounds__(1024)
     *total = float(all);
   }
 }
-
-constexpr int kScaleThreads = 256;
 
 // grad[i] *= factor * scale of its row. The product is read on the device: 1, as after a plain
 // loss.backward(), costs a launch and no traffic, and nobody had to ask the host.

@@ -4,6 +4,7 @@
 
 #include "core/half.h"
 #include "core/params.h"
+#include "cuda/rows.h"
 
 namespace ard::cuda {
 
@@ -57,7 +58,6 @@ struct RowPlan {
 };
 
 constexpr int64_t kWarpRowClasses = 1024;
-constexpr int kWarpsPerBlock = 4;
 
 // Everything but `vector`. row_bytes: what a row keeps in shared memory, of max_shared that one
 // block may have.

@@ -1,28 +1,38 @@
-#include "cuda/launch_helpers.cuh"
-#include "cuda/norm_kernels.cuh"
+#include "cuda/device.h"
+#include "cuda/dtypes.h"
+#include "cuda/norm_kernels.h"
 #include "cuda/norm_launch.h"
-#include "cuda/sample_launch.cuh"
+#include "cuda/norm_plan.h"
+#include "cuda/sample_geometry.h"
+#include "cuda/start.h"
+#if !defined(ARD_KERNELS_BY_NAME)
+#include "cuda/norm_kernels.cuh"
+#endif
 
 namespace ard::cuda {
 namespace {
 
 template <typename T, int kVec>
-void launch_l2(const NormStepParams& p, const SamplePlan& plan, cudaStream_t stream) {
-  launch_samples(
-      plan.cached ? pgd_l2_step_kernel<T, kVec, true> : pgd_l2_step_kernel<T, kVec, false>, plan,
-      stream, p);
+void launch_l2(const NormStepParams& p, const SamplePlan& plan, Stream stream) {
+  if (plan.cached) {
+    start<kNormKernels, pgd_l2_step_kernel<T, kVec, true>>(geometry_of(plan), stream, p);
+  } else {
+    start<kNormKernels, pgd_l2_step_kernel<T, kVec, false>>(geometry_of(plan), stream, p);
+  }
 }
 
 template <typename T, int kVec>
-void launch_mifgsm(const NormStepParams& p, const SamplePlan& plan, cudaStream_t stream) {
-  launch_samples(
-      plan.cached ? mifgsm_step_kernel<T, kVec, true> : mifgsm_step_kernel<T, kVec, false>, plan,
-      stream, p);
+void launch_mifgsm(const NormStepParams& p, const SamplePlan& plan, Stream stream) {
+  if (plan.cached) {
+    start<kNormKernels, mifgsm_step_kernel<T, kVec, true>>(geometry_of(plan), stream, p);
+  } else {
+    start<kNormKernels, mifgsm_step_kernel<T, kVec, false>>(geometry_of(plan), stream, p);
+  }
 }
 
 }  // namespace
 
-void launch_pgd_l2_step(const NormStepParams& p, Dtype grad_dtype, cudaStream_t stream) {
+void launch_pgd_l2_step(const NormStepParams& p, Dtype grad_dtype, Stream stream) {
   if (p.batch == 0 || p.sample_numel == 0) return;
   for_dtype(grad_dtype, [&](auto example) {
     using T = decltype(example);
@@ -35,7 +45,7 @@ void launch_pgd_l2_step(const NormStepParams& p, Dtype grad_dtype, cudaStream_t 
   });
 }
 
-void launch_mifgsm_step(const NormStepParams& p, Dtype grad_dtype, cudaStream_t stream) {
+void launch_mifgsm_step(const NormStepParams& p, Dtype grad_dtype, Stream stream) {
   if (p.batch == 0 || p.sample_numel == 0) return;
   for_dtype(grad_dtype, [&](auto example) {
     using T = decltype(example);
@@ -48,14 +58,16 @@ void launch_mifgsm_step(const NormStepParams& p, Dtype grad_dtype, cudaStream_t 
   });
 }
 
-void launch_select_best(const SelectParams& p, cudaStream_t stream) {
+void launch_select_best(const SelectParams& p, Stream stream) {
   if (p.batch == 0) return;
   const SelectPlan plan = plan_select_best(p, kSelectThreads);
-  const unsigned grid = grid_size(p.batch * plan.blocks_per_sample);
+  const int64_t blocks = p.batch * plan.blocks_per_sample;
   if (plan.vector) {
-    select_best_kernel<4><<<grid, kSelectThreads, 0, stream>>>(p, plan.blocks_per_sample);
+    start<kNormKernels, select_best_kernel<4>>({blocks, kSelectThreads}, stream, p,
+                                               plan.blocks_per_sample);
   } else {
-    select_best_kernel<1><<<grid, kSelectThreads, 0, stream>>>(p, plan.blocks_per_sample);
+    start<kNormKernels, select_best_kernel<1>>({blocks, kSelectThreads}, stream, p,
+                                               plan.blocks_per_sample);
   }
 }
 

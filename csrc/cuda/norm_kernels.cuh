@@ -5,7 +5,7 @@
 #include "core/half.h"
 #include "core/norm_math.h"
 #include "core/pgd_math.h"
-#include "cuda/norm_plan.h"
+#include "cuda/norm_kernels.h"
 #include "cuda/pixels.cuh"
 #include "cuda/sample_group.cuh"
 
@@ -100,8 +100,6 @@ __global__ void __launch_bounds__(1024, 1) mifgsm_step_kernel(NormStepParams p) 
     store_pixels<kVec>(p.x_adv + at + i, a);
   }
 }
-
-constexpr int kSelectThreads = 256;
 
 // Several blocks a sample; all of them read its losses, so the new one goes elsewhere.
 template <int kVec>

@@ -1,29 +1,34 @@
+#include "cuda/device.h"
+#include "cuda/dtypes.h"
 #include "cuda/launch.h"
-#include "cuda/launch_helpers.cuh"
 #include "cuda/pair_launch.h"
-#include "cuda/pair_loss_kernels.cuh"
+#include "cuda/pair_loss_kernels.h"
 #include "cuda/pair_plan.h"
-#include "cuda/shared_memory.cuh"
+#include "cuda/rows.h"
+#include "cuda/start.h"
+#if !defined(ARD_KERNELS_BY_NAME)
+#include "cuda/pair_loss_kernels.cuh"
+#endif
 
 namespace ard::cuda {
 namespace {
 
 template <typename T, int kVec, bool kMart>
-void launch_rows(const PairLossParams& p, const RowPlan& plan, cudaStream_t stream) {
-  const unsigned grid = grid_size(plan.blocks);
-  const int shared = int(plan.shared_bytes);
+void launch_rows(const PairLossParams& p, const RowPlan& plan, Stream stream) {
   if (plan.warp) {
-    pair_loss_warp_kernel<T, kVec, kMart><<<grid, plan.threads, shared, stream>>>(p);
+    start<kPairLossKernels, pair_loss_warp_kernel<T, kVec, kMart>>(
+        {plan.blocks, plan.threads, plan.shared_bytes}, stream, p);
   } else if (plan.cached) {
-    allow_dynamic_shared(pair_loss_block_kernel<T, kVec, kMart, true>, shared);
-    pair_loss_block_kernel<T, kVec, kMart, true><<<grid, plan.threads, shared, stream>>>(p);
+    start<kPairLossKernels, pair_loss_block_kernel<T, kVec, kMart, true>>(
+        {plan.blocks, plan.threads, plan.shared_bytes}, stream, p);
   } else {
-    pair_loss_block_kernel<T, kVec, kMart, false><<<grid, plan.threads, 0, stream>>>(p);
+    start<kPairLossKernels, pair_loss_block_kernel<T, kVec, kMart, false>>(
+        {plan.blocks, plan.threads}, stream, p);
   }
 }
 
 template <typename T, int kVec>
-void launch_loss(const PairLossParams& p, const RowPlan& plan, cudaStream_t stream) {
+void launch_loss(const PairLossParams& p, const RowPlan& plan, Stream stream) {
   if (p.mart) {
     launch_rows<T, kVec, true>(p, plan, stream);
   } else {
@@ -33,7 +38,7 @@ void launch_loss(const PairLossParams& p, const RowPlan& plan, cudaStream_t stre
 
 }  // namespace
 
-void launch_pair_loss(const PairLossParams& p, Dtype dtype, float* total, cudaStream_t stream) {
+void launch_pair_loss(const PairLossParams& p, Dtype dtype, float* total, Stream stream) {
   if (p.batch > 0) {
     for_dtype(dtype, [&](auto example) {
       using T = decltype(example);

@@ -5,9 +5,8 @@
 #pragma once
 
 #include "core/pair_math.h"
-#include "core/pair_params.h"
 #include "cuda/kl_row.cuh"
-#include "cuda/launch_plan.h"
+#include "cuda/pair_loss_kernels.h"
 
 namespace ard::cuda {
 

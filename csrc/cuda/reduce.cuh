@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/platform.cuh"
+#include "cuda/rows.h"
 
 namespace ard::cuda {
 
@@ -62,14 +63,6 @@ struct WarpGroup {
   }
 
   __device__ __forceinline__ Largest largest(Largest mine) { return warp_largest(mine); }
-};
-
-// Room for one value a warp, twice: with two buffers used in turn, the barrier of one reduction
-// also tells that everyone has read the buffer before it, so that one barrier a reduction is
-// enough.
-struct BlockScratch {
-  float value[2][32];
-  int index[2][32];
 };
 
 // All threads of a block on one row. Every thread calls the same reductions in the same order.

@@ -1,21 +1,10 @@
-// Small helpers of the launchers.
+// From a dtype to the C++ type of a kernel.
 #pragma once
-
-#include <stdexcept>
-#include <string>
 
 #include "core/half.h"
 #include "core/params.h"
 
 namespace ard::cuda {
-
-inline unsigned grid_size(int64_t blocks) {
-  if (blocks > 0x7fffffff) {
-    throw std::runtime_error("ard_fast: tensor too large for one launch: " +
-                             std::to_string(blocks) + " blocks, at most 2^31 - 1");
-  }
-  return unsigned(blocks);
-}
 
 // Calls body with a value of the C++ type of the dtype.
 template <typename Body>

@@ -1,0 +1,10 @@
+// All CUDA ops of the module _C_rtc in one source: reading torch's headers takes most of the time.
+#include "bindings/affine_ops_cuda.cpp"
+#include "bindings/apgd_ops_cuda.cpp"
+#include "bindings/attack_gradient_ops_cuda.cpp"
+#include "bindings/crop_flip_ops_cuda.cpp"
+#include "bindings/fold_ops_cuda.cpp"
+#include "bindings/kd_ops_cuda.cpp"
+#include "bindings/norm_ops_cuda.cpp"
+#include "bindings/pair_ops_cuda.cpp"
+#include "bindings/pgd_ops_cuda.cpp"
