@@ -41,6 +41,7 @@ import torch_install  # noqa: E402
 
 fingerprint = runpy.run_path(str(ROOT / "ard_fast" / "_fingerprint.py"))
 
+MODULES = ("_C", "_C_cuda", "_C_rtc")
 PYTHON_ABI = (3, 10)  # one build serves this and every newer Python
 # The oldest torch that the modules run on: headers hide whatever is newer.
 DEFINES = [
@@ -187,7 +188,7 @@ def modules_to_build(
 
 
 def kernel_sources() -> list[Path]:
-    """What NVRTC compiles at run time, which goes into the package: the kernels and the headers that they may include."""
+    """What goes into the package for NVRTC to compile: the kernels, and the headers that they may include."""
     found = (path for folder in ("core", "cuda") for path in (CSRC / folder).iterdir())
     return sorted(path for path in found if path.suffix in (".h", ".cuh"))
 
@@ -291,6 +292,6 @@ class StableAbiWheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[Extension(f"ard_fast.{name}", sources=[], py_limited_api=True) for name in ("_C", "_C_cuda", "_C_rtc")],
+    ext_modules=[Extension(f"ard_fast.{name}", sources=[], py_limited_api=True) for name in MODULES],
     cmdclass={"build": Build, "build_ext": BuildExtensions, "bdist_wheel": StableAbiWheel},
 )
