@@ -24,6 +24,8 @@ extensions = [
 ]
 exclude_patterns = ["_extensions", "_static"]
 
+smartquotes_action = "De"  # dashes and dots only: x' is a name
+
 html_theme = "furo"
 html_title = f"ard-fast {release}"
 html_static_path = ["_static"]
@@ -36,6 +38,7 @@ default_role = "py:obj"
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -63,6 +66,18 @@ def _drop_docstring_of_type(app: Any, what: str, name: str, obj: Any, options: A
         lines.clear()
 
 
+def _name_factories(app: Any, what: str, name: str, obj: Any, options: Any, text: str | None, result: Any) -> Any:
+    """A dataclass's `<factory>` is no expression, and would keep Sphinx from reading the signature."""
+    return None if text is None else (text.replace("<factory>", "..."), result)
+
+
+def _skip_fields(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """A named tuple's fields are in its docstring; those that Python makes say only their number."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.connect("autodoc-process-signature", _name_factories)
+    app.connect("autodoc-skip-member", _skip_fields)
     app.connect("autodoc-process-docstring", _drop_docstring_of_type)

@@ -105,7 +105,7 @@ def run_command(words, *, check):
 
 def run_own(name, arguments, *, check):
     arguments = ["cpu" if word == "cuda" else word for word in arguments]
-    if check:
+    if check and name != "info":
         COMMANDS[name].make_parser().parse_args(arguments)
         resolves = name == "train" and "--resume" not in arguments
         return COMMANDS[name].main([*arguments, "--print-config"]) if resolves else None

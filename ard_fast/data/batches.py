@@ -76,10 +76,10 @@ class Batch:
 
     @property
     def count(self) -> int:
-        """The images that count: B, or 0."""
+        """How many images count, B or 0."""
         return 0 if self.filler else len(self.y)
 
     @property
     def share(self) -> float:
-        """The share of the update's images that count here, 0 to 1: the weight of this batch's mean."""
+        """The share of the update's images that count here, 0 to 1; the weight of this batch's mean."""
         return 1.0 if self.global_size is None else self.count / self.global_size

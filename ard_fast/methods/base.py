@@ -103,7 +103,7 @@ class Method(ABC):
     replays: int = 1
     """Updates on each batch; the run then makes epochs / replays passes over the data."""
     teacher_alongside: bool = False
-    """Whether the logits of `clean_teachers` are for the loss alone: they may be computed while the attack runs."""
+    """Whether the logits of `clean_teachers` are for the loss alone; they may be computed while the attack runs."""
 
     @abstractmethod
     def attack(self, student: Callable[[Tensor], Tensor], batch: Batch) -> Inner:
