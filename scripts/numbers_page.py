@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/numbers.md: every recorded row of benchmarks/results, with its device, version of torch and date.
+"""Writes docs/numbers.md: every recorded row of benchmarks/results, with its device, versions and date.
 
     python scripts/numbers_page.py
 
@@ -30,7 +30,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 _INTRO = """# Numbers
 
 This page is written by `python scripts/numbers_page.py` from the files in `benchmarks/results`: measure, do not edit.
-Nothing here was copied by hand, and every row names the device, the version of torch and the date. There are no rows of
+Nothing here was copied by hand, and every row names the device, the versions and the date. There are no rows of
 a GPU where none is named.
 
 - Times are medians over rounds in which all variants took turns; a ratio is the median of the ratios inside the rounds,
@@ -224,7 +224,7 @@ def _counts_table(rows: list[Row]) -> str:
 
 # --- cells ------------------------------------------------------------------------------------------------------------
 
-_WHERE = ("device", "torch", "date")
+_WHERE = ("device", "versions", "date")
 
 
 def _where(row: Row) -> tuple[str, str, str]:
@@ -234,7 +234,7 @@ def _where(row: Row) -> tuple[str, str, str]:
         device = row["device_name"]
     if row.get("allocator") == "fresh":
         device += ", fresh malloc"
-    return device, row["torch"], str(row["date"])[:10]
+    return device, f"ard-fast {row['ard_fast']}, torch {row['torch']}", str(row["date"])[:10]
 
 
 def _split(variant: str) -> tuple[str, bool]:
