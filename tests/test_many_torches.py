@@ -30,7 +30,12 @@ def made_up(many, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict:
             if self.torch == "2.15.0":
                 raise many.Failed("exit status 1: pytest\n1 failed, 2 passed in 1.00s")
             return "...\n\n=== 3 passed in 1.00s ===\n"
-        finding = {"torch": f"{self.torch}+cpu", "operators": 2, "problems": state["found"].get(self.torch, [])}
+        finding = {
+            "torch": f"{self.torch}+cpu",
+            "built": "2.11.0+cpu",
+            "operators": 2,
+            "problems": state["found"].get(self.torch, []),
+        }
         return f"a warning\n{json.dumps(finding)}\n"
 
     monkeypatch.setattr(many.Environment, "run", run)
@@ -49,7 +54,7 @@ def test_one_failure_fails_the_run_after_the_others_have_been_tested(
 ) -> None:
     assert call(many, tmp_path, "--torch", "2.11.0", "2.15.0", "2.12.0", "--tests", "quick") == 1
     rows = capsys.readouterr().out.splitlines()[-3:]
-    assert "torch 2.11.0+cpu: 2 operators; 3 passed in 1.00s" in rows[0]
+    assert "torch 2.11.0+cpu, built against 2.11.0+cpu, 2 operators; 3 passed in 1.00s" in rows[0]
     assert "FAILED: exit status 1" in rows[1]
     assert "3 passed" in rows[2]
     assert (tmp_path / "many_torches.log").read_text().splitlines()[-3:] == rows
