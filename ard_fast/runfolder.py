@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -13,19 +13,46 @@ from ard_fast.checkpoint import BEST, LAST, STATE, DamagedRun
 from ard_fast.config import TrainConfig, read_yaml, to_yaml, validate
 from ard_fast.files import append_line, write_text
 
+_Kind = tuple[Callable[[Any], bool], str]  # a check, and what it lets through in words
+TEXT: _Kind = (lambda value: isinstance(value, str), "text")
+_TEXT_OR_NONE: _Kind = (lambda value: value is None or isinstance(value, str), "text or null")
+_COUNT: _Kind = (lambda value: type(value) is int and 0 <= value < 2**63, "a whole number")
+_AMOUNT: _Kind = (lambda value: type(value) in (int, float) and 0 <= value < 1e15, "a number of at least 0")
+PERCENT: _Kind = (lambda value: type(value) in (int, float) and 0 <= value <= 100, "a percentage")
+_PERCENT_OR_NONE: _Kind = (lambda value: value is None or PERCENT[0](value), "a percentage or null")
+
 # A run's summary, in this order. Accuracies in percent, on the test split, of the best checkpoint.
-SUMMARY_KEYS = (
-    "method",
-    "dataset",
-    "student",
-    "teacher",
-    "seed",
-    "epochs",
-    "clean_acc",
-    "pgd20_acc",
-    "images_per_s",
-    "elapsed_s",
-)
+_SUMMARY = {
+    "method": TEXT,
+    "dataset": TEXT,
+    "student": TEXT,
+    "teacher": _TEXT_OR_NONE,
+    "seed": _COUNT,
+    "epochs": _COUNT,
+    "clean_acc": PERCENT,
+    "pgd20_acc": PERCENT,
+    "images_per_s": _AMOUNT,
+    "elapsed_s": _AMOUNT,
+}
+SUMMARY_KEYS = tuple(_SUMMARY)
+# Of a line of the metrics, what is read back.
+_METRICS = {"epoch": _COUNT, "val_clean": _PERCENT_OR_NONE, "val_robust": _PERCENT_OR_NONE}
+
+
+def check_record(record: Any, kinds: Mapping[str, _Kind]) -> None:
+    """Refuse what is no JSON object, lacks one of the keys, or holds another kind of value there.
+
+    Raises:
+        ValueError: says which, what it should be and what it is.
+    """
+    if not isinstance(record, dict):
+        raise ValueError("not an object")
+    missing = [key for key in kinds if key not in record]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    for key, (good, wanted) in kinds.items():
+        if not good(record[key]):
+            raise ValueError(f"{key} must be {wanted}, got {shorten(ascii(record[key]), 80)}")
 
 
 class RunFolder:
@@ -84,8 +111,7 @@ class RunFolder:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("not an object")
+                check_record(row, _METRICS)
                 rows.append(row)
             except (ValueError, RecursionError) as error:
                 if number < len(lines):  # what follows the last line feed was cut short, or is empty
@@ -110,10 +136,8 @@ class RunFolder:
             return None
         try:
             summary = json.loads(self.summary_file.read_bytes())
-            missing = [key for key in SUMMARY_KEYS if key not in summary]
-            if missing:
-                raise ValueError(f"it lacks {', '.join(missing)}")
-        except (ValueError, TypeError, RecursionError) as error:
+            check_record(summary, _SUMMARY)
+        except (ValueError, RecursionError) as error:
             raise DamagedRun(
                 f"summary: {self.summary_file} is damaged: {error}. Without that file --resume makes it again"
             ) from error

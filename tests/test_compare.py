@@ -163,3 +163,27 @@ def test_a_run_is_read_with_the_configuration_it_was_started_with(tmp_path):
     run = make_run(tmp_path / "a")
     (run / "config.yaml").write_text(to_yaml(resolve({"method": "at"})).replace("epochs: 15", "epochs: many"))
     assert main([str(run)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("summary.json", "clean_acc", "high", "clean_acc must be a percentage, got 'high'"),
+        ("summary.json", "pgd20_acc", None, "pgd20_acc must be a percentage, got None"),
+        ("summary.json", "images_per_s", float("nan"), "images_per_s must be a number of at least 0, got nan"),
+        ("summary.json", "epochs", 2**70, "epochs must be a whole number"),
+        ("summary.json", "teacher", 3, "teacher must be text or null, got 3"),
+        ("metrics.jsonl", "epoch", [], "epoch must be a whole number, got []"),
+        ("metrics.jsonl", "val_robust", "x", "val_robust must be a percentage or null, got 'x'"),
+        ("evaluation-pgd50/results.json", "robust_acc", 1e308, "robust_acc must be a percentage, got 1e+308"),
+        ("evaluation-pgd50/results.json", "name", 7, "name must be text, got 7"),
+    ],
+)
+def test_values_of_another_kind_are_said(tmp_path, capsys, file, key, value, message):
+    run = make_run(tmp_path / "run", attacks={"pgd50": (30.0, {})})
+    content = json.loads((run / file).read_text().splitlines()[0] if file.endswith("l") else (run / file).read_text())
+    (content["attacks"][0] if "attacks" in content else content)[key] = value
+    (run / file).write_text(json.dumps(content) + "\n")
+    assert main([str(run), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert str(run / file) in said and message in said

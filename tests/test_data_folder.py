@@ -272,7 +272,9 @@ def test_any_change_makes_the_cache_again(tmp_path, decoded, change):
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
-@pytest.mark.parametrize("damage", ["gone", "empty", "short", "long header", "shape", "pickle", "text"])
+@pytest.mark.parametrize(
+    "damage", ["gone", "empty", "short", "long", "long header", "header", "shape", "pickle", "text"]
+)
 def test_a_damaged_cache_is_made_again(tmp_path, decoded, part, damage):
     make_folder(tmp_path)
     kept = load(tmp_path)
@@ -287,7 +289,9 @@ def test_a_damaged_cache_is_made_again(tmp_path, decoded, part, damage):
         spoilt = {
             "empty": b"",
             "short": whole[:-1],
+            "long": whole.replace(b" (", b"  (", 1),
             "long header": whole[:8] + b"\xff\xff\xff\xff" + whole[12:],
+            "header": whole.replace(b"{", b"z", 1),
             "text": b"hello",
         }
         file.write_bytes(spoilt[damage])

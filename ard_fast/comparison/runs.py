@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ard_fast.config import TrainConfig
-from ard_fast.runfolder import RunFolder
+from ard_fast.runfolder import PERCENT, TEXT, RunFolder, check_record
 from ard_fast.settings import COMPARE
 
 
@@ -84,6 +84,9 @@ def _attacks(path: Path, config: TrainConfig) -> dict[str, float]:
             and settings["n_examples"] == config.test_subset
             and Path(settings["source"]).name in (path.parent.parent.name, "best.safetensors")
         )
-        return {row["name"]: float(row["robust_acc"]) for row in rows if same and row["robust_acc"] is not None}
+        found = [row for row in rows if same and row["robust_acc"] is not None]
+        for row in found:
+            check_record(row, {"name": TEXT, "robust_acc": PERCENT})
+        return {row["name"]: float(row["robust_acc"]) for row in found}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"run: {path} is not the result of an evaluation: {error!r}") from error

@@ -8,7 +8,6 @@ import os
 import shutil
 import tarfile
 import urllib.request
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,15 +138,23 @@ def unpack(archive: Path, folder: Path, files: Sequence[str]) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a killed process
     part.mkdir()
+    twice = None
     try:
         try:
             with tarfile.open(archive, "r|gz") as tar:
                 for member in tar:
                     name = wanted.get(member.name)
                     if name is not None and member.isreg():
+                        if (part / name).exists():
+                            twice = member.name
+                            break
                         _copy_out(tar, member, part / name)
-        except (tarfile.TarError, EOFError, zlib.error) as error:
+        except OSError:
+            raise
+        except Exception as error:  # a damaged archive fails with almost any exception type
             raise ValueError(f"{archive}: not a whole .tar.gz file ({error})") from error
+        if twice is not None:
+            raise ValueError(f"{archive}: {twice} is in it twice")
         missing = [name for name in files if not (part / name).exists()]
         if missing:
             raise ValueError(f"{archive}: {', '.join(missing)} missing in it, or not as plain files")
@@ -161,10 +168,7 @@ def unpack(archive: Path, folder: Path, files: Sequence[str]) -> None:
 def _copy_out(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
     source = tar.extractfile(member)
     assert source is not None  # it is a regular file
-    try:
-        with open(path, "xb") as file:
-            shutil.copyfileobj(source, file, _CHUNK)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        raise ValueError(f"{tar.name}: {member.name} is in it twice") from None
+    with open(path, "xb") as file:
+        shutil.copyfileobj(source, file, _CHUNK)
+        file.flush()
+        os.fsync(file.fileno())

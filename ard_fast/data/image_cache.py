@@ -70,11 +70,12 @@ def _open(target: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tens
     for part, shape in shapes.items():
         try:
             array = np.load(target / f"{part}.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, OverflowError):  # not there, or damaged since
+        except Exception:  # not there, or damaged since: NumPy then fails with almost any exception type
             return None
         if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != np.uint8:
             return None
-        if not array.flags.c_contiguous:
+        whole = array.offset + array.nbytes == (target / f"{part}.npy").stat().st_size
+        if not (whole and array.flags.c_contiguous):
             return None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
