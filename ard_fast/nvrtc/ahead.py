@@ -30,7 +30,10 @@ def compile_kernels(device: torch.device | str | int | None = None) -> int:
     """
     if load().cuda_backend != "nvrtc":
         return 0
-    chosen = torch.device("cuda" if device is None else device)
+    if isinstance(device, int):
+        chosen = torch.device("cuda", device)
+    else:
+        chosen = torch.device("cuda" if device is None else device)
     if chosen.type != "cuda":
         raise ValueError(f"device must be a CUDA device, got {str(chosen)!r}")
     count = torch.cuda.device_count()
