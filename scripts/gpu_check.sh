@@ -37,11 +37,11 @@ QUICK=${GPU_CHECK_QUICK:-0}      # set by --quick, handed to the stages
 KEEP=${GPU_CHECK_KEEP:-$ROOT/build/gpu_check}
 SKIPPED=77                       # exit status of a stage that says it does not apply
 
-STAGES=(env build info gpu_tests tests memcheck racecheck initcheck synccheck bench_pgd bench_kd_loss bench_steps
+STAGES=(env build info gpu_tests nvrtc tests memcheck racecheck initcheck synccheck bench_pgd bench_kd_loss bench_steps
   bench_augment bench_fold bench_affine bench_attacks bench_attack_loop bench_train bench_train_compile ceilings ncu
   train methods evaluate train_cifar10 evaluate_cifar10 autoattack_cifar10 table_cifar10)
 declare -A LIMIT=(
-  [env]=60 [build]=420 [info]=60 [gpu_tests]=300 [tests]=540
+  [env]=60 [build]=420 [info]=60 [gpu_tests]=300 [nvrtc]=540 [tests]=540
   [memcheck]=300 [racecheck]=300 [initcheck]=300 [synccheck]=300
   [bench_pgd]=420 [bench_kd_loss]=420 [bench_steps]=480 [bench_augment]=300 [bench_attacks]=540
   [bench_fold]=240 [bench_affine]=300 [bench_attack_loop]=300 [bench_train]=570 [bench_train_compile]=540
@@ -119,6 +119,18 @@ run_pytest() {
 stage_gpu_tests() {
   needs_gpu
   run_pytest "$PYTHON" -m pytest -q -rsfE -m gpu tests
+}
+
+# The path without nvcc: the same bits, and the GPU tests of the operators on kernels that NVRTC has compiled.
+stage_nvrtc() {
+  needs_gpu
+  run_pytest "$PYTHON" -m pytest -q -rsfE -s tests/test_nvrtc_gpu.py
+  export ARD_FAST_CUDA_KERNELS=nvrtc
+  "$PYTHON" -m ard_fast.info
+  time "$PYTHON" -c 'import ard_fast; print(ard_fast.compile_kernels(), "kernels ready")'
+  run_pytest "$PYTHON" -m pytest -q -rsfE -m gpu tests/test_pgd_step.py tests/test_random_start.py \
+    tests/test_kd_loss.py tests/test_pair_loss.py tests/test_attack_gradient.py tests/test_pgd_l2_step.py \
+    tests/test_apgd_step.py tests/test_crop_flip.py tests/test_fold.py tests/test_affine.py tests/test_cuda_graphs.py
 }
 
 stage_tests() {
