@@ -32,7 +32,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import check_nvcc  # noqa: E402
 
-
 # In a process of its own: importing the module registers its operators for good.
 LIST = """
 import json, sys
