@@ -6,10 +6,13 @@ every call of every function, so it is asked with one comparison of types where 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 
 class SupportsDLPack(Protocol):
@@ -24,7 +27,7 @@ class SupportsDLPack(Protocol):
 Array = Tensor | SupportsDLPack
 
 
-def is_array(value: object) -> bool:
+def is_array(value: object) -> TypeIs[Array]:
     """Whether `value` is a tensor, or an array of another library that can become one."""
     return isinstance(value, Tensor) or hasattr(type(value), "__dlpack__")
 

@@ -22,16 +22,16 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import FunctionCtx
 
 from ard_fast import _ops
+from ard_fast._typing import Context
 
 # The numbers that the operator takes after its tensors.
 KdNumbers = tuple[float, float, float, float, float, float, float, bool, bool, bool]
 PairNumbers = tuple[bool, float, float, float, float, bool, bool]
 
 # Until then Dynamo calls the operator itself under a transform, and the gradients are zeros.
-_LOST_WHEN_COMPILED = torch.__version__ < (2, 15)
+_LOST_WHEN_COMPILED = torch.__version__ < (2, 15)  # pyright: ignore[reportOperatorIssue] - torch's version compares with numbers
 
 
 class KdLoss(torch.autograd.Function):
@@ -56,12 +56,14 @@ class KdLoss(torch.autograd.Function):
         return _ops.kd_loss(student, teacher, clean, labels, weight, *temperatures, *numbers)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _keep(ctx, output[1:], inputs[:7])
         ctx.numbers, ctx.factors = inputs[7:]
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch says how many there are
+        ctx: Context, grad_loss: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 9
         saved = ctx.saved_tensors
@@ -75,7 +77,9 @@ class KdLoss(torch.autograd.Function):
         return grad_student, grad_teacher, grad_clean, None, None, None, None, None, None
 
     @staticmethod
-    def vmap(info: VmapInfo, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    def vmap(
+        info: VmapInfo, in_dims: tuple[int | None, ...], *arguments: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
         *tensors, numbers, factors = arguments
         *weights, reduce, with_grad, live = numbers
         rows, *grads = KdLoss.apply(*_stacked(info, in_dims, tensors), (*weights, False, with_grad, live), factors)
@@ -92,12 +96,14 @@ class PairLoss(torch.autograd.Function):
         return _ops.pair_loss(adv, clean, labels, weight, *numbers)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _keep(ctx, output[1:], inputs[:4])
         ctx.numbers, ctx.factor = inputs[4:]
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch says how many there are
+        ctx: Context, grad_loss: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 6
         saved = ctx.saved_tensors
@@ -109,7 +115,9 @@ class PairLoss(torch.autograd.Function):
         return *grads, None, None, None, None
 
     @staticmethod
-    def vmap(info: VmapInfo, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    def vmap(
+        info: VmapInfo, in_dims: tuple[int | None, ...], *arguments: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
         *tensors, numbers, factor = arguments
         *weights, reduce, with_grad = numbers
         rows, *grads = PairLoss.apply(*_stacked(info, in_dims, tensors), (*weights, False, with_grad), factor)
@@ -126,11 +134,11 @@ class _DifferentiatedOnce(torch.autograd.Function):
         return grad.view_as(grad)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Nothing is needed later."""
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *_: Tensor) -> NoReturn:
+    def backward(ctx: Context, *_: Tensor) -> NoReturn:
         raise RuntimeError("the losses of ard_fast can be differentiated once only: their gradient has no derivative")
 
 
@@ -160,7 +168,7 @@ def may_be_transformed() -> bool:
     return True
 
 
-def _stacked(info: VmapInfo, in_dims: tuple, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _stacked(info: VmapInfo, in_dims: tuple[int | None, ...], tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Tensors `[B, ...]` of N calls as those of one, `[N * B, ...]`."""
 
     def stacked(tensor: Tensor | None, dim: int | None) -> Tensor | None:
@@ -182,7 +190,7 @@ def _unstacked(
     return (rows.sum(1) if reduce else rows, *grads), (0, *(0 if g else None for g in given))
 
 
-def _keep(ctx: FunctionCtx, grads: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> None:
+def _keep(ctx: Context, grads: Sequence[Tensor], inputs: Sequence[Any]) -> None:
     ctx.mark_non_differentiable(*grads)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*grads, *inputs)
@@ -190,7 +198,7 @@ def _keep(ctx: FunctionCtx, grads: Sequence[Tensor], inputs: Sequence[Tensor | N
 
 
 def _scaled(
-    ctx: FunctionCtx,
+    ctx: Context,
     grads: Sequence[Tensor],
     wanted: Sequence[bool],
     factors: Sequence[float],
@@ -223,17 +231,17 @@ def _scaled(
 class _Positional(inspect.Signature):
     """A signature that takes its arguments as they come: torch binds them by name in every call, 20 us for these."""
 
-    def bind(self, *args: object) -> _Bound:
+    def bind(self, *args: Any) -> _Bound:  # pyright: ignore[reportIncompatibleMethodOverride]
         return _Bound(args, {})
 
 
 class _Bound(NamedTuple):
-    args: tuple
-    kwargs: dict
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
     def apply_defaults(self) -> None:
         """Every argument was given."""
 
 
 for function in (KdLoss, PairLoss):
-    function.forward.__signature__ = _Positional(inspect.signature(function.forward).parameters.values())
+    function.forward.__signature__ = _Positional(list(inspect.signature(function.forward).parameters.values()))

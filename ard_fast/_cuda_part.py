@@ -44,6 +44,8 @@ def module_file(folder: Path, name: str) -> Path | None:
 def import_file(name: str, path: Path) -> ModuleType:
     """Import the extension module at `path` under the name it has inside the package."""
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[name] = module

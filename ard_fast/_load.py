@@ -122,6 +122,7 @@ def load() -> Extension:
         )
     folder, info, stale = _choose_folder(folders, csrc)
     c_path = module_file(folder, "_C")
+    assert c_path is not None  # that is what the folder was chosen for
     try:
         import_file("ard_fast._C", c_path)
     except ImportError as error:

@@ -27,7 +27,7 @@ affine_relu_ = torch.ops.ard_fast.affine_relu_.default
 affine_relu_backward = torch.ops.ard_fast.affine_relu_backward.default
 
 
-def _shapes_of(name: str) -> Callable[[Callable], Callable]:
+def _shapes_of(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the shape function of an operator.
 
     One tensor on the meta device is enough for torch to call it in the operator's place, so it is here that tensors of
@@ -35,7 +35,7 @@ def _shapes_of(name: str) -> Callable[[Callable], Callable]:
     """
     names = [argument.name for argument in getattr(torch.ops.ard_fast, name).default._schema.arguments]
 
-    def register(shapes: Callable) -> Callable:
+    def register(shapes: Callable[..., Any]) -> Callable[..., Any]:
         def checked(*arguments: Any) -> Any:
             _check_one_device(names, arguments)
             return shapes(*arguments)

@@ -53,7 +53,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for key in sorted(tensors):
         total.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
-        total.update(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy())
+        total.update(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -14,7 +14,9 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 class Parser(argparse.ArgumentParser):
     """Says the nearest flag for one that does not exist."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+    def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride] - only this one of its forms is used
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> argparse.Namespace:
         parsed, extra = self.parse_known_args(args, namespace)
         if extra:
             near = nearest(extra[0].split("=")[0], self._option_string_actions)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ard_fast._typing import known
 from ard_fast.commandline import EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from ard_fast.comparison import Comparison, FinishedRun, expand, group_runs, read_run
 from ard_fast.evaluation.job import Job
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with StopRequest() as stop:
         try:
             attacks = _attack_names(flags.get("attacks", ""))
-            runs = [run for folder in expand(flags["runs"]) if (run := read_run(folder)) or _skipped(folder.path)]
+            found = [read_run(folder) or _skipped(folder.path) for folder in expand(flags["runs"])]
+            runs = [run for run in found if run is not None]
             if not runs:
                 raise ValueError("runs: none of them is finished")
             runs = [_evaluated(run, attacks, stop) for run in runs]
@@ -89,7 +91,7 @@ def _evaluated(run: FinishedRun, attacks: Sequence[str], stop: StopRequest) -> F
     if ":" in run.config.student:
         flags["model"] = run.config.student
     Job(resolve_settings(flags), stop).run()
-    return read_run(run.folder)
+    return known(read_run(run.folder))
 
 
 if __name__ == "__main__":

@@ -82,9 +82,9 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def fields_by_group() -> dict[str, list[dataclasses.Field]]:
+def fields_by_group() -> dict[str, list[dataclasses.Field[Any]]]:
     """The fields under their headings, in the order of the dataclass."""
-    groups: dict[str, list[dataclasses.Field]] = {}
+    groups: dict[str, list[dataclasses.Field[Any]]] = {}
     for item in _FIELDS.values():
         groups.setdefault(item.metadata["group"], []).append(item)
     return groups

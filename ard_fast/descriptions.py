@@ -12,7 +12,7 @@ from ard_fast.methods import METHODS
 _FEW = 4  # methods named one by one
 
 
-def describe_default(item: dataclasses.Field) -> str:
+def describe_default(item: dataclasses.Field[Any]) -> str:
     """For example `200; digits: 15`, or `10; free: 7` for a setting whose default is the method's."""
     of_methods = {name: spec.defaults[item.name] for name, spec in METHODS.items() if item.name in spec.defaults}
     parts = [_of_methods(of_methods)] if item.default is None and of_methods else [show(item.default)]

@@ -53,7 +53,7 @@ class World:
         """Whether this process prints and writes files."""
         return self.rank == 0
 
-    def __deepcopy__(self, memo: dict) -> World:
+    def __deepcopy__(self, memo: dict[int, Any]) -> World:
         return self  # copies of a network stay in the same world
 
     # ---- tensors ----------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class World:
         For what the first to come puts into a cache. If one fails, all do, with its error.
         """
         turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
-        result = None
+        result: Any = None
         for current in range(3 if self.size > 1 else 1):
             result = self._together(work) if turn == current else self._together(lambda done=result: done)
         return result
@@ -153,7 +153,8 @@ class World:
     def _together(self, work: Callable[[], T]) -> T:
         if self.size == 1:
             return work()
-        result, failure = None, None
+        result: Any = None
+        failure: Exception | None = None
         try:
             result = work()
         except Exception as error:  # raised below, on all processes
@@ -203,7 +204,8 @@ class World:
         known = inspect.signature(wrapper).parameters
         no_broadcasts = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch 2.11
         device_ids = [device.index] if device.type == "cuda" else None
-        return wrapper(network, device_ids=device_ids, **{no_broadcasts: False})
+        no_broadcast: dict[str, Any] = {no_broadcasts: False}
+        return wrapper(network, device_ids=device_ids, **no_broadcast)
 
     @contextlib.contextmanager
     def one_voice(self) -> Iterator[None]:

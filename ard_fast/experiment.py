@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ard_fast._typing import known
 from ard_fast.checkpoint import load_network
 from ard_fast.comparison import Comparison, group_runs, read_run
 from ard_fast.comparison.table import gap_line
@@ -158,7 +159,7 @@ def _run_comparison(config: TrainConfig, folder: RunFolder, env: Environment, *,
 
 def _report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str, list[RunFolder]]) -> dict[str, Any]:
     """Table, plot, report and summary of a comparison; its headline is the last of `compare_methods`."""
-    groups = {name: group_runs(map(read_run, runs))[0] for name, runs in results.items()}
+    groups = {name: group_runs(known(read_run(run)) for run in runs)[0] for name, runs in results.items()}
     comparison = Comparison(list(groups.values()))
     headline = groups[config.compare_methods[-1]]
     lines = [comparison.table(), "", *(gap_line(headline, groups[name]) for name in config.compare_methods[:-1])]

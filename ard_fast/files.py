@@ -21,7 +21,7 @@ class NotWritten(OSError):
         return cls(f"cannot write {path}: {reason}")
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, then put it in its place in one step.
 
     A process killed in between leaves the former file as it was; so does a machine that loses its power, since both

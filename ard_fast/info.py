@@ -166,7 +166,7 @@ def render(report: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the report; 0, or 1 if the extension is stale, NVRTC is missing or a visible GPU is not covered."""
-    parser = argparse.ArgumentParser(prog="python -m ard_fast.info", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m ard_fast.info", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
     report = collect()
     print(json.dumps(report, indent=2) if parser.parse_args(argv).json else render(report))

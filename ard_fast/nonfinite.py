@@ -115,7 +115,7 @@ def watched(method: Method, student: nn.Module, teachers: dict[str, Teacher]) ->
             return found
 
         real_logits = Teacher.__call__
-        Teacher.__call__ = logits
+        Teacher.__call__ = logits  # pyright: ignore[reportAttributeAccessIssue] - undone below
         stack.callback(setattr, Teacher, "__call__", real_logits)
         yield
 

@@ -31,7 +31,7 @@ def parser(dataclass: type) -> Callable[[Mapping[str, Any], str | None], dict[st
     hints = typing.get_type_hints(dataclass)
     switches = {item.name for item in dataclasses.fields(dataclass) if "true" in (item.metadata.get("choices") or ())}
     readers = {name: _SWITCH if name in switches else _reader(kind) for name, kind in hints.items()}
-    schema = TypedDict("schema", readers, total=False)
+    schema: Any = TypedDict("schema", readers, total=False)  # pyright: ignore[reportArgumentType] - made at run time
     adapter = TypeAdapter(with_config(ConfigDict(extra="forbid"))(schema))
 
     def parse(mapping: Mapping[str, Any], source: str | None = None) -> dict[str, Any]:

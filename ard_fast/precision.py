@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ def resolve_precision(name: str, device: torch.device, *, plain: bool = False) -
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """Within, convolutions and matrix products are in bfloat16 under "bf16", and as their inputs are otherwise.
 
     Weights are cast once for the whole of it; those that do not require grad at every use.
@@ -51,8 +52,11 @@ def tf32(allowed: bool) -> Iterator[None]:
     torch has two ways to say so, and does not answer by the older one where only the newer was used. Both are set here,
     so that whatever asks within gets an answer; where the caller has mixed them only the newer one is.
     """
-    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
-    operations = (cuda.matmul, cudnn.conv, cudnn.rnn, torch.backends.mkldnn.matmul)
+    # torch's annotations do not know the newer switches
+    cuda: Any = torch.backends.cuda
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    operations = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul)
     before = [operation.fp32_precision for operation in operations]
     try:
         older = torch.get_float32_matmul_precision(), cudnn.allow_tf32
@@ -78,7 +82,8 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 def arithmetic(precision: str, device: torch.device) -> str:
     """What a network said to compute in "fp32" or "bf16" computes in now: TF32 is a switch of the process."""
-    uses_tf32 = device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    cudnn: Any = torch.backends.cudnn
+    uses_tf32 = device.type == "cuda" and cudnn.conv.fp32_precision == "tf32"
     return "tf32" if precision == "fp32" and uses_tf32 else precision
 
 

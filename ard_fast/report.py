@@ -125,8 +125,8 @@ def plot_curves(
     height = max(4.5, 1.0 + 0.36 * len(runs))
     figure = Figure(figsize=(12, height) if bars else (7, height), layout="constrained")
     axes = figure.subplots(1, 2 if bars else 1, squeeze=False, width_ratios=[3, 3] if bars else None)[0]
-    shades = colormaps["tab10" if len(runs) <= 10 else "tab20"].colors
-    colours = {label: shades[index % len(shades)] for index, label in enumerate(runs)}
+    shades: Any = colormaps["tab10" if len(runs) <= 10 else "tab20"]
+    colours = {label: shades.colors[index % len(shades.colors)] for index, label in enumerate(runs)}
     for label, seeds in runs.items():
         for index, metrics in enumerate(seeds):
             shown = [row for row in metrics if row["val_robust"] is not None]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ard_fast._typing import known
 from ard_fast.config import TrainConfig
 
 
@@ -23,7 +24,7 @@ class SGD(torch.optim.SGD):
     def __init__(self, parameters: Iterable[Tensor], config: TrainConfig, *, fused: bool) -> None:
         super().__init__(
             parameters,
-            lr=config.lr,
+            lr=known(config.lr),
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
@@ -45,6 +46,6 @@ class SGD(torch.optim.SGD):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Put a state back that was perhaps saved on another device: this optimiser's form stays as it is."""
         form = [{name: group[name] for name in ("fused", "foreach")} for group in self.param_groups]
-        super().load_state_dict(state_dict)
+        super().load_state_dict(dict(state_dict))
         for group, own in zip(self.param_groups, form, strict=True):
             group.update(own)

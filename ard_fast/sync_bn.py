@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ard_fast._typing import known
 from ard_fast.distributed import World
 
 
@@ -29,22 +30,22 @@ class SyncBatchNorm(_BatchNorm):
         self.training = replaced.training
         self.world = world
 
-    def _check_input_dim(self, x: Tensor) -> None:
-        if x.dim() < 2:
-            raise ValueError(f"expected at least 2 dimensions, got {x.dim()}")
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """`[B, C, ...]`, normalised."""
         if not self.training:
-            return super().forward(x)
-        self._check_input_dim(x)
+            return super().forward(input)
+        self._check_input_dim(input)
         tracked = (self.running_mean, self.running_var) if self.track_running_stats else None
         momentum = self.momentum
         if tracked is not None:
-            self.num_batches_tracked.add_(1)
+            count = known(self.num_batches_tracked).add_(1)
             if momentum is None:  # the plain mean of all batches
-                momentum = 1.0 / float(self.num_batches_tracked)
-        return _Normalise.apply(x, self.weight, self.bias, tracked, momentum, self.eps, self.world)
+                momentum = 1.0 / float(count)
+        return _Normalise.apply(input, self.weight, self.bias, tracked, momentum, self.eps, self.world)
 
 
 class _Normalise(torch.autograd.Function):
@@ -69,9 +70,10 @@ class _Normalise(torch.autograd.Function):
         var = (square / count - mean * mean).clamp_min_(0.0)
         if tracked is not None:
             running_mean, running_var = tracked
+            share = known(momentum)
             unbiased = var * (count / (count - 1).clamp_min_(1.0))
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+            running_mean.lerp_(mean.to(running_mean.dtype), share)
+            running_var.lerp_(unbiased.to(running_var.dtype), share)
         mean, var = mean.float(), var.float()
         ctx.eps, ctx.world, ctx.idle = eps, world, world.idle
         ctx.save_for_backward(x, weight, mean, var, count)
@@ -79,7 +81,9 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch says how many there are
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, weight, mean, var, count = ctx.saved_tensors
         _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True]

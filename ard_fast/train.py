@@ -60,7 +60,10 @@ def make_parser() -> Parser:
         for item in fields:
             choices = item.metadata["choices"]
             text = item.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
-            shown = {"metavar": "VALUE", "help": f"{text} [{describe_default(item)}]".replace("%", "%%")}
+            shown: dict[str, Any] = {
+                "metavar": "VALUE",
+                "help": f"{text} [{describe_default(item)}]".replace("%", "%%"),
+            }
             if str(item.type).startswith("bool") or "true" in (choices or ()):  # --flip alone means --flip true
                 group.add_argument(flag(item.name), nargs="?", const="true", **shown)
             else:

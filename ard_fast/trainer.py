@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from textwrap import shorten
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ard_fast._typing import known
 from ard_fast.attacks import PGD
 from ard_fast.checkpoint import DamagedRun, TrainingState, load_network, load_state, save_state, save_weights
 from ard_fast.config import TrainConfig, to_yaml
@@ -89,7 +90,7 @@ def initial_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
         network = build_model(config.student, dataset.num_classes, dataset.image_shape[0], argument="student")
     if config.student_mean is None:
         return network
-    return Normalised(network, config.student_mean, config.student_std)
+    return Normalised(network, config.student_mean, known(config.student_std))
 
 
 class Trainer:
@@ -123,7 +124,7 @@ class Trainer:
             all_min=self.world.all_min,
         )
         self.method = build_method(config.method, config, context)
-        self.student = initial_network(config, env.dataset).to(env.device, memory_format=self.machine.layout)
+        self.student: nn.Module = initial_network(config, env.dataset).to(env.device, memory_format=self.machine.layout)  # pyright: ignore[reportCallIssue]
         if config.sync_bn:
             self.student = synchronise(self.student, self.world)
         self.average = self._weight_average()
@@ -152,7 +153,7 @@ class Trainer:
     def _teacher(self, network: nn.Module) -> Teacher:
         """The network as the methods ask it; under parity the plain one, as in the published codes."""
         config, dataset = self.config, self.env.dataset
-        network = network.to(self.env.device, memory_format=self.machine.layout)
+        network = network.to(self.env.device, memory_format=self.machine.layout)  # pyright: ignore[reportCallIssue]
         if config.parity:
             return Teacher(network)
         return build_teacher(
@@ -228,7 +229,7 @@ class Trainer:
             computing=[*self.update.describe(), self.graph.describe()],
         )
 
-    def _arithmetic(self) -> AbstractContextManager:
+    def _arithmetic(self) -> AbstractContextManager[Any]:
         """Of training; evaluation has its own."""
         return training_arithmetic(self.machine.precision, self.machine.device)
 
@@ -245,7 +246,7 @@ class Trainer:
         self.method.begin_epoch(state.epoch)
         started = time.perf_counter()
         watch, update = LossWatch(), self.graphed or self.update
-        with closing(self.ahead.steps(self._steps())) as ahead:
+        with closing(cast("Any", self.ahead.steps(self._steps()))) as ahead:
             for parts in ahead:
                 stop, save, bad = self.world.any_soon(self.env.stop.requested, self._save_is_due(), watch.bad)
                 if stop or bad:
@@ -365,7 +366,7 @@ class Trainer:
             argument="best",
             model_argument="student",
         )
-        best = self.world.from_main(load_best).to(self.env.device, memory_format=self.machine.layout)
+        best = self.world.from_main(load_best).to(self.env.device, memory_format=self.machine.layout)  # pyright: ignore[reportCallIssue]
         test = self._evaluate(best, dataset.test, PGD20_STEPS)
         test_last = self._evaluate(self.network, dataset.test, PGD20_STEPS)
         summary = {
@@ -390,7 +391,7 @@ class Trainer:
 
     def _report(self, best: nn.Module, summary: dict[str, Any], test_last: Accuracy) -> None:
         config, dataset = self.config, self.env.dataset
-        attack = PGD(eps=config.eps, step_size=config.eval_step_size, steps=PGD20_STEPS, bn="eval")
+        attack = PGD(eps=config.eps, step_size=known(config.eval_step_size), steps=PGD20_STEPS, bn="eval")
         shown = draw_examples(
             self.folder.pictures_file,
             best,
@@ -404,7 +405,7 @@ class Trainer:
         self.folder.write_summary(summary)
 
     def _evaluate(self, network: nn.Module, split: Any, steps: int) -> Accuracy:
-        attack = PGD(eps=self.config.eps, step_size=self.config.eval_step_size, steps=steps, bn="eval")
+        attack = PGD(eps=self.config.eps, step_size=known(self.config.eval_step_size), steps=steps, bn="eval")
         return evaluate(
             network,
             split,

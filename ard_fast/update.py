@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from ard_fast._typing import known
 from ard_fast.attacked import AttackedStudent
 from ard_fast.config import TrainConfig
 from ard_fast.data import Batch
@@ -71,7 +72,7 @@ class Update:
         self.attacked = AttackedStudent(student, machine, config.attack_bn, sample)
         self.statistics_differ = not config.sync_bn
         self.wrapped = world.wrap(student, machine.device)  # for the outer loss only
-        self.learner = torch.compile(self.wrapped) if machine.compile else self.wrapped
+        self.learner: Any = torch.compile(self.wrapped) if machine.compile else self.wrapped
         recordable = machine.device.type == "cuda" if recordable is None else recordable
         self.optimizer = SGD(student.parameters(), config, fused=recordable)
         self._rates = Scalars(method.replays, machine.device if recordable else None)
@@ -107,6 +108,7 @@ class Update:
         """The device's part of a step, the same work for the same decisions; arguments and result as of the call."""
         parts = parts[: parts[0].global_size]  # with fewer images than parts the last ones are empty in every process
         parts = self._alongside.begin(parts)
+        sums: Tensor | None = None
         for replay, average in enumerate(decisions.average):
             self.optimizer.set_rate(self._rates[replay])
             self.optimizer.zero_grad(set_to_none=True)
@@ -119,7 +121,7 @@ class Update:
                 self.awp.restore()
             if self.average is not None and average is not None:
                 self.average.move(1.0 if average == "copy" else self._shares[replay])
-        return sums
+        return known(sums)
 
     def describe(self) -> list[str]:
         """How an update computes, in words."""
@@ -141,7 +143,7 @@ class Update:
         for index, (batch, inner) in enumerate(attacked):
             # Only the last backward pass sends gradients to the other processes.
             alone = self.world.size == 1 or index == len(parts) - 1
-            with nullcontext() if alone else self.wrapped.no_sync(), self.world.counting(not batch.filler):
+            with nullcontext() if alone else cast("Any", self.wrapped).no_sync(), self.world.counting(not batch.filler):
                 loss, result = self._weighted_loss(self.learner, batch, inner)
                 loss.backward()
                 self.method.after_backward(batch, inner)
@@ -163,5 +165,5 @@ class Update:
             result = self.method.loss(lambda x: student(x).float(), batch, inner)
         return result.loss * (batch.share * self.world.size), result
 
-    def _autocast(self) -> AbstractContextManager:
+    def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.machine.precision, self.machine.device)

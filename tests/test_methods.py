@@ -1,6 +1,7 @@
 """Methods: their losses against the formulas in float64, who sees which image, and no dead forward."""
 
 import copy
+import typing
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ard_fast.config import resolve
 from ard_fast.data import Batch
 from ard_fast.losses import ARDLoss
 from ard_fast.methods import MethodContext, build_method
+from ard_fast.methods.settings import FilledSettings, MethodSettings
 from ard_fast.models import build_model
 from ard_fast.teachers import Teacher
 
@@ -150,3 +152,17 @@ def test_conventions_name_every_choice():
     text = ARDLoss(alpha=0.9, temperature=30.0, reduction="mean").describe()
     assert text == "0.9 * T^2 * KL(T(x) || S(x')), T=30, KL divided by B*C ('mean') + 0.1 * CE(S(x), y)"
     assert "divided by B ('batchmean')" in ARDLoss(reduction="batchmean").describe()
+
+
+def test_filled_settings_are_the_settings_without_none() -> None:
+    """What type checkers see of them in a method that is being built."""
+    settings = typing.get_type_hints(MethodSettings)
+    filled = {
+        name: typing.get_type_hints(value.fget)["return"]
+        for name, value in vars(FilledSettings).items()
+        if isinstance(value, property)
+    }
+    assert filled == {
+        name: next(kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None))
+        for name, hint in settings.items()
+    }

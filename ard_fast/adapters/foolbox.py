@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ard_fast._arguments import bounds_pair, flag, nonnegative
 from ard_fast.adapters.foreign import check_attack, check_foreign_call, refuse_mask, undisturbed
-from ard_fast.attacks.base import GradientAttack
+from ard_fast.attacks.base import GradientAttack, Model
 from ard_fast.attacks.inputs import check_images
 
 
@@ -52,25 +52,30 @@ class FoolboxAdapter:
         Raises:
             TypeError: the criterion has neither labels nor target classes, or a radius is None.
         """
-        if not callable(model) or not hasattr(model, "bounds"):
+        bounds: Any = getattr(model, "bounds", None)
+        if not callable(model) or bounds is None:
             raise TypeError(f"model must be a foolbox.PyTorchModel, got {type(model).__name__}")
+        network = cast("Model", model)
         x, wrap = _unwrapped(inputs, "inputs")
         check_images(x)
         y, targeted = _goal(criterion)
         several = isinstance(epsilons, Iterable) and not isinstance(epsilons, str) and getattr(epsilons, "ndim", 1) > 0
+        radii = list(cast("Iterable[float]", epsilons)) if several else [cast("float", epsilons)]
         settings = {"targeted": targeted} if targeted else {}
-        if several and not len(epsilons := list(epsilons)):
+        if not radii:
             raise ValueError("epsilons must be at least one, got none")
-        attack = self.attack.replace(bounds=tuple(model.bounds), **settings)
-        raw, clipped, success = [], [], []
-        for eps in epsilons if several else (epsilons,):
+        attack = self.attack.replace(bounds=tuple(bounds), **settings)
+        raw: list[Any] = []
+        clipped: list[Any] = []
+        success: list[Tensor] = []
+        for eps in radii:
             if eps is None:
                 raise TypeError("epsilons must be numbers, got None: this attack has a fixed radius")
             eps = nonnegative(eps, "epsilons")
-            found = attack.at_eps(eps)(model, x, y, **kwargs)
+            found = attack.at_eps(eps)(network, x, y, **kwargs)
             inside = _clip(found, x, eps, attack.norm)
             with torch.no_grad():
-                success.append(_is_adversarial(criterion, inside, model(inside), y))
+                success.append(_is_adversarial(criterion, inside, network(inside), y))
             raw.append(wrap(found))
             clipped.append(wrap(inside))
         if several:
@@ -132,14 +137,17 @@ class FromFoolbox:
         return f"foolbox.{self.attack!r}, eps={self.eps}, targeted={self.targeted}, bounds={self.bounds}"
 
 
-def _unwrapped(inputs: Any, name: str) -> tuple[Tensor, Any]:
+def _unwrapped(inputs: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """The torch tensor inside, and what puts another one into the same type."""
     if isinstance(inputs, Tensor):
-        return inputs, lambda tensor: tensor
+        return inputs, _itself
     if not isinstance(getattr(inputs, "raw", None), Tensor):
         raise TypeError(f"{name} must be a tensor of torch or eagerpy, got {type(inputs).__name__}")
-    wrapper = type(inputs)
-    return inputs.raw, wrapper
+    return inputs.raw, cast("Callable[[Tensor], Any]", type(inputs))
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _goal(criterion: Any) -> tuple[Tensor, bool]:
@@ -157,7 +165,7 @@ def _goal(criterion: Any) -> tuple[Tensor, bool]:
 
 def _is_adversarial(criterion: Any, x_adv: Tensor, logits: Tensor, y: Tensor) -> Tensor:
     if callable(criterion):
-        return criterion(x_adv, logits)
+        return cast("Tensor", criterion(x_adv, logits))
     return logits.argmax(1) != y
 
 
@@ -166,5 +174,5 @@ def _clip(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
     delta = x_adv - x
     if norm == "linf":
         return x + delta.clamp(-eps, eps)
-    length = delta.flatten(1).norm(dim=1).clamp(min=1e-12)
+    length = cast("Tensor", delta.flatten(1).norm(dim=1)).clamp(min=1e-12)
     return x + delta * (eps / length).clamp(max=1.0).view(-1, *(1,) * (x.dim() - 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def check_foreign_call(model: nn.Module, x: Tensor, y: Tensor, seed: int | Tenso
         raise TypeError("y must be a tensor of labels [B], got None")
     check_label_tensor(y, x)
     if seed is not None and seed_tensor(seed, x.device).numel() != 1:
-        raise ValueError(f"seed must have one element, got {list(seed.shape)}")
+        raise ValueError(f"seed must have one element, got {list(cast('Tensor', seed).shape)}")
 
 
 def refuse_mask(mask: Tensor | None, attack: object) -> None:

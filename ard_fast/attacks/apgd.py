@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ard_fast import functional as F
 from ard_fast._arguments import int_between, nonnegative, one_of, positive_int, seed_tensor
+from ard_fast._typing import known
 from ard_fast.attacks.base import GradientAttack, Problem
 from ard_fast.attacks.inputs import check_labels
 from ard_fast.functional import AttackGradient
@@ -118,7 +119,8 @@ class APGD(GradientAttack):
                     return dropped.outcome
                 x_adv = run.x_adv
             x_adv = self.advance(problem, x_adv, run)
-        run.finish(*self.rows(problem, x_adv))
+        loss, correct = self.rows(problem, x_adv)
+        run.finish(loss, known(correct))
         # The misclassified point where there is one, by the same operator that keeps the best of restarts.
         fooled = run.fooled.float()
         F.select_best_(run.x_best, torch.zeros_like(fooled), run.x_fooled, fooled)
@@ -142,7 +144,7 @@ class APGD(GradientAttack):
             return outcome
         if not with_rows:
             return outcome._replace(grad=-outcome.grad)
-        return AttackGradient(-outcome.grad, -outcome.loss, ~outcome.correct)
+        return AttackGradient(-outcome.grad, -known(outcome.loss), ~known(outcome.correct))
 
 
 class APGDT(APGD):
@@ -159,7 +161,10 @@ class APGDT(APGD):
         ValueError: an argument is out of range, or the model has fewer than 4 classes.
     """
 
-    takes_target_classes = False
+    @property
+    def takes_target_classes(self) -> bool:
+        """It goes through all of them itself."""
+        return False
 
     def __init__(
         self,
@@ -200,9 +205,10 @@ class APGDT(APGD):
         logits = self.predictions(problem.model, problem.x)
         if logits.shape[1] < 4:
             raise ValueError(f"model must have at least 4 classes for the targeted DLR loss, got {logits.shape[1]}")
-        check_labels(problem.y, logits)
-        wrong = logits.scatter(1, problem.y[:, None], float("-inf")).argsort(dim=1, descending=True, stable=True)
-        kept = _Kept(problem.x, fooled=logits.argmax(1) != problem.y)
+        labels = cast("Tensor", problem.y)
+        check_labels(labels, logits)
+        wrong = logits.scatter(1, labels[:, None], float("-inf")).argsort(dim=1, descending=True, stable=True)
+        kept = _Kept(problem.x, fooled=logits.argmax(1) != labels)
         for target in range(min(self.n_targets, logits.shape[1] - 1)):
             aimed = problem.aimed_at(wrong[:, target])
             for restart in range(self.restarts):

@@ -24,13 +24,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ard_fast import functional as F
 from ard_fast._arguments import bounds_pair, confidence, flag, nonnegative, one_of, positive, positive_int
+from ard_fast._typing import known
 from ard_fast.attacks.inputs import (
     as_mask,
     check_images,
@@ -200,7 +201,7 @@ class GradientAttack(Configured):
                 return x.clone()
             y, target_classes, mask, sample_ids = (_usable(t) for t in (y, target_classes, mask, sample_ids))
             if y is None or (self.takes_target_classes and target_classes is None):
-                y, target_classes = self._own_targets(model, x, y, target_classes)
+                y, target_classes = self._own_targets(model, x, cast("Tensor | None", y), target_classes)
             problem = Problem(model, x, y, target_classes, mask, sample_ids)
             with ExitStack() as modes:
                 modes.enter_context(attack_mode(model, self.bn))
@@ -212,7 +213,7 @@ class GradientAttack(Configured):
         """The loss, float32, that the attack raises (lowers if targeted): of each sample `[B]`, or their "sum"."""
         one_of(reduction, "reduction", ("none", "sum"))
         at_logits = Problem(lambda z: z, logits, y, target_classes)
-        rows = self.logits_gradient(logits.detach(), at_logits, with_rows=True).loss
+        rows = known(self.logits_gradient(logits.detach(), at_logits, with_rows=True).loss)
         return rows.sum() if reduction == "sum" else rows
 
     # --- what a subclass may override --------------------------------------------------------------------------------
@@ -269,12 +270,19 @@ class GradientAttack(Configured):
         Returns:
             `grad` `[B, C]` in the dtype of the logits and, if wanted, `loss` `[B]` float32 and `correct` `[B]` bool.
         """
-        target, labels = problem.y, None
+        target, labels = cast("Tensor", problem.y), None
         if self.loss_name == "dlr_targeted":
-            target, labels = problem.target_classes, problem.y
-        settings = {"loss": self.loss_name, "temperature": self.temperature, "kappa": self.kappa}
-        result = F.attack_gradient(logits, target, labels=labels, with_rows=with_rows, **settings)
-        return result if with_rows else AttackGradient(result, None, None)
+            target, labels = known(problem.target_classes), target
+        result = F.attack_gradient(
+            logits,
+            target,
+            loss=self.loss_name,
+            labels=labels,
+            temperature=self.temperature,
+            kappa=self.kappa,
+            with_rows=with_rows,
+        )
+        return result if isinstance(result, AttackGradient) else AttackGradient(result, None, None)
 
     def differentiate(self, logits: Tensor, probe: Tensor, problem: Problem, with_rows: bool) -> AttackGradient:
         """From d(loss)/d(logits) back through the network to `grad` = d(loss)/d(probe), `[B, ...]`."""
@@ -298,7 +306,7 @@ class GradientAttack(Configured):
     def gradient(self, problem: Problem, x_adv: Tensor) -> AttackGradient:
         """Gradient of the summed loss at the iterate, and where needed losses, all summed over `eot` passes."""
         total = None
-        for _ in range(self.eot):
+        for _ in range(self.eot):  # at least once
             # Shares memory with x_adv; the step may write there once the passes are over.
             probe = x_adv.detach().requires_grad_()
             logits = self.forward(problem.model, probe)
@@ -306,6 +314,7 @@ class GradientAttack(Configured):
                 raise ValueError("model must be differentiable, but its logits do not depend on x for autograd")
             outcome = self.differentiate(logits, probe, problem, self.needs_rows)
             total = outcome if total is None else _added(total, outcome)
+        total = known(total)
         if problem.mask is not None:
             total = total._replace(grad=total.grad * problem.mask)
         return total
@@ -317,7 +326,8 @@ class GradientAttack(Configured):
             for _ in range(self.eot):
                 outcome = self.logits_gradient(self.forward(problem.model, x_adv), problem, with_rows=True)
                 total = outcome if total is None else _added(total, outcome)
-        return total.loss, total.correct
+        total = known(total)
+        return known(total.loss), total.correct
 
     def forward(self, model: Model, x: Tensor) -> Tensor:
         """Logits `[B, C]` of the model, checked."""
@@ -382,7 +392,8 @@ def differentiated(loss: Callable[[Tensor], Tensor], logits: Tensor) -> AttackGr
 
 def _added(total: AttackGradient, more: AttackGradient) -> AttackGradient:
     """The passes so far and one more: gradients and losses add up; correct is what the last pass says."""
-    return AttackGradient(total.grad + more.grad, None if total.loss is None else total.loss + more.loss, more.correct)
+    loss = None if total.loss is None else total.loss + known(more.loss)
+    return AttackGradient(total.grad + more.grad, loss, more.correct)
 
 
 def _usable(value: Any) -> Any:

@@ -6,7 +6,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -166,8 +166,8 @@ class _Pair:
         second = _Nothing() if target is None else weakref.ref(target, gone)
 
         def run(inputs: dict[str, Tensor]) -> Tensor:
-            inputs.setdefault("y", second())
-            return attack(first(), **inputs)
+            inputs.setdefault("y", cast("Tensor", second()))
+            return attack(cast("nn.Module", first()), **inputs)
 
         self.graphed = GraphedFunction(
             run,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ard_fast.attacks.base import GradientAttack
 
 
-def check_model(model: Callable) -> None:
+def check_model(model: Callable[..., Any]) -> None:
     """Anything that can be called; what it returns is checked when it has."""
     if not callable(model) or isinstance(model, (type, Configured)):
         got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
@@ -73,7 +73,7 @@ def check_images(x: Tensor, name: str = "x") -> None:
 
 
 def check_targets(
-    attack: GradientAttack, y: Tensor | Callable | None, target_classes: Tensor | None, x: Tensor
+    attack: GradientAttack, y: Tensor | Callable[..., Any] | None, target_classes: Tensor | None, x: Tensor
 ) -> None:
     """Labels, target logits or a target model, and target classes, as the attack's loss needs them."""
     if y is None and attack.targeted:

@@ -31,7 +31,7 @@ def attack_mode(model: Callable[[Tensor], Tensor], bn: str) -> Iterator[None]:
         yield
         return
     modes = [(module, module.training) for module in model.modules()]
-    tracking = []
+    tracking: list[_BatchNorm] = []
     try:
         if bn == "eval":
             if any(training for _, training in modes):

@@ -22,6 +22,9 @@ class Configured:
     taken it (`loss`). Two attacks with the same text attack alike.
     """
 
+    eps: float | Tensor
+    """The radius, which every attack has."""
+
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
         names = list(inspect.signature(type(self).__init__).parameters)[1:]

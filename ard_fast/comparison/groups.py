@@ -43,8 +43,8 @@ class Group:
 
     def attack(self, name: str) -> list[float] | None:
         """Robust accuracy under an attack, or None if not all the runs were evaluated under it."""
-        found = [run.attacks.get(name) for run in self.runs]
-        return None if None in found else found
+        found = [run.attacks[name] for run in self.runs if name in run.attacks]
+        return found if len(found) == len(self.runs) else None
 
     @property
     def seeds(self) -> list[int]:

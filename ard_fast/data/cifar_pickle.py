@@ -103,6 +103,7 @@ def _look_through(raw: bytes) -> None:
     """Refuse opcodes that would cost more than the file's size; lengths beyond its end fail in `genops` itself."""
     memo: dict[int, bool] = {}  # by number: is it a tuple?
     nestable, after_tuple = 0, False
+    argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
         name = opcode.name
         if name == "FRAME" and argument > len(raw):

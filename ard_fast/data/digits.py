@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -16,7 +18,7 @@ def load_digits() -> Dataset:
     """The digits cut once and for all, class by class: test 450, validation 269, train 1,078 images."""
     from sklearn.datasets import load_digits as sklearn_digits  # slow to import, and only needed here
 
-    source = sklearn_digits()
+    source: Any = sklearn_digits()
     test, val, train = (
         torch.from_numpy(part)
         for part in stratified_positions(source.target, [_TEST_SHARE, _VAL_SHARE], seed=_SPLIT_SEED)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ def _build(
 
 
 def _decode_into(
-    path: Path, files: Sequence[Path], shape: tuple[int, ...], size: int | None, bar: tqdm, failures: list[str]
+    path: Path, files: Sequence[Path], shape: tuple[int, ...], size: int | None, bar: tqdm[Any], failures: list[str]
 ) -> None:
     """Write an .npy file of all images, several at a time; Pillow lets go of the interpreter while it decodes.
 
@@ -157,7 +158,7 @@ def _decode_into(
 
 
 def _write_at(descriptor: int, pixels: np.ndarray, offset: int) -> None:
-    rest = memoryview(pixels).cast("B")
+    rest = pixels.data.cast("B")
     while rest:
         written = os.pwrite(descriptor, rest, offset)
         rest, offset = rest[written:], offset + written

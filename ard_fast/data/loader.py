@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +24,7 @@ class Loader(Protocol):
     steps: int
     """Steps an epoch."""
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
         """The micro-batches of an epoch (from 0), from `first_step` on: the same number for every step."""
         ...
 
@@ -41,14 +41,14 @@ class ResidentLoader(EpochLoader):
         super().__init__(split, **settings)
         self.images = split.images.to(self.device).contiguous()
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch, made without waiting for the device."""
         plan = self._plan(epoch).to(self.device)
         for step, share in self._shares(first_step):
             yield self._batch(plan, step, share, self.images, plan.order[share.images], self.ids)
 
 
-def make_loader(split: Split, *, device: torch.device, resident: str = "auto", **settings: Any) -> EpochLoader:
+def make_loader(split: Split, *, device: torch.device, resident: str = "auto", **settings: Any) -> Loader:
     """The loader for a training split: with all images on the device where they fit, else streamed from the host.
 
     Either gives the same batches, bit for bit.

@@ -7,7 +7,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ def _read_idx(folder: Path, name: str, item: tuple[int, ...]) -> tuple[Path, np.
         try:
             stream = gzip.GzipFile(fileobj=file) if packed else file
             most = path.stat().st_size * (_MOST_PER_PACKED_BYTE if packed else 1)
-            return path, _read_array(stream, item, most)
+            return path, _read_array(cast("BinaryIO", stream), item, most)
         except (OSError, EOFError, zlib.error, ValueError) as error:
             raise ValueError(f"{path}: not a whole IDX file ({error})") from error
 

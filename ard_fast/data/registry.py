@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from ard_fast._typing import known
 from ard_fast.data.cifar import CIFAR10, CIFAR100, load_cifar10, load_cifar100
 from ard_fast.data.digits import load_digits
 from ard_fast.data.folder import load_folder
@@ -58,11 +59,11 @@ def load_dataset(
     if name == "digits":
         dataset = load_digits()
     elif name == "folder":
-        dataset = load_folder(data_dir, val_size=val_size, image_size=image_size, image_cache=image_cache)
+        dataset = load_folder(known(data_dir), val_size=val_size, image_size=image_size, image_cache=image_cache)
     else:
         if download:
-            provide(name, Path(data_dir))
-        dataset = _load_files(name, Path(data_dir), val_size)
+            provide(name, Path(known(data_dir)))
+        dataset = _load_files(name, Path(known(data_dir)), val_size)
     return dataclasses.replace(
         dataset,
         train=_first(dataset.train, subset, "subset", f"training images of {name}"),

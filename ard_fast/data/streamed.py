@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ class StreamedLoader(EpochLoader):
         self._places = torch.arange(self._most(), device=self.device)
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch; the thread ends with the iterator."""
         plan = self._plan(epoch)
         on_device = plan.to(self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ class Display(Listener):
     """Prints to standard output; on a terminal a bar shows the attack under way, elsewhere plain lines do."""
 
     def __init__(self) -> None:
-        self._bar: tqdm | None = None
+        self._bar: tqdm[Any] | None = None
         self._name, self._count, self._done, self._left = "", 0, 0, 0
         self._passes = self._passes_before = 0
         self._started = self._last_line = 0.0

@@ -128,7 +128,7 @@ def save_images(evaluator: Evaluator, folder: Path) -> Export:
 
     def write(part: Path) -> None:
         with open(part, "wb") as file:  # given a name, numpy would append .npz to it
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType] - numpy's `allow_pickle` is not among them
 
     write_atomic(folder / "adversarial.npz", write)
     still = by_attack & (after != labels)

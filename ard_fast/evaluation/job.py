@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from ard_fast.data import Split, load_dataset
 from ard_fast.devices import find_device
@@ -53,7 +54,7 @@ class Job:
         self.steps = make_plan(settings.attacks, eps=settings.eps, norm=settings.norm, num_classes=classes)
         self.loaded = load_model(settings.source, settings.model, self.dataset)
         layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.model = self.loaded.network.to(self.device, memory_format=layout)
+        self.model: nn.Module = self.loaded.network.to(self.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
         self.selfcheck = self._check()
         self.display = Display()
         self.evaluator = Evaluator(

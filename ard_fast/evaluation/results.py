@@ -49,7 +49,7 @@ _EXPLAINED_REUSED = "reused: the same attack has been run above; its outcome is 
 
 def explain_columns(results: Sequence[StepResult], *, cascade: bool) -> list[str]:
     """What the columns of the table mean, a line each."""
-    lines = list(_EXPLAINED_CASCADE if cascade else _EXPLAINED)
+    lines: list[str] = list(_EXPLAINED_CASCADE if cascade else _EXPLAINED)
     if any(len(result.stages) > 1 for result in results):
         lines.append(_EXPLAINED_STAGES)
     if any(stage.reused for result in results for stage in result.stages):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -234,6 +234,7 @@ class Evaluator:
         outside, known = 0, self._known.get(key)
         reused = known is not None and bool((known[0] | ~chosen).all())
         if reused:
+            assert known is not None
             right = known[1] & chosen
         else:
             right = torch.zeros_like(chosen)
@@ -295,7 +296,7 @@ class Evaluator:
         self._listener.tick(self.model.cost.forwards)
 
     def _cost(self) -> Cost:
-        return Cost(**{**vars(self.model.cost), "seconds": time.perf_counter()})
+        return replace(self.model.cost, seconds=time.perf_counter())
 
     def _cost_since(self, before: Cost) -> Cost:
         return self._cost() - before

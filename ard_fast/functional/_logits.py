@@ -8,13 +8,11 @@ from torch import Tensor
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def common_logits(named: dict[str, Tensor | None]) -> list[Tensor | None]:
+def common_logits(named: dict[str, Tensor]) -> list[Tensor]:
     """All logits, given by the names of their arguments, in their common dtype, with the classes contiguous."""
     first_name, first = next(iter(named.items()))
     dtype, expected = first.dtype, first.shape
     for name, logits in named.items():
-        if logits is None:
-            continue
         if logits.dtype not in _DTYPES:
             raise TypeError(f"{name} must be float32, float16 or bfloat16, got {logits.dtype}")
         shape = logits.shape
@@ -30,4 +28,4 @@ def common_logits(named: dict[str, Tensor | None]) -> list[Tensor | None]:
             logits = logits.to(dtype)
         return logits if logits.stride(1) == 1 else logits.contiguous()
 
-    return [None if logits is None else prepared(logits) for logits in named.values()]
+    return [prepared(logits) for logits in named.values()]

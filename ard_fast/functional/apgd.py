@@ -10,6 +10,7 @@ from torch import Tensor
 from ard_fast import _ops
 from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample, one_of
 from ard_fast._arrays import Array, tensor
+from ard_fast._typing import known
 from ard_fast.functional._layout import is_plain, with_layout_of
 
 # Rows of the state, as in csrc/core/apgd_math.h.
@@ -196,7 +197,7 @@ class APGDRun:
         if self._finished:
             raise RuntimeError("the run is finished; start another one")
         loss_rows, correct = tensor(loss_rows, "loss_rows"), tensor(correct, "correct")
-        written = (self.x_adv, self._x_prev, self.x_best, self._grad_best, self.x_fooled, self._state_out)
+        written = (self.x_adv, self._x_prev, self.x_best, known(self._grad_best), self.x_fooled, self._state_out)
         _ops.apgd_step_(
             *written[:5],
             self.state,

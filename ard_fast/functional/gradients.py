@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 from torch import Tensor
 
 from ard_fast import _ops
 from ard_fast._arguments import confidence, flag, one_of, positive
 from ard_fast._arrays import Array, tensor
+from ard_fast._typing import known
 from ard_fast.functional._logits import common_logits
 
 _CODES = {"ce": 0, "margin": 1, "dlr": 2, "dlr_targeted": 3}
@@ -20,12 +21,60 @@ class AttackGradient(NamedTuple):
 
     grad: Tensor
     """`[B, C]`, dtype of the logits."""
-    loss: Tensor
-    """`[B]` float32, the loss of each row."""
+    loss: Tensor | None
+    """`[B]` float32, the loss of each row. None in an attack that needs none."""
     correct: Tensor | None
     """`[B]` bool: the label is the largest logit (the first of its size), and no logit is NaN. None for "kl"."""
 
 
+@overload
+def attack_gradient(
+    logits: Array,
+    target: Array,
+    *,
+    loss: str = ...,
+    labels: Array | None = ...,
+    temperature: float = ...,
+    kappa: float = ...,
+    with_target_grad: Literal[False] = ...,
+    with_rows: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def attack_gradient(
+    logits: Array,
+    target: Array,
+    *,
+    loss: str = ...,
+    labels: Array | None = ...,
+    temperature: float = ...,
+    kappa: float = ...,
+    with_target_grad: Literal[False] = ...,
+    with_rows: bool,
+) -> Tensor | AttackGradient: ...
+@overload
+def attack_gradient(
+    logits: Array,
+    target: Array,
+    *,
+    loss: str = ...,
+    labels: Array | None = ...,
+    temperature: float = ...,
+    kappa: float = ...,
+    with_target_grad: Literal[True],
+    with_rows: Literal[False] = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def attack_gradient(
+    logits: Array,
+    target: Array,
+    *,
+    loss: str = ...,
+    labels: Array | None = ...,
+    temperature: float = ...,
+    kappa: float = ...,
+    with_target_grad: bool = ...,
+    with_rows: bool = ...,
+) -> Tensor | AttackGradient | tuple[Tensor | AttackGradient, Tensor]: ...
 def attack_gradient(
     logits: Array,
     target: Array,
@@ -95,7 +144,7 @@ def attack_gradient(
         logits = logits.contiguous()
     classes = None
     if loss == "dlr_targeted":
-        target, classes = labels, target.contiguous()
+        target, classes = known(labels), target.contiguous()
     grad, rows, correct = _ops.attack_gradient(logits, target.contiguous(), classes, _CODES[loss], kappa, with_rows)
     return AttackGradient(grad, rows, correct) if with_rows else grad
 
@@ -105,9 +154,9 @@ def _kl_gradient(
 ) -> Tensor | AttackGradient | tuple[Tensor | AttackGradient, Tensor]:
     temperature = positive(temperature, "temperature")
     weight = temperature * temperature
-    named = {"logits": logits, "target": target}
+    both = common_logits({"logits": logits, "target": target})
     rows, grad, _, grad_target = _ops.kd_loss(
-        *common_logits(named), *[None] * 5, *[temperature] * 3, weight, 0.0, weight, 0.0, False, True, with_target_grad
+        *both, *[None] * 5, *[temperature] * 3, weight, 0.0, weight, 0.0, False, True, with_target_grad
     )
     if grad.dtype != logits.dtype:
         grad = grad.to(logits.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import torch
 from torch import Tensor
 
@@ -200,6 +202,9 @@ def _kd_loss(
     check_reduction(reduction)
     if not (type(student) is type(teacher) is Tensor):
         student, teacher = tensor(student, names[0]), tensor(teacher, "teacher_logits")
+    if TYPE_CHECKING:  # a comparison of types tells a checker nothing
+        assert isinstance(student, Tensor)
+        assert isinstance(teacher, Tensor)
     if clean is not None:
         clean = tensor(clean, names[1])
     if labels is not None:
@@ -212,10 +217,14 @@ def _kd_loss(
             "teacher_logits must not require grad: only the student gets a gradient; "
             "run the teacher under torch.no_grad() or pass teacher_logits.detach()"
         )
-    named = {names[0]: student, "teacher_logits": teacher if live else teacher.detach(), names[1]: clean}
-    student, teacher, clean = common_logits(named)
+    named = {names[0]: student, "teacher_logits": teacher if live else teacher.detach()}
+    if clean is None:
+        student, teacher = common_logits(named)
+    else:
+        student, teacher, clean = common_logits({**named, names[1]: clean})
     weight = sample_weight(weight)
-    temperatures, per_sample = [temperature], []
+    temperatures: list[float] = [temperature]
+    per_sample: list[Tensor | None] = []
     for name, value in [
         ("teacher_temperature", teacher_temperature),
         ("clean_teacher_temperature", clean_teacher_temperature),
@@ -243,4 +252,4 @@ def _kd_loss(
         clean_grad = lift if labels is not None else kl_grad
         factors = kl_weight / kl_grad, clean_weight / clean_grad
     numbers = *weights, kl_grad, clean_grad, reduce, with_grad, live
-    return KdLoss.apply(*tensors, numbers, factors)[0]
+    return cast("Tensor", KdLoss.apply(*tensors, numbers, factors)[0])

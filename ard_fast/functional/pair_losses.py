@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import torch
 from torch import Tensor
 
@@ -89,6 +91,10 @@ def _pair_loss(
     check_reduction(reduction)
     if not (type(adv) is type(clean) is type(labels) is Tensor):
         adv, clean, labels = tensor(adv, "adv_logits"), tensor(clean, "clean_logits"), tensor(labels, "labels")
+    if TYPE_CHECKING:  # a comparison of types tells a checker nothing
+        assert isinstance(adv, Tensor)
+        assert isinstance(clean, Tensor)
+        assert isinstance(labels, Tensor)
     adv, clean = common_logits({"adv_logits": adv, "clean_logits": clean})
     weight = sample_weight(weight)
     kl_divisor, ce_divisor = divisors(reduction, adv, "adv_logits")
@@ -102,4 +108,4 @@ def _pair_loss(
     if adv.dtype == torch.float16:
         lift = ce_divisor * float16_lift(adv.shape[1], 1024.0 * (1.0 + beta))
     numbers = mart, *weights, lift * weights[0], lift * weights[1], reduce, True
-    return PairLoss.apply(*tensors, numbers, 1.0 / lift)[0]
+    return cast("Tensor", PairLoss.apply(*tensors, numbers, 1.0 / lift)[0])

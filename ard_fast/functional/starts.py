@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -92,7 +94,8 @@ def _surface_direction(x: Tensor, norm: str, seed: Tensor, sample_ids: Tensor | 
     dims = tuple(range(1, x.dim()))
     if norm == "linf":
         return noise / torch.amax(noise.abs(), dims, keepdim=True)
-    return noise / torch.linalg.vector_norm(noise, dim=dims, keepdim=True, dtype=torch.float64).to(torch.float32)
+    norms: Any = torch.linalg.vector_norm(noise, dim=dims, keepdim=True, dtype=torch.float64)
+    return noise / cast("Tensor", norms.to(torch.float32))
 
 
 def _uniform(x: Tensor, seed: Tensor, sample_ids: Tensor | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -151,6 +153,10 @@ def _prepare(
     """x_adv, grad and x in its layout, the sizes as the operators take them, and the bounds."""
     if not (type(x_adv) is type(grad) is type(x) is Tensor):
         x_adv, grad, x = written_tensor(x_adv, "x_adv"), tensor(grad, "grad"), tensor(x, "x")
+    if TYPE_CHECKING:  # a comparison of types tells a checker nothing
+        assert isinstance(x_adv, Tensor)
+        assert isinstance(grad, Tensor)
+        assert isinstance(x, Tensor)
     if x_adv.requires_grad and torch.is_grad_enabled():
         raise ValueError("x_adv must not require grad: the step is not differentiable; pass x_adv.detach()")
     step_scalar, step_tensor = number_or_per_sample(step_size, "step_size", x_adv)

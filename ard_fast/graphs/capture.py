@@ -28,18 +28,21 @@ class GraphBackend(Protocol):
 
     def usable(self, device: torch.device) -> bool:
         """Whether a graph can be captured or replayed there now."""
+        ...
 
     def in_order(self) -> None:
         """Order what follows after the work of the last call."""
 
     def warm_up(self, function: Callable[[], T]) -> T:
         """Run the function for real, as near as can be to how it is captured."""
+        ...
 
     def capture(self, function: Callable[[], T]) -> tuple[Any, T]:
         """The graph of what the function does, not run yet, and what it returned, which replays fill.
 
         What was begun is undone when it raises.
         """
+        ...
 
     def replay(self, graph: Any) -> None:
         """Run a graph."""
@@ -216,7 +219,7 @@ def _device_of(inputs: Mapping[str, Tensor]) -> torch.device:
     return devices.pop()
 
 
-def _current(device: torch.device) -> AbstractContextManager:
+def _current(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -226,6 +229,7 @@ def _layouts(inputs: Mapping[str, Tensor]) -> Hashable:
 
 def _modes(device: torch.device) -> Hashable:
     """The global state that decides what operations a function does."""
+    cudnn: Any = torch.backends.cudnn
     return (
         torch.is_autocast_enabled(device.type),
         torch.get_autocast_dtype(device.type),
@@ -234,5 +238,5 @@ def _modes(device: torch.device) -> Hashable:
         torch.is_inference_mode_enabled(),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cuda.matmul.fp32_precision,
-        torch.backends.cudnn.conv.fp32_precision,
+        cudnn.conv.fp32_precision,
     )

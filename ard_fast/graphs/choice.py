@@ -88,5 +88,5 @@ def graph_attack(method: Method, backend: GraphBackend | None = None) -> bool:
     attack = getattr(method, "inner_attack", None)
     if not isinstance(attack, GradientAttack) or attack.why_eager is not None:
         return False
-    method.inner_attack = GraphedPGD(attack, backend=backend)
+    setattr(method, "inner_attack", GraphedPGD(attack, backend=backend))  # noqa: B010 - only some methods have one
     return True

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ard_fast._typing import known
 from ard_fast.data import Batch
 from ard_fast.graphs.capture import GraphBackend, GraphedFunction, GraphWarning
 from ard_fast.graphs.host_values import changed, host_values
@@ -96,7 +97,7 @@ class GraphedUpdate:
 
     def _run(self, inputs: dict[str, Tensor]) -> Tensor:
         """The device's part of the present step."""
-        step = self._step
+        step = known(self._step)
         return self.update.run(list(_batches(inputs, step)), step.decisions)
 
     def _is_whole(self, parts: list[Batch]) -> bool:

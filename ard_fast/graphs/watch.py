@@ -46,7 +46,9 @@ class CaptureWatch(TorchDispatchMode):
         """See the class."""
         return list(self._outside.values())
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         parts = self._in_parts(func, args, kwargs)
         if parts is not NotImplemented:
@@ -61,7 +63,7 @@ class CaptureWatch(TorchDispatchMode):
         self._made.update(storage_of(tensor) for tensor in tensors(result) if storage_of(tensor) not in given)
         return result
 
-    def _in_parts(self, func: Any, args: tuple, kwargs: dict) -> Any:
+    def _in_parts(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operation made of others, done as those: in inference mode they would not pass by here of themselves."""
         if not torch.is_inference_mode_enabled() or not func.has_kernel_for_dispatch_key(_COMPOSITE):
             return NotImplemented
@@ -85,7 +87,7 @@ def storage_of(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def why_not(func: Any, args: tuple, kwargs: dict) -> str | None:
+def why_not(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """The reason that a graph cannot hold this call, None if it can."""
     name = func.overloadpacket.__name__
     if name in _WITH_INDICES:
@@ -98,7 +100,7 @@ def why_not(func: Any, args: tuple, kwargs: dict) -> str | None:
     return _why_not_copied(name, args, kwargs)
 
 
-def _why_not_copied(name: str, args: tuple, kwargs: dict) -> str | None:
+def _why_not_copied(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     if name == "copy_":
         there = args[1].device
         return f"copies from {there} to {args[0].device}" if there != args[0].device else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from ard_fast import functional as F
+from ard_fast._typing import Context
 from ard_fast.lean.packed import PackedConvolution
 
 
@@ -87,7 +88,7 @@ class Affine(nn.Module):
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, residual: Tensor | None, layer: Convolution) -> Tensor:
+    def forward(ctx: Context, x: Tensor, residual: Tensor | None, layer: Convolution) -> Tensor:
         y, bits = layer.compute(x, residual, mask=True)
         # Saved, so that a refresh between forward and backward is an error, and a second backward one as well.
         ctx.save_for_backward(layer.weight, bits)
@@ -96,7 +97,9 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch says how many there are
+        ctx: Context, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None]:
         _, bits = ctx.saved_tensors
         grad = grad.contiguous(memory_format=ctx.layout)
         if ctx.layer.relu:
@@ -107,7 +110,7 @@ class _Convolution(torch.autograd.Function):
 
 class _Affine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, residual: Tensor | None, layer: Affine) -> Tensor:
+    def forward(ctx: Context, x: Tensor, residual: Tensor | None, layer: Affine) -> Tensor:
         y, bits = layer.compute(x, residual, mask=True)
         ctx.save_for_backward(layer.scale, bits)
         ctx.layer, ctx.layout = layer, _layout(y)
@@ -115,7 +118,9 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch says how many there are
+        ctx: Context, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None]:
         scale, bits = ctx.saved_tensors
         grad, relu = grad.contiguous(memory_format=ctx.layout), ctx.layer.relu
         wanted_x, wanted_residual, _ = ctx.needs_input_grad

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as tf
-from torch import Tensor, nn
+from torch import Tensor
 
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.attacks import KLPGD
 from ard_fast.data import Batch
 from ard_fast.methods.attack import kl_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, Quirk, StepResult
 from ard_fast.methods.by_class import sums_by_class
 from ard_fast.methods.quirks import KL_MEAN, UNCLAMPED_NORMAL
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.methods.words import kl_words
 from ard_fast.teachers import Teacher
@@ -41,7 +42,7 @@ class AntiBiasDistillation(Method):
 
     name = "absld"
 
-    def __init__(self, inner_attack: KLPGD, settings: MethodSettings, context: MethodContext) -> None:
+    def __init__(self, inner_attack: KLPGD, settings: FilledSettings, context: MethodContext) -> None:
         self.teacher, self.inner_attack, self.context = context.teachers["teacher"], inner_attack, context
         self.alpha, self.temperature, self.reduction = settings.alpha, settings.temperature, settings.reduction
         self.initial_rate, self.product = settings.balance_rate, settings.temperature_product
@@ -58,18 +59,18 @@ class AntiBiasDistillation(Method):
     def clean_teachers(self) -> tuple[Teacher, ...]:
         return (self.teacher,)
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         target = self.teacher.clean(batch)
         attacked = target / self._teacher_temperatures(batch)[0][:, None]
         return Inner(self.inner_attack(student, batch.x, attacked, seed=batch.seed, sample_ids=batch.ids), target)
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-        logits, clean = student(inner.x_adv), student(batch.x)
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
+        logits, clean = student(known(inner.x_adv)), student(batch.x)
         adversarial, natural = self._teacher_temperatures(batch)
         loss = F.rslad_loss(
             logits,
             clean,
-            inner.target,
+            known(inner.target),
             adv_weight=self.alpha,
             clean_weight=1.0 - self.alpha,
             temperature=self.temperature,
@@ -83,7 +84,7 @@ class AntiBiasDistillation(Method):
         return StepResult(loss, logits)
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:
-        self.sums += self.context.all_reduce(sums_by_class(inner.record, batch.y, self.context.num_classes))
+        self.sums += self.context.all_reduce(sums_by_class(known(inner.record), batch.y, self.context.num_classes))
 
     def end_epoch(self) -> dict[str, float]:
         count = self.sums[2]
@@ -130,7 +131,7 @@ class AntiBiasDistillation(Method):
         ]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> AntiBiasDistillation:
+def _build(settings: FilledSettings, context: MethodContext) -> AntiBiasDistillation:
     return AntiBiasDistillation(kl_attack(settings), settings, context)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.attacks import KLPGD
 from ard_fast.data import Batch
 from ard_fast.methods.attack import kl_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, Quirk, StepResult
 from ard_fast.methods.quirks import KL_MEAN, UNCLAMPED_NORMAL
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.methods.words import kl_words
 from ard_fast.teachers import Teacher
@@ -47,18 +48,18 @@ class AdaptiveAdversarialDistillation(Method):
     def clean_teachers(self) -> tuple[Teacher, ...]:
         return () if self.alpha == 1.0 else (self.teacher,)
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         x_adv = self.inner_attack(student, batch.x, self.teacher.attacked, seed=batch.seed, sample_ids=batch.ids)
         clean_target = None if self.alpha == 1.0 else self.teacher.clean(batch)
         return Inner(x_adv, self.teacher(x_adv), clean_target)
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-        how = {"temperature": self.temperature, "reduction": self.reduction}
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
+        how: dict[str, Any] = {"temperature": self.temperature, "reduction": self.reduction}
         clean = student(batch.x) if self.clean_branch or self.alpha != 1.0 else None
-        logits = student(inner.x_adv)
-        loss = self.alpha * F.kl_distill_loss(logits, inner.target, **how)
+        logits = student(known(inner.x_adv))
+        loss = self.alpha * F.kl_distill_loss(logits, known(inner.target), **how)
         if self.alpha != 1.0:
-            loss = loss + (1.0 - self.alpha) * F.kl_distill_loss(clean, inner.clean_target, **how)
+            loss = loss + (1.0 - self.alpha) * F.kl_distill_loss(known(clean), known(inner.clean_target), **how)
         return StepResult(loss, logits)
 
     def conventions(self) -> list[str]:
@@ -76,7 +77,7 @@ class AdaptiveAdversarialDistillation(Method):
         ]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> AdaptiveAdversarialDistillation:
+def _build(settings: FilledSettings, context: MethodContext) -> AdaptiveAdversarialDistillation:
     return AdaptiveAdversarialDistillation(
         context.teachers["teacher"],
         kl_attack(settings),

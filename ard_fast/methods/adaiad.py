@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from ard_fast.data import Batch
 from ard_fast.methods.attack import kl_attack
-from ard_fast.methods.base import Inner, MethodContext, Quirk, StepResult
+from ard_fast.methods.base import Inner, MethodContext, Network, Quirk, StepResult
 from ard_fast.methods.iad_i import UNTRUSTED_TEACHER, IntrospectiveDistillation
 from ard_fast.methods.quirks import UNCLAMPED_NORMAL
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.teachers import Teacher
 
@@ -28,12 +26,12 @@ class AdaptiveIntrospectiveDistillation(IntrospectiveDistillation):
     def clean_teachers(self) -> tuple[Teacher, ...]:
         return ()  # at x' only
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         x_adv = self.inner_attack(student, batch.x, self.teacher.attacked, seed=batch.seed, sample_ids=batch.ids)
         target = self.teacher(x_adv)
         return Inner(x_adv, target, weight=self._trust(target, batch) if self.begun else None)
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         if self.clean_branch:
             student(batch.x)
         return super().loss(student, batch, inner)
@@ -45,7 +43,7 @@ class AdaptiveIntrospectiveDistillation(IntrospectiveDistillation):
         )
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> AdaptiveIntrospectiveDistillation:
+def _build(settings: FilledSettings, context: MethodContext) -> AdaptiveIntrospectiveDistillation:
     return AdaptiveIntrospectiveDistillation(context.teachers["teacher"], kl_attack(settings), settings, context.epochs)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
-
+from ard_fast._typing import known
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch
 from ard_fast.losses import ARDLoss
 from ard_fast.methods.attack import ce_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, Quirk, StepResult
 from ard_fast.methods.quirks import KL_MEAN, RATE_STUCK, UNCLAMPED_UNIFORM
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.teachers import Teacher
 
@@ -33,14 +32,14 @@ class AdversariallyRobustDistillation(Method):
     def clean_teachers(self) -> tuple[Teacher, ...]:
         return (self.teacher,)
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         target = self.teacher.clean(batch)
         return Inner(self.inner_attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids), target)
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-        logits = student(inner.x_adv)
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
+        logits = student(known(inner.x_adv))
         clean = student(batch.x) if self.clean_branch or self.outer.alpha != 1.0 else None
-        return StepResult(self.outer(logits, inner.target, clean, batch.y), logits)
+        return StepResult(self.outer(logits, known(inner.target), clean, batch.y), logits)
 
     def conventions(self) -> list[str]:
         clean = "clean forward for the CE term"
@@ -50,7 +49,7 @@ class AdversariallyRobustDistillation(Method):
         return [f"loss {self.outer.describe()}", f"teacher sees x, eval mode; {attacked}; {clean}"]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> AdversariallyRobustDistillation:
+def _build(settings: FilledSettings, context: MethodContext) -> AdversariallyRobustDistillation:
     loss = ARDLoss(alpha=settings.alpha, temperature=settings.temperature, reduction=settings.reduction)
     return AdversariallyRobustDistillation(
         context.teachers["teacher"], ce_attack(settings), loss, settings.clean_branch

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch.nn.functional as tf
-from torch import nn
 
+from ard_fast._typing import known
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch
 from ard_fast.methods.attack import ce_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
 from ard_fast.methods.quirks import TRAIN_MODE_ATTACK
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 
 
@@ -22,18 +22,18 @@ class AdversarialTraining(Method):
     def __init__(self, inner_attack: PGD) -> None:
         self.inner_attack = inner_attack
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         return Inner(self.inner_attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids))
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-        logits = student(inner.x_adv)
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
+        logits = student(known(inner.x_adv))
         return StepResult(tf.cross_entropy(logits, batch.y), logits)
 
     def conventions(self) -> list[str]:
         return ["loss CE(S(x'), y), mean over the batch; x' attacks CE(S(x'), y)"]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> AdversarialTraining:
+def _build(settings: FilledSettings, context: MethodContext) -> AdversarialTraining:
     return AdversarialTraining(ce_attack(settings))
 
 

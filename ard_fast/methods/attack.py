@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ard_fast.attacks import FGSMRS, KLPGD, PGD
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 
 
-def ce_attack(settings: MethodSettings, init: str = "uniform") -> PGD:
+def ce_attack(settings: FilledSettings, init: str = "uniform") -> PGD:
     """PGD on the cross-entropy.
 
     Args:
@@ -24,7 +24,7 @@ def ce_attack(settings: MethodSettings, init: str = "uniform") -> PGD:
     )
 
 
-def kl_attack(settings: MethodSettings) -> KLPGD:
+def kl_attack(settings: FilledSettings) -> KLPGD:
     """PGD on the KL from small normal noise (Zhang et al. 2019; the inner problem of TRADES, RSLAD and AdaAD)."""
     return KLPGD(
         eps=settings.eps,
@@ -35,11 +35,11 @@ def kl_attack(settings: MethodSettings) -> KLPGD:
     )
 
 
-def fgsm_rs_attack(settings: MethodSettings) -> FGSMRS:
+def fgsm_rs_attack(settings: FilledSettings) -> FGSMRS:
     """One step on the cross-entropy from a uniform start (Wong et al. 2020)."""
     return FGSMRS(eps=settings.eps, relative_step=relative_step(settings), bn=settings.attack_bn)
 
 
-def relative_step(settings: MethodSettings) -> float:
+def relative_step(settings: FilledSettings) -> float:
     """The attack's step in units of eps; 0 where eps is 0."""
     return settings.step_size / settings.eps if settings.eps else 0.0

@@ -13,6 +13,9 @@ from torch import Tensor
 from ard_fast.data import Batch
 from ard_fast.teachers import Teacher
 
+Network = Callable[[Tensor], Tensor]
+"""Maps images `[B, ...]` to logits `[B, C]`: a module, or the function that stands for it."""
+
 
 class StepResult(NamedTuple):
     """The outcome of a method on one batch, still on the device.
@@ -79,7 +82,7 @@ class MethodContext:
     num_classes: int
     epochs: int
     train_size: int
-    teachers: Mapping[str, Teacher] = field(default_factory=dict)
+    teachers: Mapping[str, Teacher] = field(default_factory=dict[str, Teacher])
     processes: int = 1
     all_reduce: Callable[[Tensor], Tensor] = same
     all_min: Callable[[Tensor], Tensor] = same
@@ -106,7 +109,7 @@ class Method(ABC):
     """Whether the logits of `clean_teachers` are for the loss alone; they may be computed while the attack runs."""
 
     @abstractmethod
-    def attack(self, student: Callable[[Tensor], Tensor], batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         """The inner problem for the student, which is in training mode and must be left without a trace.
 
         Where the attack takes it in eval mode it may be another form of the same function of the images: it is only
@@ -114,7 +117,7 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def loss(self, student: Callable[[Tensor], Tensor], batch: Batch, inner: Inner) -> StepResult:
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         """The outer loss. `student` gives float32 logits and is only called here: it may be wrapped (data-parallel)."""
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:  # noqa: B027 - most methods need none
@@ -155,4 +158,4 @@ class Quirk:
     """
 
     text: str
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])

@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.attacks import PGD
 from ard_fast.attacks.base import Problem
 from ard_fast.data import Batch
 from ard_fast.functional import AttackGradient
 from ard_fast.methods.ard import ARD_CODE_QUIRKS
 from ard_fast.methods.attack import ce_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
 from ard_fast.methods.by_class import sums_by_class
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.methods.words import kl_words
 from ard_fast.teachers import Teacher
@@ -45,7 +46,7 @@ class CountingPGD(PGD):
         self.steps_correct = torch.zeros(len(x_adv), device=x_adv.device)
 
     def step(self, x_adv: Tensor, outcome: AttackGradient, problem: Problem, state: Any) -> Tensor:
-        self.steps_correct += outcome.correct
+        self.steps_correct += known(outcome.correct)
         return super().step(x_adv, outcome, problem, state)
 
 
@@ -67,7 +68,7 @@ class FairDistillation(Method):
 
     name = "fair-ard"
 
-    def __init__(self, inner_attack: CountingPGD, settings: MethodSettings, context: MethodContext) -> None:
+    def __init__(self, inner_attack: CountingPGD, settings: FilledSettings, context: MethodContext) -> None:
         self.teacher, self.inner_attack, self.context = context.teachers["teacher"], inner_attack, context
         self.alpha, self.temperature, self.reduction = settings.alpha, settings.temperature, settings.reduction
         self.power, self.clean_branch = settings.fairness_power, settings.clean_branch
@@ -77,18 +78,18 @@ class FairDistillation(Method):
     def clean_teachers(self) -> tuple[Teacher, ...]:
         return (self.teacher,)
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         target = self.teacher.clean(batch)
         x_adv = self.inner_attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids)
         weight = self.class_weights[batch.y]
         return Inner(x_adv, target, weight=weight, record=self.inner_attack.steps_correct)
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-        logits = student(inner.x_adv)
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
+        logits = student(known(inner.x_adv))
         clean = student(batch.x) if self.clean_branch or self.alpha != 1.0 else None
         loss = F.ard_loss(
             logits,
-            inner.target,
+            known(inner.target),
             clean,
             batch.y,
             alpha=self.alpha,
@@ -99,7 +100,7 @@ class FairDistillation(Method):
         return StepResult(loss, logits)
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:
-        sums = sums_by_class(inner.record[None], batch.y, self.context.num_classes)
+        sums = sums_by_class(known(inner.record)[None], batch.y, self.context.num_classes)
         self.sums += self.context.all_reduce(sums)
 
     def end_epoch(self) -> dict[str, float]:
@@ -109,11 +110,11 @@ class FairDistillation(Method):
         exponents = torch.where(seen, -self.power * (kappa + _NEVER).log(), -torch.inf)
         scaled = torch.softmax(exponents, 0) * seen.sum()
         self.class_weights.copy_(torch.where(seen, scaled.clamp(LOWEST, HIGHEST), 1.0))
-        known = kappa[seen]
+        seen_kappa = kappa[seen]
         self.sums.zero_()
         return {
-            "kappa_min": known.min().item() if len(known) else float("nan"),
-            "kappa_max": known.max().item() if len(known) else float("nan"),
+            "kappa_min": seen_kappa.min().item() if len(seen_kappa) else float("nan"),
+            "kappa_max": seen_kappa.max().item() if len(seen_kappa) else float("nan"),
             "class_weight_min": self.class_weights.min().item(),
             "class_weight_max": self.class_weights.max().item(),
         }
@@ -136,7 +137,7 @@ class FairDistillation(Method):
         ]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> FairDistillation:
+def _build(settings: FilledSettings, context: MethodContext) -> FairDistillation:
     return FairDistillation(CountingPGD(**ce_attack(settings).settings()), settings, context)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.attacks.base import backward
 from ard_fast.data import Batch
 from ard_fast.losses import ARDLoss
-from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
 from ard_fast.methods.perturbation import CarriedPerturbation, carried_perturbation
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.teachers import Teacher
 
@@ -44,22 +45,26 @@ class FastARD(Method):
     def clean_teachers(self) -> tuple[Teacher, ...]:
         return (self.teacher,)
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         if self._taught is None or self._taught[0] is not batch:
             self._taught = batch, self.teacher.clean(batch)
         delta = self.perturbation.at(batch)
         return Inner(x_adv=(batch.x + delta).clamp(0.0, 1.0), target=self._taught[1], delta=delta)
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-        logits = student(inner.x_adv)
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
+        logits = student(known(inner.x_adv))
         if self.delta_gradient == "ce":
             at_logits = F.attack_gradient(logits, batch.y, loss="ce")
-            inner.record = backward([logits], inner.delta, [at_logits], retain_graph=True)
+            inner.record = backward([logits], known(inner.delta), [at_logits], retain_graph=True)
         clean = student(batch.x) if self.outer.alpha != 1.0 else None
-        return StepResult(self.outer(logits, inner.target, clean, batch.y), logits)
+        return StepResult(self.outer(logits, known(inner.target), clean, batch.y), logits)
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:
-        self.perturbation.move(batch, inner.delta, inner.delta.grad if self.delta_gradient == "kd" else inner.record)
+        self.perturbation.move(
+            batch,
+            known(inner.delta),
+            known(known(inner.delta).grad) if self.delta_gradient == "kd" else known(inner.record),
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.perturbation.state_dict()
@@ -75,7 +80,7 @@ class FastARD(Method):
         ]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> FastARD:
+def _build(settings: FilledSettings, context: MethodContext) -> FastARD:
     return FastARD(
         context.teachers["teacher"],
         carried_perturbation(settings, context),

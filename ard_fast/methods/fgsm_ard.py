@@ -6,7 +6,7 @@ from ard_fast.losses import ARDLoss
 from ard_fast.methods.ard import AdversariallyRobustDistillation
 from ard_fast.methods.attack import fgsm_rs_attack
 from ard_fast.methods.base import MethodContext
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 
 
@@ -22,7 +22,7 @@ class FGSMARD(AdversariallyRobustDistillation):
         return [loss, f"{who}; a single step from a uniform start"]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> FGSMARD:
+def _build(settings: FilledSettings, context: MethodContext) -> FGSMARD:
     loss = ARDLoss(alpha=settings.alpha, temperature=settings.temperature, reduction=settings.reduction)
     return FGSMARD(context.teachers["teacher"], fgsm_rs_attack(settings), loss, settings.clean_branch)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ard_fast.methods.at import AdversarialTraining
 from ard_fast.methods.attack import fgsm_rs_attack
 from ard_fast.methods.base import MethodContext
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 
 
@@ -18,7 +18,7 @@ class FastAdversarialTraining(AdversarialTraining):
         return ["loss CE(S(x'), y), mean over the batch; x' is one step on CE(S(x'), y) from a uniform start"]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> FastAdversarialTraining:
+def _build(settings: FilledSettings, context: MethodContext) -> FastAdversarialTraining:
     return FastAdversarialTraining(fgsm_rs_attack(settings))
 
 

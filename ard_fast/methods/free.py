@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch.nn.functional as tf
-from torch import Tensor, nn
+from torch import Tensor
 
+from ard_fast._typing import known
 from ard_fast.data import Batch
-from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
 from ard_fast.methods.perturbation import CarriedPerturbation, carried_perturbation
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 
 
@@ -27,16 +28,16 @@ class FreeAdversarialTraining(Method):
     def __init__(self, perturbation: CarriedPerturbation, replays: int) -> None:
         self.perturbation, self.replays = perturbation, replays
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         delta = self.perturbation.at(batch)
         return Inner(x_adv=(batch.x + delta).clamp(0.0, 1.0), delta=delta)
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-        logits = student(inner.x_adv)
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
+        logits = student(known(inner.x_adv))
         return StepResult(tf.cross_entropy(logits, batch.y), logits)
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:
-        self.perturbation.move(batch, inner.delta, inner.delta.grad)
+        self.perturbation.move(batch, known(inner.delta), known(known(inner.delta).grad))
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.perturbation.state_dict()
@@ -51,7 +52,7 @@ class FreeAdversarialTraining(Method):
         ]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> FreeAdversarialTraining:
+def _build(settings: FilledSettings, context: MethodContext) -> FreeAdversarialTraining:
     return FreeAdversarialTraining(carried_perturbation(settings, context), settings.replays)
 
 

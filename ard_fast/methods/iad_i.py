@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as tf
-from torch import Tensor, nn
+from torch import Tensor
 
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch
 from ard_fast.methods.attack import ce_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, Quirk, StepResult
 from ard_fast.methods.quirks import RATE_STUCK, TRAIN_MODE_ATTACK, UNCLAMPED_UNIFORM
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.methods.trust import teacher_trust, trust_words
 from ard_fast.methods.words import kl_words
@@ -34,7 +37,7 @@ class IntrospectiveDistillation(Method):
     teacher_alongside = True
     taught_at = "x"
 
-    def __init__(self, teacher: Teacher, inner_attack: PGD, settings: MethodSettings, epochs: int) -> None:
+    def __init__(self, teacher: Teacher, inner_attack: PGD, settings: FilledSettings, epochs: int) -> None:
         self.teacher, self.inner_attack = teacher, inner_attack
         self.alpha, self.temperature, self.reduction = settings.alpha, settings.temperature, settings.reduction
         self.power, self.trust_teacher = settings.trust_power, settings.trust_teacher
@@ -48,20 +51,23 @@ class IntrospectiveDistillation(Method):
     def clean_teachers(self) -> tuple[Teacher, ...]:
         return (self.teacher,)
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         target = self.teacher.clean(batch)
         x_adv = self.inner_attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids)
         return Inner(x_adv, target, weight=self._trust(self.teacher(x_adv), batch) if self.begun else None)
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-        logits, how = student(inner.x_adv), {"temperature": self.temperature, "reduction": self.reduction}
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
+        logits = student(known(inner.x_adv))
+        how: dict[str, Any] = {"temperature": self.temperature, "reduction": self.reduction}
         clean = student(batch.x) if self.clean_branch or self.alpha != 1.0 else None
-        loss = F.kl_distill_loss(logits, inner.target, **how, weight=inner.weight if self.trust_teacher else None)
+        loss = F.kl_distill_loss(
+            logits, known(inner.target), **how, weight=inner.weight if self.trust_teacher else None
+        )
         if self.begun:
             own = student(batch.x) if clean is None or self.clean_branch else clean
-            loss = loss + F.kl_distill_loss(logits, own, reduction=self.reduction, weight=1.0 - inner.weight)
+            loss = loss + F.kl_distill_loss(logits, own, reduction=self.reduction, weight=1.0 - known(inner.weight))
         if self.alpha != 1.0:
-            loss = self.alpha * loss + (1.0 - self.alpha) * tf.cross_entropy(clean, batch.y)
+            loss = self.alpha * loss + (1.0 - self.alpha) * tf.cross_entropy(known(clean), batch.y)
         return StepResult(loss, logits)
 
     def conventions(self) -> list[str]:
@@ -82,7 +88,7 @@ class IntrospectiveDistillation(Method):
         return teacher_trust(logits, batch.y, self.power)
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> IntrospectiveDistillation:
+def _build(settings: FilledSettings, context: MethodContext) -> IntrospectiveDistillation:
     return IntrospectiveDistillation(context.teachers["teacher"], ce_attack(settings), settings, context.epochs)
 
 

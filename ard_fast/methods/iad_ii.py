@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch
 from ard_fast.methods.attack import ce_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
 from ard_fast.methods.quirks import RATE_STUCK, TRAIN_MODE_ATTACK, UNCLAMPED_UNIFORM
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.methods.trust import teacher_trust, trust_words
 from ard_fast.methods.words import kl_words
@@ -29,7 +30,7 @@ class TwoTeacherIntrospectiveDistillation(Method):
     name = "iad-ii"
 
     def __init__(
-        self, teacher: Teacher, clean_teacher: Teacher, inner_attack: PGD, settings: MethodSettings, epochs: int
+        self, teacher: Teacher, clean_teacher: Teacher, inner_attack: PGD, settings: FilledSettings, epochs: int
     ) -> None:
         self.teacher, self.clean_teacher, self.inner_attack = teacher, clean_teacher, inner_attack
         self.alpha, self.alpha2 = settings.alpha, settings.alpha2
@@ -45,22 +46,25 @@ class TwoTeacherIntrospectiveDistillation(Method):
     def begin_epoch(self, epoch: int) -> None:
         self.begun = epoch >= self.begin
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         x_adv = self.inner_attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids)
         target = self.teacher(x_adv)
         weight = teacher_trust(target, batch.y, self.power) if self.begun else None
         return Inner(x_adv, target, self.clean_teacher(x_adv), weight)
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-        logits, how = student(inner.x_adv), {"temperature": self.temperature, "reduction": self.reduction}
-        trusted = F.kl_distill_loss(logits, inner.target, **how, weight=inner.weight)
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
+        logits = student(known(inner.x_adv))
+        how: dict[str, Any] = {"temperature": self.temperature, "reduction": self.reduction}
+        trusted = F.kl_distill_loss(logits, known(inner.target), **how, weight=inner.weight)
         if self.begun:
             own = student(batch.x)
-            trusted = trusted + F.kl_distill_loss(logits, own, reduction=self.reduction, weight=1.0 - inner.weight)
+            trusted = trusted + F.kl_distill_loss(
+                logits, own, reduction=self.reduction, weight=1.0 - known(inner.weight)
+            )
         loss, rest = self.alpha * trusted, 1.0 - self.alpha
         if rest > 0.0:  # the second teacher's KL and the cross-entropy, both of S(x'), are one pass over its logits
             share = self.alpha2 / rest
-            loss = loss + rest * F.ard_loss(logits, inner.clean_target, logits, batch.y, alpha=share, **how)
+            loss = loss + rest * F.ard_loss(logits, known(inner.clean_target), logits, batch.y, alpha=share, **how)
         return StepResult(loss, logits)
 
     def conventions(self) -> list[str]:
@@ -73,7 +77,7 @@ class TwoTeacherIntrospectiveDistillation(Method):
         ]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> TwoTeacherIntrospectiveDistillation:
+def _build(settings: FilledSettings, context: MethodContext) -> TwoTeacherIntrospectiveDistillation:
     teachers = context.teachers
     return TwoTeacherIntrospectiveDistillation(
         teachers["teacher"], teachers["clean_teacher"], ce_attack(settings), settings, context.epochs

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.attacks import KLPGD
 from ard_fast.data import Batch
 from ard_fast.methods.attack import kl_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
 from ard_fast.methods.quirks import UNCLAMPED_NORMAL
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.methods.words import kl_words
 from ard_fast.teachers import Teacher
@@ -28,7 +29,7 @@ class GradientMatching(Method):
 
     name = "igdm"
 
-    def __init__(self, teacher: Teacher, inner_attack: KLPGD, settings: MethodSettings, context: MethodContext) -> None:
+    def __init__(self, teacher: Teacher, inner_attack: KLPGD, settings: FilledSettings, context: MethodContext) -> None:
         self.teacher, self.inner_attack, self.epochs = teacher, inner_attack, context.epochs
         self.temperature, self.reduction = settings.temperature, settings.reduction
         self.last_weight = settings.igdm_weight
@@ -38,17 +39,20 @@ class GradientMatching(Method):
     def begin_epoch(self, epoch: int) -> None:
         self.matching_weight.fill_(self.last_weight * (epoch + 1) / self.epochs)
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         x_adv = self.inner_attack(student, batch.x, self.teacher.attacked, seed=batch.seed, sample_ids=batch.ids)
         return Inner(x_adv, self.teacher(x_adv), self.teacher(opposite(batch, x_adv)))
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-        logits, mirrored = student(inner.x_adv), student(opposite(batch, inner.x_adv))
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
+        logits, mirrored = student(known(inner.x_adv)), student(opposite(batch, known(inner.x_adv)))
         loss = F.kl_distill_loss(
-            logits, inner.target, temperature=self.temperature, reduction=self.reduction, weight=inner.weight
+            logits, known(inner.target), temperature=self.temperature, reduction=self.reduction, weight=inner.weight
         )
         matching = F.kl_distill_loss(
-            logits - mirrored, inner.target - inner.clean_target, reduction=self.reduction, weight=inner.weight
+            logits - mirrored,
+            known(inner.target) - known(inner.clean_target),
+            reduction=self.reduction,
+            weight=inner.weight,
         )
         return StepResult(loss + self.matching_weight * matching, logits)
 
@@ -72,7 +76,7 @@ def opposite(batch: Batch, x_adv: Tensor) -> Tensor:
     return batch.x - (x_adv - batch.x)
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> GradientMatching:
+def _build(settings: FilledSettings, context: MethodContext) -> GradientMatching:
     return GradientMatching(context.teachers["teacher"], kl_attack(settings), settings, context)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
-
+from ard_fast._typing import known
 from ard_fast.data import Batch
 from ard_fast.losses import ARDLoss
-from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.teachers import Teacher
 
@@ -24,18 +23,18 @@ class CleanDistillation(Method):
     def clean_teachers(self) -> tuple[Teacher, ...]:
         return (self.teacher,)
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         return Inner(target=self.teacher.clean(batch))
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         logits = student(batch.x)
-        return StepResult(self.outer(logits, inner.target, logits, batch.y), logits)
+        return StepResult(self.outer(logits, known(inner.target), logits, batch.y), logits)
 
     def conventions(self) -> list[str]:
         return [f"loss {self.outer.describe(distilled='S(x)')}", "teacher sees x, eval mode; no attack"]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> CleanDistillation:
+def _build(settings: FilledSettings, context: MethodContext) -> CleanDistillation:
     loss = ARDLoss(alpha=settings.alpha, temperature=settings.temperature, reduction=settings.reduction)
     return CleanDistillation(context.teachers["teacher"], loss)
 

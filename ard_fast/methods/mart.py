@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch
 from ard_fast.losses import divisor_words
 from ard_fast.methods.attack import ce_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
 from ard_fast.methods.quirks import UNCLAMPED_NORMAL
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 
 
@@ -27,12 +26,12 @@ class Mart(Method):
     def __init__(self, inner_attack: PGD, beta: float, reduction: str) -> None:
         self.inner_attack, self.beta, self.reduction = inner_attack, beta, reduction
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         return Inner(self.inner_attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids))
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         clean = student(batch.x)
-        logits = student(inner.x_adv)
+        logits = student(known(inner.x_adv))
         return StepResult(F.mart_loss(logits, clean, batch.y, beta=self.beta, reduction=self.reduction), logits)
 
     def conventions(self) -> list[str]:
@@ -43,7 +42,7 @@ class Mart(Method):
         ]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> Mart:
+def _build(settings: FilledSettings, context: MethodContext) -> Mart:
     return Mart(ce_attack(settings, init="normal"), settings.beta, settings.reduction)
 
 

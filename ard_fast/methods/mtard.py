@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch
 from ard_fast.methods.attack import ce_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
 from ard_fast.methods.quirks import KL_MEAN, UNCLAMPED_NORMAL
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.methods.words import kl_words
 from ard_fast.teachers import Teacher
@@ -35,7 +37,7 @@ class MultiTeacherDistillation(Method):
     name = "mtard"
     teacher_alongside = True
 
-    def __init__(self, inner_attack: PGD, settings: MethodSettings, context: MethodContext) -> None:
+    def __init__(self, inner_attack: PGD, settings: FilledSettings, context: MethodContext) -> None:
         self.teacher, self.clean_teacher = context.teachers["teacher"], context.teachers["clean_teacher"]
         self.inner_attack, self.context = inner_attack, context
         self.temperature, self.reduction = settings.temperature, settings.reduction
@@ -51,22 +53,22 @@ class MultiTeacherDistillation(Method):
     def clean_teachers(self) -> tuple[Teacher, ...]:
         return (self.clean_teacher,)
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         clean_target = self.clean_teacher.clean(batch)
         x_adv = self.inner_attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids)
         return Inner(x_adv, self.teacher(x_adv), clean_target)
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-        how = {"temperature": self.temperature, "reduction": self.reduction}
-        logits = student(inner.x_adv)
-        adversarial = F.kl_distill_loss(logits, inner.target, **how)
-        natural = F.kl_distill_loss(student(batch.x), inner.clean_target, **how)
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
+        how: dict[str, Any] = {"temperature": self.temperature, "reduction": self.reduction}
+        logits = student(known(inner.x_adv))
+        adversarial = F.kl_distill_loss(logits, known(inner.target), **how)
+        natural = F.kl_distill_loss(student(batch.x), known(inner.clean_target), **how)
         inner.record = self._balanced(adversarial, natural, len(batch.y))
-        weight = inner.record[0]
+        weight = known(inner.record)[0]
         return StepResult((1.0 - weight) * adversarial + weight * natural, logits)
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:
-        self.balance.copy_(inner.record)
+        self.balance.copy_(known(inner.record))
 
     def end_epoch(self) -> dict[str, float]:
         return {"clean_weight": self.balance[0].item()}
@@ -99,7 +101,7 @@ class MultiTeacherDistillation(Method):
         ]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> MultiTeacherDistillation:
+def _build(settings: FilledSettings, context: MethodContext) -> MultiTeacherDistillation:
     return MultiTeacherDistillation(ce_attack(settings, init="normal"), settings, context)
 
 

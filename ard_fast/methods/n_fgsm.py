@@ -6,7 +6,7 @@ from ard_fast.attacks import NFGSM
 from ard_fast.methods.at import AdversarialTraining
 from ard_fast.methods.attack import relative_step
 from ard_fast.methods.base import MethodContext
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 
 
@@ -26,7 +26,7 @@ class NoiseFGSMTraining(AdversarialTraining):
         ]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> NoiseFGSMTraining:
+def _build(settings: FilledSettings, context: MethodContext) -> NoiseFGSMTraining:
     attack = NFGSM(
         eps=settings.eps, noise=settings.noise_ratio, bn=settings.attack_bn, relative_step=relative_step(settings)
     )

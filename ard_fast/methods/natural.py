@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch.nn.functional as tf
-from torch import nn
 
 from ard_fast.data import Batch
-from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 
 
@@ -16,10 +15,10 @@ class NaturalTraining(Method):
 
     name = "natural"
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         return Inner()
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         logits = student(batch.x)
         return StepResult(tf.cross_entropy(logits, batch.y), logits)
 
@@ -27,7 +26,7 @@ class NaturalTraining(Method):
         return ["loss CE(S(x), y), mean over the batch; no attack"]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> NaturalTraining:
+def _build(settings: FilledSettings, context: MethodContext) -> NaturalTraining:
     return NaturalTraining()
 
 

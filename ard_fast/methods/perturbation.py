@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.data import Batch
 from ard_fast.methods.base import MethodContext
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 
 
 class CarriedPerturbation:
@@ -40,7 +41,7 @@ class CarriedPerturbation:
                 self._kept[: len(kept)] = kept.to(x.device)
         elif kept.device != x.device:
             self._kept = kept.to(x.device)
-        return self._kept[batch.offset : batch.offset + len(x)].detach().requires_grad_()
+        return known(self._kept)[batch.offset : batch.offset + len(x)].detach().requires_grad_()
 
     def move(self, batch: Batch, delta: Tensor, grad: Tensor) -> None:
         """delta <- clip(delta + step sign(grad), -eps, eps), in place, and so in what every process keeps.
@@ -57,9 +58,10 @@ class CarriedPerturbation:
         if self.all_reduce is None:
             return
         places = batch.global_size or len(delta)
-        moved = torch.zeros_like(self._kept[:places])
+        kept = known(self._kept)
+        moved = torch.zeros_like(kept[:places])
         moved[batch.offset : batch.offset + len(delta)] = delta.detach()
-        self._kept[:places] = self.all_reduce(moved)
+        kept[:places] = self.all_reduce(moved)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What is kept; nothing before the first batch."""
@@ -70,7 +72,7 @@ class CarriedPerturbation:
         self._kept = state["delta"].clone() if state else None
 
 
-def carried_perturbation(settings: MethodSettings, context: MethodContext) -> CarriedPerturbation:
+def carried_perturbation(settings: FilledSettings, context: MethodContext) -> CarriedPerturbation:
     """The perturbation of a run."""
     all_reduce = context.all_reduce if context.processes > 1 else None
     return CarriedPerturbation(settings.eps, settings.step_size, all_reduce)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from ard_fast.methods import (
     absld,
     adaad,
@@ -26,7 +28,7 @@ from ard_fast.methods import (
     trades,
 )
 from ard_fast.methods.base import Method, MethodContext
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings, MethodSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.names import unknown
 
@@ -79,4 +81,4 @@ def build_method(name: str, settings: MethodSettings, context: MethodContext) ->
     for key in spec.defaults:
         if getattr(settings, key) is None:
             raise ValueError(f"{key}: method {name} needs a value, got None")
-    return spec.build(settings, context)
+    return spec.build(cast("FilledSettings", settings), context)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.attacks import KLPGD
 from ard_fast.data import Batch
 from ard_fast.methods.attack import kl_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
 from ard_fast.methods.quirks import KL_MEAN, UNCLAMPED_NORMAL
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.methods.words import kl_words
 from ard_fast.teachers import Teacher
@@ -36,16 +37,17 @@ class RobustSoftLabelDistillation(Method):
     def clean_teachers(self) -> tuple[Teacher, ...]:
         return (self.teacher,)
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         target = self.teacher.clean(batch)
         return Inner(self.inner_attack(student, batch.x, target, seed=batch.seed, sample_ids=batch.ids), target)
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-        logits, how = student(inner.x_adv), {"temperature": self.temperature, "reduction": self.reduction}
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
+        logits = student(known(inner.x_adv))
+        how: dict[str, Any] = {"temperature": self.temperature, "reduction": self.reduction}
         if self.alpha == 1.0:
-            return StepResult(F.kl_distill_loss(logits, inner.target, **how), logits)
+            return StepResult(F.kl_distill_loss(logits, known(inner.target), **how), logits)
         weights = {"adv_weight": self.alpha, "clean_weight": 1.0 - self.alpha}
-        return StepResult(F.rslad_loss(logits, student(batch.x), inner.target, **weights, **how), logits)
+        return StepResult(F.rslad_loss(logits, student(batch.x), known(inner.target), **weights, **how), logits)
 
     def conventions(self) -> list[str]:
         clean = "" if self.alpha == 1.0 else f" + {1 - self.alpha:.4g} * KL(T(x) || S(x))"
@@ -56,7 +58,7 @@ class RobustSoftLabelDistillation(Method):
         ]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> RobustSoftLabelDistillation:
+def _build(settings: FilledSettings, context: MethodContext) -> RobustSoftLabelDistillation:
     return RobustSoftLabelDistillation(
         context.teachers["teacher"],
         kl_attack(settings),

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ard_fast.attacks import KLPGD
 from ard_fast.attacks.base import backward
 from ard_fast.data import Batch
 from ard_fast.methods.attack import kl_attack
-from ard_fast.methods.base import Inner, MethodContext, Quirk, StepResult
+from ard_fast.methods.base import Inner, MethodContext, Network, Quirk, StepResult
 from ard_fast.methods.igdm import GradientMatching, opposite
 from ard_fast.methods.quirks import UNCLAMPED_NORMAL
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 from ard_fast.teachers import Teacher
 
@@ -62,13 +62,13 @@ class SampleWiseDistillation(GradientMatching):
         self,
         teacher: Teacher,
         inner_attack: KLPGD,
-        settings: MethodSettings,
+        settings: FilledSettings,
         context: MethodContext,
     ) -> None:
         super().__init__(teacher, inner_attack, settings, context)
         self.scale, self.clean_branch, self.all_min = settings.entropy_scale, settings.clean_branch, context.all_min
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         nearby = FirstOrderTeacher(self.teacher.attacked, batch.x, batch.y)
         x_adv = self.inner_attack(student, batch.x, nearby, seed=batch.seed, sample_ids=batch.ids)
         target = self.teacher(x_adv)
@@ -76,7 +76,7 @@ class SampleWiseDistillation(GradientMatching):
         weight = self.scale * (entropy - self.all_min(entropy.min()))
         return Inner(x_adv, target, self.teacher(opposite(batch, x_adv)), weight)
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         result = super().loss(student, batch, inner)
         if self.clean_branch:
             student(batch.x)
@@ -93,7 +93,7 @@ class SampleWiseDistillation(GradientMatching):
         )
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> SampleWiseDistillation:
+def _build(settings: FilledSettings, context: MethodContext) -> SampleWiseDistillation:
     return SampleWiseDistillation(context.teachers["teacher"], kl_attack(settings), settings, context)
 
 

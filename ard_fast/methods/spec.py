@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ard_fast.methods.base import Method, MethodContext, Quirk
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class MethodSpec:
     """
 
     summary: str
-    build: Callable[[MethodSettings, MethodContext], Method]
+    build: Callable[[FilledSettings, MethodContext], Method]
     defaults: Mapping[str, Any]
     teachers: tuple[str, ...] = ()
     attacks: bool = True
     step_ratio: float = 0.25
     selects_by: str = "robust"
     whole_batch: bool = False
-    paper: Mapping[str, Any] = field(default_factory=dict)
+    paper: Mapping[str, Any] = field(default_factory=dict[str, Any])
     quirks: tuple[Quirk, ...] = ()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.attacks import KLPGD
 from ard_fast.data import Batch
 from ard_fast.losses import divisor_words
 from ard_fast.methods.attack import kl_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
+from ard_fast.methods.base import Inner, Method, MethodContext, Network, Quirk, StepResult
 from ard_fast.methods.quirks import UNCLAMPED_NORMAL
-from ard_fast.methods.settings import MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 
 
@@ -30,12 +30,12 @@ class Trades(Method):
     def __init__(self, inner_attack: KLPGD, beta: float, reduction: str, repeat_clean: bool = False) -> None:
         self.inner_attack, self.beta, self.reduction, self.repeat_clean = inner_attack, beta, reduction, repeat_clean
 
-    def attack(self, student: nn.Module, batch: Batch) -> Inner:
+    def attack(self, student: Network, batch: Batch) -> Inner:
         return Inner(self.inner_attack(student, batch.x, seed=batch.seed, sample_ids=batch.ids))
 
-    def loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         clean = student(batch.x)
-        logits = student(inner.x_adv)
+        logits = student(known(inner.x_adv))
         if self.repeat_clean:
             with torch.no_grad():
                 student(batch.x)
@@ -51,7 +51,7 @@ class Trades(Method):
         ]
 
 
-def _build(settings: MethodSettings, context: MethodContext) -> Trades:
+def _build(settings: FilledSettings, context: MethodContext) -> Trades:
     return Trades(kl_attack(settings), settings.beta, settings.reduction, settings.repeat_clean)
 
 

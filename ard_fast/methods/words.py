@@ -10,8 +10,10 @@ from ard_fast.losses import divisor_words
 class Distils(Protocol):
     """A method whose KL has a temperature and a reduction."""
 
-    temperature: float
-    reduction: str
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def reduction(self) -> str: ...
 
 
 def kl_words(method: Distils) -> str:

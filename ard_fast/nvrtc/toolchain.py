@@ -23,12 +23,15 @@ class Toolchain(Protocol):
 
     def target(self, capability: tuple[int, int]) -> str:
         """The architecture that is compiled for a GPU of this compute capability: "sm_90", or "compute_90" for PTX."""
+        ...
 
     def compile(self, text: str, options: Sequence[str], kernel: str, target: str, device: int) -> tuple[bytes, str]:
         """The compiled image and the symbol in it of `kernel`, a name expression."""
+        ...
 
     def load(self, image: bytes, entry: str, device: int) -> tuple[Any, int]:
         """What keeps the loaded image alive, and the CUfunction of its symbol `entry`."""
+        ...
 
 
 def best_target(capability: tuple[int, int], supported: Sequence[int]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ard_fast._typing import known
+
 
 def affine_relu(
     x: Tensor,
@@ -35,7 +37,7 @@ def affine_relu_backward(
     """The gradient for `x` and, without a scale, for `residual`."""
     out = grad.to(torch.promote_types(grad.dtype, torch.float32))
     if relu:
-        out = out.where(unpack_mask(mask, grad), torch.zeros_like(out))
+        out = out.where(unpack_mask(known(mask), grad), torch.zeros_like(out))
     if scale is not None:
         out = out * _per_channel(scale, out)
     return out.to(grad.dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ard_fast._typing import known
 from ard_fast.reference.starts import philox_bits
 
 
@@ -24,7 +25,7 @@ def crop_flip(
     """The views of the padded images, one after the other, divided by `levels`."""
     if views is None:
         chosen = positions if ids is None else ids[positions]
-        views = draw_views(chosen, seed=seed, padding=padding, flip=flip)
+        views = draw_views(chosen, seed=known(seed), padding=padding, flip=flip)
     height, width = images.shape[2:]
     padded = pad(images, (padding,) * 4)
     x = torch.empty((len(positions), *images.shape[1:]), device=images.device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ard_fast._typing import known
+
 
 def fold_batch_norm(
     weight: Tensor | None,
@@ -20,13 +22,13 @@ def fold_batch_norm(
     The norm's output is `conv(x, folded weight) + shift`, or `scale x + shift` where there is no convolution. Every
     argument but `eps` may be missing: without `mean` and `var` there is no norm.
     """
-    some = weight if var is None else var
-    channels, kind = some.shape[0], {"dtype": some.dtype, "device": some.device}
-    bias = torch.zeros(channels, **kind) if bias is None else bias
+    some = known(weight if var is None else var)
+    channels = some.shape[0]
+    bias = some.new_zeros(channels) if bias is None else bias
     if var is None:
-        return weight, torch.ones(channels, **kind), bias
+        return weight, some.new_ones(channels), bias
     # by way of float64 rounded correctly, which torch's float32 root on a CPU is not
     root = (var + torch.full_like(var, eps)).double().sqrt().to(var.dtype)
-    scale = (torch.ones(channels, **kind) if gamma is None else gamma) / root
-    shift = (torch.zeros(channels, **kind) if beta is None else beta) + scale * (bias - mean)
+    scale = (some.new_ones(channels) if gamma is None else gamma) / root
+    shift = (some.new_zeros(channels) if beta is None else beta) + scale * (bias - known(mean))
     return None if weight is None else weight * scale.view(-1, 1, 1, 1), scale, shift

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,8 +39,8 @@ def attack_loss(
 
 
 def attack_gradient(
-    logits: Tensor, target: Tensor, *, with_target_grad: bool = False, **settings: object
-) -> Tensor | tuple[Tensor, Tensor]:
+    logits: Tensor, target: Tensor, *, with_target_grad: bool = False, **settings: Any
+) -> Tensor | tuple[Tensor, ...]:
     """d(sum of `attack_loss`)/d(logits), and d/d(target) if asked, by autograd; arguments as `attack_loss`."""
     inputs = [logits.detach().requires_grad_()]
     target = target.detach()

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ard_fast._typing import known
+
 
 def kl_distill_loss(
     student_logits: Tensor,
@@ -36,7 +38,7 @@ def ard_loss(
 ) -> Tensor:
     """alpha * T^2 * KL(teacher || student_adv) + (1 - alpha) * CE(student, labels)."""
     kl = alpha * temperature**2 * _kl_rows(student_adv_logits, teacher_logits, temperature)
-    cross_entropy = 0.0 if alpha == 1.0 else F.cross_entropy(student_logits, labels, reduction="none")
+    cross_entropy = 0.0 if alpha == 1.0 else F.cross_entropy(known(student_logits), known(labels), reduction="none")
     return _reduce(kl, (1.0 - alpha) * cross_entropy, reduction, weight, teacher_logits.shape[1])
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from ard_fast._typing import known
 from ard_fast.data import Batch
 from ard_fast.teachers.teacher import Teacher
 
@@ -58,7 +59,7 @@ class CudaStreams:
 
     def record(self) -> torch.cuda.Event:
         """As `Streams`."""
-        return torch.cuda.current_stream(self._device).record_event()
+        return cast("torch.cuda.Event", torch.cuda.current_stream(self._device).record_event())
 
     def wait(self, mark: torch.cuda.Event) -> None:
         """As `Streams`."""
@@ -113,7 +114,7 @@ class TeacherAhead:
         cached = [teacher for teacher in self._teachers if teacher.open_cache() is not None]
         if not cached:
             return steps
-        if self._streams is None or all(teacher.cache.complete for teacher in cached):
+        if self._streams is None or all(known(teacher.cache).complete for teacher in cached):
             return _taught(steps, cached)
         return _beside(_taught(steps, cached), self._streams)
 

@@ -83,7 +83,7 @@ class LogitsCache:
         """
         slots = ids * self._views + (views if self._flip else views // 2)  # without flips every other number is unused
         self.lookups += len(slots)
-        if self.complete:
+        if self.resident is not None and self.complete:
             self.hits += len(slots)
             return self.resident.values[slots].float()
         if self.resident is None:

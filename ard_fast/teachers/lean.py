@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,8 @@ def _count_norms(network: nn.Module) -> int:
 
 
 def _copied(network: nn.Module, precision: str, num_classes: int) -> nn.Module:
-    copied = copy.deepcopy(network).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    copied = copy.deepcopy(network).eval().requires_grad_(False)
+    copied.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if precision == "bf16":
         _to_bfloat16(copied, num_classes)
     return copied
@@ -89,7 +91,7 @@ def _to_bfloat16(network: nn.Module, num_classes: int) -> None:
     """Weights of convolutions and linear layers in bfloat16, so that autocast need not cast them at every call."""
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if linear and network.get_submodule(linear[-1]).out_features == num_classes:
-        last = network.get_submodule(linear[-1])
+        last = cast("nn.Linear", network.get_submodule(linear[-1]))
         network.set_submodule(linear[-1], Float32Linear(last))
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):

@@ -53,9 +53,10 @@ class Teacher:
             return batch.taught[self]
         if batch.views is None:
             return self(batch.x)
-        if self.open_cache() is None:
+        cache = self.open_cache()
+        if cache is None:
             return self(batch.x)
-        return self.cache.logits(batch.ids, batch.views, lambda positions: self(batch.x[positions]))
+        return cache.logits(batch.ids, batch.views, lambda positions: self(batch.x[positions]))
 
     def open_cache(self) -> LogitsCache | None:
         """The cache, opened by the first who asks; None without."""

@@ -38,7 +38,9 @@ class AdversarialWeightPerturbation:
         average: Callable[[Sequence[Tensor]], None] | None = None,
     ) -> None:
         self.student, self.gamma, self.first_epoch, self.average = student, gamma, first_epoch, average
-        self.weights = [weight for weight in student.parameters() if weight.dim() >= 2 and weight.requires_grad]
+        self.weights: list[Tensor] = [
+            weight for weight in student.parameters() if weight.dim() >= 2 and weight.requires_grad
+        ]
         self._moves: list[Tensor] | None = None
 
     def begun(self, epoch: int) -> bool:
