@@ -118,7 +118,6 @@ def modules_to_build(
     """The extension modules with their flags; their files go to `folder`, with `suffix` after their names."""
     bindings = sorted((CSRC / "bindings").glob("*.cpp"))
     for_cuda = [path for path in bindings if path.stem.endswith("_ops_cuda")]
-    launchers = sorted((CSRC / "cuda").glob("*.cu"))
     for_cpu = [path for path in bindings if path.stem.endswith("_ops")]
     # Other people's headers go in by -isystem: warnings are for our sources.
     includes = [f"-I{CSRC}", "-isystem", str(torch.root / "include"), "-isystem", sysconfig.get_path("include")]
@@ -149,14 +148,14 @@ def modules_to_build(
             output=folder / f"_C_rtc{suffix}",
             sources=[
                 *(CSRC / "bindings" / name for name in ("ops_by_name.cpp", "module_by_name.cpp")),
-                *launchers,
                 *sorted((CSRC / "driver").glob("*.cpp")),
             ],
-            host_flags=[*host, "-DARD_KERNELS_BY_NAME=1", "-x", "c++"],
+            host_flags=[*host, "-DARD_KERNELS_BY_NAME=1"],
             link_flags=[*link, "-ldl"],
         )
         modules.append(by_name)
     if cuda.toolkit is not None:
+        launchers = sorted((CSRC / "cuda").glob("*.cu"))
         threads = plan.nvcc_threads(jobs, len(launchers), len(cuda.archs))
         nvcc_flags = [
             *NVCC_FLAGS,

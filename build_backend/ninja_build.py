@@ -93,8 +93,7 @@ def ninja_file(modules: list[Module], compiler: list[str], nvcc: Path | None, ro
             target = folder / module.name / f"{name}.o"
             target.parent.mkdir(parents=True, exist_ok=True)
             objects.append(target)
-            # Without flags for nvcc the host's say what to make of them.
-            cuda = source.suffix == ".cu" and bool(module.nvcc_flags)
+            cuda = source.suffix == ".cu"
             lines += [
                 f"build {_escape(target)}: {'compile_cu' if cuda else 'compile_cpp'} {_escape(source)}",
                 f"  flags = {_command(module.nvcc_flags if cuda else module.host_flags)}",

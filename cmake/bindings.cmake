@@ -11,11 +11,9 @@ if(EXISTS "${torch_folder}/include/torch/csrc/stable/library.h")
   file(GLOB ard_binding_sources CONFIGURE_DEPENDS csrc/bindings/*.cpp)
   list(FILTER ard_binding_sources EXCLUDE REGEX "(_cuda|_by_name)\\.cpp$")
   add_library(ard_bindings OBJECT EXCLUDE_FROM_ALL ${ard_binding_sources})
-  # The module without nvcc: its launchers are C++ under another name.
-  file(GLOB ard_launchers CONFIGURE_DEPENDS csrc/cuda/*.cu)
-  set_source_files_properties(${ard_launchers} PROPERTIES LANGUAGE CXX)
+  # The module without nvcc.
   file(GLOB ard_by_name_sources CONFIGURE_DEPENDS csrc/bindings/*_by_name.cpp csrc/driver/*.cpp)
-  add_library(ard_bindings_by_name OBJECT EXCLUDE_FROM_ALL ${ard_by_name_sources} ${ard_launchers})
+  add_library(ard_bindings_by_name OBJECT EXCLUDE_FROM_ALL ${ard_by_name_sources})
   target_compile_definitions(ard_bindings_by_name PRIVATE ARD_KERNELS_BY_NAME=1)
   foreach(bindings ard_bindings ard_bindings_by_name)
     target_include_directories(${bindings} SYSTEM PRIVATE
