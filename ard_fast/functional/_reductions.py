@@ -18,14 +18,21 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
 
 
-def divisors(reduction: str, logits: Tensor, name: str) -> tuple[int, int]:
-    """What divides the KL and the cross-entropy of a row: 1, 1, or B, B, or (for "mean") B * C, B."""
+def divisors(reduction: str, logits: Tensor, name: str) -> tuple[int, int, int | None]:
+    """What divides the KL and the cross-entropy of a row: 1, 1, or B, B, or (for "mean") B * C, B.
+
+    In a traced graph B comes last, for the loss as a whole to be divided by, and is None otherwise: the numbers that an
+    operator takes are constants of the graph, which would hold for one batch size only.
+    """
     if reduction in ("none", "sum"):
-        return 1, 1
+        return 1, 1, None
     batch, classes = logits.shape
     if batch == 0:
         raise ValueError(f"{name} must have at least one row for reduction={reduction!r}, got none")
-    return batch * classes if reduction == "mean" else batch, batch
+    classes = classes if reduction == "mean" else 1
+    if torch.compiler.is_compiling():
+        return classes, 1, batch
+    return batch * classes, batch, None
 
 
 def sample_weight(weight: Array | None) -> Tensor | None:

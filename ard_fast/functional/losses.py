@@ -235,7 +235,7 @@ def _kd_loss(
         temperatures.append(number)
         per_sample.append(values)
     tensors = student, teacher, clean, labels, weight, *per_sample
-    kl_divisor, ce_divisor = divisors(reduction, student, names[0])
+    kl_divisor, ce_divisor, batch = divisors(reduction, student, names[0])
     kl_weight = kl_weight / kl_divisor
     clean_weight = clean_weight / (ce_divisor if labels is not None else kl_divisor)
     weights = *temperatures, kl_weight, clean_weight
@@ -243,7 +243,8 @@ def _kd_loss(
     with_grad = student.requires_grad or (clean is not None and clean.requires_grad)
     with_grad = (with_grad and torch.is_grad_enabled()) or may_be_transformed()
     if not (with_grad or live):
-        return _ops.kd_loss(*tensors, *weights, 0.0, 0.0, reduce, False, False)[0]
+        loss = _ops.kd_loss(*tensors, *weights, 0.0, 0.0, reduce, False, False)[0]
+        return loss if batch is None else loss / batch
     kl_grad, clean_grad, factors = kl_weight, clean_weight, (1.0, 1.0)
     if student.dtype == torch.float16:
         # The gradient for a teacher, unlike p - q, grows with the logits; a weight may be any number.
@@ -252,4 +253,5 @@ def _kd_loss(
         clean_grad = lift if labels is not None else kl_grad
         factors = kl_weight / kl_grad, clean_weight / clean_grad
     numbers = *weights, kl_grad, clean_grad, reduce, with_grad, live
-    return cast("Tensor", KdLoss.apply(*tensors, numbers, factors)[0])
+    loss = cast("Tensor", KdLoss.apply(*tensors, numbers, factors)[0])
+    return loss if batch is None else loss / batch

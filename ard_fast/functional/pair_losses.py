@@ -97,15 +97,17 @@ def _pair_loss(
         assert isinstance(labels, Tensor)
     adv, clean = common_logits({"adv_logits": adv, "clean_logits": clean})
     weight = sample_weight(weight)
-    kl_divisor, ce_divisor = divisors(reduction, adv, "adv_logits")
+    kl_divisor, ce_divisor, batch = divisors(reduction, adv, "adv_logits")
     weights = beta / kl_divisor, 1.0 / ce_divisor
     reduce = reduction != "none"
     tensors = adv, clean, labels, weight
     with_grad = torch.is_grad_enabled() and (adv.requires_grad or clean.requires_grad)
     if not (with_grad or may_be_transformed()):
-        return _ops.pair_loss(*tensors, mart, *weights, 0.0, 0.0, reduce, False)[0]
+        loss = _ops.pair_loss(*tensors, mart, *weights, 0.0, 0.0, reduce, False)[0]
+        return loss if batch is None else loss / batch
     lift = 1.0
     if adv.dtype == torch.float16:
         lift = ce_divisor * float16_lift(adv.shape[1], 1024.0 * (1.0 + beta))
     numbers = mart, *weights, lift * weights[0], lift * weights[1], reduce, True
-    return cast("Tensor", PairLoss.apply(*tensors, numbers, 1.0 / lift)[0])
+    loss = cast("Tensor", PairLoss.apply(*tensors, numbers, 1.0 / lift)[0])
+    return loss if batch is None else loss / batch

@@ -1,0 +1,222 @@
+"""Every operator with sample arguments, for the tests of what torch and CUDA expect of operators."""
+
+import torch
+from fold_cases import make_layers, places
+
+from ard_fast import _ops
+from ard_fast import functional as F
+
+
+def step_arguments(device, grad_dtype=torch.float32, shape=(2, 3, 4, 5), per_sample=False):
+    x = torch.rand(shape, device=device)
+    sizes = torch.full((shape[0],), 0.1, device=device) if per_sample else None
+    return x.clone(), torch.randn_like(x).to(grad_dtype), x, sizes, sizes, 0.1, 0.2, False, 0.0, 1.0
+
+
+def mifgsm_arguments(device, **options):
+    x_adv, grad, x, steps, radii, step_size, eps, *rest = step_arguments(device, **options)
+    return x_adv, torch.randn_like(x), grad, x, steps, radii, step_size, eps, 0.9, *rest
+
+
+def select_arguments(device, lower=False):
+    best, candidate = torch.rand(2, 4, 3, 5, device=device)
+    best_loss, loss, out = torch.rand(3, 4, device=device)
+    return best, candidate, best_loss, loss, out, lower
+
+
+def start_arguments(device, normal=False, last=False):
+    x = torch.rand(2, 3, 4, 5, device=device)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    seed = torch.tensor([7], device=device)
+    ids = torch.tensor([5, 6], device=device)
+    return x, None, 0.1, seed, ids if last else None, normal, 0.001, True, 0.0, 1.0
+
+
+def loss_arguments(
+    device,
+    dtype=torch.float32,
+    with_clean=True,
+    reduce=True,
+    with_grad=True,
+    with_teacher=False,
+    with_labels=True,
+    per_sample=False,
+):
+    student, teacher, clean = (torch.randn(3, 6, device=device).to(dtype) for _ in range(3))
+    labels = torch.tensor([0, 5, 2], device=device) if with_clean and with_labels else None
+    clean = clean if with_clean else None
+    rows = [torch.rand(3, device=device) + 0.5 if per_sample else None for _ in range(3)]
+    if labels is not None or clean is None:
+        rows[2] = None
+    numbers = 4.0, 3.0, 2.0, 0.5, 0.25, 0.5, 0.25, reduce, with_grad, with_teacher
+    return student, teacher, clean, labels, *rows, *numbers
+
+
+def pair_arguments(device, mart, dtype=torch.float32, weighted=False, reduce=True, with_grad=True):
+    adv, clean = (torch.randn(3, 6, device=device).to(dtype) for _ in range(2))
+    labels = torch.tensor([0, 5, 2], device=device)
+    weight = torch.rand(3, device=device) if weighted else None
+    return adv, clean, labels, weight, mart, 5.0, 1.0, 5.0, 1.0, reduce, with_grad
+
+
+def gradient_arguments(device, loss=0, dtype=torch.float32, with_rows=True):
+    logits = torch.randn(3, 6, device=device).to(dtype)
+    labels = torch.tensor([0, 5, 2], device=device)
+    return logits, labels, labels.flip(0) if loss == 3 else None, loss, 50.0, with_rows
+
+
+def apgd_arguments(device, grad_dtype=torch.float32, l2=False, first=False, grad=True, per_sample=False, window=0):
+    pixels = torch.rand(5, 3, 2, 4, 5, device=device)
+    x_adv, x_prev, x_best, x_fooled, x = (p.clone() for p in pixels)
+    gradients = torch.randn(2, *x.shape, device=device).to(grad_dtype)
+    state, state_out = torch.rand(2, 7, 3, device=device).unbind()
+    loss_rows, correct = torch.rand(3, device=device), torch.tensor([True, False, True], device=device)
+    radii = torch.full((3,), 0.1, device=device) if per_sample else None
+    written = x_adv, x_prev, x_best, gradients[0].clone(), x_fooled, state.clone(), state_out.clone()
+    read = gradients[1].clone() if grad else None, x, loss_rows, correct, radii
+    return *written, *read, 0.1, l2, first, window, 0.75, 0.75, 0.0, 1.0
+
+
+def crop_arguments(device, given=False, last=False, ids=True):
+    images = torch.randint(0, 256, (5, 3, 6, 4), dtype=torch.uint8, device=device)
+    positions = torch.tensor([4, 0, 0, 2], device=device)
+    seed, names = torch.tensor([7], device=device), torch.arange(5, device=device) * 3
+    drawn = (None, None, positions * 3) if given else (seed, names if ids else None, None)
+    return images, positions, *drawn, 2, True, 255, last
+
+
+def fold_arguments(device, dtype=torch.float32):
+    layers = make_layers(shapes=[(3, 2, 3, 3), (5, 4, 1, 1), None], parts=[(1, 1, 1, True)], device=device)
+    layers += make_layers(shapes=[(2, 3, 1, 1)], parts=[(0, 0, 0, False)], device=device)
+    layers += make_layers(shapes=[None], parts=[(0, 1, 1, True)], device=device)
+    at, weights, affine = places(layers)
+    out = torch.zeros(weights, dtype=dtype, device=device), torch.zeros(affine, device=device)
+    return *out, [t for layer in layers for t in layer.tensors], [layer.eps for layer in layers], at
+
+
+def affine_arguments(device, dtype=torch.float32, last=False, coefficients=True, relu=True, mask=True):
+    layout = torch.channels_last if last else torch.contiguous_format
+    x, residual = (torch.randn(2, 3, 4, 5, device=device).to(dtype).contiguous(memory_format=layout) for _ in range(2))
+    scale, shift = torch.randn(2, 3, device=device).unbind() if coefficients else (None, None)
+    return x, scale, shift, residual if coefficients else None, relu, mask
+
+
+def affine_backward_arguments(device, dtype=torch.float32, last=False, masked=True):
+    grad, scale, *_ = affine_arguments(device, dtype, last)
+    return grad, torch.randint(256, (15,), dtype=torch.uint8, device=device) if masked else None, scale
+
+
+# Every way that an operator is called: the operator and its arguments on a device. A new operator needs a case here.
+CASES = {
+    "affine": lambda device: (_ops.affine_relu, affine_arguments(device)),
+    "affine plain": lambda device: (_ops.affine_relu, affine_arguments(device, coefficients=False, mask=False)),
+    "affine bf16 channels_last": lambda device: (_ops.affine_relu, affine_arguments(device, torch.bfloat16, True)),
+    "affine in place": lambda device: (_ops.affine_relu_, affine_arguments(device, last=True)),
+    "affine in place fp16 linear": lambda device: (
+        _ops.affine_relu_,
+        affine_arguments(device, torch.float16, relu=False, mask=False),
+    ),
+    "affine backward": lambda device: (_ops.affine_relu_backward, affine_backward_arguments(device)),
+    "affine backward bf16 channels_last": lambda device: (
+        _ops.affine_relu_backward,
+        affine_backward_arguments(device, torch.bfloat16, True),
+    ),
+    "affine backward linear": lambda device: (
+        _ops.affine_relu_backward,
+        affine_backward_arguments(device, masked=False),
+    ),
+    "apgd first": lambda device: (_ops.apgd_step_, apgd_arguments(device, first=True)),
+    "apgd checkpoint bf16": lambda device: (_ops.apgd_step_, apgd_arguments(device, torch.bfloat16, window=2)),
+    "apgd l2 per sample": lambda device: (
+        _ops.apgd_step_,
+        apgd_arguments(device, torch.float16, l2=True, per_sample=True, window=3),
+    ),
+    "apgd last": lambda device: (_ops.apgd_step_, apgd_arguments(device, grad=False)),
+    "crop": lambda device: (_ops.crop_flip, crop_arguments(device)),
+    "crop by position channels_last": lambda device: (_ops.crop_flip, crop_arguments(device, last=True, ids=False)),
+    "crop given": lambda device: (_ops.crop_flip, crop_arguments(device, given=True)),
+    "fold": lambda device: (_ops.fold_batch_norm_, fold_arguments(device)),
+    "fold bf16": lambda device: (_ops.fold_batch_norm_, fold_arguments(device, torch.bfloat16)),
+    "step": lambda device: (_ops.pgd_linf_step_, step_arguments(device)),
+    "step bf16": lambda device: (_ops.pgd_linf_step_, step_arguments(device, torch.bfloat16)),
+    "step per sample": lambda device: (_ops.pgd_linf_step_, step_arguments(device, per_sample=True)),
+    "l2 step": lambda device: (_ops.pgd_l2_step_, step_arguments(device)),
+    "l2 step fp16 per sample": lambda device: (
+        _ops.pgd_l2_step_,
+        step_arguments(device, torch.float16, per_sample=True),
+    ),
+    "mifgsm step": lambda device: (_ops.mifgsm_step_, mifgsm_arguments(device)),
+    "mifgsm step bf16 per sample": lambda device: (
+        _ops.mifgsm_step_,
+        mifgsm_arguments(device, grad_dtype=torch.bfloat16, per_sample=True),
+    ),
+    "select": lambda device: (_ops.select_best_, select_arguments(device)),
+    "select lower": lambda device: (_ops.select_best_, select_arguments(device, True)),
+    "start": lambda device: (_ops.random_start, start_arguments(device)),
+    "start normal channels_last": lambda device: (_ops.random_start, start_arguments(device, True, True)),
+    "loss": lambda device: (_ops.kd_loss, loss_arguments(device)),
+    "loss fp16 rows": lambda device: (_ops.kd_loss, loss_arguments(device, torch.float16, False, False)),
+    "loss both gradients": lambda device: (_ops.kd_loss, loss_arguments(device, with_clean=False, with_teacher=True)),
+    "loss teacher fp16": lambda device: (
+        _ops.kd_loss,
+        loss_arguments(device, torch.float16, with_clean=False, with_grad=False, with_teacher=True),
+    ),
+    "loss per sample": lambda device: (
+        _ops.kd_loss,
+        loss_arguments(device, with_clean=False, with_teacher=True, per_sample=True),
+    ),
+    "loss two students bf16": lambda device: (
+        _ops.kd_loss,
+        loss_arguments(device, torch.bfloat16, with_labels=False, per_sample=True),
+    ),
+    "trades": lambda device: (_ops.pair_loss, pair_arguments(device, False)),
+    "trades fp16 weighted": lambda device: (_ops.pair_loss, pair_arguments(device, False, torch.float16, True)),
+    "mart": lambda device: (_ops.pair_loss, pair_arguments(device, True)),
+    "mart rows": lambda device: (_ops.pair_loss, pair_arguments(device, True, torch.bfloat16, True, reduce=False)),
+    "mart alone": lambda device: (_ops.pair_loss, pair_arguments(device, True, with_grad=False)),
+    "loss alone": lambda device: (_ops.kd_loss, loss_arguments(device, with_grad=False)),
+    "gradient": lambda device: (_ops.attack_gradient, gradient_arguments(device)),
+    "gradient alone": lambda device: (_ops.attack_gradient, gradient_arguments(device, 1, with_rows=False)),
+    "gradient dlr": lambda device: (_ops.attack_gradient, gradient_arguments(device, 2, torch.float16)),
+    "gradient targeted": lambda device: (_ops.attack_gradient, gradient_arguments(device, 3, torch.bfloat16)),
+    "scale": lambda device: (_ops.scale_rows_, (torch.randn(3, 6, device=device), torch.rand(3, device=device), 2.0)),
+}
+
+
+def apgd_run(x, start, norm="linf", steps=6):
+    """Auto-PGD on a loss whose gradient needs no network."""
+    run = F.APGDRun(x, start, eps=0.1, norm=norm, steps=steps)
+    weight = torch.linspace(-1, 1, x[0].numel(), device=x.device).view(x[0].shape)
+    for _ in range(steps):
+        loss = (weight * run.x_adv.square()).flatten(1).sum(1)
+        run.step(2 * weight * run.x_adv, loss, loss < 0)
+    loss = (weight * run.x_adv.square()).flatten(1).sum(1)
+    run.finish(loss, loss < 0)
+    return run.x_best, run.x_fooled, run.loss_best, run.fooled, run.step_size
+
+
+def prepared(case, device):
+    """An operator and its arguments, the same numbers each time."""
+    torch.manual_seed(0)
+    return CASES[case](device)
+
+
+def tensors(*values):
+    """All tensors in nested arguments or results, in order."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors(*value)
+
+
+def call(case, device):
+    """What the operator returned, and its arguments as it left them."""
+    op, arguments = prepared(case, device)
+    return [*tensors(op(*arguments)), *tensors(arguments)]
+
+
+def assert_same_bits(got, expected):
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)

@@ -1,0 +1,296 @@
+"""What CUDA expects of an operator: no wait for the GPU, streams, devices, CUDA graphs, and the results of the CPU."""
+
+import math
+
+import pytest
+import torch
+from op_cases import (
+    CASES,
+    affine_arguments,
+    apgd_run,
+    assert_same_bits,
+    call,
+    crop_arguments,
+    fold_arguments,
+    mifgsm_arguments,
+    prepared,
+    step_arguments,
+    tensors,
+)
+
+from ard_fast import _ops
+from ard_fast import functional as F
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def test_nothing_waits_for_the_gpu():
+    device = torch.device("cuda")
+    x, seed = torch.rand(4, 3, 8, 8, device=device), torch.tensor([3], device=device)
+    student, teacher, clean = (torch.randn(4, 10, device=device) for _ in range(3))
+    labels = torch.tensor([1, 2, 3, 4], device=device)
+    images = torch.zeros((5, 3, 8, 8), dtype=torch.uint8, device=device)
+    folding = fold_arguments(device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _ops.fold_batch_norm_(*folding)
+        x_adv = F.random_start(x, eps=0.1, seed=seed)
+        F.random_start(x, eps=0.1)
+        F.pgd_linf_step_(x_adv, torch.ones_like(x), x, step_size=0.02, eps=0.1)
+        F.crop_flip(images, labels, padding=4, levels=255, seed=seed)
+        F.crop_flip(images, labels, padding=4, levels=255, views=labels)
+        sizes = torch.full((4,), 0.1, device=device)
+        momentum = torch.zeros_like(x)
+        for norm in ("linf", "l2"):
+            apgd_run(x, x_adv, norm)
+            for init in ("uniform", "surface", "normal"):
+                F.random_start(x, eps=sizes, norm=norm, init=init, seed=seed)
+        F.pgd_l2_step_(x_adv, torch.ones_like(x), x, step_size=sizes, eps=0.1)
+        F.mifgsm_step_(x_adv, momentum, torch.ones_like(x), x, step_size=0.02, eps=sizes)
+        F.select_best_(x_adv, sizes, momentum, sizes + 1.0)
+        leaves = [student.requires_grad_(), clean.requires_grad_()]
+        loss = F.ard_loss(leaves[0], teacher, leaves[1], labels, alpha=0.5)
+        torch.autograd.grad(loss, leaves, torch.full((), 3.0, device=device))
+        for name in ("ce", "margin", "dlr"):
+            F.attack_gradient(student, labels, loss=name, with_rows=True)
+        F.attack_gradient(student, labels.flip(0), loss="dlr_targeted", labels=labels)
+        F.attack_gradient(student, teacher, loss="kl", temperature=2.0)
+        y, mask = F.affine_relu(x, sizes[:3], sizes[1:], x_adv, mask=True)
+        F.affine_relu_(y)
+        F.affine_relu_backward(y, mask, sizes[:3])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_runs_on_torchs_current_stream():
+    """A kernel on the wrong stream would read x before the slow copy in front of it has written it."""
+    x = torch.zeros(1 << 20, device="cuda")
+    source = torch.full((1 << 20,), 0.5, device="cuda")
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        x.copy_(source)
+        F.pgd_linf_step_(x, torch.ones_like(x), source, step_size=0.1, eps=0.2)
+    stream.synchronize()
+    assert x.eq(torch.tensor(0.5, device="cuda") + 0.1).all()
+
+
+def test_cuda_graph_of_a_whole_attack_and_loss():
+    """Captured once, replayed on other data: the same as eager, with fresh random starts."""
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    weight = torch.randn(192, 10, device=device)
+    x, teacher = torch.rand(4, 3, 8, 8, device=device), torch.randn(4, 10, device=device)
+    seed = torch.tensor([1], device=device)
+
+    def work():
+        x_adv = F.random_start(x, eps=0.1, seed=seed)
+        for _ in range(3):
+            probe = x_adv.detach().requires_grad_()
+            loss = F.kl_distill_loss(probe.flatten(1) @ weight, teacher, reduction="sum")
+            F.pgd_linf_step_(x_adv, torch.autograd.grad(loss, probe)[0], x, step_size=0.02, eps=0.1)
+        return x_adv, F.ard_loss(x_adv.flatten(1) @ weight, teacher)
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    for value in (1, 2, 3):
+        seed.fill_(value)
+        x.copy_(torch.rand_like(x))
+        graph.replay()
+        eager = work()
+        assert captured[0].equal(eager[0])
+        torch.testing.assert_close(captured[1], eager[1])
+
+
+def test_cuda_graph_of_restarts_over_whole_samples():
+    """The steps that launch clusters are captured too, and the selection takes its losses from the replay."""
+    device = torch.device("cuda")
+    x, seed = torch.rand(2, 3, 64, 64, device=device), torch.tensor([1], device=device)
+    grad = torch.randn_like(x)
+
+    def work():
+        best, best_loss = x.clone(), torch.full((2,), -math.inf, device=device)
+        for init in ("uniform", "surface"):
+            x_adv, momentum = F.random_start(x, eps=0.5, norm="l2", init=init, seed=seed), torch.zeros_like(x)
+            F.pgd_l2_step_(x_adv, grad, x, step_size=0.2, eps=0.5)
+            F.mifgsm_step_(x_adv, momentum, grad, x, step_size=0.01, eps=0.03)
+            best_loss = F.select_best_(best, best_loss, x_adv, (x_adv * grad).flatten(1).sum(1))
+        return best, best_loss
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    for value in (1, 2, 3):
+        seed.fill_(value)
+        grad.copy_(torch.randn_like(x))
+        graph.replay()
+        for mine, eager in zip(captured, work(), strict=True):
+            torch.testing.assert_close(mine, eager)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_cuda_graph_of_an_apgd_run(norm):
+    device = torch.device("cuda")
+    x = torch.rand(4, 3, 8, 8, device=device)
+    start = x.clone()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        apgd_run(x, start, norm, 10)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = apgd_run(x, start, norm, 10)
+    for _ in range(3):
+        x.copy_(torch.rand_like(x))
+        start.copy_(F.random_start(x, eps=0.1 if norm == "linf" else 0.01))
+        graph.replay()
+        for a, b in zip(captured, apgd_run(x, start, norm, 10), strict=True):
+            assert a.equal(b)
+
+
+def test_cuda_graph_of_a_batch():
+    """Captured once; positions, seed and images are read at each replay."""
+    images, positions, seed, ids, *_ = crop_arguments("cuda")
+    settings = {"seed": seed, "ids": ids, "padding": 2, "levels": 255}
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        F.crop_flip(images, positions, **settings)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = F.crop_flip(images, positions, **settings)
+    for value in (1, 2, 3):
+        seed.fill_(value)
+        positions.copy_(positions.roll(1) + 1).remainder_(5)
+        images.copy_(torch.randint_like(images, 256))
+        graph.replay()
+        for mine, eager in zip(captured, F.crop_flip(images, positions, **settings), strict=True):
+            assert mine.equal(eager)
+
+
+def test_cuda_graph_of_a_fold():
+    """Captured once, with the table of layers; parameters are read at each replay."""
+    device = torch.device("cuda")
+    captured, eager = fold_arguments(device, torch.bfloat16), fold_arguments(device, torch.bfloat16)
+    _ops.fold_batch_norm_(*captured)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _ops.fold_batch_norm_(*captured)
+    for _ in range(3):
+        for mine, theirs in zip(captured[2], eager[2], strict=True):
+            if mine is not None:
+                theirs.copy_(mine.add_(0.5))
+        graph.replay()
+        _ops.fold_batch_norm_(*eager)
+        assert captured[0].equal(eager[0]) and captured[1].equal(eager[1])
+
+
+def test_cuda_graph_of_affine_relu():
+    """Captured once; the input and the coefficients are read at each replay."""
+    x, scale, shift, residual, *_ = affine_arguments("cuda", last=True)
+
+    def work():
+        y, mask = F.affine_relu(x, scale, shift, residual, mask=True)
+        again = F.affine_relu_(y.clone(), None, -shift, mask=True)
+        return y, mask, again, F.affine_relu_backward(residual, mask, scale)
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    for _ in range(3):
+        for tensor in (x, scale, shift, residual):
+            tensor.copy_(torch.randn_like(tensor))
+        graph.replay()
+        for mine, eager in zip(captured, work(), strict=True):
+            assert mine.equal(eager)
+
+
+@pytest.mark.sanitizer
+# Digits: a warp a sample; CIFAR in a small batch: clusters; ImageNet: eight blocks a sample; no vectors; a large batch.
+@pytest.mark.parametrize(
+    "shape", [(5, 1, 8, 8), (3, 3, 32, 32), (2, 3, 224, 224), (2, 3, 17, 13), (700, 1, 8, 8)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cpu_and_cuda_agree_over_whole_samples(shape, dtype):
+    for op, make in ((_ops.pgd_l2_step_, step_arguments), (_ops.mifgsm_step_, mifgsm_arguments)):
+        arguments = make("cpu", grad_dtype=dtype, shape=shape)
+        on_cuda = [a.cuda() if isinstance(a, torch.Tensor) else a for a in arguments]
+        op(*on_cuda)
+        op(*arguments)
+        # The sums have another order; a float that is rounded from them may differ in its last digit.
+        torch.testing.assert_close(on_cuda[0].cpu(), arguments[0], rtol=0, atol=2e-7)
+        torch.testing.assert_close(on_cuda[1].cpu(), arguments[1])
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("shape", [(3, 3, 32, 32), (2, 3, 17, 13)])
+def test_cpu_and_cuda_give_the_same_step(shape):
+    arguments = step_arguments("cpu", shape=shape)
+    arguments[1][0, 0, 0, 0] = math.nan
+    on_cuda = [a.cuda() if isinstance(a, torch.Tensor) else a for a in arguments]
+    _ops.pgd_linf_step_(*on_cuda)
+    _ops.pgd_linf_step_(*arguments)
+    assert on_cuda[0].cpu().equal(arguments[0])
+
+
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+@every_case
+def test_every_operator_runs_on_the_current_stream(case):
+    """Its arguments get their values on that stream, late: a kernel on another stream would see zeros."""
+    expected = call(case, "cuda")
+    op, arguments = prepared(case, "cuda")
+    values = [t.clone() for t in tensors(arguments)]
+    for tensor in tensors(arguments):
+        tensor.zero_()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        for tensor, value in zip(tensors(arguments), values, strict=True):
+            tensor.copy_(value)
+        results = [*tensors(op(*arguments)), *tensors(arguments)]
+    stream.synchronize()
+    assert_same_bits(results, expected)
+
+
+@every_case
+def test_every_operator_on_several_streams_at_once(case):
+    """What a launch keeps between calls (plans, attributes of kernels) is of no stream."""
+    expected = call(case, "cuda")
+    given = [prepared(case, "cuda") for _ in range(4)]
+    torch.cuda.synchronize()
+    streams, results = [torch.cuda.Stream() for _ in given], []
+    for stream, (op, arguments) in zip(streams, given, strict=True):
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(2_000_000)
+            results.append([*tensors(op(*arguments)), *tensors(arguments)])
+    torch.cuda.synchronize()
+    for got in results:
+        assert_same_bits(got, expected)
+
+
+@every_case
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_every_operator_on_a_device_that_is_not_the_current_one(case):
+    expected = call(case, "cuda:0")
+    results = call(case, "cuda:1")
+    assert {str(t.device) for t in results} == {"cuda:1"} and torch.cuda.current_device() == 0
+    assert_same_bits([t.to("cuda:0") for t in results], expected)
+    with torch.cuda.device(1):
+        assert_same_bits(call(case, "cuda:0"), expected)
