@@ -31,7 +31,7 @@ def tensors(values):
 
 def results(device: torch.device) -> list[torch.Tensor]:
     """Of all samples of all operators, and of sizes that fill the GPU, with subnormal numbers among them."""
-    from test_ops_contract import CASES
+    from op_cases import CASES
 
     found = []
     for case in CASES.values():

@@ -8,7 +8,7 @@ import fake_device
 import pytest
 import torch
 from fake_device import on_device, on_host
-from test_ops_contract import CASES
+from op_cases import CASES
 
 import ard_fast
 from ard_fast import _ops
