@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -60,6 +61,34 @@ def append_line(path: Path, line: str) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise NotWritten.because(path, error) from error
+
+
+class InUse(ValueError):
+    """Another living process is at work in the folder."""
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder if need be, and keep other processes out of here meanwhile; a killed process keeps nobody out.
+
+    Does nothing on file systems that know no locks.
+
+    Raises:
+        InUse: another process is in here.
+        OSError: the folder cannot be made or opened.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                where = f"{folder}; wait for it, or choose another folder"
+                raise InUse(f"out: another process is training in {where}") from error
+        yield
+    finally:
+        os.close(number)
 
 
 def _sync(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ard_fast.config import (
 from ard_fast.descriptions import describe_default
 from ard_fast.distributed import World, connect, lost_process
 from ard_fast.experiment import prepare, run
-from ard_fast.files import NotWritten
+from ard_fast.files import alone_in
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.runfolder import RunFolder
 from ard_fast.threads import set_threads
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None, world: World) -> int:
     arguments = vars(make_parser().parse_args(argv))
     print_only = "print_config" in arguments
-    with StopRequest() as stop:
+    with StopRequest() as stop, ExitStack() as stack:
         try:
             config, folder, resume = world.from_main(lambda: _configuration(arguments, world))
             if print_only:
@@ -120,6 +121,7 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
                 return 0
             set_threads(config.threads)
             env = prepare(config, stop, world)
+            world.from_main(lambda: stack.enter_context(alone_in(folder.path)))
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_USAGE
@@ -137,7 +139,7 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
         except DamagedRun as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_USAGE
-        except NotWritten as error:
+        except OSError as error:  # not written (NotWritten), or the images could not be read
             print(f"\nerror: {error}; {folder.path} goes on from its last checkpoint with --resume", file=sys.stderr)
             return EXIT_FAILED
         except NonFiniteLoss as error:
