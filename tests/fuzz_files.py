@@ -40,13 +40,13 @@ sys.addaudithook(_audit)
 
 
 @contextmanager
-def fence():
-    """Run the body with little memory, watched and timed."""
+def fence(room):
+    """Run the body with that many more bytes of memory, watched and timed."""
     with open("/proc/self/status") as status:
         used = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData:"))
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     _watching.seen, start = [], time.monotonic()
-    resource.setrlimit(resource.RLIMIT_DATA, (used + _ROOM, limits[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (used + room, limits[1]))
     try:
         yield
     finally:
@@ -56,13 +56,13 @@ def fence():
     assert time.monotonic() - start < _SECONDS, "the reader took too long"
 
 
-def read(reader, *names, errors=(ValueError,)):
+def read(reader, *names, errors=(ValueError,), room=_ROOM):
     """What `reader()` returns, or the exception that it raised, which must be among `errors` and say each of the names.
 
     Returns:
         (result, None) or (None, exception).
     """
-    with fence():
+    with fence(room):
         try:
             return reader(), None
         except errors as error:

@@ -27,3 +27,6 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 if PROFILE not in ("quick", "long"):
     raise ValueError(f"HYPOTHESIS_PROFILE must be 'quick' or 'long', got {PROFILE!r}")
 settings.load_profile(PROFILE)
+
+# For tests whose examples are cheap, and whose cases are many.
+often = settings(max_examples=4 * settings.get_profile(PROFILE).max_examples)

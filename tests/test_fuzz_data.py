@@ -16,6 +16,7 @@ from cifar_files import fake_cifar
 from fuzz_files import damaged, read
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import often
 from mnist_files import fake_mnist
 from PIL import Image
 
@@ -54,6 +55,7 @@ def cifar(layout):
 
 @pytest.mark.parametrize("layout", ["bin", "py"])
 @given(data=st.data())
+@often
 def test_cifar_files(layout, data):
     root, path, whole = cifar(layout)
     path.write_bytes(data.draw(damaged(whole)))
@@ -100,6 +102,7 @@ def programs(draw):
 
 
 @given(programs())
+@often
 def test_pickles_made_of_opcodes(content):
     path = folder() / "program"
     path.write_bytes(content)
@@ -116,6 +119,7 @@ nested = st.recursive(
 
 
 @given(nested, st.integers(0, 5))
+@often
 def test_harmless_pickles_come_back_or_are_refused(content, protocol):
     path = folder() / "harmless"
     path.write_bytes(pickle.dumps(content, protocol=protocol))
@@ -135,6 +139,7 @@ def mnist(packed):
 
 @pytest.mark.parametrize("packed", [False, True])
 @given(data=st.data())
+@often
 def test_idx_files(packed, data):
     root, files = mnist(packed)
     path = data.draw(st.sampled_from(sorted(files)))
@@ -166,6 +171,7 @@ def npz(compressed):
 
 
 @given(damaged(npz(False), npz(True)))
+@often
 def test_npz_files(content):
     path = folder() / "data.npz"
     path.write_bytes(content)
@@ -182,6 +188,7 @@ dtypes = st.sampled_from(("u1", "i1", "i8", "u8", ">i4", "f4", "?", "c8", "U3", 
 
 @given(st.dictionaries(st.sampled_from(("x_train", "y_train", "x_test", "y_test", "x_val", "y_val", "z")),
                        st.tuples(shapes, dtypes, st.booleans()), max_size=7), st.integers(-1, 13))  # fmt: skip
+@often
 def test_npz_files_of_any_arrays(kinds, val_size):
     path = folder() / "any.npz"
     arrays = {
@@ -210,6 +217,7 @@ KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
 
 @given(damaged(*map(picture, KINDS)), st.sampled_from((None, 1, 8, 64)))
+@often
 def test_images(content, size):
     path = folder() / "x.png"
     path.write_bytes(content)
@@ -235,6 +243,7 @@ def cache():
 
 
 @given(st.data())
+@often
 def test_image_caches(data):
     """Damage to its structure is noticed and made good. Its pixels have no checksum: they are mapped, not read."""
     parts, expected, stored = cache()
@@ -270,6 +279,7 @@ def archive(packed=True):
 
 
 @given(st.data())
+@often
 def test_archives(data):
     path, target = folder() / "made.tar.gz", folder() / "archives" / "made"
     content = data.draw(damaged(archive()))

@@ -5,6 +5,7 @@ import math
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import often
 from property_tensors import (
     EDGES,
     bounds,
@@ -47,6 +48,7 @@ def starts(draw):
 
 
 @given(starts())
+@often
 def test_random_start_is_the_formula(case):
     """Bits where nothing but products and sums are taken; else the roundings of a norm or a quantile."""
     x, layout, settings = case
@@ -62,6 +64,7 @@ def test_random_start_is_the_formula(case):
 
 
 @given(starts())
+@often
 def test_random_start_is_in_the_ball_and_the_bounds(case):
     x, layout, settings = case
     settings = {**settings, "init": "surface" if settings["init"] == "normal" else settings["init"]}
@@ -81,6 +84,7 @@ def test_random_start_is_in_the_ball_and_the_bounds(case):
 
 
 @given(starts())
+@often
 def test_random_start_knows_a_sample_by_its_id(case):
     """Whatever its batch, its place there and the layout."""
     x, layout, settings = case
@@ -102,6 +106,7 @@ def test_random_start_knows_a_sample_by_its_id(case):
 
 
 @given(shapes(), seeds, shares, layouts(dense=True, keep_batch=True), layouts(), st.booleans())
+@often
 def test_select_best(shape, seed, share, layout, layout_candidate, lower):
     generator = torch.Generator().manual_seed(seed)
     best, candidate = (with_edges(torch.rand(shape, generator=generator), share, EDGES, generator) for _ in range(2))
@@ -137,6 +142,7 @@ def crops(draw):
 
 
 @given(crops())
+@often
 def test_crop_flip(case):
     images, positions, ids, seed, settings = case
     x, views = F.crop_flip(images, positions, seed=seed, ids=ids, **settings)
