@@ -122,8 +122,9 @@ def test_func_grad_inside_a_compiled_function(name, device):
     a, b = (t[0] for t in logits(device))
     gradient = torch.func.grad(functools.partial(total, name), argnums=(0, 1))
     expected = by_backward(name, a[None], b[None])
-    torch._dynamo.reset()
-    check(torch.compile(lambda a, b: gradient(a, b), backend="eager")(a, b), [e[0] for e in expected])
+    if torch.__version__ >= (2, 13):  # before, torch fails an assertion of its own on the way back to eager
+        torch._dynamo.reset()
+        check(torch.compile(lambda a, b: gradient(a, b), backend="eager")(a, b), [e[0] for e in expected])
     torch._dynamo.reset()
     compiled = torch.compile(lambda a, b: gradient(a, b), backend="eager", fullgraph=True)
     if torch.__version__ < (2, 15):
