@@ -121,6 +121,8 @@ def main() -> int:
         total = [a + b for a, b in zip(total, row, strict=True)]
         seconds = time.perf_counter() - started
         print(f"{target.name:<40}{row[0]:>8}{row[1]:>9}{row[2]:>10}{row[3]:>9}{seconds:>9.1f}", flush=True)
+        for number, words, complaint in unclear[: args.show]:
+            print(f"    call {number}: {words}\n        {complaint}", flush=True)
     print(f"{'all':<40}{total[0]:>8}{total[1]:>9}{total[2]:>10}{total[3]:>9}")
     return 1 if total[3] else 0
 

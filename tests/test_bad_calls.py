@@ -164,3 +164,8 @@ def test_std_that_makes_infinite_pixels():
     adapter = adapters.TorchattacksAdapter(lambda x: x.flatten(1), attacks.PGD(steps=1))
     with pytest.raises(ValueError, match="std must be finite and above 0"):
         adapter.set_normalization_used([0.5], [0.0])
+
+
+def test_a_start_on_another_device_than_the_images():
+    with pytest.raises(RuntimeError, match=r"start must be on the device of x \(cpu\), got meta"):
+        functional.APGDRun(X, X.to("meta"), eps=0.1)

@@ -107,6 +107,8 @@ class APGDRun:
         x, start = tensor(x, "x"), tensor(start, "start")
         if x.dim() < 1:
             raise RuntimeError("x must have a batch dimension, got a scalar")
+        if start.device != x.device:
+            raise RuntimeError(f"start must be on the device of x ({x.device}), got {start.device}")
         if start.shape != x.shape:
             raise RuntimeError(f"start must have the shape of x {list(x.shape)}, got {list(start.shape)}")
         self._l2 = norm == "l2"

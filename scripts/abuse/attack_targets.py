@@ -18,7 +18,8 @@ from ard_fast import adapters, attacks
 # What must fit to what: if the first is changed, the complaint may be of the others; and what adapters call it.
 _FITS = {
     "x": ("y", "sample_ids", "mask"),
-    "y": ("labels", "model"),
+    "y": ("labels", "model", "target"),
+    "bounds": ("eps",),  # NFGSM's ball is as wide as they are
     "model": ("labels", "logits", "target"),
     "sample_ids": ("step_size",),
     "attacks_": ("attacks",),

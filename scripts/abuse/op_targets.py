@@ -200,7 +200,7 @@ _FITS = {
     "images": ("ids", "positions"),
     "positions": ("views",),
     "padding": ("views",),
-    "clean": ("labels",),
+    "clean": ("labels", "with_teacher_grad"),
 }
 
 
