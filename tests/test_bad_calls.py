@@ -169,3 +169,8 @@ def test_std_that_makes_infinite_pixels():
 def test_a_start_on_another_device_than_the_images():
     with pytest.raises(RuntimeError, match=r"start must be on the device of x \(cpu\), got meta"):
         functional.APGDRun(X, X.to("meta"), eps=0.1)
+
+
+def test_a_class_is_no_target_model():
+    with pytest.raises(TypeError, match="y must be target logits, a target model, or None .*, got type"):
+        attacks.KLPGD(steps=1)(lambda x: x.flatten(1), X, float)

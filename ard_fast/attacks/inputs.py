@@ -80,7 +80,7 @@ def check_targets(
         raise ValueError("y must be given for a targeted attack: it says where to move to")
     if isinstance(y, Tensor):
         _check_target_tensor(y, x, attack.loss_name)
-    elif y is not None and not (attack.accepts_target_model and callable(y)):
+    elif y is not None and not (attack.accepts_target_model and callable(y) and not isinstance(y, type)):
         kinds = "target logits, a target model" if attack.accepts_target_model else "a tensor"
         raise TypeError(f"y must be {kinds}, or None for the model's own predictions, got {type(y).__name__}")
     if target_classes is None:

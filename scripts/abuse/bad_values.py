@@ -93,7 +93,7 @@ CHANGES: dict[str, TensorChange] = {
 }
 
 # Before an operator of ours sees them torch tries to make ordinary ones of these, and says what it cannot.
-KINDS_FOR_TORCH = ("sparse", "a negative view")
+KINDS_FOR_TORCH = ("sparse", "a negative view", "an inference tensor")
 
 _NEVER = (
     None,
