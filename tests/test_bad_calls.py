@@ -172,5 +172,5 @@ def test_a_start_on_another_device_than_the_images():
 
 
 def test_a_class_is_no_target_model():
-    with pytest.raises(TypeError, match="y must be target logits, a target model, or None .*, got type"):
+    with pytest.raises(TypeError, match=r"y must be target logits, a target model, or None .*, got type"):
         attacks.KLPGD(steps=1)(lambda x: x.flatten(1), X, float)
