@@ -80,7 +80,7 @@ def test_operations_outside_the_network_are_counted_by_size(counted):
         lambda x, y: bool((y > 0).all()),
         lambda x, y: (y > 0).nonzero(),
         lambda x, y: x[y > 0],
-        lambda x, y: x.__setitem__(y > 0, 0.0),
+        lambda x, y: x.index_put_((y > 0,), x.new_zeros(())),
         lambda x, y: x.masked_select(x > 0.5),
         lambda x, y: y.unique(),
         lambda x, y: torch.where(y > 0),

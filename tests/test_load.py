@@ -5,6 +5,7 @@ site-packages folder around the extension that is installed.
 """
 
 import json
+import os
 import pprint
 import shutil
 import subprocess
@@ -59,7 +60,11 @@ def put_extension(folder: Path, fingerprint: str) -> None:
 def import_in(*path: Path) -> tuple[Path, Path, str | None, list[str]]:
     """Import the package with these folders in front of the search path: its file, its extension, stale, warnings."""
     code = REPORT.format(path=[str(folder) for folder in path])
-    out = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=False, cwd=path[0])
+    # On a torch with CUDA the loader would go on to what compiles the kernels, which is not in the small package.
+    env = {**os.environ, "ARD_FAST_CUDA_KERNELS": "none"}
+    out = subprocess.run(
+        [sys.executable, "-c", code], text=True, capture_output=True, check=False, cwd=path[0], env=env
+    )
     assert out.returncode == 0, out.stderr
     package, extension, stale, warned = json.loads(out.stdout.splitlines()[-1])
     return Path(package).parent, Path(extension).parent, stale, [text for text in warned if "ard_fast" in text]
