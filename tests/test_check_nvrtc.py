@@ -74,7 +74,8 @@ def test_spills_and_local_memory_are_faults() -> None:
         return check_nvcc.Kernel("x", "sm_90", "_Zx", name, registers=30, **found)
 
     assert check_nvrtc.judge(kernel("kd_loss_warp_kernel<float, 4>", stack=16)) == []
-    assert "spills 8 bytes" in check_nvrtc.judge(kernel("kd_loss_warp_kernel<float, 4>", spill_stores=8))[0]
+    assert "spills 40 bytes" in check_nvrtc.judge(kernel("kd_loss_warp_kernel<float, 4>", spill_stores=40))[0]
+    assert not check_nvrtc.judge(kernel("kd_loss_warp_kernel<float, 4>", spill_stores=16, spill_loads=16))
     assert "local memory" in check_nvrtc.judge(kernel("pgd_linf_step_kernel<float, 4>", stack=16))[0]
     assert "no register count" in check_nvrtc.judge(check_nvcc.Kernel("x", "sm_90", "_Zx", "f"))[0]
 
