@@ -40,6 +40,7 @@ def loadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         return modules[path.name]
 
     monkeypatch.setattr(_cuda_part, "import_file", import_file)
+    monkeypatch.setattr(toolchain, "installed", lambda: True)
     return modules
 
 
