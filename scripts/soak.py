@@ -96,22 +96,22 @@ def _child(arguments: Sequence[str], log: Path, before: Callable[[], None] | Non
 # ---- the faults: each returns the exit code, having done what undoes it ----------------------------------------------
 
 
-def killed(run: Round) -> int:
-    """kill -9 at any moment."""
+def _signalled(run: Round, number: int) -> int:
     process = run.start()
     process.join(run.moment())
-    process.kill()
+    os.kill(process.pid, number)
     process.join()
     return process.exitcode
+
+
+def killed(run: Round) -> int:
+    """kill -9 at any moment."""
+    return _signalled(run, signal.SIGKILL)
 
 
 def terminated(run: Round) -> int:
     """SIGTERM at any moment."""
-    process = run.start()
-    process.join(run.moment())
-    os.kill(process.pid, signal.SIGTERM)
-    process.join()
-    return process.exitcode
+    return _signalled(run, signal.SIGTERM)
 
 
 def stopped_for_a_while(run: Round) -> int:

@@ -15,6 +15,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # NaN, infinities, zeros, subnormals of float32 and float16, a rounding step, the largest of each dtype.
 EDGES = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-40, 6e-8, 1.1754944e-38, 1.0, -1.0, 1 + 2**-23, 65504.0,
          3.4028235e38, -3.4028235e38)  # fmt: skip
+UNIT = 2.0**-24  # of float32, half the distance from 1 to the next number
 FINITE = tuple(value for value in EDGES if math.isfinite(value))
 
 seeds = st.integers(0, 2**31)

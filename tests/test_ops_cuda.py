@@ -76,6 +76,18 @@ def test_runs_on_torchs_current_stream():
     assert x.eq(torch.tensor(0.5, device="cuda") + 0.1).all()
 
 
+def capture(work):
+    """The CUDA graph of `work`, called once before on a stream of its own, and what it returns there."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    return graph, captured
+
+
 def test_cuda_graph_of_a_whole_attack_and_loss():
     """Captured once, replayed on other data: the same as eager, with fresh random starts."""
     device = torch.device("cuda")
@@ -92,13 +104,7 @@ def test_cuda_graph_of_a_whole_attack_and_loss():
             F.pgd_linf_step_(x_adv, torch.autograd.grad(loss, probe)[0], x, step_size=0.02, eps=0.1)
         return x_adv, F.ard_loss(x_adv.flatten(1) @ weight, teacher)
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = work()
+    graph, captured = capture(work)
     for value in (1, 2, 3):
         seed.fill_(value)
         x.copy_(torch.rand_like(x))
@@ -123,13 +129,7 @@ def test_cuda_graph_of_restarts_over_whole_samples():
             best_loss = F.select_best_(best, best_loss, x_adv, (x_adv * grad).flatten(1).sum(1))
         return best, best_loss
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = work()
+    graph, captured = capture(work)
     for value in (1, 2, 3):
         seed.fill_(value)
         grad.copy_(torch.randn_like(x))
@@ -143,13 +143,7 @@ def test_cuda_graph_of_an_apgd_run(norm):
     device = torch.device("cuda")
     x = torch.rand(4, 3, 8, 8, device=device)
     start = x.clone()
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        apgd_run(x, start, norm, 10)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = apgd_run(x, start, norm, 10)
+    graph, captured = capture(lambda: apgd_run(x, start, norm, 10))
     for _ in range(3):
         x.copy_(torch.rand_like(x))
         start.copy_(F.random_start(x, eps=0.1 if norm == "linf" else 0.01))
@@ -162,13 +156,7 @@ def test_cuda_graph_of_a_batch():
     """Captured once; positions, seed and images are read at each replay."""
     images, positions, seed, ids, *_ = crop_arguments("cuda")
     settings = {"seed": seed, "ids": ids, "padding": 2, "levels": 255}
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        F.crop_flip(images, positions, **settings)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = F.crop_flip(images, positions, **settings)
+    graph, captured = capture(lambda: F.crop_flip(images, positions, **settings))
     for value in (1, 2, 3):
         seed.fill_(value)
         positions.copy_(positions.roll(1) + 1).remainder_(5)
@@ -204,13 +192,7 @@ def test_cuda_graph_of_affine_relu():
         again = F.affine_relu_(y.clone(), None, -shift, mask=True)
         return y, mask, again, F.affine_relu_backward(residual, mask, scale)
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = work()
+    graph, captured = capture(work)
     for _ in range(3):
         for tensor in (x, scale, shift, residual):
             tensor.copy_(torch.randn_like(tensor))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from property_tensors import (
     EDGES,
+    UNIT,
     Layout,
     floats,
     layouts,
@@ -24,7 +25,6 @@ from property_tensors import (
 from ard_fast import functional as F
 from ard_fast import reference
 
-UNIT = 2.0**-24
 NAMES = ("x_adv", "x_prev", "x_best", "grad_best", "x_fooled", "state")
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis_profiles import often
 from property_tensors import (
     EDGES,
+    UNIT,
     bounds,
     layouts,
     over,
@@ -23,7 +24,6 @@ from property_tensors import (
 from ard_fast import functional as F
 from ard_fast import reference
 
-UNIT = 2.0**-24
 words = st.one_of(st.integers(-(2**63), 2**63 - 1), st.sampled_from((0, -1, 2**32 - 1, 2**32)))
 ways = st.sampled_from((("linf", "uniform"), ("linf", "surface"), ("linf", "normal"), ("l2", "uniform"),
                         ("l2", "surface"), ("l2", "normal")))  # fmt: skip

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from property_tensors import (
     EDGES,
     FINITE,
+    UNIT,
     Layout,
     bounds,
     floats,
@@ -26,8 +27,6 @@ from property_tensors import (
 
 from ard_fast import functional as F
 from ard_fast import reference
-
-UNIT = 2.0**-24  # of float32, half the distance from 1 to the next number
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,8 @@ def check_model(model: Callable[..., Any]) -> None:
 
 def check_sample_ids(sample_ids: Tensor | None, x: Tensor) -> None:
     """int64 `[B]`, or None."""
-    if sample_ids is None:
-        return
-    if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64:
-        got = sample_ids.dtype if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
-        raise TypeError(f"sample_ids must be int64, got {got}")
-    _check_device(sample_ids, "sample_ids", x)
-    if sample_ids.shape != x.shape[:1]:
-        raise ValueError(f"sample_ids must have shape [{x.shape[0]}], got {tuple(sample_ids.shape)}")
+    if sample_ids is not None:
+        _check_integers(sample_ids, "sample_ids", x)
 
 
 def check_logits(logits: Tensor, x: Tensor) -> None:
@@ -87,12 +81,17 @@ def check_targets(
         return
     if not attack.takes_target_classes:
         raise ValueError(f"target_classes must be None for {attack!r}: they are for loss='dlr_targeted'")
-    if not isinstance(target_classes, Tensor) or target_classes.dtype != torch.int64:
-        got = target_classes.dtype if isinstance(target_classes, Tensor) else type(target_classes).__name__
-        raise TypeError(f"target_classes must be int64, got {got}")
-    _check_device(target_classes, "target_classes", x)
-    if target_classes.shape != x.shape[:1]:
-        raise ValueError(f"target_classes must have shape [{x.shape[0]}], got {tuple(target_classes.shape)}")
+    _check_integers(target_classes, "target_classes", x)
+
+
+def _check_integers(value: object, name: str, x: Tensor) -> None:
+    """int64 `[B]`, on the device of x."""
+    if not isinstance(value, Tensor) or value.dtype != torch.int64:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be int64, got {got}")
+    _check_device(value, name, x)
+    if value.shape != x.shape[:1]:
+        raise ValueError(f"{name} must have shape [{x.shape[0]}], got {tuple(value.shape)}")
 
 
 def _check_device(tensor: Tensor, name: str, x: Tensor) -> None:
