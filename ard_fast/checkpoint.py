@@ -21,7 +21,7 @@ from ard_fast.files import write_atomic
 from ard_fast.models import Matched, Normalised, build_model, match_published
 
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "training_state.pt"
-_SCHEMA = 3
+_SCHEMA = 4  # 3: a --subset was of the first images
 # Where published files keep the state dict, in this order, and how deep at most (a hostile one may be endless).
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", "last")
 _NESTING = 3

@@ -41,6 +41,9 @@ def describe_run(
         f"on {dataset.name} ({len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test)",
         *method.conventions(),
     ]
+    for key, split in (("subset", dataset.train), ("test_subset", dataset.test)):
+        if getattr(config, key) is not None:
+            lines.append(f"{key}: {len(split)} images of {dataset.describe(split)}, the same ones for every seed")
     if spec.attacks:
         steps = "" if config.steps is None else f"{config.steps} steps of "
         start = {None: "", True: ", start clamped", False: ", start not clamped"}[config.clamp_start]

@@ -51,7 +51,7 @@ def make_parser() -> Parser:
     add("--image-size", metavar="N", help="dataset folder: scale to this [the run's]")
     add("--image-cache", metavar="DIR", help="dataset folder: where decoded images are kept [the run's]")
     add("--split", metavar="NAME", help=f"{', '.join(SPLITS)} [{SPLITS[0]}]")
-    add("--n-examples", metavar="N", help="the first N images only [all]")
+    add("--n-examples", metavar="N", help="N images only, of every class its share; the same ones each time [all]")
     add("--batch-size", metavar="N", help="images a batch; changes no result [the run's]")
     add("--seed", metavar="N", help=f"of every attack's random numbers [{EVALUATION_SEED}]")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N [the run's]")

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ard_fast.data import Dataset
@@ -44,7 +43,7 @@ def draw_examples(
     Args:
         path: a png file, replaced in one step.
         network: on the device of `dataset.test`.
-        dataset: its first test images are attacked.
+        dataset: a sample of its test images is attacked.
         attack: within `eps`, L-infinity.
         eps: radius.
         seed: of the attack.
@@ -53,8 +52,7 @@ def draw_examples(
     Returns:
         Whether there was anything to show: an image that is right as it is.
     """
-    split = dataset.test
-    chosen = split.take(torch.arange(min(_EXAMPLES, len(split)), device=split.labels.device))
+    chosen = dataset.test.sample(min(_EXAMPLES, len(dataset.test)))
     evaluator = Evaluator(
         network, chosen, levels=dataset.levels, norm="linf", eps=eps, seed=seed, channels_last=channels_last
     )

@@ -135,6 +135,12 @@ def test_attacks_are_run_where_they_are_missing(tmp_path, capsys):
     assert content["images"] == 20 and [row["name"] for row in content["attacks"]] == ["clean", "apgd-ce"]
 
 
+def test_an_evaluation_of_the_first_test_images_does_not_count(tmp_path, capsys):
+    make_run(tmp_path / "a", test_subset=20, attacks={"apgd-ce": (32.0, {"n_examples": 20})})
+    assert main([str(tmp_path / "a")]) == 0
+    assert "apgd-ce" not in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared_is_said(tmp_path, capsys):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", eps=0.1, finished=False)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ard_fast.data import load_dataset
+from ard_fast.data import Split, load_dataset
 
 # ---- digits -------------------------------------------------------------------------------------------------------
 
@@ -28,20 +28,42 @@ def test_digits_split_never_changes():
     assert digits.val.ids[:8].tolist() == [2, 7, 10, 18, 27, 48, 50, 66]
 
 
-def test_subset_takes_the_first_training_images_only():
-    whole, part = load_dataset("digits"), load_dataset("digits", subset=100)
-    assert torch.equal(part.train.ids, whole.train.ids[:100])
-    assert len(part.val) == len(whole.val) and len(part.test) == len(whole.test)
-    with pytest.raises(ValueError, match="subset: expected 1 to 1078 training images of digits, got 2000"):
-        load_dataset("digits", subset=2000)
+@pytest.mark.parametrize(("argument", "part"), [("subset", "train"), ("test_subset", "test")])
+def test_subsets_are_samples_of_one_split(argument, part):
+    whole, less = load_dataset("digits"), load_dataset("digits", **{argument: 100})
+    full = {name: len(getattr(whole, name)) for name in ("train", "val", "test")}
+    assert {name: len(getattr(less, name)) for name in full} == {**full, part: 100}
+    assert torch.equal(getattr(less, part).ids, getattr(whole, part).sample(100).ids)
+    for count in (0, 2000):
+        with pytest.raises(ValueError, match=f"{argument}: expected 1 to {full[part]} .* of digits, got {count}"):
+            load_dataset("digits", **{argument: count})
 
 
-def test_test_subset_takes_the_first_test_images_only():
-    whole, part = load_dataset("digits"), load_dataset("digits", test_subset=30)
-    assert torch.equal(part.test.ids, whole.test.ids[:30])
-    assert len(part.train) == len(whole.train) and len(part.val) == len(whole.val)
-    with pytest.raises(ValueError, match="test_subset: expected 1 to 450 test images of digits, got 0"):
-        load_dataset("digits", test_subset=0)
+def sorted_split(*counts):
+    """Images whose labels lie class by class, as those of a folder do."""
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    return Split(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), labels, torch.arange(len(labels)))
+
+
+@pytest.mark.parametrize("counts", [(300, 300), (500, 100), (7, 1, 92), (3, 3, 3), (1000, *[1] * 4)])
+def test_a_sample_has_every_class_in_proportion(counts):
+    split = sorted_split(*counts)
+    before = set()
+    for count in sorted(count for count in {1, 2, 3, 5, 9, 40, 90, len(split)} if count <= len(split)):
+        sample = split.sample(count)
+        ids = sample.ids.tolist()
+        assert len(ids) == count and ids == sorted(set(ids)) and before <= set(ids)  # in order, each within the next
+        before = set(ids)
+        got = torch.bincount(sample.labels, minlength=len(counts))
+        exact = torch.tensor(counts) * count / len(split)
+        assert (got - exact).abs().max() <= 1.0 + 1e-9
+    assert split.sample(len(split)) is split
+
+
+def test_samples_never_change():
+    # A change here makes every figure measured before on a part of the images incomparable.
+    assert load_dataset("digits", test_subset=8).test.ids.tolist() == [91, 711, 878, 1329, 1547, 1616, 1638, 1710]
+    assert torch.equal(sorted_split(40, 40).sample(10).ids, sorted_split(40, 40).sample(10).ids)
 
 
 def test_unknown_dataset_gets_the_nearest():

@@ -204,6 +204,26 @@ def test_any_module_by_its_import_path(run, tmp_path, monkeypatch, capsys):
     assert "return logits" in (tmp_path / "soft" / "report.md").read_text()
 
 
+def test_part_of_class_sorted_images_holds_every_class(tmp_path, monkeypatch, capsys):
+    (tmp_path / "constant.py").write_text(
+        "import torch\nfrom torch import nn\n\nclass Constant(nn.Module):\n    def forward(self, x):\n"
+        "        return 0 * x.flatten(1)[:, :4] + torch.tensor([1.0, 0, 0, 0])\n\ndef make():\n"
+        "    return Constant().eval()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    labels = np.repeat(np.arange(4), 50)
+    images = np.full((200, 4, 4), 100, np.uint8)
+    np.savez(tmp_path / "sorted.npz", x_train=images, y_train=labels, x_test=images, y_test=labels,
+             x_val=images[::50], y_val=labels[::50])  # fmt: skip
+    common = ("--model", "constant:make", "--dataset", "npz", "--data-dir", tmp_path / "sorted.npz")
+    arguments = (*common, "--n-examples", 40, "--attacks", "clean", "--eps-curve", "none")
+    assert evaluate(*arguments, "--out", tmp_path / "out") == 0
+    found, printed = read(tmp_path / "out"), capsys.readouterr().out
+    assert found["clean_acc"] == 25.0 and found["images"] == 40 and found["classes"] == 4
+    assert "40 test images of npz, all 4 classes" in printed and "warning: accuracy: 25.0 %" in printed
+    assert "all 4 classes" in (tmp_path / "out" / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

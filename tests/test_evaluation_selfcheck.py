@@ -77,7 +77,7 @@ def names(model, x=None, y=None):
 def test_nothing_to_complain_of():
     found = check_model(Good().eval(), *images(), num_classes=CLASSES)
     assert found.findings == [] and found.differentiable
-    assert found.measured["zero_gradient_images"] == 0.0 and found.measured["first_batch_accuracy"] == 100.0
+    assert found.measured["zero_gradient_images"] == 0.0 and found.measured["sample_accuracy"] == 100.0
     assert found.measured["randomness"] == 0.0 and found.measured["modules_in_train_mode"] == 0
 
 

@@ -206,7 +206,7 @@ def test_training_states(content):
 @often
 def test_training_states_of_any_values(changes):
     path = folder() / "any_state.pt"
-    content = {"schema": 3, **vars(training_state()[0]), **changes}
+    content = {"schema": 4, **vars(training_state()[0]), **changes}
     try:
         torch.save(content, path)
     except (RuntimeError, NotImplementedError, TypeError, pickle.PicklingError, OverflowError):

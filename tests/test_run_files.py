@@ -98,7 +98,7 @@ def as_torch(path, what):
 
 
 @pytest.mark.parametrize("write", [as_pickle, as_torch])
-@pytest.mark.parametrize("content", [Malicious(), {"schema": 3, "model": Malicious()}, [1], {"schema": 3}, None])
+@pytest.mark.parametrize("content", [Malicious(), {"schema": 4, "model": Malicious()}, [1], {"schema": 4}, None])
 def test_hostile_states_are_refused(run, monkeypatch, capsys, write, content):
     monkeypatch.chdir(run)
     write(run / "training_state.pt", content)

@@ -43,8 +43,8 @@ def load_dataset(
         name: one of `DATASETS`.
         data_dir: where the files are; not used for the digits, which come with scikit-learn.
         val_size: validation images held out of the training files; the digits' split is fixed.
-        subset: keep only the first `subset` training images.
-        test_subset: keep only the first `test_subset` test images.
+        subset: keep only so many training images, of every class its share: `Split.sample`.
+        test_subset: keep only so many test images, likewise.
         download: fetch files that are missing in `data_dir` (CIFAR and MNIST), checked against published checksums.
         image_size: of an image folder: the shorter side is scaled to this and the middle is taken; None needs images
             of one size.
@@ -66,8 +66,8 @@ def load_dataset(
         dataset = _load_files(name, Path(known(data_dir)), val_size)
     return dataclasses.replace(
         dataset,
-        train=_first(dataset.train, subset, "subset", f"training images of {name}"),
-        test=_first(dataset.test, test_subset, "test_subset", f"test images of {name}"),
+        train=_sample(dataset.train, subset, "subset", f"training images of {name}"),
+        test=_sample(dataset.test, test_subset, "test_subset", f"test images of {name}"),
     )
 
 
@@ -107,9 +107,9 @@ def _load_files(name: str, data_dir: Path, val_size: int) -> Dataset:
     return load_mnist(MNIST if name == "mnist" else FASHION_MNIST, data_dir, val_size=val_size)
 
 
-def _first(split: Split, count: int | None, argument: str, what: str) -> Split:
+def _sample(split: Split, count: int | None, argument: str, what: str) -> Split:
     if count is None:
         return split
     if not 1 <= count <= len(split):
         raise ValueError(f"{argument}: expected 1 to {len(split)} {what}, got {count}")
-    return Split(split.images[:count], split.labels[:count], split.ids[:count])
+    return split.sample(count)

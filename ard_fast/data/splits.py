@@ -34,6 +34,22 @@ class Split:
     def take(self, positions: Tensor) -> Split:
         return Split(self.images[positions], self.labels[positions], self.ids[positions])
 
+    def sample(self, count: int) -> Split:
+        """`count` images, drawn class by class in the split's own proportions, in the split's order.
+
+        The same ones for the same labels on every platform, whatever a run's seed; a smaller sample is part of a larger
+        one. Files often lie sorted by class, where the first images would be of one class.
+
+        Raises:
+            ValueError: `count` is not 1 to `len(self)`.
+        """
+        if not 1 <= count <= len(self):
+            raise ValueError(f"count: expected 1 to {len(self)}, got {count}")
+        if count == len(self):
+            return self
+        order = torch.from_numpy(stratified_order(self.labels.cpu().numpy(), seed=_SPLIT_SEED))
+        return self.take(order[:count].sort().values.to(self.labels.device))
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -65,12 +81,17 @@ class Dataset:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    def describe(self, split: Split) -> str:
+        """How many classes a split or a sample of it holds, in words."""
+        present = len(torch.unique(split.labels))
+        return f"{'all' if present == self.num_classes else f'{present} of'} {self.num_classes} classes"
+
     def evaluated_on(self, device: torch.device) -> Dataset:
         """The same data set with the validation and test images on `device`; a loader brings the training images."""
         return dataclasses.replace(self, val=self.val.to(device), test=self.test.to(device))
 
 
-_SPLIT_SEED = 2026  # the validation images are the same ones for every training seed
+_SPLIT_SEED = 2026  # validation images and samples are the same ones for every training seed
 
 
 def hold_out(source: Split, val_size: int, *, num_classes: int) -> tuple[Split, Split]:
@@ -100,6 +121,23 @@ def held_out_positions(labels: np.ndarray, val_size: int, num_classes: int) -> t
         )
     val, train = stratified_positions(labels, [val_size / len(labels)], seed=_SPLIT_SEED)
     return train, val
+
+
+def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """An order of positions 0..N-1 whose every beginning holds the classes in the proportions of the whole.
+
+    Each class's images, shuffled, are spread evenly over (0, 1); all are sorted by that place, equals by chance.
+
+    Args:
+        labels: integer `[N]`.
+        seed: fixes the order; the same on every platform.
+    """
+    rng = np.random.default_rng(seed)
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        positions = rng.permutation(np.flatnonzero(labels == label))
+        place[positions] = (np.arange(len(positions)) + 0.5) / len(positions)
+    return np.lexsort((rng.random(len(labels)), place))
 
 
 def stratified_positions(labels: np.ndarray, shares: list[float], seed: int) -> list[np.ndarray]:

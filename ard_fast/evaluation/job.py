@@ -48,7 +48,7 @@ class Job:
             image_size=settings.image_size,
             image_cache=settings.image_cache,
         )
-        self.split = _first(getattr(self.dataset, settings.split), settings.n_examples, settings.split)
+        self.split = _sample(getattr(self.dataset, settings.split), settings.n_examples, settings.split)
         self.split = self.split.to(self.device)
         classes = self.dataset.num_classes
         self.steps = make_plan(settings.attacks, eps=settings.eps, norm=settings.norm, num_classes=classes)
@@ -73,8 +73,9 @@ class Job:
 
     def _check(self) -> SelfCheck:
         count = min(_CHECKED_IMAGES, self.settings.batch_size, len(self.split))
-        x = self.split.images[:count].to(torch.float32) / self.dataset.levels
-        found = check_model(self.model, x, self.split.labels[:count], num_classes=self.dataset.num_classes)
+        chosen = self.split.sample(count)
+        x = chosen.images.to(torch.float32) / self.dataset.levels
+        found = check_model(self.model, x, chosen.labels, num_classes=self.dataset.num_classes)
         gradient = [step.name for step in self.steps if step.name != "square"]
         if gradient and not found.differentiable:
             raise ValueError(f"attacks: {gradient[0]} needs gradients. {found.findings[-1].message}")
@@ -152,8 +153,8 @@ class Job:
         norm = {"linf": "L-infinity", "l2": "L2"}[settings.norm]
         return [
             f"{loaded.name}{weights}",
-            f"{len(self.split)} {settings.split} images of {self.dataset.name}, pixels in [0, 1]; {norm} ball, eps "
-            f"{settings.eps:.5g}; eval mode, float32; seed {settings.seed}",
+            f"{len(self.split)} {settings.split} images of {self.dataset.name}, {self.dataset.describe(self.split)}, "
+            f"pixels in [0, 1]; {norm} ball, eps {settings.eps:.5g}; eval mode, float32; seed {settings.seed}",
         ]
 
     def _explained(self) -> list[str]:
@@ -214,6 +215,7 @@ class Job:
                 for key, value in asdict(settings).items()
             },
             "images": len(self.split),
+            "classes": len(torch.unique(self.split.labels)),
             "levels": self.dataset.levels,
             "versions": results.versions(self.device),
             "selfcheck": self.selfcheck.measured,
@@ -248,9 +250,9 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _first(split: Split, count: int | None, name: str) -> Split:
+def _sample(split: Split, count: int | None, name: str) -> Split:
     if count is None:
         return split
     if count > len(split):
         raise ValueError(f"n_examples: expected 1 to {len(split)} {name} images, got {count}")
-    return split.take(torch.arange(count))
+    return split.sample(count)

@@ -214,11 +214,11 @@ def _check_gradient(model: nn.Module, x: Tensor, y: Tensor, result: SelfCheck) -
 
 def _check_accuracy(logits: Tensor, y: Tensor, num_classes: int, result: SelfCheck) -> None:
     accuracy, chance = float((logits.argmax(1) == y).float().mean()), 1.0 / num_classes
-    result.measured["first_batch_accuracy"] = 100.0 * accuracy
+    result.measured["sample_accuracy"] = 100.0 * accuracy
     if accuracy <= chance + 3.0 * math.sqrt(chance * (1.0 - chance) / len(y)):
         result.add(
             "accuracy",
-            f"{100.0 * accuracy:.1f} % of the first {len(y)} images are right, and guessing gives {100.0 * chance:.1f} "
+            f"{100.0 * accuracy:.1f} % of {len(y)} images are right, and guessing gives {100.0 * chance:.1f} "
             "%. Is it the right checkpoint and data set, in the same order of classes, and does the model expect "
             "pixels in [0, 1] (a normalisation belongs into it)?",
         )

@@ -23,7 +23,7 @@ class DataSettings:
     val_size: int = option(
         1000, "images held out of the training files (the digits' split is fixed, npz and folder may bring one)", "data"
     )
-    subset: int | None = option(None, "train on the first N training images only", "data")
-    test_subset: int | None = option(None, "evaluate on the first N test images only", "data")
+    subset: int | None = option(None, "train on N of the training images only, of every class its share", "data")
+    test_subset: int | None = option(None, "evaluate on N of the test images only, of every class its share", "data")
     crop_padding: int = option(4, "random crop from the image with this border of zeros; 0: none", "data")
     flip: bool = option(True, "random horizontal flip", "data")
