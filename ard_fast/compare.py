@@ -15,10 +15,9 @@ from ard_fast._typing import known
 from ard_fast.commandline import EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from ard_fast.comparison import Comparison, FinishedRun, expand, group_runs, read_run
 from ard_fast.evaluation.job import Job
-from ard_fast.evaluation.plan import ATTACK_NAMES
+from ard_fast.evaluation.plan import ATTACKS_HELP, check_name
 from ard_fast.evaluation.settings import resolve_settings
 from ard_fast.interrupts import Interrupted, StopRequest
-from ard_fast.names import unknown
 
 
 def make_parser() -> Parser:
@@ -33,8 +32,7 @@ def make_parser() -> Parser:
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs such as a comparison's")
-    add("--attacks", metavar="LIST", help="evaluate now what has not been evaluated with these, comma-separated, of: "
-        + ", ".join(ATTACK_NAMES))  # fmt: skip
+    add("--attacks", metavar="LIST", help=f"evaluate now what has not been evaluated with these, {ATTACKS_HELP}")
     add("--baseline", metavar="NAME", help="a method or a line's label; the gaps to it are added")
     add("--out", metavar="DIR", help="also write compare.md, compare.json and compare.png there")
     return parser
@@ -73,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _attack_names(text: str) -> list[str]:
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in ATTACK_NAMES:
-            raise ValueError(f"attacks: {unknown('attack', name, ATTACK_NAMES)}")
+        check_name(name)
     return names
 
 

@@ -17,7 +17,7 @@ from ard_fast.commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Pars
 from ard_fast.data import DATASETS
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
 from ard_fast.evaluation.job import Job
-from ard_fast.evaluation.plan import ATTACK_NAMES, DEFAULT_ATTACKS
+from ard_fast.evaluation.plan import ATTACKS_HELP, DEFAULT_ATTACKS
 from ard_fast.evaluation.settings import SPLITS, resolve_settings
 from ard_fast.interrupts import Interrupted, StopRequest
 
@@ -38,8 +38,7 @@ def make_parser() -> Parser:
     add("run", nargs="?", metavar="RUN", help="a run's folder (its best checkpoint), a .safetensors or a .pt file")
     add("--model", metavar="NAME", help="package.module:factory, called without arguments, then filled from RUN if "
         "given; or a network's name for a checkpoint that does not say")  # fmt: skip
-    add("--attacks", metavar="LIST", help=f"comma-separated, of: {', '.join(ATTACK_NAMES)} "
-        f"[{','.join(DEFAULT_ATTACKS['linf'])}]")  # fmt: skip
+    add("--attacks", metavar="LIST", help=f"{ATTACKS_HELP} [{','.join(DEFAULT_ATTACKS['linf'])}]")
     add("--norm", metavar="NORM", help=f"{' or '.join(NORMS)} [{NORMS[0]}]")
     add("--eps", metavar="EPS", help="radius, pixels in [0, 1]; may be written 8/255 [the run's]")
     add("--eps-curve", metavar="LIST", help="radii of the plot, comma-separated, or none; by apgd-ce if that is one of "

@@ -240,3 +240,56 @@ def test_standards_in_l2():
             assert make(0.5, "l2").norm == "l2"
         with pytest.raises(ValueError, match="norm must be one of 'linf', 'l2', got 'l1'"):
             make(0.5, "l1")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("pgd40", PGD, {"steps": 40, "step_size": 2 / 255, "restarts": 1, "norm": "linf", "loss": "ce"}),
+        ("pgd7-3", PGD, {"steps": 7, "step_size": 2 / 255, "restarts": 3}),
+        ("pgd100-trades", PGD, {"steps": 100, "step_size": 0.003}),
+        ("pgd100-2-trades", PGD, {"steps": 100, "step_size": 0.003, "restarts": 2}),
+        ("pgd20-l2", PGD, {"steps": 20, "step_size": 2 / 255, "norm": "l2"}),
+        ("pgd50-10-l2", PGD, {"steps": 50, "restarts": 10, "norm": "l2"}),
+        ("pgd20-linf", PGD, {"steps": 20, "norm": "linf"}),
+        ("fgsm-l2", FGSM, {"norm": "l2", "step_size": 8 / 255}),
+        ("cw100", CWLinf, {"steps": 100, "step_size": 2 / 255, "kappa": 50.0}),
+        ("cw30-5", CWLinf, {"steps": 30, "restarts": 5}),
+        ("mifgsm20", MIFGSM, {"steps": 20, "step_size": 0.4 / 255}),
+        ("apgd-ce50", APGD, {"steps": 50, "restarts": 1, "loss": "ce"}),
+        ("apgd-dlr20-5-l2", APGD, {"steps": 20, "restarts": 5, "loss": "dlr", "norm": "l2"}),
+        ("apgd-t20", APGDT, {"steps": 20, "n_targets": 9}),
+    ],
+)
+def test_steps_restarts_and_norm_are_read_from_the_name(name, kind, expected):
+    attack = attacks.STANDARDS[name](8 / 255)
+    settings = attack.settings()
+    assert type(attack) is kind and {key: settings[key] for key in expected} == pytest.approx(expected)
+    assert list(attacks.STANDARDS) == list(STANDARDS)  # asking adds none
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pdg20", "unknown attack 'pdg20'; did you mean 'pgd20'"),
+        ("pgd20-l1", "unknown attack 'pgd20-l1'; did you mean 'pgd20'"),
+        ("pgd", "the number of steps is missing, as in pgd20"),
+        ("pgd-20", "pgd20 has 20 steps, pgd20-20 has 20 restarts"),
+        ("apgd-ce-50", "apgd-ce50 has 50 steps, apgd-ce100-50 has 50 restarts"),
+        ("pgd0", "steps must be an int of at least 1, got 0"),
+        ("pgd20-0", "restarts must be an int of at least 1, got 0"),
+        ("fgsm3", "fgsm is one step"),
+        ("mifgsm5-2", "mifgsm has no random start"),
+        ("cw20-trades", "-trades is a step size of pgd only"),
+    ],
+)
+def test_names_that_are_no_attack(name, message):
+    with pytest.raises(ValueError, match=message):
+        attacks.STANDARDS[name]
+
+
+def test_the_norm_of_a_name_is_not_overruled():
+    with pytest.raises(ValueError, match="norm must be 'l2' for the attack pgd20-l2, got 'linf'"):
+        attacks.STANDARDS["pgd20-l2"](0.5, "linf")
+    with pytest.raises(ValueError, match="norm must be 'linf' for the attack cw7-l2"):
+        attacks.STANDARDS["cw7-l2"](0.5)

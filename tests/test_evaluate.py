@@ -227,7 +227,8 @@ def test_part_of_class_sorted_images_holds_every_class(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--attacks", "pgd21"], "attacks: unknown attack 'pgd21'"),
+        (["--attacks", "pgd40-l2"], r"pgd40-l2 is of the l2 ball, .*--norm l2 and an --eps of its own"),
+        (["--attacks", "pdg21"], "attacks: unknown attack 'pdg21'"),
         (["--atacks", "pgd20"], "unknown argument '--atacks'; did you mean --attacks"),
         (["--eps", "8"], r"\(8/255, not 8\)"),
         (["--n-examples", "451"], "n_examples: expected 1 to 450 test images"),

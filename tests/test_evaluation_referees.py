@@ -133,11 +133,15 @@ def test_the_plan_says_what_a_name_stands_for():
 @pytest.mark.parametrize(
     ("names", "norm", "classes", "message"),
     [
-        (["pgd21"], "linf", 10, "unknown attack 'pgd21'; did you mean"),
+        (["pdg21"], "linf", 10, "unknown attack 'pdg21'; did you mean"),
         (["apgd-t"], "linf", 3, "apgd-t needs a model of at least 4 classes, got 3"),
         (["apgd-dlr"], "linf", 2, "apgd-dlr needs a model of at least 3 classes"),
         (["autoattack"], "linf", 3, "autoattack needs a model of at least 4 classes"),
         (["cw20"], "l2", 10, "cw20"),
+        (["apgd-t20-2"], "linf", 3, "apgd-t20-2 needs a model of at least 4 classes, got 3"),
+        (["pgd20-l2"], "linf", 10, "pgd20-l2 is of the l2 ball, and eps 0.1 is a radius of the linf ball.*--norm l2"),
+        (["pgd20-linf"], "l2", 10, "pgd20-linf is of the linf ball"),
+        (["pgd"], "linf", 10, "attacks: attack 'pgd': the number of steps is missing, as in pgd20"),
     ],
 )
 def test_what_cannot_be_run_is_refused(names, norm, classes, message):

@@ -177,6 +177,9 @@ def test_one_step_better_than_many_is_a_sign():
     (finding,) = check_results([line("fgsm", 500), line("pgd20", 600), line("apgd-ce", 590)])
     assert finding.check == "gradient masking" and "50.00 %" in finding.message and "60.00 %" in finding.message
     assert check_results([line("fgsm", 500), line("pgd20", 504)]) == []
+    (finding,) = check_results([line("fgsm", 500), line("pgd40-5", 600)])
+    assert finding.check == "gradient masking" and "pgd40-5" in finding.message
+    assert check_results([line("fgsm", 500), line("pgd3", 600), line("pgd20-trades", 600)]) == []
 
 
 def test_square_fooling_what_gradients_could_not_is_a_sign():

@@ -13,69 +13,134 @@ All attack the model in eval mode. `repr` of the attack states every parameter i
     apgd-ce, apgd-dlr, apgd-t
                   as in AutoAttack: 100 iterations, one restart, rho .75; -t: targeted DLR, 9 target classes. Samples
                   that are fooled leave a run after every 5 iterations: the same accuracy for fewer passes
+
+Other numbers of steps N and restarts R are read from the name, `STANDARDS["pgd40"]`, everything else being as above:
+
+    pgdN  pgdN-R  pgdN-trades  pgdN-R-trades  cwN  cwN-R  mifgsmN (steps of eps/N)
+    apgd-ceN  apgd-ceN-R  apgd-dlrN  apgd-dlrN-R  apgd-tN  apgd-tN-R
+
+`-linf` or `-l2` at the end says of which ball an attack is: `STANDARDS["pgd20-l2"](0.5)` needs no second argument.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from dataclasses import dataclass
+from typing import Protocol
 
-from ard_fast._arguments import one_of
+from ard_fast._arguments import one_of, positive_int
 from ard_fast.attacks.apgd import APGD, APGDT
 from ard_fast.attacks.base import NORMS, GradientAttack
 from ard_fast.attacks.cw import CWLinf
 from ard_fast.attacks.mifgsm import MIFGSM
 from ard_fast.attacks.one_step import FGSM
 from ard_fast.attacks.pgd import PGD
+from ard_fast.names import unknown
 
-Factory = Callable[..., GradientAttack]
-
+GRAMMAR = (
+    "pgdN, cwN, mifgsmN, apgd-ceN, apgd-dlrN, apgd-tN with N steps, -R for R restarts (pgd50-10), -trades for the "
+    "small steps of TRADES (pgd40-trades), -linf or -l2 to say the ball"
+)
+_NAME = re.compile(
+    r"(?P<kind>fgsm|pgd|cw|mifgsm|apgd-ce|apgd-dlr|apgd-t)(?P<steps>\d+)?(?:-(?P<restarts>\d+))?(?P<trades>-trades)?"
+    r"(?:-(?P<norm>linf|l2))?"
+)
+_APGD = ("apgd-ce", "apgd-dlr", "apgd-t")
+_STEPS = {"fgsm": 1, "mifgsm": 10, **dict.fromkeys(_APGD, 100)}  # where the name does not say
+_LINF_ONLY = ("cw", "mifgsm")
+_STEP, _TRADES_STEP = 0.25, 0.003 * 255 / 8  # of eps; .003 at 8/255
 _DROP_EVERY = 5
 
 
-def _pgd(steps: int, restarts: int = 1, relative_step: float = 0.25) -> Factory:
-    def make(eps: float, norm: str = "linf") -> PGD:
-        return PGD(eps=eps, step_size=eps * relative_step, steps=steps, norm=norm, restarts=restarts)
+class Factory(Protocol):
+    """Makes an attack for a radius and a ball."""
 
-    return make
-
-
-def _apgd(loss: str) -> Factory:
-    def make(eps: float, norm: str = "linf") -> APGD:
-        return APGD(eps=eps, norm=norm, loss=loss, drop_every=_DROP_EVERY)
-
-    return make
+    def __call__(self, eps: float, norm: str | None = None) -> GradientAttack: ...
 
 
-def _fgsm(eps: float, norm: str = "linf") -> FGSM:
-    return FGSM(eps=eps, norm=norm)
+@dataclass(frozen=True)
+class Standard:
+    """What a name stands for; called with a radius, and with a norm where the name has none, it makes the attack.
+
+    Attributes:
+        name: as it was given.
+        kind: "fgsm", "pgd", "cw", "mifgsm", "apgd-ce", "apgd-dlr" or "apgd-t".
+        steps, restarts: of the attack.
+        trades: whether steps are .003 at 8/255 instead of 2/255.
+        norm: "linf" or "l2" where the name says it, else None.
+    """
+
+    name: str
+    kind: str
+    steps: int
+    restarts: int = 1
+    trades: bool = False
+    norm: str | None = None
+
+    def __call__(self, eps: float, norm: str | None = None) -> GradientAttack:
+        """The attack in the ball of radius `eps`, pixels in [0, 1]; None is the name's norm, else L-infinity.
+
+        Raises:
+            ValueError: the attack does not exist in this norm, or its name says another.
+        """
+        norm = one_of(norm or self.norm or "linf", "norm", NORMS)
+        if self.norm not in (None, norm):
+            raise ValueError(f"norm must be {self.norm!r} for the attack {self.name}, got {norm!r}")
+        if norm != "linf" and self.kind in _LINF_ONLY:
+            raise ValueError(f"norm must be 'linf' for the attack {self.name}, which is not defined for {norm!r}")
+        steps, restarts = self.steps, self.restarts
+        if self.kind == "fgsm":
+            return FGSM(eps=eps, norm=norm)
+        if self.kind == "pgd":
+            step_size = eps * (_TRADES_STEP if self.trades else _STEP)
+            return PGD(eps=eps, step_size=step_size, steps=steps, norm=norm, restarts=restarts)
+        if self.kind == "cw":
+            return CWLinf(eps=eps, step_size=eps * _STEP, steps=steps, restarts=restarts)
+        if self.kind == "mifgsm":
+            return MIFGSM(eps=eps, steps=steps)
+        if self.kind == "apgd-t":
+            return APGDT(eps=eps, steps=steps, norm=norm, restarts=restarts, drop_every=_DROP_EVERY)
+        loss = self.kind.removeprefix("apgd-")
+        return APGD(eps=eps, steps=steps, norm=norm, loss=loss, restarts=restarts, drop_every=_DROP_EVERY)
 
 
-def _apgd_t(eps: float, norm: str = "linf") -> APGDT:
-    return APGDT(eps=eps, norm=norm, drop_every=_DROP_EVERY)
+def read_name(name: str) -> Standard | None:
+    """What the name of an attack stands for, or None where it is no name of this kind.
+
+    Raises:
+        ValueError: it is one, but a number is missing, 0 or out of place.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    kind, norm, trades = match["kind"], match["norm"], match["trades"] is not None
+    steps, restarts = (int(match[key]) if match[key] else None for key in ("steps", "restarts"))
+    if restarts is not None and steps is None and kind != "fgsm":
+        both = f"{kind}{_STEPS.get(kind, 20)}-{restarts}"
+        raise ValueError(f"attack {name!r}: {kind}{restarts} has {restarts} steps, {both} has {restarts} restarts")
+    if steps is None and kind not in _STEPS:
+        raise ValueError(f"attack {name!r}: the number of steps is missing, as in {kind}20")
+    if kind == "fgsm" and (steps, restarts) != (None, None):
+        raise ValueError(f"attack {name!r}: fgsm is one step without a random start; pgdN has N")
+    if kind == "mifgsm" and restarts is not None:
+        raise ValueError(f"attack {name!r}: mifgsm has no random start, so every restart would be the same")
+    if trades and kind != "pgd":
+        raise ValueError(f"attack {name!r}: -trades is a step size of pgd only")
+    for number, what in ((steps, "steps"), (restarts, "restarts")):
+        if number is not None:
+            positive_int(number, f"attack {name!r}: {what}")
+    return Standard(name, kind, _STEPS[kind] if steps is None else steps, restarts or 1, trades, norm)
 
 
-def _linf_only(name: str, make: Callable[[float], GradientAttack]) -> Factory:
-    def checked(eps: float, norm: str = "linf") -> GradientAttack:
-        if one_of(norm, "norm", NORMS) != "linf":
-            raise ValueError(f"norm must be 'linf' for the attack {name}, which is not defined for {norm!r}")
-        return make(eps)
+class _Standards(dict[str, Factory]):
+    """The attacks by name; others of the same kinds are made where they are asked for."""
 
-    return checked
+    def __missing__(self, name: str) -> Factory:
+        found = read_name(name)
+        if found is None:
+            raise ValueError(f"{unknown('attack', name, self)}, and {GRAMMAR}")
+        return found
 
 
-# The step that is .003 at 8/255.
-_TRADES_STEP = 0.003 * 255 / 8
-
-STANDARDS: dict[str, Factory] = {
-    "fgsm": _fgsm,
-    "pgd10": _pgd(10),
-    "pgd20": _pgd(20),
-    "pgd20-trades": _pgd(20, relative_step=_TRADES_STEP),
-    "pgd50-10": _pgd(50, restarts=10),
-    "cw20": _linf_only("cw20", lambda eps: CWLinf(eps=eps, step_size=eps / 4, steps=20)),
-    "cw30": _linf_only("cw30", lambda eps: CWLinf(eps=eps, step_size=eps / 4, steps=30)),
-    "mifgsm": _linf_only("mifgsm", lambda eps: MIFGSM(eps=eps, steps=10)),
-    "apgd-ce": _apgd("ce"),
-    "apgd-dlr": _apgd("dlr"),
-    "apgd-t": _apgd_t,
-}
+_NAMES = ("fgsm", "pgd10", "pgd20", "pgd20-trades", "pgd50-10", "cw20", "cw30", "mifgsm", *_APGD)
+STANDARDS: dict[str, Factory] = _Standards({name: _Standards()[name] for name in _NAMES})

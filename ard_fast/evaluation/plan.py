@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ard_fast.attacks.standards import STANDARDS
+from ard_fast.attacks.standards import GRAMMAR, STANDARDS, Standard, read_name
 from ard_fast.evaluation.referees import FABT, Square, require_pyautoattack
 from ard_fast.evaluation.runner import Attack, Step
 from ard_fast.names import unknown
@@ -19,13 +19,31 @@ DEFAULT_ATTACKS = {
 }
 AUTOATTACK_STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 _LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4, AUTOATTACK: 4}  # what the denominators of the DLR losses need
+ATTACKS_HELP = f"comma-separated, of: {', '.join(ATTACK_NAMES)}; also {GRAMMAR}"
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no attack's name.
+
+    Raises:
+        ValueError: with the nearest known name.
+    """
+    if name not in ATTACK_NAMES and _read(name) is None:
+        raise ValueError(f"attacks: {unknown('attack', name, ATTACK_NAMES)}, and {GRAMMAR}")
+
+
+def _read(name: str) -> Standard | None:
+    try:
+        return read_name(name)
+    except ValueError as error:
+        raise ValueError(f"attacks: {error}") from error
 
 
 def make_plan(names: Sequence[str], *, eps: float, norm: str, num_classes: int) -> list[Step]:
     """The attacks in the order given, without "clean" (which always comes first) and without doubles.
 
     Args:
-        names: of `ATTACK_NAMES`.
+        names: of `ATTACK_NAMES`, or of `ard_fast.attacks.standards`.
         eps: radius.
         norm: "linf" or "l2".
         num_classes: of the model.
@@ -34,9 +52,14 @@ def make_plan(names: Sequence[str], *, eps: float, norm: str, num_classes: int) 
         ValueError: an unknown name, too few classes, no such attack in this norm, or `pyautoattack` is missing.
     """
     for name in names:
-        if name not in ATTACK_NAMES:
-            raise ValueError(f"attacks: {unknown('attack', name, ATTACK_NAMES)}")
-        least = _LEAST_CLASSES.get(name, 2)
+        check_name(name)
+        standard = _read(name)
+        if standard is not None and standard.norm not in (None, norm):
+            raise ValueError(
+                f"attacks: {name} is of the {standard.norm} ball, and eps {eps:g} is a radius of the {norm} ball; "
+                f"evaluate with --norm {standard.norm} and an --eps of its own"
+            )
+        least = _LEAST_CLASSES.get(standard.kind if standard else name, 2)
         if num_classes < least:
             raise ValueError(f"attacks: {name} needs a model of at least {least} classes, got {num_classes}")
         if name in (*REFEREES, AUTOATTACK):

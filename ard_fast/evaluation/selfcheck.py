@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ard_fast.attacks.standards import read_name
 from ard_fast.evaluation.runner import StepResult, evaluation_mode
 
 _SUM_TOLERANCE = 1e-4  # of rows of probabilities
@@ -81,8 +82,8 @@ def check_results(results: Sequence[StepResult]) -> list[Finding]:
     """Look at finished attacks for signs that gradients mislead."""
     findings = []
     accuracy = {result.name: result.robust_acc for result in results if result.robust_acc is not None}
-    for strong in ("pgd20", "pgd10", "pgd50-10", "apgd-ce"):
-        if "fgsm" in accuracy and strong in accuracy and accuracy["fgsm"] < accuracy[strong] - _FGSM_LEAD:
+    for strong in filter(_is_strong, accuracy):
+        if "fgsm" in accuracy and accuracy["fgsm"] < accuracy[strong] - _FGSM_LEAD:
             findings.append(
                 Finding(
                     "gradient masking",
@@ -111,6 +112,12 @@ def check_results(results: Sequence[StepResult]) -> list[Finding]:
                 Finding("ball", f"{outside} results of {result.name} left the ball or the pixel range; not counted.")
             )
     return findings
+
+
+def _is_strong(name: str) -> bool:
+    """Whether an attack follows the same gradient as FGSM, many times."""
+    attack = read_name(name)
+    return attack is not None and attack.kind in ("pgd", "apgd-ce") and attack.steps >= 10 and not attack.trades
 
 
 def _forward(model: nn.Module, x: Tensor, num_classes: int) -> Tensor:

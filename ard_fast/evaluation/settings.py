@@ -13,7 +13,7 @@ from ard_fast.config import TrainConfig
 from ard_fast.data import DATASETS
 from ard_fast.defaults import DATASET_DEFAULTS
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
-from ard_fast.evaluation.plan import ATTACK_NAMES, DEFAULT_ATTACKS
+from ard_fast.evaluation.plan import ATTACK_NAMES, DEFAULT_ATTACKS, check_name
 from ard_fast.machine import resolve_switch
 from ard_fast.names import unknown
 from ard_fast.runfolder import RunFolder
@@ -154,8 +154,7 @@ def _attacks(text: str) -> tuple[str, ...]:
     if not names:
         raise ValueError(f"attacks: expected names, comma-separated; known: {', '.join(ATTACK_NAMES)}")
     for name in names:
-        if name not in ATTACK_NAMES:
-            raise ValueError(f"attacks: {unknown('attack', name, ATTACK_NAMES)}")
+        check_name(name)
     return names
 
 
