@@ -252,7 +252,7 @@ def test_standards_in_l2():
         ("pgd20-l2", PGD, {"steps": 20, "step_size": 2 / 255, "norm": "l2"}),
         ("pgd50-10-l2", PGD, {"steps": 50, "restarts": 10, "norm": "l2"}),
         ("pgd20-linf", PGD, {"steps": 20, "norm": "linf"}),
-        ("fgsm-l2", FGSM, {"norm": "l2", "step_size": 8 / 255}),
+        ("fgsm-l2", FGSM, {"norm": "l2"}),
         ("cw100", CWLinf, {"steps": 100, "step_size": 2 / 255, "kappa": 50.0}),
         ("cw30-5", CWLinf, {"steps": 30, "restarts": 5}),
         ("mifgsm20", MIFGSM, {"steps": 20, "step_size": 0.4 / 255}),
