@@ -28,6 +28,7 @@ class ARDLoss(nn.Module):
     def forward(
         self,
         student_adv_logits: Tensor,
+        *,
         teacher_logits: Tensor,
         student_logits: Tensor | None = None,
         labels: Tensor | None = None,
@@ -35,9 +36,9 @@ class ARDLoss(nn.Module):
         """The scalar loss; all logits `[B, C]`, labels `[B]`. At alpha = 1 the last two are not needed."""
         return F.ard_loss(
             student_adv_logits,
-            teacher_logits,
-            student_logits,
-            labels,
+            teacher_logits=teacher_logits,
+            student_logits=student_logits,
+            labels=labels,
             alpha=self.alpha,
             temperature=self.temperature,
             reduction=self.reduction,

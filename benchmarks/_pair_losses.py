@@ -95,9 +95,9 @@ def fused_loss(loss: str) -> LossFn:
     from ard_fast import functional as F
 
     return {
-        "trades": lambda adv, clean, labels: F.trades_loss(adv, clean, labels, beta=TRADES_BETA),
-        "mart": lambda adv, clean, labels: F.mart_loss(adv, clean, labels, beta=MART_BETA),
-        "rslad": F.rslad_loss,
+        "trades": lambda adv, clean, labels: F.trades_loss(adv, clean_logits=clean, labels=labels, beta=TRADES_BETA),
+        "mart": lambda adv, clean, labels: F.mart_loss(adv, clean_logits=clean, labels=labels, beta=MART_BETA),
+        "rslad": lambda adv, clean, teacher: F.rslad_loss(adv, student_logits=clean, teacher_logits=teacher),
     }[loss]
 
 
@@ -156,7 +156,9 @@ def check_variant(loss: str, variant: Variant, adv: Tensor, clean: Tensor, targe
 
     inputs = [t.detach().double().requires_grad_() for t in (adv, clean)]
     formula = {"trades": reference.trades_loss, "mart": reference.mart_loss, "rslad": reference.rslad_loss}[loss]
-    want_loss = formula(*inputs, target.double() if loss == "rslad" else target)
+    other, last = ("student_logits", "teacher_logits") if loss == "rslad" else ("clean_logits", "labels")
+    given = {other: inputs[1], last: target.double() if loss == "rslad" else target}
+    want_loss = formula(inputs[0], **given)
     wants = torch.autograd.grad(want_loss, inputs)
     got_loss, *grads = variant.call(0)  # type: ignore[misc]
     want_loss = want_loss.detach()

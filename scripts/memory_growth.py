@@ -93,8 +93,9 @@ def _in_turn(call: Callable[..., Any], arguments: Callable[[random.Random], dict
 
 def _loss_with_gradient() -> None:
     rng = random.Random(0)
-    student = normal(rng, 16, 10).requires_grad_()
-    loss = F.ard_loss(student, normal(rng, 16, 10), normal(rng, 16, 10), labels(rng, 16, 10), alpha=0.5)
+    student, teacher, clean = (normal(rng, 16, 10) for _ in range(3))
+    given = {"teacher_logits": teacher, "student_logits": clean, "labels": labels(rng, 16, 10)}
+    loss = F.ard_loss(student.requires_grad_(), **given, alpha=0.5)
     loss.backward()
 
 

@@ -40,10 +40,18 @@ CALLS = {
     "select_best_": (F.select_best_, (pixels(), SIZES, pixels(1), SIZES.flip(0)), {}),
     "random_start": (F.random_start, (pixels(),), {"eps": SIZES, "seed": torch.tensor([7]), "sample_ids": LABELS}),
     "kl_distill_loss": (F.kl_distill_loss, (logits(), logits(1)), {"weight": SIZES, "teacher_temperature": SIZES}),
-    "ard_loss": (F.ard_loss, (logits(), logits(1), logits(2), LABELS), {"alpha": 0.5, "weight": SIZES}),
-    "rslad_loss": (F.rslad_loss, (logits(), logits(1), logits(2)), {"clean_teacher_temperature": SIZES}),
-    "trades_loss": (F.trades_loss, (logits(), logits(1), LABELS), {"weight": SIZES}),
-    "mart_loss": (F.mart_loss, (logits(), logits(1), LABELS), {}),
+    "ard_loss": (
+        F.ard_loss,
+        (logits(),),
+        {"teacher_logits": logits(1), "student_logits": logits(2), "labels": LABELS, "alpha": 0.5, "weight": SIZES},
+    ),
+    "rslad_loss": (
+        F.rslad_loss,
+        (logits(),),
+        {"student_logits": logits(1), "teacher_logits": logits(2), "clean_teacher_temperature": SIZES},
+    ),
+    "trades_loss": (F.trades_loss, (logits(),), {"clean_logits": logits(1), "labels": LABELS, "weight": SIZES}),
+    "mart_loss": (F.mart_loss, (logits(),), {"clean_logits": logits(1), "labels": LABELS}),
     "attack_gradient": (F.attack_gradient, (logits(), LABELS), {"with_rows": True}),
     "attack_gradient targeted": (
         F.attack_gradient,
@@ -154,9 +162,10 @@ def test_read_only_arrays_are_not_written_to(name, written, kind):
 def test_read_only_arrays_are_read():
     function, positional, keywords = CALLS["ard_loss"]
     arrays = as_arrays(positional, "numpy")
-    for array in arrays:
+    keys = dict(zip(keywords, as_arrays(keywords.values(), "numpy"), strict=True))
+    for array in (*arrays, keys["teacher_logits"], keys["student_logits"], keys["labels"]):
         array.flags.writeable = False
-    assert function(*arrays, **keywords).equal(function(*positional, **keywords))
+    assert function(*arrays, **keys).equal(function(*positional, **keywords))
 
 
 def test_arrays_of_a_gpu_are_handed_over_on_torchs_current_stream(monkeypatch):
@@ -201,14 +210,15 @@ def test_what_is_no_array_is_refused_by_name(value):
     for name, (function, positional, keywords) in CALLS.items():
         if name == "APGDRun":
             function, positional, keywords = F.APGDRun, positional[:2], {"eps": 0.1}
-        parameters = list(inspect.signature(function).parameters.values())
-        for index in range(len(positional)):
-            given = [*positional[:index], value, *positional[index + 1 :]]
-            if value is None and parameters[index].annotation.endswith("None"):
+        parameters = inspect.signature(function).parameters
+        given = dict(zip(parameters, positional, strict=False)) | keywords
+        by_keyword = [key for key in keywords if key.endswith("_logits") or (key == "labels" and "_loss" in name)]
+        for key in [*list(given)[: len(positional)], *by_keyword]:
+            if value is None and parameters[key].annotation.endswith("None"):
                 continue
-            expected = rf"^{parameters[index].name} must be a torch tensor or an array .*, got {type(value).__name__}$"
+            expected = rf"^{key} must be a torch tensor or an array .*, got {type(value).__name__}$"
             with pytest.raises(TypeError, match=expected):
-                function(*given, **keywords)
+                function(**given | {key: value})
 
 
 def test_parameters_and_other_tensors_pass_as_they_are():

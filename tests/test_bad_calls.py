@@ -1,5 +1,6 @@
 """Wrong calls of every public function, in short; scripts/bad_calls.py is the long form, and runs under sanitizers."""
 
+import inspect
 import math
 import random
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ard_fast import _ops, adapters, attacks, functional
+from ard_fast import _ops, adapters, attacks, functional, reference
 from ard_fast.losses import ARDLoss
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -142,6 +143,33 @@ def test_a_step_count_that_the_state_cannot_count():
 def test_a_text_is_no_flag(name):
     with pytest.raises(TypeError, match=f"{name} must be True or False, got 'false'"):
         attacks.PGD(**{name: "false"})
+
+
+# Losses that take more than one tensor by position, and how many: the order of these is torch's own.
+SEVERAL = {"kl_distill_loss": 2, "attack_loss": 2, "attack_gradient": 2}
+LOSSES = [(part, name) for part in (functional, reference) for name in part.__all__ if name.endswith("_loss")]
+
+
+@pytest.mark.parametrize(("part", "name"), [*LOSSES, (functional, "attack_gradient"), (ARDLoss, "forward")])
+def test_of_several_logits_only_the_first_is_positional(part, name):
+    parameters = list(inspect.signature(getattr(part, name)).parameters.values())
+    parameters = [parameter for parameter in parameters if parameter.name != "self"]
+    positional = [parameter for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
+    assert len(positional) == SEVERAL.get(name, 1)
+
+
+def test_logits_in_the_order_of_a_paper_are_refused():
+    """With four logits of one shape any order would give a number."""
+    student, teacher, clean, y = torch.randn(3, 4), torch.randn(3, 4), torch.randn(3, 4), torch.tensor([0, 1, 2])
+    for loss, given in (
+        (functional.ard_loss, (student, teacher, clean, y)),
+        (functional.rslad_loss, (student, clean, teacher)),
+        (functional.trades_loss, (student, clean, y)),
+        (functional.mart_loss, (student, clean, y)),
+        (ARDLoss(), (student, teacher)),
+    ):
+        with pytest.raises(TypeError, match=r"takes . positional arguments? but . were given"):
+            loss(*given)
 
 
 def test_the_loss_module_says_at_once_what_is_wrong():

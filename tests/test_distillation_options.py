@@ -34,6 +34,10 @@ def options(name, device):
     }[name]
 
 
+def rslad(module, adv, clean, teacher, **settings):
+    return module.rslad_loss(adv, student_logits=clean, teacher_logits=teacher, **settings)
+
+
 def in_float64(settings):
     return {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in settings.items()}
 
@@ -84,7 +88,10 @@ def test_weighted_ard_loss(alpha, reduction, dtype, device):
     def loss(module, s, c, w):
         settings = {"alpha": alpha, "temperature": 4.0, "reduction": reduction, "weight": w}
         # With alpha = 1 the clean logits have no part in it; the product gives them their zero gradient.
-        return module.ard_loss(s, teacher.to(s.dtype), c, labels, **settings) + 0.0 * c.float().sum()
+        return (
+            module.ard_loss(s, teacher_logits=teacher.to(s.dtype), student_logits=c, labels=labels, **settings)
+            + 0.0 * c.float().sum()
+        )
 
     assert_matches_float64(
         lambda s, c: loss(F, s, c, weight),
@@ -104,8 +111,8 @@ def test_rslad(classes, kind, device):
         if name == "per sample":
             settings["clean_teacher_temperature"] = 2.0 * settings["teacher_temperature"].flip(0)
         assert_matches_float64(
-            lambda adv, clean, s=settings: F.rslad_loss(adv, clean, teacher, **s),
-            lambda adv, clean, s=settings: reference.rslad_loss(adv, clean, teacher.double(), **in_float64(s)),
+            lambda adv, clean, s=settings: rslad(F, adv, clean, teacher, **s),
+            lambda adv, clean, s=settings: rslad(reference, adv, clean, teacher.double(), **in_float64(s)),
             students,
             incoming_gradient("none", B, device),
             floor=1e-11,
@@ -120,8 +127,8 @@ def test_rslad_reductions(reduction, dtype, device):
         settings = {"reduction": reduction, "temperature": 2.0, "adv_weight": 3.0, "clean_weight": 0.5}
         settings |= {"teacher_temperature": 3.0, "clean_teacher_temperature": 0.7}
         assert_matches_float64(
-            lambda adv, clean, t=teacher, s=settings: F.rslad_loss(adv, clean, t, **s),
-            lambda adv, clean, t=teacher, s=settings: reference.rslad_loss(adv, clean, t.double(), **s),
+            lambda adv, clean, t=teacher, s=settings: rslad(F, adv, clean, t, **s),
+            lambda adv, clean, t=teacher, s=settings: rslad(reference, adv, clean, t.double(), **s),
             students,
             incoming_gradient(reduction, B, device),
         )
@@ -130,13 +137,13 @@ def test_rslad_reductions(reduction, dtype, device):
 def test_rslad_is_its_two_terms(device):
     adv, clean, teacher = rows_of_logits("plain", 3, B, 10, torch.float32, device)
     temperatures = {"teacher_temperature": 2.0, "clean_teacher_temperature": 5.0}
-    rows = F.rslad_loss(adv, clean, teacher, reduction="none", **temperatures)
+    rows = rslad(F, adv, clean, teacher, reduction="none", **temperatures)
     first = F.kl_distill_loss(adv, teacher, reduction="none", teacher_temperature=2.0)
     second = F.kl_distill_loss(clean, teacher, reduction="none", teacher_temperature=5.0)
     torch.testing.assert_close(rows, 5 / 6 * first + 1 / 6 * second)
     # One temperature serves both terms when the second is not given.
-    one = F.rslad_loss(adv, clean, teacher, teacher_temperature=2.0)
-    assert one.equal(F.rslad_loss(adv, clean, teacher, teacher_temperature=2.0, clean_teacher_temperature=2.0))
+    one = rslad(F, adv, clean, teacher, teacher_temperature=2.0)
+    assert one.equal(rslad(F, adv, clean, teacher, teacher_temperature=2.0, clean_teacher_temperature=2.0))
 
 
 def test_equal_temperatures_keep_every_digit(device):
@@ -207,7 +214,7 @@ def test_classes_without_probability(device):
             torch.testing.assert_close(grad[:, kept], wanted)
             assert grad[0, 2] == 0.0
     frozen = teacher.detach()
-    rows = F.rslad_loss(student, student, frozen, reduction="sum")
+    rows = rslad(F, student, student, frozen, reduction="sum")
     torch.testing.assert_close(rows, F.kl_distill_loss(student, frozen, reduction="sum"))
 
 
@@ -217,7 +224,7 @@ def test_bad_numbers_stay_in_their_row(where, value, device):
     tensors = rows_of_logits("plain", 3, B, 20, torch.float32, device)
     tensors[where][1, 4] = value
     leaves = [t.requires_grad_() for t in tensors[:2]]
-    rows = F.rslad_loss(*leaves, tensors[2], reduction="none", teacher_temperature=2.0)
+    rows = rslad(F, *leaves, tensors[2], reduction="none", teacher_temperature=2.0)
     assert rows.isnan().tolist() == [row == 1 for row in range(B)]
     for index, grad in enumerate(torch.autograd.grad(rows.sum(), leaves)):
         bad = where in (index, 2)
@@ -232,9 +239,9 @@ def test_empty_batch(device):
     loss = F.kl_distill_loss(*leaves, **settings)
     loss.backward()
     assert loss == 0.0 and leaves[0].grad.shape == leaves[1].grad.shape == (0, 10)
-    assert F.rslad_loss(*leaves, empty, **settings, clean_teacher_temperature=none) == 0.0
+    assert rslad(F, *leaves, empty, **settings, clean_teacher_temperature=none) == 0.0
     with pytest.raises(ValueError, match="at least one row"):
-        F.rslad_loss(*leaves, empty)
+        rslad(F, *leaves, empty)
 
 
 @pytest.mark.sanitizer
@@ -244,14 +251,14 @@ def test_views(dtype, device):
     adv, clean, teacher = rows_of_logits("plain", 3, 6, 40, dtype, device)
     for index in ((slice(None), slice(3, 36)), (slice(None, None, 2), slice(None)), (slice(1, None), slice(8, 40))):
         parts = [t[index] for t in (adv, clean, teacher)]
-        expected = F.rslad_loss(*[part.contiguous() for part in parts], reduction="none")
-        torch.testing.assert_close(F.rslad_loss(*parts, reduction="none"), expected, rtol=1e-6, atol=0)
+        expected = rslad(F, *[part.contiguous() for part in parts], reduction="none")
+        torch.testing.assert_close(rslad(F, *parts, reduction="none"), expected, rtol=1e-6, atol=0)
 
 
 def bad_calls():
     s, w = torch.randn(3, 4), torch.ones(3)
     leaf = s.clone().requires_grad_()
-    kl, rslad = F.kl_distill_loss, F.rslad_loss
+    kl, clean_too = F.kl_distill_loss, functools.partial(rslad, F)
     yield r"weight must have shape \[3\], one entry a sample, got \[2\]", kl, (s, s), {"weight": w[:2]}, RuntimeError
     yield r"weight must have shape \[3\]", kl, (s, s), {"weight": w[:, None]}, RuntimeError
     yield "weight must be a torch tensor or an array .* got float", kl, (s, s), {"weight": 2.0}, TypeError
@@ -262,18 +269,24 @@ def bad_calls():
     yield "teacher_temperature must be positive, got 0 at", kl, (s, s), {"teacher_temperature": w - 1}, RuntimeError
     yield (
         "clean_teacher_temperature must be positive",
-        rslad,
+        clean_too,
         (s, s, s),
         {"clean_teacher_temperature": -w},
         RuntimeError,
     )
-    yield "clean_teacher_temperature must be finite", rslad, (s, s, s), {"clean_teacher_temperature": -1}, ValueError
-    yield "adv_weight must be finite and at least 0", rslad, (s, s, s), {"adv_weight": -1.0}, ValueError
-    yield "clean_weight must be finite and at least 0", rslad, (s, s, s), {"clean_weight": math.nan}, ValueError
-    yield "teacher_logits must not require grad", rslad, (s, s, leaf), {}, ValueError
-    yield "reduction must be one of", rslad, (s, s, s), {"reduction": "avg"}, ValueError
-    yield r"student_logits must have the shape of student_adv_logits", rslad, (s, s[:2], s), {}, RuntimeError
-    yield "teacher_logits must be float32, float16 or bfloat16", rslad, (s, s, s.double()), {}, TypeError
+    yield (
+        "clean_teacher_temperature must be finite",
+        clean_too,
+        (s, s, s),
+        {"clean_teacher_temperature": -1},
+        ValueError,
+    )
+    yield "adv_weight must be finite and at least 0", clean_too, (s, s, s), {"adv_weight": -1.0}, ValueError
+    yield "clean_weight must be finite and at least 0", clean_too, (s, s, s), {"clean_weight": math.nan}, ValueError
+    yield "teacher_logits must not require grad", clean_too, (s, s, leaf), {}, ValueError
+    yield "reduction must be one of", clean_too, (s, s, s), {"reduction": "avg"}, ValueError
+    yield r"student_logits must have the shape of student_adv_logits", clean_too, (s, s[:2], s), {}, RuntimeError
+    yield "teacher_logits must be float32, float16 or bfloat16", clean_too, (s, s, s.double()), {}, TypeError
 
 
 @pytest.mark.parametrize("message, function, tensors, settings, error", list(bad_calls()))

@@ -21,7 +21,7 @@ def exact(adv, clean, labels, mart, beta, weight=None):
     leaves = [t.double().requires_grad_() for t in (adv, clean)]
     loss_fn = reference.mart_loss if mart else reference.trades_loss
     wide = None if weight is None else weight.double()
-    rows = loss_fn(*leaves, labels, beta=beta, reduction="none", weight=wide)
+    rows = loss_fn(leaves[0], clean_logits=leaves[1], labels=labels, beta=beta, reduction="none", weight=wide)
     return rows.detach(), *torch.autograd.grad(rows.sum(), leaves)
 
 

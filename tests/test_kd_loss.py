@@ -1,5 +1,6 @@
 """The fused distillation losses against the textbook formula in float64."""
 
+import functools
 import math
 
 import pytest
@@ -26,6 +27,10 @@ def logits(kind: str, batch: int, classes: int, seed: int) -> tuple[torch.Tensor
     elif kind == "shifted":  # the same up to a constant, which softmax ignores
         student = teacher + 150 + 0.1 * torch.randn(batch, classes, generator=generator)
     return student, teacher
+
+
+def ard(student_adv, teacher, clean=None, labels=None, *, module=F, **settings):
+    return module.ard_loss(student_adv, teacher_logits=teacher, student_logits=clean, labels=labels, **settings)
 
 
 def loss_and_grads(loss_fn, student, teacher, clean, labels, grad_output, settings):
@@ -116,8 +121,8 @@ def test_ard_loss(dtype, reduction, alpha, classes, device):
     grad_output = torch.tensor([0.3, -2.0, 7.0, 0.5, 1e3] if reduction == "none" else 64.0, device=device)
     clean, labels = (clean, labels) if alpha < 1 else (None, None)
     assert_close_to_float64(
-        F.ard_loss,
-        reference.ard_loss,
+        ard,
+        functools.partial(ard, module=reference),
         student,
         teacher,
         clean,
@@ -140,7 +145,7 @@ def test_defaults_are_the_ard_codes(device):
             torch.nn.functional.softmax(teacher.double() / 30.0, dim=1),
         )
     )
-    torch.testing.assert_close(F.ard_loss(student, teacher).double(), published, rtol=LOSS_RTOL, atol=0)
+    torch.testing.assert_close(F.ard_loss(student, teacher_logits=teacher).double(), published, rtol=LOSS_RTOL, atol=0)
 
 
 def test_scale_t2(device):
@@ -156,8 +161,8 @@ def test_certain_labels(device):
     labels = torch.tensor([1], device=device)
     zeros = torch.zeros(1, 3, device=device)
     assert_close_to_float64(
-        F.ard_loss,
-        reference.ard_loss,
+        ard,
+        functools.partial(ard, module=reference),
         zeros,
         zeros,
         clean,
@@ -165,7 +170,7 @@ def test_certain_labels(device):
         grad_output=torch.ones((), device=device),
         alpha=0.0,
     )
-    assert 0 < F.ard_loss(zeros, zeros, clean, labels, alpha=0.0) < 1e-12
+    assert 0 < ard(zeros, zeros, clean, labels, alpha=0.0) < 1e-12
 
 
 @pytest.mark.sanitizer
@@ -199,7 +204,7 @@ def test_bad_numbers_stay_in_their_row(value, where, device):
     tensors[where][1, 4] = value
     inputs = [tensors["student"].requires_grad_(), tensors["clean"].requires_grad_()]
     labels = torch.tensor([4, 4, 4], device=device)
-    rows = F.ard_loss(inputs[0], tensors["teacher"], inputs[1], labels, alpha=0.5, temperature=2.0, reduction="none")
+    rows = ard(inputs[0], tensors["teacher"], inputs[1], labels, alpha=0.5, temperature=2.0, reduction="none")
     assert rows.isnan().tolist() == [False, True, False]
     grads = torch.autograd.grad(rows.sum(), inputs)
     for name, grad in zip(("student", "clean"), grads, strict=True):
@@ -270,10 +275,12 @@ def test_a_float16_mean_over_many_classes_keeps_its_gradient():
     """With a loss scale, as under GradScaler: what is representable at the end must not underflow on the way."""
     student, teacher = logits("random", 64, 1000, seed=12)
     half = student.half().requires_grad_()
-    loss = F.ard_loss(half, teacher.half()) * 65536.0
+    loss = ard(half, teacher.half()) * 65536.0
     (grad,) = torch.autograd.grad(loss, half)
     exact = student.half().double().requires_grad_()
-    (expected,) = torch.autograd.grad(reference.ard_loss(exact, teacher.half().double()) * 65536.0, exact)
+    (expected,) = torch.autograd.grad(
+        reference.ard_loss(exact, teacher_logits=teacher.half().double()) * 65536.0, exact
+    )
     assert (grad.double() - expected).norm() / expected.norm() < 1e-3
 
 
@@ -283,7 +290,7 @@ def test_second_backward_through_a_retained_graph(dtype, device):
     clean = student.clone().requires_grad_()
     labels = torch.tensor([0, 1, 2, 3, 4], device=device)
     student = student.requires_grad_()
-    loss = F.ard_loss(student, teacher, clean, labels, alpha=0.5, temperature=4.0)
+    loss = ard(student, teacher, clean, labels, alpha=0.5, temperature=4.0)
     first = torch.autograd.grad(loss, [student, clean], torch.tensor(3.0, device=device), retain_graph=True)
     kept = [grad.clone() for grad in first]
     second = torch.autograd.grad(loss, [student, clean], torch.tensor(3.0, device=device), retain_graph=True)
@@ -379,13 +386,13 @@ def bad_calls():
 @pytest.mark.parametrize("message, tensors, settings, error", list(bad_calls()))
 def test_bad_calls(message, tensors, settings, error):
     with pytest.raises(error, match=message):
-        F.ard_loss(*tensors, **settings)
+        ard(*tensors, **settings)
 
 
 def test_the_clean_student_of_rslad_cannot_be_left_out():
     s = torch.randn(3, 4)
     with pytest.raises(TypeError, match=r"^student_logits must be a torch tensor .*, got NoneType"):
-        F.rslad_loss(s, None, s)
+        F.rslad_loss(s, student_logits=None, teacher_logits=s)
 
 
 @pytest.mark.gpu
@@ -394,6 +401,6 @@ def test_the_clean_student_of_rslad_cannot_be_left_out():
 def test_a_label_out_of_range_on_cuda_makes_its_row_nan():
     s = torch.randn(3, 40, device="cuda")
     clean = s.clone().requires_grad_()
-    rows = F.ard_loss(s, s, clean, torch.tensor([0, 40, -1], device="cuda"), alpha=0.5, reduction="none")
+    rows = ard(s, s, clean, torch.tensor([0, 40, -1], device="cuda"), alpha=0.5, reduction="none")
     assert rows.isnan().tolist() == [False, True, True]
     assert torch.autograd.grad(rows.sum(), clean)[0].isnan().all(1).tolist() == [False, True, True]

@@ -23,7 +23,7 @@ def test_compiled_loss(backend, dtype, device):
         return loss.detach(), torch.autograd.grad(3.0 * loss, inputs)
 
     def loss_fn(s, t, c, y):
-        return F.ard_loss(s * 1.0, t, c * 1.0, y, alpha=0.5, temperature=3.0)
+        return F.ard_loss(s * 1.0, teacher_logits=t, student_logits=c * 1.0, labels=y, alpha=0.5, temperature=3.0)
 
     torch._dynamo.reset()
     eager, compiled = gradients(loss_fn), gradients(torch.compile(loss_fn, backend=backend, fullgraph=True))
@@ -49,8 +49,9 @@ def test_compiled_losses_of_two_rows(backend, dtype, device):
 
     def loss_fn(a, b):
         a, b = a * 1.0, b * 1.0
-        total = F.trades_loss(a, b, labels, weight=weight) + F.mart_loss(a, b, labels)
-        total = total + F.rslad_loss(a, b, frozen, teacher_temperature=weight + 1.0)
+        pair = {"clean_logits": b, "labels": labels}
+        total = F.trades_loss(a, **pair, weight=weight) + F.mart_loss(a, **pair)
+        total = total + F.rslad_loss(a, student_logits=b, teacher_logits=frozen, teacher_temperature=weight + 1.0)
         return total + F.kl_distill_loss(a, b, weight=weight, teacher_temperature=2.0)
 
     torch._dynamo.reset()
@@ -205,8 +206,9 @@ class Step(torch.nn.Module):
         F.pgd_linf_step_(x_adv, grad, x, step_size=0.02, eps=0.1)
         with torch.no_grad():
             teacher = self.teacher(x)
-        ard = F.ard_loss(self.student(x_adv), teacher, self.student(x), labels, alpha=0.5, temperature=3.0)
-        return ard + F.trades_loss(self.student(x_adv), self.student(x), labels)
+        given = {"teacher_logits": teacher, "student_logits": self.student(x), "labels": labels}
+        ard = F.ard_loss(self.student(x_adv), **given, alpha=0.5, temperature=3.0)
+        return ard + F.trades_loss(self.student(x_adv), clean_logits=self.student(x), labels=labels)
 
 
 def step_inputs(device, batch):

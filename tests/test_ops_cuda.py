@@ -49,7 +49,7 @@ def test_nothing_waits_for_the_gpu():
         F.mifgsm_step_(x_adv, momentum, torch.ones_like(x), x, step_size=0.02, eps=sizes)
         F.select_best_(x_adv, sizes, momentum, sizes + 1.0)
         leaves = [student.requires_grad_(), clean.requires_grad_()]
-        loss = F.ard_loss(leaves[0], teacher, leaves[1], labels, alpha=0.5)
+        loss = F.ard_loss(leaves[0], teacher_logits=teacher, student_logits=leaves[1], labels=labels, alpha=0.5)
         torch.autograd.grad(loss, leaves, torch.full((), 3.0, device=device))
         for name in ("ce", "margin", "dlr"):
             F.attack_gradient(student, labels, loss=name, with_rows=True)
@@ -102,7 +102,7 @@ def test_cuda_graph_of_a_whole_attack_and_loss():
             probe = x_adv.detach().requires_grad_()
             loss = F.kl_distill_loss(probe.flatten(1) @ weight, teacher, reduction="sum")
             F.pgd_linf_step_(x_adv, torch.autograd.grad(loss, probe)[0], x, step_size=0.02, eps=0.1)
-        return x_adv, F.ard_loss(x_adv.flatten(1) @ weight, teacher)
+        return x_adv, F.ard_loss(x_adv.flatten(1) @ weight, teacher_logits=teacher)
 
     graph, captured = capture(work)
     for value in (1, 2, 3):

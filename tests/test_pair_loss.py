@@ -20,9 +20,15 @@ from ard_fast import functional as F
 from ard_fast import reference
 
 B = 6
+
+
+def by_position(loss):
+    return lambda adv, clean, labels, **settings: loss(adv, clean_logits=clean, labels=labels, **settings)
+
+
 LOSSES = {
-    "trades": (F.trades_loss, reference.trades_loss),
-    "mart": (F.mart_loss, reference.mart_loss),
+    "trades": (by_position(F.trades_loss), by_position(reference.trades_loss)),
+    "mart": (by_position(F.mart_loss), by_position(reference.mart_loss)),
 }
 
 
@@ -88,7 +94,7 @@ def test_the_margin_term_is_bounded(device):
     adv[0, 2] = 100.0
     labels = torch.tensor([0], device=device)
     rows, (grad, _) = loss_and_gradients(
-        lambda a, c: F.mart_loss(a, c, labels, beta=0.0, reduction="none"),
+        lambda a, c: F.mart_loss(a, clean_logits=c, labels=labels, beta=0.0, reduction="none"),
         [adv, adv.clone()],
         torch.ones(1, device=device),
     )
@@ -103,7 +109,7 @@ def test_among_equal_rivals_the_lowest_class_counts(classes, device):
     labels = torch.tensor([0, 2, classes - 1], device=device)
     adv[:, [1, 3, classes - 2]] = 4.0  # row by row: all three tie, and the label is none of them
     _, (grad, _) = loss_and_gradients(
-        functools.partial(F.mart_loss, labels=labels, beta=0.0, reduction="sum"),
+        functools.partial(LOSSES["mart"][0], labels=labels, beta=0.0, reduction="sum"),
         [adv, clean],
         torch.ones((), device=device),
     )
@@ -243,7 +249,7 @@ def test_empty_batch(name, device):
 
 def test_trades_of_one_class(device):
     logits = torch.tensor([[5.0]], device=device)
-    assert F.trades_loss(logits, -logits, torch.tensor([0], device=device)) == 0.0
+    assert F.trades_loss(logits, clean_logits=-logits, labels=torch.tensor([0], device=device)) == 0.0
 
 
 def bad_calls():
@@ -272,7 +278,7 @@ def test_bad_calls(message, tensors, settings, name):
 def test_mart_needs_two_classes(device):
     one = torch.randn(3, 1, device=device)
     with pytest.raises(RuntimeError, match="adv_logits must have at least 2 classes"):
-        F.mart_loss(one, one, torch.zeros(3, dtype=torch.int64, device=device))
+        F.mart_loss(one, clean_logits=one, labels=torch.zeros(3, dtype=torch.int64, device=device))
 
 
 @pytest.mark.gpu

@@ -47,7 +47,8 @@ def test_copies(copied):
     for name in F.__all__:
         assert copied(getattr(F, name)) is getattr(F, name)
     loss = losses.ARDLoss(alpha=0.5, temperature=3.0)
-    assert copied(loss)(logits, teacher, logits, y).equal(loss(logits, teacher, logits, y))
+    given = {"teacher_logits": teacher, "student_logits": logits, "labels": y}
+    assert copied(loss)(logits, **given).equal(loss(logits, **given))
     for attack in (
         attacks.PGD(eps=0.1, step_size=0.02, steps=2, restarts=2),
         attacks.APGD(eps=0.1, steps=3),

@@ -94,28 +94,34 @@ def kl(module, case, tensors):
 def ard(module, case, tensors):
     alpha = (0.0, 0.5, 0.95, 1.0)[case.seed % 4]
     return module.ard_loss(
-        tensors[0], tensors[1].detach(), tensors[2], case.labels(), alpha=alpha, temperature=case.temperature,
-        reduction=case.reduction, weight=case.weight(),
+        tensors[0], teacher_logits=tensors[1].detach(), student_logits=tensors[2], labels=case.labels(), alpha=alpha,
+        temperature=case.temperature, reduction=case.reduction, weight=case.weight(),
     )  # fmt: skip
 
 
 def rslad(module, case, tensors):
     adv_weight, clean_weight = ((5 / 6, 1 / 6), (0.0, 1.0), (2.0, 0.0))[case.seed % 3]
     return module.rslad_loss(
-        tensors[0], tensors[2], tensors[1].detach(), adv_weight=adv_weight, clean_weight=clean_weight,
-        temperature=case.temperature, reduction=case.reduction, weight=case.weight(),
+        tensors[0], student_logits=tensors[2], teacher_logits=tensors[1].detach(), adv_weight=adv_weight,
+        clean_weight=clean_weight, temperature=case.temperature, reduction=case.reduction, weight=case.weight(),
         teacher_temperature=case.teacher_temperature(),
     )  # fmt: skip
 
 
 def trades(module, case, tensors):
     beta = (6.0, 0.0, 1.0)[case.seed % 3]
-    return module.trades_loss(*tensors[:2], case.labels(), beta=beta, reduction=case.reduction, weight=case.weight())
+    return module.trades_loss(
+        tensors[0], clean_logits=tensors[1], labels=case.labels(), beta=beta, reduction=case.reduction,
+        weight=case.weight(),
+    )  # fmt: skip
 
 
 def mart(module, case, tensors):
     beta = (5.0, 0.0, 1.0)[case.seed % 3]
-    return module.mart_loss(*tensors[:2], case.labels(), beta=beta, reduction=case.reduction, weight=case.weight())
+    return module.mart_loss(
+        tensors[0], clean_logits=tensors[1], labels=case.labels(), beta=beta, reduction=case.reduction,
+        weight=case.weight(),
+    )  # fmt: skip
 
 
 # Which of the three logits each loss has gradients for.
@@ -290,8 +296,10 @@ def test_ard_loss_is_linear_in_alpha(case, alpha):
     adv, teacher, clean = case.logits()
 
     def ard_at(alpha):
-        return F.ard_loss(adv, teacher, clean, case.labels(), alpha=alpha, temperature=case.temperature,
-                          reduction="none").double()  # fmt: skip
+        return F.ard_loss(
+            adv, teacher_logits=teacher, student_logits=clean, labels=case.labels(), alpha=alpha,
+            temperature=case.temperature, reduction="none",
+        ).double()  # fmt: skip
 
     mixed = alpha * ard_at(1.0) + (1 - alpha) * ard_at(0.0)
     assert ((ard_at(alpha) - mixed).abs() <= LOSS_RTOL * mixed.abs() + 1e-9).all()
@@ -311,8 +319,8 @@ def test_a_sample_of_weight_zero_is_not_there(case):
     settings = {"temperature": case.temperature, "reduction": case.reduction, "weight": weight}
     for loss in (
         lambda a, t, c: F.kl_distill_loss(a, t, **settings),
-        lambda a, t, c: F.rslad_loss(a, c, t, **settings),
-        lambda a, t, c: F.ard_loss(a, t, c, case.labels(), alpha=0.5, **settings),
+        lambda a, t, c: F.rslad_loss(a, student_logits=c, teacher_logits=t, **settings),
+        lambda a, t, c: F.ard_loss(a, teacher_logits=t, student_logits=c, labels=case.labels(), alpha=0.5, **settings),
     ):
         assert same(loss(adv, teacher, clean), loss(*others))
 

@@ -13,10 +13,14 @@ LABELS = torch.tensor([0, 5, 2])
 LOSSES = {
     "kl": lambda a, b: F.kl_distill_loss(a, b, temperature=2.0),
     "kl rows": lambda a, b: F.kl_distill_loss(a, b, reduction="none"),
-    "ard": lambda a, b: F.ard_loss(a, b.detach().flip(0), b, LABELS.to(a.device), alpha=0.5, temperature=3.0),
-    "rslad": lambda a, b: F.rslad_loss(a, b, a.detach().flip(0), weight=torch.arange(3.0, device=a.device)),
-    "trades": lambda a, b: F.trades_loss(a, b, LABELS.to(a.device)),
-    "mart": lambda a, b: F.mart_loss(a, b, LABELS.to(a.device), reduction="mean"),
+    "ard": lambda a, b: F.ard_loss(
+        a, teacher_logits=b.detach().flip(0), student_logits=b, labels=LABELS.to(a.device), alpha=0.5, temperature=3.0
+    ),
+    "rslad": lambda a, b: F.rslad_loss(
+        a, student_logits=b, teacher_logits=a.detach().flip(0), weight=torch.arange(3.0, device=a.device)
+    ),
+    "trades": lambda a, b: F.trades_loss(a, clean_logits=b, labels=LABELS.to(a.device)),
+    "mart": lambda a, b: F.mart_loss(a, clean_logits=b, labels=LABELS.to(a.device), reduction="mean"),
 }
 losses = pytest.mark.parametrize("name", LOSSES)
 

@@ -4,6 +4,10 @@ Conventions, everywhere: B batch, C classes. Pixel tensors are `[B, ...]`, float
 `bounds` (0 to 1 by default); eps and step sizes are in the same units. No function waits for the GPU or allocates
 behind torch's back, so all of them can be captured in a CUDA graph.
 
+Of several logits and labels a loss takes only the first by position, those of the trained network, and the others by
+name: papers and codes differ in their order, and a wrong one would run. `kl_distill_loss(student_logits,
+teacher_logits)` and `attack_gradient(logits, target)` have the order of torch's losses.
+
 Arrays of NumPy, CuPy and other libraries that speak DLPack serve wherever a tensor does, without a copy: a function
 that writes in place (its name ends in `_`) writes into the array given, and results are torch tensors.
 

@@ -67,10 +67,10 @@ def kl_distill_loss(
 
 def ard_loss(
     student_adv_logits: Array,
+    *,
     teacher_logits: Array,
     student_logits: Array | None = None,
     labels: Array | None = None,
-    *,
     alpha: float = 1.0,
     temperature: float = 30.0,
     reduction: str = "mean",
@@ -123,9 +123,9 @@ def ard_loss(
 
 def rslad_loss(
     student_adv_logits: Array,
+    *,
     student_logits: Array,
     teacher_logits: Array,
-    *,
     adv_weight: float = 5 / 6,
     clean_weight: float = 1 / 6,
     temperature: float = 1.0,

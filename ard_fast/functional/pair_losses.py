@@ -17,9 +17,9 @@ from ard_fast.functional._reductions import check_reduction, divisors, float16_l
 
 def trades_loss(
     adv_logits: Array,
+    *,
     clean_logits: Array,
     labels: Array,
-    *,
     beta: float = 6.0,
     reduction: str = "batchmean",
     weight: Array | None = None,
@@ -50,9 +50,9 @@ def trades_loss(
 
 def mart_loss(
     adv_logits: Array,
+    *,
     clean_logits: Array,
     labels: Array,
-    *,
     beta: float = 5.0,
     reduction: str = "batchmean",
     weight: Array | None = None,

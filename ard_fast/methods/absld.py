@@ -69,8 +69,8 @@ class AntiBiasDistillation(Method):
         adversarial, natural = self._teacher_temperatures(batch)
         loss = F.rslad_loss(
             logits,
-            clean,
-            known(inner.target),
+            student_logits=clean,
+            teacher_logits=known(inner.target),
             adv_weight=self.alpha,
             clean_weight=1.0 - self.alpha,
             temperature=self.temperature,

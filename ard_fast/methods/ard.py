@@ -39,7 +39,8 @@ class AdversariallyRobustDistillation(Method):
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         logits = student(known(inner.x_adv))
         clean = student(batch.x) if self.clean_branch or self.outer.alpha != 1.0 else None
-        return StepResult(self.outer(logits, known(inner.target), clean, batch.y), logits)
+        loss = self.outer(logits, teacher_logits=known(inner.target), student_logits=clean, labels=batch.y)
+        return StepResult(loss, logits)
 
     def conventions(self) -> list[str]:
         clean = "clean forward for the CE term"

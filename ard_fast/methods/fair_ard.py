@@ -89,9 +89,9 @@ class FairDistillation(Method):
         clean = student(batch.x) if self.clean_branch or self.alpha != 1.0 else None
         loss = F.ard_loss(
             logits,
-            known(inner.target),
-            clean,
-            batch.y,
+            teacher_logits=known(inner.target),
+            student_logits=clean,
+            labels=batch.y,
             alpha=self.alpha,
             temperature=self.temperature,
             reduction=self.reduction,

@@ -57,7 +57,8 @@ class FastARD(Method):
             at_logits = F.attack_gradient(logits, batch.y, loss="ce")
             inner.record = backward([logits], known(inner.delta), [at_logits], retain_graph=True)
         clean = student(batch.x) if self.outer.alpha != 1.0 else None
-        return StepResult(self.outer(logits, known(inner.target), clean, batch.y), logits)
+        loss = self.outer(logits, teacher_logits=known(inner.target), student_logits=clean, labels=batch.y)
+        return StepResult(loss, logits)
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:
         self.perturbation.move(

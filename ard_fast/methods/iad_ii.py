@@ -64,7 +64,10 @@ class TwoTeacherIntrospectiveDistillation(Method):
         loss, rest = self.alpha * trusted, 1.0 - self.alpha
         if rest > 0.0:  # the second teacher's KL and the cross-entropy, both of S(x'), are one pass over its logits
             share = self.alpha2 / rest
-            loss = loss + rest * F.ard_loss(logits, known(inner.clean_target), logits, batch.y, alpha=share, **how)
+            other = known(inner.clean_target)
+            loss = loss + rest * F.ard_loss(
+                logits, teacher_logits=other, student_logits=logits, labels=batch.y, alpha=share, **how
+            )
         return StepResult(loss, logits)
 
     def conventions(self) -> list[str]:

@@ -28,7 +28,8 @@ class CleanDistillation(Method):
 
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         logits = student(batch.x)
-        return StepResult(self.outer(logits, known(inner.target), logits, batch.y), logits)
+        loss = self.outer(logits, teacher_logits=known(inner.target), student_logits=logits, labels=batch.y)
+        return StepResult(loss, logits)
 
     def conventions(self) -> list[str]:
         return [f"loss {self.outer.describe(distilled='S(x)')}", "teacher sees x, eval mode; no attack"]

@@ -32,7 +32,8 @@ class Mart(Method):
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         clean = student(batch.x)
         logits = student(known(inner.x_adv))
-        return StepResult(F.mart_loss(logits, clean, batch.y, beta=self.beta, reduction=self.reduction), logits)
+        loss = F.mart_loss(logits, clean_logits=clean, labels=batch.y, beta=self.beta, reduction=self.reduction)
+        return StepResult(loss, logits)
 
     def conventions(self) -> list[str]:
         divisor = divisor_words(self.reduction)

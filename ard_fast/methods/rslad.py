@@ -47,7 +47,9 @@ class RobustSoftLabelDistillation(Method):
         if self.alpha == 1.0:
             return StepResult(F.kl_distill_loss(logits, known(inner.target), **how), logits)
         weights = {"adv_weight": self.alpha, "clean_weight": 1.0 - self.alpha}
-        return StepResult(F.rslad_loss(logits, student(batch.x), known(inner.target), **weights, **how), logits)
+        target = known(inner.target)
+        loss = F.rslad_loss(logits, student_logits=student(batch.x), teacher_logits=target, **weights, **how)
+        return StepResult(loss, logits)
 
     def conventions(self) -> list[str]:
         clean = "" if self.alpha == 1.0 else f" + {1 - self.alpha:.4g} * KL(T(x) || S(x))"

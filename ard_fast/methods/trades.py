@@ -39,7 +39,7 @@ class Trades(Method):
         if self.repeat_clean:
             with torch.no_grad():
                 student(batch.x)
-        loss = F.trades_loss(logits, clean, batch.y, beta=self.beta, reduction=self.reduction)
+        loss = F.trades_loss(logits, clean_logits=clean, labels=batch.y, beta=self.beta, reduction=self.reduction)
         return StepResult(loss, logits)
 
     def conventions(self) -> list[str]:

@@ -27,10 +27,10 @@ def kl_distill_loss(
 
 def ard_loss(
     student_adv_logits: Tensor,
+    *,
     teacher_logits: Tensor,
     student_logits: Tensor | None = None,
     labels: Tensor | None = None,
-    *,
     alpha: float = 1.0,
     temperature: float = 30.0,
     reduction: str = "mean",
@@ -44,9 +44,9 @@ def ard_loss(
 
 def rslad_loss(
     student_adv_logits: Tensor,
+    *,
     student_logits: Tensor,
     teacher_logits: Tensor,
-    *,
     adv_weight: float = 5 / 6,
     clean_weight: float = 1 / 6,
     temperature: float = 1.0,
@@ -66,9 +66,9 @@ def rslad_loss(
 
 def trades_loss(
     adv_logits: Tensor,
+    *,
     clean_logits: Tensor,
     labels: Tensor,
-    *,
     beta: float = 6.0,
     reduction: str = "batchmean",
     weight: Tensor | None = None,
@@ -80,9 +80,9 @@ def trades_loss(
 
 def mart_loss(
     adv_logits: Tensor,
+    *,
     clean_logits: Tensor,
     labels: Tensor,
-    *,
     beta: float = 5.0,
     reduction: str = "batchmean",
     weight: Tensor | None = None,

@@ -174,7 +174,8 @@ def _apgd(rng: random.Random) -> Arguments:
 
 
 def _run_loss(student_adv_logits: Any, teacher_logits: Any, student_logits: Any, labels: Any, **settings: Any) -> Any:
-    return ARDLoss(**settings)(student_adv_logits, teacher_logits, student_logits, labels)
+    given = {"teacher_logits": teacher_logits, "student_logits": student_logits, "labels": labels}
+    return ARDLoss(**settings)(student_adv_logits, **given)
 
 
 def _ard_module(rng: random.Random) -> Arguments:
