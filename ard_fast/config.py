@@ -14,6 +14,7 @@ import yaml
 from ard_fast import yamlfile
 from ard_fast.data import check_arguments
 from ard_fast.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, presets
+from ard_fast.devices import check_device_name, resolve_device
 from ard_fast.methods import METHODS, MethodSettings, find_method
 from ard_fast.models import find_model
 from ard_fast.names import unknown
@@ -152,7 +153,7 @@ def resolve(
         if getattr(config, key) is not None and not any(_has(find_method(name), key) for name in methods):
             known = sorted(set(METHODS[methods[0]].defaults))
             raise ValueError(f"{key}: method {', '.join(methods)} has no such setting; it has {', '.join(known)}")
-    config = complete(config)
+    config = complete(config).replace(device=resolve_device(config.device))
     validate(config)
     return config
 
@@ -291,8 +292,7 @@ def validate(config: TrainConfig) -> None:
         require(f"{network}_std", std is None or all(0 < value < math.inf for value in std), "numbers above 0")
     milestones = config.milestone_epochs()
     require("milestones", list(milestones) == sorted(milestones), "increasing epochs")
-    if config.device != "cpu" and config.device.split(":")[0] != "cuda":
-        raise ValueError(f"device: expected cpu, cuda or cuda:N, got {config.device!r}")
+    check_device_name(config.device)
     if config.precision == "tf32" and config.device == "cpu":
         raise ValueError("precision: tf32 is an arithmetic of CUDA devices, got device cpu; fp32 and bf16 run there")
     check_arguments(

@@ -18,8 +18,9 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "eps": 0.2,
         "crop_padding": 0,
         "flip": False,
-        "threads": 1,  # networks this small only lose time to more
-        "fold": "false",  # and to that
+        "device": "cpu",  # networks this small only lose time to a GPU
+        "threads": 1,  # and to more threads
+        "fold": "false",  # and to folding
     },
     # The radii that are usual for them; nothing is tuned. A mirrored digit is no digit.
     "mnist": {"eps": 0.3, "crop_padding": 2, "flip": False},

@@ -4,17 +4,44 @@ from __future__ import annotations
 
 import torch
 
+from ard_fast import _load
+from ard_fast.precision import AUTO
+
+
+def check_device_name(name: str) -> None:
+    """Refuse what is no name of a device, whether or not there is such a one.
+
+    Raises:
+        ValueError: neither auto, cpu, cuda nor cuda:N.
+    """
+    kind, _, index = name.partition(":")
+    if name not in (AUTO, "cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+
+
+def resolve_device(name: str) -> str:
+    """What "auto" comes to on this machine: "cuda" where torch sees a GPU and our kernels for it are loaded, else
+    "cpu". Another name stays as it is."""
+    if name != AUTO:
+        return name
+    return "cuda" if torch.cuda.is_available() and _load.load().has_cuda_kernels else "cpu"
+
+
+def device_note(name: str) -> str:
+    """What to print behind the name of the device in use: on the CPU, why "auto" leaves alone a GPU that torch sees."""
+    if name != "cpu" or not torch.cuda.is_available() or _load.load().has_cuda_kernels:
+        return ""
+    return f" (torch sees a GPU, but the CUDA kernels are not loaded: {_load.load().cuda_reason})"
+
 
 def find_device(name: str) -> torch.device:
-    """The device called "cpu", "cuda" or "cuda:N".
+    """The device called "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
         ValueError: another name, or torch sees no such device.
     """
-    kind, _, index = name.partition(":")
-    if not (name == "cpu" or (kind == "cuda" and (index.isdecimal() or name == "cuda"))):
-        raise ValueError(f"device: expected cpu, cuda or cuda:N, got {name!r}")
-    device = torch.device(name)
+    check_device_name(name)
+    device = torch.device(resolve_device(name))
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(

@@ -53,7 +53,7 @@ def make_parser() -> Parser:
     add("--n-examples", metavar="N", help="N images only, of every class its share; the same ones each time [all]")
     add("--batch-size", metavar="N", help="images a batch; changes no result [the run's]")
     add("--seed", metavar="N", help=f"of every attack's random numbers [{EVALUATION_SEED}]")
-    add("--device", metavar="NAME", help="cpu, cuda or cuda:N [the run's]")
+    add("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N [the run's, or auto]")
     add("--out", metavar="DIR", help="folder for the results [RUN/evaluation, or a new one beside it]")
     add("--save-images", action="store_true", help="write the adversarial images, rounded to whole pixel levels inside "
         "the ball and judged again: adversarial.npz and PNG files in samples")  # fmt: skip
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_USAGE
-        print(f"ard_fast.evaluate: torch {torch.__version__}, {settings.device}, {torch.get_num_threads()} CPU threads "
-              f"-> {settings.out}", flush=True)  # fmt: skip
+        print(f"ard_fast.evaluate: torch {torch.__version__}, {settings.device}{settings.device_note}, "
+              f"{torch.get_num_threads()} CPU threads -> {settings.out}", flush=True)  # fmt: skip
         try:
             job.run()
         except Interrupted as stopped:

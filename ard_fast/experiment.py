@@ -16,7 +16,7 @@ from ard_fast.comparison import Comparison, group_runs, read_run
 from ard_fast.comparison.table import gap_line
 from ard_fast.config import ROLES, TrainConfig, for_method, for_teacher, to_yaml
 from ard_fast.data import load_dataset
-from ard_fast.devices import find_device
+from ard_fast.devices import find_device, resolve_device
 from ard_fast.distributed import World
 from ard_fast.files import write_atomic, write_text
 from ard_fast.interrupts import StopRequest
@@ -43,7 +43,7 @@ def prepare(config: TrainConfig, stop: StopRequest, world: World | None = None) 
 def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environment:
     if config.tensorboard:
         require_tensorboard()
-    device = find_device(world.device_name(config.device))
+    device = find_device(world.device_name(resolve_device(config.device)))
     if config.batch_size < world.size * config.accumulate:
         raise ValueError(
             f"batch_size: {config.batch_size} images cannot be cut into {config.accumulate} micro-batches for each of "

@@ -29,6 +29,7 @@ from ard_fast.config import (
     to_yaml,
 )
 from ard_fast.descriptions import describe_default
+from ard_fast.devices import device_note
 from ard_fast.distributed import World, connect, lost_process
 from ard_fast.experiment import prepare, run
 from ard_fast.files import alone_in
@@ -126,8 +127,9 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_USAGE
         processes = f"{world.size} processes, " if world.size > 1 else ""
-        print(f"ard_fast.train: {config.method} on {config.dataset}, torch {torch.__version__}, {config.device}, "
-              f"{processes}{torch.get_num_threads()} CPU threads -> {folder.path}", flush=True)  # fmt: skip
+        computer = f"{config.device}{device_note(config.device)}, {processes}{torch.get_num_threads()} CPU threads"
+        print(f"ard_fast.train: {config.method} on {config.dataset}, torch {torch.__version__}, {computer} "
+              f"-> {folder.path}", flush=True)  # fmt: skip
         try:
             run(config, folder, env, resume=resume)
         except Interrupted as stopped:

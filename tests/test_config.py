@@ -166,7 +166,7 @@ def test_wrong_types_are_refused(name, text, message):
         ({"alpha": 1.5}, "alpha: expected 0 to 1"),
         ({"temperature": 0.0}, "temperature: expected more than 0"),
         ({"milestones": (5, 3)}, "milestones: expected increasing epochs"),
-        ({"device": "tpu"}, "device: expected cpu, cuda or cuda:N, got 'tpu'"),
+        ({"device": "tpu"}, "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         ({"method": "arl"}, "method: unknown value 'arl'; did you mean 'ard'"),
         ({"student": "resnet8"}, "unknown student 'resnet8'; did you mean 'resnet18'"),
         ({"teacher_model": "resnet8"}, "unknown teacher_model 'resnet8'; did you mean 'resnet18'"),

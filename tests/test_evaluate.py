@@ -232,7 +232,7 @@ def test_part_of_class_sorted_images_holds_every_class(tmp_path, monkeypatch, ca
         (["--atacks", "pgd20"], "unknown argument '--atacks'; did you mean --attacks"),
         (["--eps", "8"], r"\(8/255, not 8\)"),
         (["--n-examples", "451"], "n_examples: expected 1 to 450 test images"),
-        (["--device", "tpu"], "device: expected cpu, cuda or cuda:N"),
+        (["--device", "tpu"], "device: expected auto, cpu, cuda or cuda:N"),
         (["--model", "digits-teacher"], "model: .* holds 'digits-student'"),
         (["--model", "nowhere:make"], "model: cannot import 'nowhere'"),
         (["--dataset", "cifar10"], "data_dir: cifar10 needs --data-dir"),

@@ -1,13 +1,18 @@
 """How a run computes: precision, layout, folding, compiling, threads; each seen where it takes effect."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from ard_fast import _load
 from ard_fast.config import parse, read_yaml, resolve, to_yaml
+from ard_fast.devices import device_note, find_device
+from ard_fast.evaluation.settings import resolve_settings
 from ard_fast.machine import Machine, resolve_machine
 from ard_fast.precision import arithmetic, full_precision, resolve_precision, tf32, training_arithmetic
+from ard_fast.runfolder import RunFolder
 from ard_fast.threads import set_threads
 from ard_fast.train import main
 
@@ -76,6 +81,37 @@ def test_what_auto_comes_to(monkeypatch):
         resolve_precision("tf32", CPU)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert resolve_precision("auto", CUDA) == "fp32"
+
+
+# A GPU that torch sees, our kernels loaded, the data set: what the default comes to, and what is said of it.
+@pytest.mark.parametrize(
+    ("seen", "kernels", "dataset", "device", "note"),
+    [
+        (True, True, "mnist", "cuda", ""),
+        (True, False, "mnist", "cpu", " (torch sees a GPU, but the CUDA kernels are not loaded: no nvcc)"),
+        (False, True, "mnist", "cpu", ""),
+        (True, True, "digits", "cpu", ""),
+    ],
+)
+def test_the_device_is_chosen_once_and_written_down(monkeypatch, tmp_path, seen, kernels, dataset, device, note):
+    extension = SimpleNamespace(has_cuda_kernels=kernels, cuda_reason="no nvcc")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: seen)
+        patch.setattr(_load, "load", lambda: extension)
+        config = resolve({"method": "at", "dataset": dataset, "data_dir": "x"})
+        assert (config.device, device_note(config.device)) == (device, note)
+        assert resolve({"method": "at", "device": "cpu", "dataset": dataset, "data_dir": "x"}).device == "cpu"
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert resolve({}, file=read_yaml(tmp_path / "c.yaml")) == config  # on any machine
+
+
+def test_a_run_trained_on_a_gpu_is_evaluated_on_a_machine_without(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    RunFolder(tmp_path / "run").start(resolve({"method": "at", "device": "cuda"}))
+    settings = resolve_settings({"run": str(tmp_path / "run")})
+    assert settings.device == "cpu" and "the run was trained on cuda" in settings.device_note
+    with pytest.raises(ValueError, match="cuda was asked for, and torch sees no CUDA device"):
+        find_device(resolve_settings({"run": str(tmp_path / "run"), "device": "cuda"}).device)
 
 
 # ---- switches of torch --------------------------------------------------------------------------------------------

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ard_fast.attacks.base import NORMS
 from ard_fast.config import TrainConfig
 from ard_fast.data import DATASETS
 from ard_fast.defaults import DATASET_DEFAULTS
+from ard_fast.devices import device_note, resolve_device
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
 from ard_fast.evaluation.plan import ATTACK_NAMES, DEFAULT_ATTACKS, check_name
 from ard_fast.machine import resolve_switch
@@ -32,6 +35,8 @@ class Settings:
         curve: radii of the curve over eps; empty for none.
         image_size, image_cache: of an image folder, as in `load_dataset`.
         cascade: images fooled by any attack before are not attacked again.
+        device: resolved: never "auto".
+        device_note: what is printed behind it.
         threads: CPU threads, see `ard_fast.threads`.
     """
 
@@ -52,6 +57,7 @@ class Settings:
     seed: int
     batch_size: int
     device: str
+    device_note: str
     channels_last: bool
     threads: int
     save_images: bool
@@ -89,6 +95,10 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
             f"eps: --norm {norm} needs --eps (0.5 is usual for CIFAR-10); a run's own is of the L-inf ball"
         )
     eps = _radius("eps", flags["eps"], norm) if "eps" in flags else config.eps
+    device = resolve_device(flags.get("device", config.device))
+    note = device_note(device)
+    if "device" not in flags and device.startswith("cuda") and not torch.cuda.is_available():
+        device, note = "cpu", f" (torch sees no CUDA device; the run was trained on {device})"
     return Settings(
         source=source,
         model=flags.get("model"),
@@ -108,7 +118,8 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         cascade=flags.get("cascade", False),
         seed=_count("seed", flags.get("seed", EVALUATION_SEED), least=0),
         batch_size=_count("batch_size", flags.get("batch_size", config.eval_batch_size)),
-        device=flags.get("device", config.device),
+        device=device,
+        device_note=note,
         channels_last=resolve_switch(config.channels_last),
         threads=config.threads,
         save_images=flags.get("save_images", False),

@@ -16,7 +16,9 @@ GRAPHS = (AUTO, "off", "attack", "iteration")
 class MachineSettings:
     """Device, arithmetic, layout and threads."""
 
-    device: str = option("cpu", "cpu, cuda or cuda:N; under torchrun cuda is one GPU a process", "machine")
+    device: str = option(
+        AUTO, "cpu, cuda, cuda:N, or auto: cuda where there is one; under torchrun cuda is one GPU a process", "machine"
+    )
     sync_bn: bool = option(
         True,
         "several processes: batch statistics over the whole batch, as one process has them; false: over each process's "
