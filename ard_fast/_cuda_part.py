@@ -9,12 +9,14 @@ The environment variable ARD_FAST_CUDA_KERNELS decides:
 Asked for by name and not there is an error; under a torch without CUDA there are none, whatever is asked for.
 """
 
+import functools
 import importlib.machinery
 import importlib.util
 import os
+import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +26,8 @@ import torch
 
 VARIABLE = "ARD_FAST_CUDA_KERNELS"
 MODES = ("auto", "compiled", "nvrtc", "none")
+CLUSTERS = (9, 0)  # the compute capability that brings them; kClusterCode in csrc/cuda/geometry.h
+WITHOUT_CLUSTERS = "without the thread-block clusters that make L2, MI-FGSM and Auto-PGD steps of large images faster"
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,37 @@ def mode(environment: Mapping[str, str] = os.environ) -> str:
     if given not in MODES:
         raise ImportError(f"{VARIABLE} must be one of {', '.join(MODES)}, got {given!r}")
     return given
+
+
+def arch_coverage(capability: tuple[int, int], archs: Sequence[str]) -> tuple[bool, str]:
+    """Whether code for `archs` runs on a GPU, and how.
+
+    Args:
+        capability: the GPU's compute capability, such as (9, 0).
+        archs: what was compiled, such as ["sm_80", "compute_80"].
+
+    Returns:
+        Whether it runs, and a phrase that says how or what to do.
+    """
+    major, minor = capability
+    # Machine code runs on its own major version from its own minor version on; "a" and "f" variants have rules of their
+    # own and count only for exactly their GPU.
+    binaries: list[tuple[int, str]] = []
+    ptx: list[tuple[int, int]] = []
+    for name in archs:
+        if match := re.fullmatch(r"sm_(\d+)(\d)([af]?)", name):
+            if int(match[1]) == major and (int(match[2]) == minor or (not match[3] and int(match[2]) < minor)):
+                binaries.append((int(match[2]), name))
+        elif match := re.fullmatch(r"compute_(\d+)(\d)", name):
+            ptx.append((int(match[1]), int(match[2])))
+    if binaries:
+        return True, f"runs its {max(binaries)[1]} code"
+    rebuild = f"build again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+    usable = max((version for version in ptx if version <= capability), default=None)
+    if usable is None:
+        return False, f"not covered: {rebuild}"
+    how = "the driver compiles it from compute_{}{} at first use".format(*usable)
+    return True, f"{how}, {WITHOUT_CLUSTERS}: {rebuild}" if usable < CLUSTERS <= capability else how
 
 
 def load_cuda_part(folder: Path, info: Mapping[str, Any]) -> CudaPart:
@@ -103,7 +138,19 @@ def _load_compiled(folder: Path, info: Mapping[str, Any]) -> tuple[Path | None, 
         reason = f"{path} could not be loaded: {error}"
         warnings.warn(f"ard_fast: the compiled CUDA kernels are off: {reason}", RuntimeWarning, stacklevel=2)
         return None, reason
-    return path, f"compiled for {' '.join(info.get('CUDA_ARCHS', ['unknown architectures']))}"
+    archs = info.get("CUDA_ARCHS", [])
+    # When CUDA is initialized, which loading must not do; at once if it is.
+    torch.cuda._lazy_call(functools.partial(_warn_of_other_gpus, archs))
+    return path, f"compiled for {' '.join(archs) or 'unknown architectures'}"
+
+
+def _warn_of_other_gpus(archs: Sequence[str]) -> None:
+    """Say which visible GPUs have no code here, or older code than they could run."""
+    for index in range(torch.cuda.device_count() if archs else 0):
+        runs, how = arch_coverage(torch.cuda.get_device_capability(index), archs)
+        if not runs or WITHOUT_CLUSTERS in how:
+            name = torch.cuda.get_device_name(index)
+            warnings.warn(f"ard_fast: kernels on cuda:{index} ({name}): {how}", RuntimeWarning, stacklevel=2)
 
 
 def _load_nvrtc(folder: Path, _info: Mapping[str, Any]) -> tuple[Path | None, str]:

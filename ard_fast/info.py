@@ -6,41 +6,14 @@ Reads only: nothing is built, and no GPU is needed. Put its output into a bug re
 import argparse
 import json
 import platform
-import re
 from typing import Any
 
 import torch
 
 from ard_fast import _load
+from ard_fast._cuda_part import arch_coverage
 from ard_fast._version import __version__
 from ard_fast.nvrtc import kernels, store, toolchain
-
-
-def arch_coverage(capability: tuple[int, int], archs: list[str]) -> tuple[bool, str]:
-    """Whether code for `archs` runs on a GPU, and how.
-
-    Args:
-        capability: the GPU's compute capability, such as (9, 0).
-        archs: what was compiled, such as ["sm_80", "compute_80"].
-
-    Returns:
-        Whether it runs, and a phrase that says how or what to do.
-    """
-    major, minor = capability
-    # Machine code runs on its own major version from its own minor version on; "a" and "f" variants have rules of their
-    # own and count only for exactly their GPU.
-    binaries = []
-    for name in archs:
-        match = re.fullmatch(r"sm_(\d+)(\d)([af]?)", name)
-        if match and int(match[1]) == major and (int(match[2]) == minor or (not match[3] and int(match[2]) < minor)):
-            binaries.append((int(match[2]), name))
-    if binaries:
-        return True, f"runs its {max(binaries)[1]} code"
-    for name in archs:
-        match = re.fullmatch(r"compute_(\d+)(\d)", name)
-        if match and (int(match[1]), int(match[2])) <= capability:
-            return True, f"the driver compiles it from {name} at first use"
-    return False, f"not covered: build again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
 
 
 def _nvrtc() -> dict[str, Any]:

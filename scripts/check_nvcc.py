@@ -7,6 +7,7 @@ Run from anywhere: ``python scripts/check_nvcc.py [--arch 80 90 120] [--jobs 2]`
 * nvcc, the host compiler or ptxas warns,
 * any kernel spills registers,
 * the PGD steps, the random start, the augmentation, the folding or affine_relu keep anything in local memory,
+* a kernel has more static shared memory than its launcher allows for,
 * the vector variant of an L-infinity step kernel moves anything by less than 128 bits, or that of the augmentation
   its pixels.
 
@@ -43,6 +44,8 @@ REGISTERS_ONLY = ("pgd_linf_step", "random_start", "apgd_", "crop_flip", "fold_b
 # Least 128-bit loads and stores whatever the dtype: two vectors a thread, of each tensor, and the coefficients. How
 # often a load is written in the PTX depends on the branches of those that are not always given.
 WIDE_AT_LEAST = {"affine_relu_kernel": (4, 2), "affine_relu_backward_kernel": (2, 2)}
+# What the launchers leave of the 48 KiB that a block has without asking.
+MOST_SHARED = 16 * 1024
 
 
 class CannotRun(Exception):
@@ -74,6 +77,10 @@ class Kernel:
             found.append(f"spills {self.spill_stores} bytes (stores), {self.spill_loads} bytes (loads)")
         if self.stack and self.name.startswith(REGISTERS_ONLY):
             found.append(f"uses {self.stack} bytes of local memory")
+        if self.shared > MOST_SHARED:
+            found.append(
+                f"has {self.shared} bytes of static shared memory, at most {MOST_SHARED} (csrc/cuda/geometry.h)"
+            )
         family, _, arguments = self.name.partition("<")
         elements = int(arguments.rstrip(">").rsplit(",", 1)[-1]) if family in WIDE_TENSORS else 1
         if elements > 1:

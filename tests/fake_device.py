@@ -203,6 +203,14 @@ class Driver:
         """Whether the stream is captured into a graph."""
         self.library.fake_set_capturing(ctypes.c_void_p(stream), int(capturing))
 
+    def forget(self) -> None:
+        """What kernels have asked for, and `set_code_arch`."""
+        self.library.fake_forget()
+
+    def set_code_arch(self, device: int, arch: int) -> None:
+        """What the kernels' code on a device was compiled for, such as 80."""
+        self.library.fake_set_code_arch(device, arch)
+
     def fail_next_launch(self, status: int) -> None:
         """The driver's answer to the next launch."""
         self.library.fake_fail_next_launch(status)

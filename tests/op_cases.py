@@ -66,8 +66,17 @@ def gradient_arguments(device, loss=0, dtype=torch.float32, with_rows=True):
     return logits, labels, labels.flip(0) if loss == 3 else None, loss, 50.0, with_rows
 
 
-def apgd_arguments(device, grad_dtype=torch.float32, l2=False, first=False, grad=True, per_sample=False, window=0):
-    pixels = torch.rand(5, 3, 2, 4, 5, device=device)
+def apgd_arguments(
+    device,
+    grad_dtype=torch.float32,
+    l2=False,
+    first=False,
+    grad=True,
+    per_sample=False,
+    window=0,
+    shape=(3, 2, 4, 5),
+):
+    pixels = torch.rand(5, *shape, device=device)
     x_adv, x_prev, x_best, x_fooled, x = (p.clone() for p in pixels)
     gradients = torch.randn(2, *x.shape, device=device).to(grad_dtype)
     state, state_out = torch.rand(2, 7, 3, device=device).unbind()

@@ -68,6 +68,14 @@ def test_spills_fail_in_any_kernel(check) -> None:
     assert "8 bytes (loads)" in kernel(check, "anything", loads=8).faults()[0]
 
 
+def test_static_shared_memory_is_what_launchers_allow_for(check) -> None:
+    found = kernel(check, "anything")
+    found.shared = 16 * 1024
+    assert found.faults() == []
+    found.shared += 1
+    assert "static shared memory" in found.faults()[0]
+
+
 def test_local_memory_fails_in_the_step(check) -> None:
     assert kernel(check, "kd_loss_warp_kernel<float, 4>", stack=16).faults() == []
     assert "16 bytes of local memory" in kernel(check, "pgd_linf_step_kernel<float, 4>", stack=16).faults()[0]

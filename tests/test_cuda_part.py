@@ -1,7 +1,9 @@
 """Which CUDA kernels serve: the modules that are there, and ARD_FAST_CUDA_KERNELS."""
 
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,36 @@ def test_compiled_kernels_come_first(tmp_path, monkeypatch, loadable) -> None:
     assert (chosen.path, chosen.backend) == (tmp_path / "_C_rtc.abi3.so", "nvrtc")
     assert callable(loadable["_C_rtc.abi3.so"].resolver)
     assert part(tmp_path, "none", monkeypatch) == _cuda_part.CudaPart(None, None, "ARD_FAST_CUDA_KERNELS=none")
+
+
+@pytest.mark.parametrize(
+    ("archs", "said"),
+    [
+        (["sm_80", "sm_90"], []),
+        (["sm_80", "compute_90"], []),
+        (["sm_80", "compute_80"], ["compiles it from compute_80 at first use, without .* TORCH_CUDA_ARCH_LIST=9.0"]),
+        (["sm_80"], ["not covered: build again with TORCH_CUDA_ARCH_LIST=9.0"]),
+    ],
+)
+def test_gpus_without_fitting_code_are_named_when_cuda_is_initialized(
+    tmp_path, monkeypatch, loadable, archs, said
+) -> None:
+    """cuda:0 is an H100, cuda:1 an A100."""
+    queued = []
+    monkeypatch.setattr(torch.cuda, "_lazy_call", queued.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (8, 0)][index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: ["H100", "A100"][index])
+    (tmp_path / "_C_cuda.abi3.so").touch()
+    loadable["_C_cuda.abi3.so"] = ByName()
+    assert _cuda_part.load_cuda_part(tmp_path, {"CUDA_ARCHS": archs}).backend == "compiled"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for call in queued:
+            call()
+    assert len(caught) == len(said)
+    for warning, pattern in zip(caught, said, strict=True):
+        assert re.search(r"kernels on cuda:0 \(H100\): .*" + pattern, str(warning.message))
 
 
 def test_nvrtc_serves_where_there_are_no_compiled_ones(tmp_path, monkeypatch, loadable) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ard_fast import _load, info
+from ard_fast._cuda_part import arch_coverage
 from ard_fast.nvrtc import kernels, store, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,10 +30,14 @@ ROOT = Path(__file__).resolve().parent.parent
         ((12, 1), ["sm_120"], True, "runs its sm_120 code"),
         ((10, 3), ["sm_100", "sm_120"], True, "runs its sm_100 code"),
         ((9, 0), [], False, "not covered"),
+        ((9, 0), ["sm_80", "compute_80"], True, "from compute_80 at first use, without the thread-block clusters"),
+        ((9, 0), ["sm_80", "compute_80"], True, ": build again with TORCH_CUDA_ARCH_LIST=9.0"),
+        ((12, 0), ["compute_80", "compute_90"], True, "from compute_90 at first use"),
+        ((12, 0), ["compute_90", "compute_120"], True, "from compute_120 at first use"),
     ],
 )
 def test_arch_coverage(capability: tuple[int, int], archs: list[str], runs: bool, phrase: str) -> None:
-    covered, how = info.arch_coverage(capability, archs)
+    covered, how = arch_coverage(capability, archs)
     assert covered is runs
     assert phrase in how
 

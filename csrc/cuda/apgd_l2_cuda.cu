@@ -27,7 +27,9 @@ void launch_apgd_l2_step(const ApgdParams& p, Dtype grad_dtype, Stream stream) {
   if (p.batch == 0) return;
   for_dtype(grad_dtype, [&](auto example) {
     using T = decltype(example);
-    const ApgdL2Plan plan = plan_apgd_l2_step(p, sizeof(T), sample_device());
+    const SampleDevice device =
+        sample_device<kApgdL2Kernels, apgd_l2_step_kernel<T, 16 / sizeof(T), true>>(stream);
+    const ApgdL2Plan plan = plan_apgd_l2_step(p, sizeof(T), device);
     if (plan.vector) {
       launch_l2<T, 16 / sizeof(T)>(p, plan.sample, stream);
     } else {

@@ -20,8 +20,14 @@ struct Geometry {
   int64_t cluster = 1;       // blocks that run together
 };
 
-// What a block may have of dynamic shared memory without asking.
-constexpr int64_t kSharedWithoutAsking = 48 * 1024;
+// Dynamic shared memory from which on a kernel must ask for it: the hardware grants 48 KiB together
+// with the kernel's static arrays, and those of every kernel here are far below 16 KiB
+// (scripts/check_nvcc.py).
+constexpr int64_t kSharedWithoutAsking = 32 * 1024;
+
+// Compute capability, as 10 * major + minor, from which on compiled code can have clusters. A newer
+// device that runs older code has none: what the code can is asked of it, not of the device.
+constexpr int kClusterCode = 90;
 
 inline unsigned grid_size(int64_t blocks) {
   if (blocks > 0x7fffffff) {

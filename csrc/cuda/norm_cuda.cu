@@ -36,7 +36,9 @@ void launch_pgd_l2_step(const NormStepParams& p, Dtype grad_dtype, Stream stream
   if (p.batch == 0 || p.sample_numel == 0) return;
   for_dtype(grad_dtype, [&](auto example) {
     using T = decltype(example);
-    const NormStepPlan plan = plan_norm_step(p, sizeof(T), false, sample_device());
+    const SampleDevice device =
+        sample_device<kNormKernels, pgd_l2_step_kernel<T, 16 / sizeof(T), true>>(stream);
+    const NormStepPlan plan = plan_norm_step(p, sizeof(T), false, device);
     if (plan.vector) {
       launch_l2<T, 16 / sizeof(T)>(p, plan.sample, stream);
     } else {
@@ -49,7 +51,9 @@ void launch_mifgsm_step(const NormStepParams& p, Dtype grad_dtype, Stream stream
   if (p.batch == 0 || p.sample_numel == 0) return;
   for_dtype(grad_dtype, [&](auto example) {
     using T = decltype(example);
-    const NormStepPlan plan = plan_norm_step(p, sizeof(T), true, sample_device());
+    const SampleDevice device =
+        sample_device<kNormKernels, mifgsm_step_kernel<T, 16 / sizeof(T), true>>(stream);
+    const NormStepPlan plan = plan_norm_step(p, sizeof(T), true, device);
     if (plan.vector) {
       launch_mifgsm<T, 16 / sizeof(T)>(p, plan.sample, stream);
     } else {

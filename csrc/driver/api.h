@@ -21,6 +21,7 @@ constexpr int kMultiprocessors = 16;  // attributes of a device
 constexpr int kMaxSharedPerBlock = 97;
 constexpr int kClusterLaunch = 120;
 constexpr int kStaticShared = 1;  // attributes of a function
+constexpr int kPtxVersion = 5;
 constexpr int kMaxDynamicShared = 8;
 constexpr int kNotCapturing = 0;
 constexpr int kClusterDimension = 4;  // an attribute of a launch

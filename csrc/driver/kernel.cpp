@@ -81,6 +81,13 @@ void Kernel::allow_dynamic_shared(Device device, Function function) {
   shared_allowed_.fetch_or(bit, std::memory_order_relaxed);
 }
 
+int Kernel::code_arch(cuda::Stream stream) {
+  int arch = 0;
+  check(api().cuFuncGetAttribute(&arch, kPtxVersion, function(current_device(), stream)),
+        name_.c_str());
+  return arch;
+}
+
 void Kernel::start(const cuda::Geometry& geometry, cuda::Stream stream, void** arguments) {
   const unsigned grid = cuda::grid_size(geometry.blocks);
   const Device device = current_device();

@@ -39,6 +39,9 @@ class Kernel {
   // Of the current device. arguments: the address of each.
   void start(const cuda::Geometry& geometry, cuda::Stream stream, void** arguments);
 
+  // Of its code on the current device, 10 * major + minor; compiled for the stream if need be.
+  int code_arch(cuda::Stream stream);
+
   // Null: not known any more.
   void store(Device device, Function function);
 

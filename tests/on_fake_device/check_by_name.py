@@ -8,7 +8,7 @@ import fake_device
 import pytest
 import torch
 from fake_device import on_device, on_host
-from op_cases import CASES
+from op_cases import CASES, apgd_arguments, mifgsm_arguments, step_arguments
 
 import ard_fast
 from ard_fast import _ops
@@ -26,6 +26,7 @@ def clean():
         BY_NAME.store(device, header, name, 0)
     for device in range(2):
         fake_device.DRIVER.set_stream(device, 0)
+    fake_device.DRIVER.forget()
     fake_device.DRIVER.take_log()
 
 
@@ -186,21 +187,67 @@ def test_shared_memory_beyond_48_kib_is_asked_for(classes, shared):
     assert [launch.shared for launch in fake_device.DRIVER.take_log()] == shared
 
 
-def test_clusters_are_used_where_the_device_has_them():
-    """Samples so large that a block each would leave most of the big device idle."""
+def kd(student, teacher):
+    numbers = None, None, None, None, None, 4.0, 4.0, 4.0, 1.0, 0.0, 1.0, 0.0, False, True, False
+    return _ops.kd_loss(student, teacher, *numbers)
+
+
+def pair(adv, clean):
+    labels = torch.zeros(len(adv), dtype=torch.int64)
+    return _ops.pair_loss(
+        adv, clean, on_device(labels) if adv.is_cuda else labels, None, True, 5.0, 1.0, 5.0, 1.0, True, True
+    )
+
+
+def ce_gradient(logits, _):
+    labels = torch.zeros(len(logits), dtype=torch.int64)
+    return _ops.attack_gradient(logits, on_device(labels) if logits.is_cuda else labels, None, 0, 50.0, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+# Two fp32 rows of 6080 classes fill what 512 bytes of static shared memory leave of 48 KiB, of 6144 the whole 48 KiB.
+@pytest.mark.parametrize("classes", [6080, 6081, 6112, 6144, 6145])
+@pytest.mark.parametrize(("loss", "rows"), [(kd, 2), (pair, 2), (ce_gradient, 1)])
+def test_shared_memory_around_48_kib_together_with_the_static(loss, rows, classes, dtype):
+    classes = classes * 8 // (rows * dtype.itemsize)  # as many bytes
     torch.manual_seed(0)
-    x, grad = torch.rand(2, 3, 96, 96), torch.randn(2, 3, 96, 96)
-    expected = x.clone()
-    numbers = None, None, 0.5, 1.0, False, 0.0, 1.0
-    _ops.pgd_l2_step_(expected, grad, x, *numbers)
-    clusters = []
+    logits = torch.randn(2, 2, classes).to(dtype).unbind()
+    got = loss(*map(on_device, logits))
+    for mine, theirs in zip(got, loss(*logits), strict=True):
+        torch.testing.assert_close(on_host(mine), theirs, rtol=1e-2 if dtype == torch.float16 else 1e-4, atol=1e-5)
+    launch = fake_device.DRIVER.take_log()[0]
+    assert "_block_kernel" in launch.kernel
+    assert launch.shared == rows * -(-classes * dtype.itemsize // 16) * 16
+
+
+def l2_step(shape):
+    return _ops.pgd_l2_step_, step_arguments(torch.device("cpu"), shape=shape)
+
+
+def mifgsm_step(shape):
+    return _ops.mifgsm_step_, mifgsm_arguments(torch.device("cpu"), shape=shape)
+
+
+def apgd_l2_step(shape):
+    return _ops.apgd_step_, apgd_arguments(torch.device("cpu"), l2=True, shape=shape)
+
+
+# Images so large that a block each would leave most of the big device idle. Code for an older architecture than the
+# device's has no clusters: eight blocks a sample would each take themselves for the only one.
+@pytest.mark.parametrize(("code", "clusters"), [(90, True), (100, True), (80, False), (89, False)])
+@pytest.mark.parametrize("side", [64, 96])
+@pytest.mark.parametrize("step", [l2_step, mifgsm_step, apgd_l2_step])
+def test_clusters_are_used_where_device_and_code_have_them(step, side, code, clusters):
+    torch.manual_seed(0)
+    op, arguments = step((3, 3, side, side))
     for index in range(2):
-        mine = x.clone()
-        _ops.pgd_l2_step_(*(on_device(t, index) for t in (mine, grad, x)), *numbers)
-        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
-        clusters.append({launch.cluster for launch in fake_device.DRIVER.take_log()})
-    assert max(clusters[0]) > 1
-    assert clusters[1] == {1}
+        fake_device.DRIVER.set_code_arch(index, code)
+        mine, theirs = (mapped(arguments, torch.Tensor.clone) for _ in range(2))
+        op(*mapped(mine, lambda t, index=index: on_device(t, index)))
+        op(*theirs)
+        torch.testing.assert_close(tensors(mine), tensors(theirs), rtol=1e-5, atol=1e-6)
+        (launch,) = fake_device.DRIVER.take_log()
+        assert (launch.cluster > 1) == (clusters and index == 0)
 
 
 def test_empty_tensor_starts_nothing():

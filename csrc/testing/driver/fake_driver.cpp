@@ -4,12 +4,15 @@
 //
 // Stricter than a driver where that shows more: a thread has no context until somebody gives it
 // one, and a function is refused on any device but its own.
+#include <algorithm>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <set>
 #include <sstream>
 #include <string>
 
+#include "cuda/rows.h"
 #include "driver/api.h"
 #include "testing/driver/registry.h"
 
@@ -40,12 +43,25 @@ struct DeviceKind {
 // One as an H100, one that is small and without clusters.
 constexpr DeviceKind kDevices[] = {{132, 227 * 1024, 1}, {4, 99 * 1024, 0}};
 constexpr int kDeviceCount = 2;
-constexpr int kStaticShared = 1024;  // of every kernel
+constexpr int kCodeArch[kDeviceCount] = {90, 86};
 
 struct Function {
+  Function(const Entry* entry, int device)
+      : entry(entry),
+        device(device),
+        // Of those that have dynamic shared memory besides, the kernels with a block a row.
+        static_shared(entry->name.find("_block_kernel") == std::string::npos
+                          ? 0
+                          : int(sizeof(ard::cuda::BlockScratch))) {
+    forget();
+  }
+
+  // As after loading it: 48 KiB in all.
+  void forget() { dynamic_shared = 48 * 1024 - static_shared; }
+
   const Entry* entry;
-  int device;
-  int dynamic_shared = 48 * 1024;
+  int device, static_shared;
+  int dynamic_shared;  // the most that a launch may have
 };
 
 struct State {
@@ -56,6 +72,7 @@ struct State {
   std::string log;
   std::string fault;
   int fail_next = 0;
+  int code_arch[kDeviceCount] = {kCodeArch[0], kCodeArch[1]};  // of every kernel
 };
 
 State& state() {
@@ -112,10 +129,18 @@ EXPORT int cuDeviceGetAttribute(int* value, int attribute, int device) {
 }
 
 EXPORT int cuFuncGetAttribute(int* value, int attribute, void* handle) {
-  if (!known(handle)) return kInvalidHandle;
-  if (attribute != ard::driver::kStaticShared) return kInvalidValue;
-  *value = kStaticShared;
-  return kSuccess;
+  const std::lock_guard<std::recursive_mutex> lock(state().mutex);
+  const Function* function = known(handle);
+  if (!function) return kInvalidHandle;
+  switch (attribute) {
+    case ard::driver::kStaticShared:
+      *value = function->static_shared;
+      return kSuccess;
+    case ard::driver::kPtxVersion:
+      *value = state().code_arch[function->device];
+      return kSuccess;
+  }
+  return kInvalidValue;
 }
 
 EXPORT int cuFuncSetAttribute(void* handle, int attribute, int value) {
@@ -123,7 +148,7 @@ EXPORT int cuFuncSetAttribute(void* handle, int attribute, int value) {
   Function* function = known(handle);
   if (!function) return kInvalidHandle;
   if (attribute != ard::driver::kMaxDynamicShared || value < 0) return kInvalidValue;
-  if (value + kStaticShared > kDevices[function->device].shared) return kInvalidValue;
+  if (value + function->static_shared > kDevices[function->device].shared) return kInvalidValue;
   function->dynamic_shared = value;
   return kSuccess;
 }
@@ -155,6 +180,8 @@ EXPORT int cuLaunchKernelEx(const LaunchConfig* config, void* handle, void** par
   if (extra || !flat || config->grid_x == 0 || config->block_x == 0) return kInvalidValue;
   if (config->block_x > 1024 || cluster > 8 || config->grid_x % cluster) return kInvalidValue;
   if (cluster > 1 && !kind.clusters) return kInvalidValue;
+  // The hardware would start it, and each block would take itself for a sample's only one.
+  if (cluster > 1 && state().code_arch[context] < ard::cuda::kClusterCode) return kInvalidValue;
   if (int64_t(config->shared_bytes) > function->dynamic_shared) return kInvalidValue;
   std::ostringstream line;
   line << function->entry->name << '\t' << context << '\t'
@@ -218,7 +245,7 @@ EXPORT void* fake_function(const char* name, int device) {
   const std::lock_guard<std::recursive_mutex> lock(state().mutex);
   for (const Entry* entry = Entry::first(); entry; entry = entry->next) {
     if (entry->name == name) {
-      const auto place = state().functions.try_emplace({name, device}, Function{entry, device});
+      const auto place = state().functions.try_emplace({name, device}, Function(entry, device));
       return &place.first->second;
     }
   }
@@ -244,6 +271,14 @@ EXPORT void fake_set_capturing(void* stream, int capturing) {
   } else {
     state().capturing.erase(stream);
   }
+}
+
+EXPORT void fake_set_code_arch(int device, int arch) { state().code_arch[device] = arch; }
+
+// No function has asked for shared memory, and the code is again what fits the device.
+EXPORT void fake_forget() {
+  for (auto& [name, function] : state().functions) function.forget();
+  std::copy(std::begin(kCodeArch), std::end(kCodeArch), state().code_arch);
 }
 
 EXPORT void fake_fail_next_launch(int status) { state().fail_next = status; }

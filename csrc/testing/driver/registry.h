@@ -64,6 +64,9 @@ void start(const Geometry&, Stream, const Arguments&...) {
 }
 
 inline int64_t max_dynamic_shared(int64_t) { return 0; }
-inline SampleDevice sample_device() { return {}; }
+template <const char* kSource, auto kKernel>
+SampleDevice sample_device(Stream) {
+  return {};
+}
 
 }  // namespace ard::cuda
