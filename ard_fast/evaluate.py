@@ -38,7 +38,8 @@ def make_parser() -> Parser:
     add("run", nargs="?", metavar="RUN", help="a run's folder (its best checkpoint), a .safetensors or a .pt file")
     add("--model", metavar="NAME", help="package.module:factory, called without arguments, then filled from RUN if "
         "given; or a network's name for a checkpoint that does not say")  # fmt: skip
-    add("--attacks", metavar="LIST", help=f"{ATTACKS_HELP} [{','.join(DEFAULT_ATTACKS['linf'])}]")
+    add("--attacks", metavar="LIST", help=f"{ATTACKS_HELP} [{','.join(DEFAULT_ATTACKS['linf'])}, "
+        "but for what needs more classes]")  # fmt: skip
     add("--norm", metavar="NORM", help=f"{' or '.join(NORMS)} [{NORMS[0]}]")
     add("--eps", metavar="EPS", help="radius, pixels in [0, 1]; may be written 8/255 [the run's]")
     add("--eps-curve", metavar="LIST", help="radii of the plot, comma-separated, or none; by apgd-ce if that is one of "
@@ -49,6 +50,10 @@ def make_parser() -> Parser:
     add("--data-dir", metavar="PATH", help="where the images are, as in training [the run's]")
     add("--image-size", metavar="N", help="dataset folder: scale to this [the run's]")
     add("--image-cache", metavar="DIR", help="dataset folder: where decoded images are kept [the run's]")
+    add("--download", action="store_true", help="fetch what is missing of cifar10, cifar100, mnist or fashion-mnist "
+        "into --data-dir, checksummed")  # fmt: skip
+    add("--val-size", metavar="N", help="--split val and train: images held out of the training files, as in training "
+        "[the run's]")  # fmt: skip
     add("--split", metavar="NAME", help=f"{', '.join(SPLITS)} [{SPLITS[0]}]")
     add("--n-examples", metavar="N", help="N images only, of every class its share; the same ones each time [all]")
     add("--batch-size", metavar="N", help="images a batch; changes no result [the run's]")

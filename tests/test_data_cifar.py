@@ -361,3 +361,17 @@ def test_files_larger_than_any_official_one_are_not_read(tmp_path):
         os.truncate(path, 3074 << 30)  # sparse: 3 TB that take no room
         with pytest.raises(ValueError, match=f"train.*: {3074 << 30} bytes"):
             load_cifar100(path.parent.parent)
+
+
+def test_one_split_needs_its_own_files_only(tmp_path):
+    fake_cifar(tmp_path)
+    whole, folder = load_cifar10(tmp_path, val_size=20), tmp_path / "cifar-10-batches-bin"
+    (folder / "test_batch.bin").rename(tmp_path / "test_batch.bin")
+    for part in ("train", "val"):
+        alone = load_cifar10(tmp_path, val_size=20, only=part)
+        assert torch.equal(getattr(alone, part).ids, getattr(whole, part).ids) and len(alone.test) == 0
+    for file in folder.iterdir():
+        file.unlink()
+    (tmp_path / "test_batch.bin").rename(folder / "test_batch.bin")
+    data = load_cifar10(tmp_path, only="test")
+    assert (len(data.train), len(data.val), len(data.test)) == (0, 0, 40) and data.image_shape == (3, 32, 32)

@@ -237,6 +237,38 @@ def test_images_are_decoded_once(tmp_path, decoded):
     assert np.array_equal(expected, first.train.images.numpy())
 
 
+@pytest.mark.parametrize(
+    ("parts", "only", "counts"),
+    [
+        (("test",), "test", (0, 0, 18)),
+        (("val",), "test", (0, 0, 18)),
+        (("train",), "train", (15, 0, 0)),
+        (("train",), "val", (0, 3, 0)),
+        (("train", "val", "test"), "val", (0, 18, 0)),
+    ],
+)
+def test_one_split_needs_its_own_files_only(tmp_path, decoded, parts, only, counts):
+    make_folder(tmp_path, parts)
+    data = load_dataset("folder", data_dir=tmp_path, image_size=8, only=only)
+    assert (len(data.train), len(data.val), len(data.test)) == counts and len(decoded) == sum(counts)
+    assert data.class_names == CLASSES and data.image_shape == (3, 8, 8)
+
+
+def test_one_split_is_taken_from_the_cache_of_all(tmp_path, decoded):
+    make_folder(tmp_path)
+    whole = load(tmp_path, image_size=8)
+    decoded.clear()
+    for part in ("train", "val", "test"):
+        alone = load(tmp_path, image_size=8, only=part)
+        assert torch.equal(getattr(alone, part).images, getattr(whole, part).images)
+        assert torch.equal(getattr(alone, part).ids, getattr(whole, part).ids)
+    assert decoded == []
+    (tmp_path / "train" / "ape").mkdir()  # training would be refused, and the test images are fine
+    with pytest.raises(ValueError, match=r"class folder .*/train/ape holds no image"):
+        load(tmp_path, image_size=8)
+    assert len(load(tmp_path, image_size=8, only="test").test) == 18 and len(decoded) == 18
+
+
 def test_images_are_mapped_and_not_read(tmp_path):
     make_folder(tmp_path)
     load(tmp_path)

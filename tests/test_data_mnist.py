@@ -137,3 +137,13 @@ def test_random_damage_gives_an_error_or_nothing_worse(tmp_path, packed):
             assert str(tmp_path) in str(error)
         path.write_bytes(whole)
     assert refused >= 100
+
+
+def test_one_split_needs_its_own_files_only(tmp_path):
+    fake_mnist(tmp_path)
+    for name in FILES[:2]:
+        (tmp_path / name).unlink()
+    data = load_dataset("mnist", data_dir=tmp_path, only="test")
+    assert (len(data.train), len(data.val), len(data.test)) == (0, 0, 60) and data.image_shape == (1, 28, 28)
+    with pytest.raises(FileNotFoundError, match="train-images"):
+        load_dataset("mnist", data_dir=tmp_path)

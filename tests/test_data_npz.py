@@ -119,7 +119,41 @@ def test_arrays_that_do_not_fit_are_said(tmp_path, changes, message):
 
 def test_val_size_must_leave_images_on_both_sides(tmp_path):
     with pytest.raises(ValueError, match="val_size: expected 3 to 21 for 24 training images, got 1000"):
-        load_dataset("npz", data_dir=save(tmp_path, arrays()))
+        load_dataset("npz", data_dir=save(tmp_path, arrays()), val_size=1000)
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(9, 3), (240, 24), (12_000, 999)])
+def test_a_tenth_of_a_small_set_is_held_out(tmp_path, count, held_out):
+    data = load_dataset("npz", data_dir=save(tmp_path, arrays(count=count, shape=(2, 2))))
+    assert (len(data.train), len(data.val)) == (count - held_out, held_out)
+
+
+@pytest.mark.parametrize(
+    ("kept", "only", "counts", "known"),
+    [
+        (("x_test", "y_test"), "test", (0, 0, 24), False),
+        (("x_test", "y_test", "y_train"), "test", (0, 0, 24), True),
+        (("x_val", "y_val"), "val", (0, 24, 0), False),
+        (("x_train", "y_train"), "val", (0, 3, 0), True),
+        (("x_train", "y_train"), "train", (21, 0, 0), True),
+    ],
+)
+def test_one_split_needs_its_own_arrays_only(tmp_path, kept, only, counts, known):
+    content = arrays(x_val=arrays()["x_test"], y_val=arrays()["y_test"])
+    path = save(tmp_path, {name: content[name] for name in kept})
+    data = load_dataset("npz", data_dir=path, only=only)
+    assert (len(data.train), len(data.val), len(data.test)) == counts
+    assert (data.num_classes, data.classes_known, data.image_shape) == (3, known, (1, 6, 6))
+    with pytest.raises(ValueError, match=r"x_\w+ is missing; the file holds"):
+        load_dataset("npz", data_dir=path)
+
+
+def test_labels_of_one_split_are_held_against_the_training_labels(tmp_path):
+    path = save(tmp_path, arrays(y_test=np.arange(24) % 4))
+    with pytest.raises(ValueError, match="y_test holds class 3, y_train only 0 to 2"):
+        load_dataset("npz", data_dir=path, only="test")
+    with pytest.raises(ValueError, match="only: unknown split 'tset'; did you mean 'test'"):
+        load_dataset("npz", data_dir=path, only="tset")
 
 
 # ---- Hostile files ------------------------------------------------------------------------------------------------

@@ -224,6 +224,33 @@ def test_part_of_class_sorted_images_holds_every_class(tmp_path, monkeypatch, ca
     assert "all 4 classes" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_test_images_alone_are_enough_and_three_classes_too(tmp_path, monkeypatch, capsys):
+    (tmp_path / "triple.py").write_text(
+        "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "test.npz", x_test=images, y_test=np.arange(30) % 3)
+    common = ("--model", "triple:make", "--dataset", "npz", "--data-dir", tmp_path / "test.npz", "--eps-curve", "none")
+    assert evaluate(*common, "--out", tmp_path / "out") == 0, capsys.readouterr().err
+    found, printed = read(tmp_path / "out"), capsys.readouterr().out
+    assert [row["name"] for row in found["attacks"]] == ["clean", "fgsm", "pgd20", "cw20", "apgd-ce"]
+    assert "apgd-t is left out: it needs 4 classes, the data set has 3" in printed
+    assert found["settings"]["attacks"] == ["clean", "fgsm", "pgd20", "cw20", "apgd-ce"]
+    assert evaluate(*common, "--attacks", "apgd-t", "--out", tmp_path / "named") == 2
+    assert "apgd-t needs a model of at least 4 classes, got 3" in capsys.readouterr().err
+
+
+def test_the_checkpoint_says_the_classes_that_test_labels_do_not(run, tmp_path, capsys):
+    digits = load_dataset("digits").test
+    few = digits.labels < 7
+    images = (digits.images[few].float() / 16 * 255).round().to(torch.uint8)
+    np.savez(tmp_path / "test.npz", x_test=images.numpy(), y_test=digits.labels[few].numpy())
+    arguments = ("--dataset", "npz", "--data-dir", tmp_path / "test.npz", "--attacks", "clean", "--eps-curve", "none")
+    assert evaluate(run, *arguments, "--out", tmp_path / "out") == 0, capsys.readouterr().err
+    assert f"{int(few.sum())} test images of npz, 7 of 10 classes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

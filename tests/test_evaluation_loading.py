@@ -158,6 +158,10 @@ def test_a_run_says_what_it_was(tmp_path):
     assert settings.n_examples == 50 and settings.split == "test"
     assert settings.curve == (0.0, *(factor * 0.15 for factor in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)))
     assert settings.out == tmp_path / "run" / "evaluation"
+    run_folder(tmp_path / "part", subset=60)
+    assert (
+        resolve_settings({"run": str(tmp_path / "part"), "split": "train"}).n_examples == 60
+    )  # those it was trained on
     inside = resolve_settings({"run": str(tmp_path / "run" / "last.safetensors")})
     assert inside.eps == 0.15 and inside.out == tmp_path / "run" / "last-evaluation"
     other = resolve_settings({"run": str(tmp_path / "run"), "split": "val", "eps": "8/255", "eps_curve": "0, 1/255"})
@@ -208,7 +212,7 @@ def test_settings_that_are_refused(tmp_path, flags, message):
 def test_l2_has_its_own_attacks_and_radii(tmp_path):
     run_folder(tmp_path / "run")
     settings = resolve_settings({"run": str(tmp_path / "run"), "norm": "l2", "eps": "1.5"})
-    assert settings.eps == 1.5 and settings.curve[-1] == 3.0 and "cw20" not in settings.attacks
+    assert settings.eps == 1.5 and settings.curve[-1] == 3.0 and settings.attacks is None
     wide = resolve_settings({"run": str(tmp_path / "run"), "eps": "0.6"})
     assert max(wide.curve) == pytest.approx(0.9)  # 1.2 would be no radius of pixels in [0, 1]
     assert resolve_settings({"run": str(tmp_path / "run"), "eps_curve": "none"}).curve == ()

@@ -9,7 +9,7 @@ from torch import nn
 from ard_fast.attacks import attack_mode
 from ard_fast.data import Split
 from ard_fast.evaluation.ball import inside_ball
-from ard_fast.evaluation.plan import ATTACK_NAMES, AUTOATTACK_STAGES, curve_attack, make_plan
+from ard_fast.evaluation.plan import ATTACK_NAMES, AUTOATTACK_STAGES, curve_attack, default_attacks, make_plan
 from ard_fast.evaluation.referees import FABT, Square, require_pyautoattack
 from ard_fast.evaluation.runner import Evaluator, evaluation_mode
 
@@ -147,6 +147,14 @@ def test_the_plan_says_what_a_name_stands_for():
 def test_what_cannot_be_run_is_refused(names, norm, classes, message):
     with pytest.raises(ValueError, match=message):
         make_plan(names, eps=0.1, norm=norm, num_classes=classes)
+
+
+@pytest.mark.parametrize(("norm", "classes", "absent"), [("linf", 10, 0), ("linf", 4, 0), ("linf", 3, 1), ("l2", 2, 1)])
+def test_the_default_attacks_are_those_that_the_classes_allow(norm, classes, absent):
+    names, left_out = default_attacks(norm, classes)
+    assert len(left_out) == absent and ("apgd-t" in names) == (not absent) and ("cw20" in names) == (norm == "linf")
+    assert len(make_plan(names, eps=0.1, norm=norm, num_classes=classes)) == len(names) - 1
+    assert left_out == [f"apgd-t is left out: it needs 4 classes, the data set has {classes}"] * absent
 
 
 def test_the_attack_of_the_curve():

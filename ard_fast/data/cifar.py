@@ -11,7 +11,7 @@ import torch
 
 from ard_fast.data.cifar_pickle import MAX_BYTES, read_pickle
 from ard_fast.data.names import CIFAR10_CLASSES, CIFAR100_CLASSES
-from ard_fast.data.splits import Dataset, Split, hold_out
+from ard_fast.data.splits import Dataset, Split, of_files
 
 _PIXELS = 3 * 32 * 32
 
@@ -65,36 +65,38 @@ CIFAR100 = Variant(
 )
 
 
-def load_cifar10(data_dir: str | Path, *, val_size: int = 1000) -> Dataset:
+def load_cifar10(data_dir: str | Path, *, val_size: int | None = None, only: str | None = None) -> Dataset:
     """Read CIFAR-10 and hold `val_size` training images out for validation, class by class.
 
     The binary layout is taken where both are there (it needs no unpickling).
 
     Args:
         data_dir: the folder that holds `cifar-10-batches-bin` or `cifar-10-batches-py`, or one of these itself.
-        val_size: how many of the training images to hold out, at least 10.
+        val_size: how many of the training images to hold out, at least 10; None as in `load_dataset`.
+        only: as in `load_dataset`; the files of the other splits are not read.
 
     Raises:
         FileNotFoundError: neither layout is there, or a file of it is missing.
         ValueError: a file is cut short, holds labels outside 0..9, or is a pickle of anything but the official content.
     """
-    return _load(CIFAR10, Path(data_dir), val_size)
+    return _load(CIFAR10, Path(data_dir), val_size, only)
 
 
-def load_cifar100(data_dir: str | Path, *, val_size: int = 1000) -> Dataset:
+def load_cifar100(data_dir: str | Path, *, val_size: int | None = None, only: str | None = None) -> Dataset:
     """Read CIFAR-100 with its 100 fine labels; as `load_cifar10` in everything else.
 
     Args:
         data_dir: the folder that holds `cifar-100-binary` or `cifar-100-python`, or one of these itself.
-        val_size: how many of the training images to hold out, at least 100.
+        val_size: how many of the training images to hold out, at least 100; None as in `load_dataset`.
+        only: as `load_cifar10`.
 
     Raises:
         FileNotFoundError, ValueError: as `load_cifar10`.
     """
-    return _load(CIFAR100, Path(data_dir), val_size)
+    return _load(CIFAR100, Path(data_dir), val_size, only)
 
 
-def _load(variant: Variant, root: Path, val_size: int) -> Dataset:
+def _load(variant: Variant, root: Path, val_size: int | None, only: str | None) -> Dataset:
     layout = find_layout(variant, root)
     if layout is None:
         state = "folder exists" if root.is_dir() else "no such folder"
@@ -103,12 +105,19 @@ def _load(variant: Variant, root: Path, val_size: int) -> Dataset:
             f"{variant.title} archive (binary or python version) there, or let --download fetch it."
         )
     read, folder = layout
-    parts = [read(variant, folder, name) for name in variant.train]
-    source = _split(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
-    classes = variant.class_names
-    train, val = hold_out(source, val_size, num_classes=len(classes))
-    test = _split(*read(variant, folder, variant.test))
-    return Dataset(variant.name, train, val, test, len(classes), 255, classes)
+
+    def training() -> Split:
+        parts = [read(variant, folder, name) for name in variant.train]
+        return _split(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
+
+    return of_files(
+        variant.name,
+        training,
+        lambda: _split(*read(variant, folder, variant.test)),
+        val_size=val_size,
+        only=only,
+        class_names=variant.class_names,
+    )
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:

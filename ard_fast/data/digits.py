@@ -14,8 +14,12 @@ _SPLIT_SEED = 2026
 _TEST_SHARE, _VAL_SHARE = 0.25, 0.15
 
 
-def load_digits() -> Dataset:
-    """The digits cut once and for all, class by class: test 450, validation 269, train 1,078 images."""
+def load_digits(only: str | None = None) -> Dataset:
+    """The digits cut once and for all, class by class: test 450, validation 269, train 1,078 images.
+
+    Args:
+        only: as in `load_dataset`.
+    """
     from sklearn.datasets import load_digits as sklearn_digits  # slow to import, and only needed here
 
     source: Any = sklearn_digits()
@@ -25,4 +29,5 @@ def load_digits() -> Dataset:
     )
     images = torch.from_numpy(source.images.astype(np.uint8)).unsqueeze(1)  # 0..16, exact
     everything = Split(images, torch.from_numpy(source.target.astype(np.int64)), torch.arange(len(images)))
-    return Dataset("digits", everything.take(train), everything.take(val), everything.take(test), 10, levels=16)
+    parts = {"train": everything.take(train), "val": everything.take(val), "test": everything.take(test)}
+    return Dataset.of("digits", parts, only, num_classes=10, levels=16)

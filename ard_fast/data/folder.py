@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ard_fast.data.image_cache import cached_images
+from ard_fast.data.image_cache import cached_images, kept_images
 from ard_fast.data.images import EXTENSIONS
 from ard_fast.data.splits import Dataset, Split, held_out_positions
 
@@ -20,9 +20,10 @@ _VERSION = 1  # of what the cached pixels depend on besides the files and the se
 def load_folder(
     data_dir: str | Path,
     *,
-    val_size: int = 1000,
+    val_size: int | None = None,
     image_size: int | None = None,
     image_cache: str | Path | None = None,
+    only: str | None = None,
 ) -> Dataset:
     """Read an image folder; images are uint8 `[N, 3, H, W]`, RGB, mapped read-only from the cache.
 
@@ -33,9 +34,12 @@ def load_folder(
 
     Args:
         data_dir: ROOT.
-        val_size: how many training images to hold out, class by class; at least the number of classes.
+        val_size: how many training images to hold out, class by class; at least the number of classes;
+            None as in `load_dataset`.
         image_size: the shorter side is scaled to this and the middle is taken; None needs images of one size.
         image_cache: where decoded images are kept; None is `.ard_fast_cache` in ROOT.
+        only: as in `load_dataset`: for "test" ROOT/train may be missing, and the classes are then the folders of the
+            test images; for "train" ROOT/test and ROOT/val may. Images of a cache of all splits are taken from there.
 
     Raises:
         FileNotFoundError: ROOT/train is missing, or both ROOT/test and ROOT/val are.
@@ -44,32 +48,59 @@ def load_folder(
         OSError: the cache cannot be written.
     """
     root = Path(data_dir)
-    if not (root / "train").is_dir():
-        raise FileNotFoundError(f"data_dir: no folder {root / 'train'}; expected {root}/train/<class>/*.png and others")
     rest = [name for name in ("test", "val") if (root / name).is_dir()]
-    if not rest:
+    if not (root / "train").is_dir() and not (rest and only == "test"):
+        raise FileNotFoundError(f"data_dir: no folder {root / 'train'}; expected {root}/train/<class>/*.png and others")
+    if not rest and only in (None, "test"):
         raise FileNotFoundError(f"data_dir: no folder {root / 'test'} or {root / 'val'}")
-
-    classes = _class_names(root / "train")
-    files, labels = _list_images(root / "train", classes, every_class=True)
+    source = "train" if (root / "train").is_dir() else rest[0]
+    classes = _class_names(root / source)
     if len(classes) < 2:
-        raise ValueError(f"data_dir: expected at least 2 class folders in {root / 'train'}, found {len(classes)}")
-    everything = np.arange(len(files))
-    train, val = (everything, None) if len(rest) == 2 else held_out_positions(labels, val_size, len(classes))
-    parts = {"train": ([files[k] for k in train], labels[train], train)}
-    if val is not None:
-        parts["val"] = [files[k] for k in val], labels[val], val
-    for name, part in zip(rest, ("test", "val"), strict=False):
-        listed, own = _list_images(root / name, classes, every_class=False)
-        parts[part] = listed, own, np.arange(len(listed))
+        raise ValueError(f"data_dir: expected at least 2 class folders in {root / source}, found {len(classes)}")
 
-    listing = {part: listed for part, (listed, _, _) in parts.items()}
     where = root / CACHE_DIR if image_cache is None else Path(image_cache)
-    images = cached_images(where, _key(root, listing, image_size), listing, size=image_size)
+    parts, images = _parts(root, classes, rest, val_size, only), None
+    if only is not None and source == "train":
+        try:
+            listing = _files(_parts(root, classes, rest, val_size, None))
+        except (ValueError, FileNotFoundError):  # in a part that is not wanted
+            listing = None
+        if listing:
+            wanted = {only: listing[only]}
+            images = kept_images(where / _key(root, listing, image_size), wanted, size=image_size)
+    if images is None:
+        listing = _files(parts)
+        images = cached_images(where, _key(root, listing, image_size), listing, size=image_size)
     splits = {
         part: Split(images[part], torch.from_numpy(own), torch.from_numpy(ids)) for part, (_, own, ids) in parts.items()
     }
-    return Dataset("folder", splits["train"], splits["val"], splits["test"], len(classes), 255, classes)
+    return Dataset.of("folder", splits, only, num_classes=len(classes), levels=255, class_names=classes)
+
+
+_Part = tuple[list[Path], np.ndarray, np.ndarray]  # files, labels, ids
+
+
+def _parts(
+    root: Path, classes: tuple[str, ...], rest: list[str], val_size: int | None, only: str | None
+) -> dict[str, _Part]:
+    """The splits, or the one that is wanted; of `rest` the first is for testing, the second for validation."""
+    parts: dict[str, _Part] = {}
+    if only in (None, "train") or (only == "val" and len(rest) < 2):
+        files, labels = _list_images(root / "train", classes, every_class=True)
+        everything = np.arange(len(files))
+        train, val = (everything, None) if len(rest) == 2 else held_out_positions(labels, val_size, len(classes))
+        parts["train"] = [files[k] for k in train], labels[train], train
+        if val is not None:
+            parts["val"] = [files[k] for k in val], labels[val], val
+    for name, part in zip(rest, ("test", "val"), strict=False):
+        if only in (None, part):
+            listed, own = _list_images(root / name, classes, every_class=False)
+            parts[part] = listed, own, np.arange(len(listed))
+    return parts if only is None else {only: parts[only]}
+
+
+def _files(parts: dict[str, _Part]) -> dict[str, list[Path]]:
+    return {part: files for part, (files, _, _) in parts.items()}
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

@@ -44,9 +44,7 @@ def cached_images(
         ValueError: images that cannot be decoded or are not of one size; names up to ten of them.
         OSError: the cache cannot be written.
     """
-    shape = (3, size, size) if size is not None else decode(next(iter(parts.values()))[0], None).shape
-    shapes = {part: (len(files), *shape) for part, files in parts.items()}
-    target = folder / key
+    shapes, target = _shapes(parts, size), folder / key
     images = _open(target, shapes)
     if images is not None:
         return images
@@ -63,6 +61,22 @@ def cached_images(
     if images is None:
         raise OSError(f"{target}: cannot be read back")
     return images
+
+
+def kept_images(target: Path, parts: Mapping[str, Sequence[Path]], *, size: int | None) -> dict[str, Tensor] | None:
+    """Some parts of a cache, as `cached_images` gives them, or None where it is not there or damaged.
+
+    Args:
+        target: the cache's own folder.
+        parts: files by the name of their part, none of them empty.
+        size: as in `decode`.
+    """
+    return _open(target, _shapes(parts, size)) if target.is_dir() else None
+
+
+def _shapes(parts: Mapping[str, Sequence[Path]], size: int | None) -> dict[str, tuple[int, ...]]:
+    shape = (3, size, size) if size is not None else decode(next(iter(parts.values()))[0], None).shape
+    return {part: (len(files), *shape) for part, files in parts.items()}
 
 
 def _open(target: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ard_fast.data.names import FASHION_MNIST_CLASSES, MNIST_CLASSES
-from ard_fast.data.splits import Dataset, Split, hold_out
+from ard_fast.data.splits import Dataset, Split, of_files
 
 _MAX_BYTES = 1 << 30  # of a file's content; the largest official one has 47 MB
 _MOST_PER_PACKED_BYTE = 1032  # what deflate cannot exceed
@@ -41,7 +41,9 @@ FASHION_MNIST = Variant("fashion-mnist", ("FashionMNIST/raw", "fashion-mnist", "
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def load_mnist(variant: Variant, data_dir: str | Path, *, val_size: int = 1000) -> Dataset:
+def load_mnist(
+    variant: Variant, data_dir: str | Path, *, val_size: int | None = None, only: str | None = None
+) -> Dataset:
     """Read one of the two and hold `val_size` training images out for validation, class by class.
 
     Images are uint8 `[N, 1, 28, 28]`, as in the files: no padding to 32x32.
@@ -49,7 +51,8 @@ def load_mnist(variant: Variant, data_dir: str | Path, *, val_size: int = 1000) 
     Args:
         variant: `MNIST` or `FASHION_MNIST`. The files do not say which of the two they are.
         data_dir: the folder with the four IDX files, plain or `.gz`, or with one of `variant.folders` in it.
-        val_size: how many of the training images to hold out, at least 10.
+        val_size: how many of the training images to hold out, at least 10; None as in `load_dataset`.
+        only: as in `load_dataset`; the files of the other splits are not read.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -63,9 +66,14 @@ def load_mnist(variant: Variant, data_dir: str | Path, *, val_size: int = 1000) 
             f"data_dir: no {FILES[0]} or {FILES[0]}.gz in {root} ({state}), nor in {' or '.join(variant.folders[:-1])} "
             f"there. Put the four IDX files of {variant.name} there, or let --download fetch them."
         )
-    source = _read_split(folder, *FILES[:2])
-    train, val = hold_out(source, val_size, num_classes=10)
-    return Dataset(variant.name, train, val, _read_split(folder, *FILES[2:]), 10, 255, variant.class_names)
+    return of_files(
+        variant.name,
+        lambda: _read_split(folder, *FILES[:2]),
+        lambda: _read_split(folder, *FILES[2:]),
+        val_size=val_size,
+        only=only,
+        class_names=variant.class_names,
+    )
 
 
 def holds_files(folder: Path) -> bool:

@@ -19,7 +19,7 @@ _CHUNK = 1 << 20
 _MOST_EXPANSION, _ALWAYS_FINE = 100, 1 << 28
 
 
-def load_npz(path: str | Path, *, val_size: int = 1000) -> Dataset:
+def load_npz(path: str | Path, *, val_size: int | None = None, only: str | None = None) -> Dataset:
     """Read a file that holds x_train, y_train, x_test, y_test and perhaps x_val, y_val; nothing is unpickled.
 
     Images are uint8, 0 to 255, `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]` with C 1 or 3. Labels are whole numbers
@@ -28,7 +28,9 @@ def load_npz(path: str | Path, *, val_size: int = 1000) -> Dataset:
     Args:
         path: the file.
         val_size: how many training images to hold out, class by class, where the file has no x_val; at least the
-            number of classes.
+            number of classes; None as in `load_dataset`.
+        only: as in `load_dataset`; the arrays of the other splits need not be there. Without y_train the classes are
+            counted by the highest label there is.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -39,17 +41,18 @@ def load_npz(path: str | Path, *, val_size: int = 1000) -> Dataset:
         found = sorted(entry.name for entry in path.glob("*.npz")) if path.is_dir() else []
         hint = f"; it is a folder with {', '.join(found[:5])}" if found else ""
         raise FileNotFoundError(f"data_dir: expected the path of an .npz file, no such file: {path}{hint}")
-    arrays = _read_arrays(path)
+    arrays = _read_arrays(path, only)
     splits = {part: _split(path, part, arrays) for part in _PARTS if f"x_{part}" in arrays}
-    num_classes = _count_classes(path, {part: split.labels for part, split in splits.items()})
+    labels = {part: split.labels for part, split in splits.items()}
+    if "y_train" in arrays and "train" not in splits:
+        labels["train"] = torch.from_numpy(arrays["y_train"].astype(np.int64))
+    num_classes = _count_classes(path, labels)
     shapes = {part: tuple(split.images.shape[1:]) for part, split in splits.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"{path}: images of one shape expected in all parts, got (C, H, W) of {shapes}")
-    train = splits["train"]
-    if "val" in splits:
-        return Dataset("npz", train, splits["val"], splits["test"], num_classes, 255)
-    train, val = hold_out(train, val_size, num_classes=num_classes)
-    return Dataset("npz", train, val, splits["test"], num_classes, 255)
+    if "val" not in splits and only in (None, "val", "train"):
+        splits["train"], splits["val"] = hold_out(splits["train"], val_size, num_classes=num_classes)
+    return Dataset.of("npz", splits, only, num_classes=num_classes, levels=255, classes_known="train" in labels)
 
 
 def _split(path: Path, part: str, arrays: dict[str, np.ndarray]) -> Split:
@@ -81,6 +84,8 @@ def _count_classes(path: Path, labels: dict[str, torch.Tensor]) -> int:
     for part, values in labels.items():
         if int(values.min()) < 0:
             raise ValueError(f"{path}: y_{part} must hold labels from 0 on, found {int(values.min())}")
+    if "train" not in labels:
+        return max(2, *(int(values.max()) + 1 for values in labels.values()))
     present = torch.unique(labels["train"])
     count = len(present)
     if int(present[-1]) != count - 1:
@@ -100,11 +105,11 @@ class _Refused(Exception):
     """What is wrong with a file that is a whole .npz file."""
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The six arrays, by name, or those four that must be there."""
+def _read_arrays(path: Path, only: str | None) -> dict[str, np.ndarray]:
+    """The arrays that are needed, by name; with `only`, the labels of the training images too where they are there."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = _choose(archive)
+            members = _choose(archive, only)
             unpacked, packed = sum(info.file_size for info in members.values()), path.stat().st_size
             if unpacked > max(_ALWAYS_FINE, _MOST_EXPANSION * packed):
                 raise _Refused(f"{packed} bytes would unpack to {unpacked}; images do not pack that well")
@@ -115,22 +120,29 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a whole .npz file ({type(error).__name__}: {error})") from error
 
 
-def _choose(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+def _choose(archive: zipfile.ZipFile, only: str | None) -> dict[str, zipfile.ZipInfo]:
     names = [info.filename for info in archive.infolist()]
-    chosen = {}
-    for part in _PARTS:
-        pair = {f"{kind}_{part}": names.count(f"{kind}_{part}.npy") for kind in "xy"}
-        for name, count in pair.items():
-            if count > 1:
-                raise _Refused(f"{name} is in the file {count} times")
-            if not count and (part != "val" or any(pair.values())):
-                held = ", ".join(name.removesuffix(".npy") for name in sorted(names)[:20]) or "nothing"
-                raise _Refused(f"{name} is missing; the file holds {held}")
-        chosen |= {name: archive.getinfo(f"{name}.npy") for name, count in pair.items() if count}
-    for name, info in chosen.items():
+    own_val = "x_val.npy" in names or "y_val.npy" in names
+    needed = {
+        "train": only in (None, "train") or (only == "val" and not own_val),
+        "test": only in (None, "test"),
+        "val": own_val and only != "test",
+    }
+    chosen = [f"{kind}_{part}" for part in _PARTS if needed[part] for kind in "xy"]
+    if not needed["train"] and "y_train.npy" in names:  # it says how many classes there are
+        chosen.append("y_train")
+    for name in chosen:
+        count = names.count(f"{name}.npy")
+        if count > 1:
+            raise _Refused(f"{name} is in the file {count} times")
+        if not count:
+            there = ", ".join(name.removesuffix(".npy") for name in sorted(names)[:20]) or "nothing"
+            raise _Refused(f"{name} is missing; the file holds {there}")
+    infos = {name: archive.getinfo(f"{name}.npy") for name in chosen}
+    for name, info in infos.items():
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise _Refused(f"{name}: packed by method {info.compress_type}, which NumPy does not write")
-    return chosen
+    return infos
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ard_fast._typing import known
 from ard_fast.data.cifar import CIFAR10, CIFAR100, load_cifar10, load_cifar100
@@ -13,7 +14,7 @@ from ard_fast.data.images import MAX_SIZE
 from ard_fast.data.mnist import FASHION_MNIST, FILES, MNIST, load_mnist
 from ard_fast.data.npz import load_npz
 from ard_fast.data.official import DOWNLOADABLE, provide
-from ard_fast.data.splits import Dataset, Split
+from ard_fast.data.splits import SPLITS, Dataset, Split
 from ard_fast.names import unknown
 
 # What --data-dir must name, for the data sets that need it.
@@ -30,25 +31,29 @@ def load_dataset(
     name: str,
     *,
     data_dir: str | Path | None = None,
-    val_size: int = 1000,
+    val_size: int | None = None,
     subset: int | None = None,
     test_subset: int | None = None,
     download: bool = False,
     image_size: int | None = None,
     image_cache: str | Path | None = None,
+    only: str | None = None,
 ) -> Dataset:
     """A data set on the CPU, its splits fixed.
 
     Args:
         name: one of `DATASETS`.
         data_dir: where the files are; not used for the digits, which come with scikit-learn.
-        val_size: validation images held out of the training files; the digits' split is fixed.
+        val_size: validation images held out of the training files; the digits' split is fixed. None is 1,000, but at
+            most a tenth of the images and at least one of each class.
         subset: keep only so many training images, of every class its share: `Split.sample`.
         test_subset: keep only so many test images, likewise.
         download: fetch files that are missing in `data_dir` (CIFAR and MNIST), checked against published checksums.
         image_size: of an image folder: the shorter side is scaled to this and the middle is taken; None needs images
             of one size.
         image_cache: where an image folder's decoded images are kept; None is `.ard_fast_cache` in `data_dir`.
+        only: "train", "val" or "test": the other splits are empty, and files that this one does not need need not be
+            there. Without training images the classes are counted by what is there (`Dataset.classes_known`).
 
     Raises:
         ValueError: an unknown name, a missing `data_dir`, or a subset that the split cannot give.
@@ -56,14 +61,18 @@ def load_dataset(
         DownloadError: nor could they be downloaded.
     """
     check_arguments(name, data_dir=data_dir, download=download, image_size=image_size, image_cache=image_cache)
+    if only not in (None, *SPLITS):
+        raise ValueError(f"only: {unknown('split', only, SPLITS)}")
     if name == "digits":
-        dataset = load_digits()
+        dataset = load_digits(only)
     elif name == "folder":
-        dataset = load_folder(known(data_dir), val_size=val_size, image_size=image_size, image_cache=image_cache)
+        dataset = load_folder(
+            known(data_dir), val_size=val_size, image_size=image_size, image_cache=image_cache, only=only
+        )
     else:
         if download:
             provide(name, Path(known(data_dir)))
-        dataset = _load_files(name, Path(known(data_dir)), val_size)
+        dataset = _load_files(name, Path(known(data_dir)), val_size=val_size, only=only)
     return dataclasses.replace(
         dataset,
         train=_sample(dataset.train, subset, "subset", f"training images of {name}"),
@@ -97,14 +106,14 @@ def check_arguments(
         raise ValueError(f"image_size: expected 1 to {MAX_SIZE} pixels or none, got {image_size}")
 
 
-def _load_files(name: str, data_dir: Path, val_size: int) -> Dataset:
+def _load_files(name: str, data_dir: Path, **settings: Any) -> Dataset:
     if name == "cifar10":
-        return load_cifar10(data_dir, val_size=val_size)
+        return load_cifar10(data_dir, **settings)
     if name == "cifar100":
-        return load_cifar100(data_dir, val_size=val_size)
+        return load_cifar100(data_dir, **settings)
     if name == "npz":
-        return load_npz(data_dir, val_size=val_size)
-    return load_mnist(MNIST if name == "mnist" else FASHION_MNIST, data_dir, val_size=val_size)
+        return load_npz(data_dir, **settings)
+    return load_mnist(MNIST if name == "mnist" else FASHION_MNIST, data_dir, **settings)
 
 
 def _sample(split: Split, count: int | None, argument: str, what: str) -> Split:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+SPLITS = ("train", "val", "test")
+_VAL_SIZE = 1000
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,10 @@ class Split:
 
     def take(self, positions: Tensor) -> Split:
         return Split(self.images[positions], self.labels[positions], self.ids[positions])
+
+    def nothing(self) -> Split:
+        """A split of the same image shape without images."""
+        return self.take(torch.empty(0, dtype=torch.int64, device=self.labels.device))
 
     def sample(self, count: int) -> Split:
         """`count` images, drawn class by class in the split's own proportions, in the split's order.
@@ -61,6 +70,8 @@ class Dataset:
         num_classes: labels are 0 to `num_classes` - 1.
         levels: the uint8 value that stands for 1.0.
         class_names: by label; the numbers themselves unless given.
+        classes_known: false where nothing but the labels at hand says how many classes there are: `num_classes` is then
+            the least that it can be.
     """
 
     name: str
@@ -70,6 +81,7 @@ class Dataset:
     num_classes: int
     levels: int
     class_names: tuple[str, ...] = ()
+    classes_known: bool = True
 
     def __post_init__(self) -> None:
         if not self.class_names:
@@ -86,6 +98,13 @@ class Dataset:
         present = len(torch.unique(split.labels))
         return f"{'all' if present == self.num_classes else f'{present} of'} {self.num_classes} classes"
 
+    @classmethod
+    def of(cls, name: str, parts: Mapping[str, Split], only: str | None = None, **about: Any) -> Dataset:
+        """A data set of the splits at hand, or of the one named `only`; the others are empty."""
+        empty = next(iter(parts.values())).nothing()
+        splits = {part: parts.get(part, empty) if only in (None, part) else empty for part in SPLITS}
+        return cls(name, **splits, **about)
+
     def evaluated_on(self, device: torch.device) -> Dataset:
         """The same data set with the validation and test images on `device`; a loader brings the training images."""
         return dataclasses.replace(self, val=self.val.to(device), test=self.test.to(device))
@@ -94,12 +113,40 @@ class Dataset:
 _SPLIT_SEED = 2026  # validation images and samples are the same ones for every training seed
 
 
-def hold_out(source: Split, val_size: int, *, num_classes: int) -> tuple[Split, Split]:
+def of_files(
+    name: str,
+    training: Callable[[], Split],
+    test: Callable[[], Split],
+    *,
+    val_size: int | None,
+    only: str | None,
+    class_names: tuple[str, ...],
+) -> Dataset:
+    """A data set of uint8 files without validation images; those that `only` has no need of are not read.
+
+    Args:
+        name: of the data set.
+        training: reads the training files.
+        test: reads the test files.
+        val_size: as in `hold_out`.
+        only: the split that is wanted; None for all.
+        class_names: by label.
+    """
+    parts: dict[str, Split] = {}
+    if only != "test":
+        parts["train"], parts["val"] = hold_out(training(), val_size, num_classes=len(class_names))
+    if only in (None, "test"):
+        parts["test"] = test()
+    return Dataset.of(name, parts, only, num_classes=len(class_names), levels=255, class_names=class_names)
+
+
+def hold_out(source: Split, val_size: int | None, *, num_classes: int) -> tuple[Split, Split]:
     """Cut about `val_size` images out of the training images for validation, each class in the same proportion.
 
     Args:
         source: all training images.
-        val_size: `num_classes` to `len(source) - num_classes`; a class's share of it is rounded.
+        val_size: `num_classes` to `len(source) - num_classes`; a class's share of it is rounded. None is 1,000, but at
+            most a tenth of the images and at least one of each class.
         num_classes: how many classes there are.
 
     Returns:
@@ -112,9 +159,11 @@ def hold_out(source: Split, val_size: int, *, num_classes: int) -> tuple[Split, 
     return source.take(train), source.take(val)
 
 
-def held_out_positions(labels: np.ndarray, val_size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def held_out_positions(labels: np.ndarray, val_size: int | None, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """The positions (train, val) that `hold_out` takes, int64, sorted."""
     most = len(labels) - num_classes
+    if val_size is None:
+        val_size = max(num_classes, min(_VAL_SIZE, len(labels) // 10))
     if not num_classes <= val_size <= most:
         raise ValueError(
             f"val_size: expected {num_classes} to {most} for {len(labels)} training images, got {val_size}"

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from ard_fast._typing import known
 from ard_fast.data import Split, load_dataset
 from ard_fast.devices import find_device
 from ard_fast.evaluation import figures, results
 from ard_fast.evaluation.curve import CurvePoint, accuracy_curve
 from ard_fast.evaluation.display import Display
 from ard_fast.evaluation.export import Export, save_images
-from ard_fast.evaluation.loading import load_model
-from ard_fast.evaluation.plan import curve_attack, make_plan
+from ard_fast.evaluation.loading import load_model, with_classes_of
+from ard_fast.evaluation.plan import curve_attack, default_attacks, make_plan
 from ard_fast.evaluation.runner import Evaluator
 from ard_fast.evaluation.selfcheck import Finding, SelfCheck, check_model, check_results
 from ard_fast.evaluation.settings import Settings
@@ -38,7 +39,6 @@ class Job:
     """
 
     def __init__(self, settings: Settings, stop: StopRequest) -> None:
-        self.settings = settings
         self.device = find_device(settings.device)
         set_threads(settings.threads)
         self.dataset = load_dataset(
@@ -47,11 +47,19 @@ class Job:
             val_size=settings.val_size,
             image_size=settings.image_size,
             image_cache=settings.image_cache,
+            download=settings.download,
+            only=settings.split,
         )
+        if not self.dataset.classes_known:
+            self.dataset = with_classes_of(settings.source, self.dataset)
         self.split = _sample(getattr(self.dataset, settings.split), settings.n_examples, settings.split)
         self.split = self.split.to(self.device)
-        classes = self.dataset.num_classes
-        self.steps = make_plan(settings.attacks, eps=settings.eps, norm=settings.norm, num_classes=classes)
+        classes, attacks = self.dataset.num_classes, settings.attacks
+        self.left_out: list[str] = []
+        if attacks is None:
+            attacks, self.left_out = default_attacks(settings.norm, classes)
+        self.settings = settings = replace(settings, attacks=tuple(attacks))
+        self.steps = make_plan(attacks, eps=settings.eps, norm=settings.norm, num_classes=classes)
         self.loaded = load_model(settings.source, settings.model, self.dataset)
         layout = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model: nn.Module = self.loaded.network.to(self.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
@@ -122,7 +130,7 @@ class Job:
         for finding in parts.warnings:
             print(f"  warning: {finding}")
         if settings.curve:
-            name, make = curve_attack(settings.attacks, norm=settings.norm)
+            name, make = curve_attack(known(settings.attacks), norm=settings.norm)
             parts.curve_name = name
             for point in accuracy_curve(evaluator, name, make, settings.curve):
                 parts.curve.append(point)
@@ -155,6 +163,7 @@ class Job:
             f"{loaded.name}{weights}",
             f"{len(self.split)} {settings.split} images of {self.dataset.name}, {self.dataset.describe(self.split)}, "
             f"pixels in [0, 1]; {norm} ball, eps {settings.eps:.5g}; eval mode, float32; seed {settings.seed}",
+            *self.left_out,
         ]
 
     def _explained(self) -> list[str]:

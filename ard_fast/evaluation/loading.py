@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
@@ -54,3 +55,18 @@ def load_model(source: Path | None, model: str | None, dataset: Dataset) -> Load
     name = model or read_weights(weights, argument="run")[1]["model"]
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     return Loaded(network, name, weights, digest)
+
+
+def with_classes_of(source: Path | None, dataset: Dataset) -> Dataset:
+    """A data set whose labels say only how many classes it has at least, with as many as the checkpoint says.
+
+    Args:
+        source: as in `load_model`.
+        dataset: with `classes_known` false.
+    """
+    if source is None:
+        return dataset
+    said = read_weights(find_weights(source, argument="run"), argument="run")[1].get("num_classes", "")
+    if not said.isdecimal() or int(said) < dataset.num_classes:
+        return dataset
+    return dataclasses.replace(dataset, num_classes=int(said), class_names=())

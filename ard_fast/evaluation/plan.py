@@ -32,6 +32,23 @@ def check_name(name: str) -> None:
         raise ValueError(f"attacks: {unknown('attack', name, ATTACK_NAMES)}, and {GRAMMAR}")
 
 
+def default_attacks(norm: str, num_classes: int) -> tuple[list[str], list[str]]:
+    """The attacks of an evaluation that names none, and in words what is left out of them for want of classes."""
+    names, left_out = [], []
+    for name in DEFAULT_ATTACKS[norm]:
+        least = _least_classes(name)
+        if num_classes >= least:
+            names.append(name)
+        else:
+            left_out.append(f"{name} is left out: it needs {least} classes, the data set has {num_classes}")
+    return names, left_out
+
+
+def _least_classes(name: str) -> int:
+    standard = _read(name)
+    return _LEAST_CLASSES.get(standard.kind if standard else name, 2)
+
+
 def _read(name: str) -> Standard | None:
     try:
         return read_name(name)
@@ -59,7 +76,7 @@ def make_plan(names: Sequence[str], *, eps: float, norm: str, num_classes: int) 
                 f"attacks: {name} is of the {standard.norm} ball, and eps {eps:g} is a radius of the {norm} ball; "
                 f"evaluate with --norm {standard.norm} and an --eps of its own"
             )
-        least = _LEAST_CLASSES.get(standard.kind if standard else name, 2)
+        least = _least_classes(name)
         if num_classes < least:
             raise ValueError(f"attacks: {name} needs a model of at least {least} classes, got {num_classes}")
         if name in (*REFEREES, AUTOATTACK):

@@ -16,7 +16,7 @@ from ard_fast.data import DATASETS
 from ard_fast.defaults import DATASET_DEFAULTS
 from ard_fast.devices import device_note, resolve_device
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
-from ard_fast.evaluation.plan import ATTACK_NAMES, DEFAULT_ATTACKS, check_name
+from ard_fast.evaluation.plan import ATTACK_NAMES, check_name
 from ard_fast.machine import resolve_switch
 from ard_fast.names import unknown
 from ard_fast.runfolder import RunFolder
@@ -32,6 +32,9 @@ class Settings:
     Attributes:
         source: a run's folder or a checkpoint file; None takes the model as its factory makes it.
         model: `package.module:factory`, a name of `ard_fast.models.MODELS`, or None where the checkpoint says.
+        val_size: of the training files, as in `load_dataset`.
+        n_examples: a sample of so many images of the split; None for all.
+        attacks: names; None is the default list, without what the number of classes does not allow.
         curve: radii of the curve over eps; empty for none.
         image_size, image_cache: of an image folder, as in `load_dataset`.
         cascade: images fooled by any attack before are not attacked again.
@@ -46,10 +49,11 @@ class Settings:
     data_dir: str | None
     image_size: int | None
     image_cache: str | None
-    val_size: int
+    download: bool
+    val_size: int | None
     split: str
     n_examples: int | None
-    attacks: tuple[str, ...]
+    attacks: tuple[str, ...] | None
     norm: str
     eps: float
     curve: tuple[float, ...]
@@ -106,12 +110,13 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         data_dir=flags.get("data_dir", config.data_dir),
         image_size=_count("image_size", flags["image_size"]) if "image_size" in flags else config.image_size,
         image_cache=flags.get("image_cache", config.image_cache),
-        val_size=config.val_size,
+        val_size=_count("val_size", flags["val_size"]) if "val_size" in flags else config.val_size,
+        download=flags.get("download", False),
         split=split,
         n_examples=_count("n_examples", flags["n_examples"])
         if "n_examples" in flags
-        else (config.test_subset if split == "test" else None),
-        attacks=_attacks(flags["attacks"]) if "attacks" in flags else DEFAULT_ATTACKS[norm],
+        else {"test": config.test_subset, "train": config.subset}.get(split),
+        attacks=_attacks(flags["attacks"]) if "attacks" in flags else None,
         norm=norm,
         eps=eps,
         curve=_curve(flags.get("eps_curve"), eps, norm),

@@ -20,8 +20,11 @@ class DataSettings:
     image_cache: str | None = option(
         None, "folder: where decoded images are kept; none: .ard_fast_cache in --data-dir", "data"
     )
-    val_size: int = option(
-        1000, "images held out of the training files (the digits' split is fixed, npz and folder may bring one)", "data"
+    val_size: int | None = option(
+        None,
+        "images held out of the training files (the digits' split is fixed, npz and folder may bring one); none: 1000, "
+        "at most a tenth of them",
+        "data",
     )
     subset: int | None = option(None, "train on N of the training images only, of every class its share", "data")
     test_subset: int | None = option(None, "evaluate on N of the test images only, of every class its share", "data")
