@@ -131,6 +131,19 @@ class TestFoolboxAdapter:
             assert success.equal(model(inside).argmax(1) != y)
         assert not is_adv[0].any() and is_adv[2].any()
 
+    def test_other_bounds(self, batch, device):
+        """Radius and bounds change together: neither the attack's own nor the call's are wider than the other's."""
+        x, y = batch
+        model = small_net().to(device).eval()
+        for attack, pixels, eps, bounds in (
+            (PGD(eps=8 / 255, step_size=2 / 255, steps=2), x * 255, 8.0, (0, 255)),
+            (PGD(eps=8, step_size=2, steps=2, bounds=(0, 255)), x, 8 / 255, (0, 1)),
+        ):
+            raw, _, _ = FoolboxAdapter(attack)(Boxed(model, bounds), pixels, y, epsilons=eps)
+            assert 0 < (raw - pixels).abs().max() <= eps * (1 + 1e-5)
+            with pytest.raises(ValueError, match="x must be inside bounds"):
+                FoolboxAdapter(attack)(Boxed(model, bounds), pixels - 2 * eps, y, epsilons=eps)
+
     def test_one_radius(self, batch, device):
         x, y = batch
         model = small_net().to(device).eval()

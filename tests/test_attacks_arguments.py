@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from attack_cases import ATTACKS, small_net
+from attack_cases import ATTACKS, small_net, target_for
 from torch import nn
 
 from ard_fast import attacks
+from ard_fast import functional as F
 from ard_fast.attacks import APGD, APGDT, FGSM, FGSMRS, KLPGD, MIFGSM, NFGSM, PGD, CWLinf, InTurn
 
 EVERY = (PGD, FGSM, MIFGSM, CWLinf, KLPGD, FGSMRS, NFGSM, APGD, APGDT)
@@ -103,6 +104,135 @@ def test_bad_calls(message, y, attack, call, error):
     with pytest.raises(error, match=message):
         attack(model, X, y, **call)
     assert model.training and not model[1].training
+
+
+OUTSIDE = {  # images, and what the message says of them
+    "normalised": ((X - 0.5) / 0.25, r"-.* to .*Normalised\(model, mean, std\)$"),
+    "0 to 255": (torch.cat([X, torch.ones_like(X)]) * 255, "to 255; .* Divide them by 255, or pass bounds=\\(0, 255"),
+    "overshot": (X * 1.1 - 0.05, r"clamp: x\.clamp\(0, 1\)"),
+    "with NaN": (torch.cat([X * 3, torch.full_like(X, math.nan)]), "Normalised"),
+    "infinite": (torch.where(X > 0.9, math.inf, X), "to inf"),
+}
+
+
+@pytest.mark.parametrize("images", OUTSIDE)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_images_outside_the_bounds_are_refused(name, images, device):
+    x, message = OUTSIDE[images]
+    x = x.to(device)
+    model = small_net().to(device)
+    model.forward = None  # nothing is done before
+    y = torch.zeros(len(x), dtype=torch.int64, device=device)
+    with pytest.raises(ValueError, match=r"x must be inside bounds=\(0\.0, 1\.0\), got values from .*" + message):
+        ATTACKS[name]()(model, x, target_for(name, y))
+
+
+def test_images_at_the_bounds_are_taken():
+    mean, std = torch.tensor(0.485), torch.tensor(0.229)
+    ends = torch.tensor([0.0, 1.0]).repeat(54).view(1, 3, 6, 6)
+    for x, bounds in (
+        ((ends - mean) / std * std + mean, (0.0, 1.0)),  # beyond by a rounding
+        (torch.where(ends > 0, math.nan, ends), (0.0, 1.0)),
+        (ends * 2 - 1, (-1.0, 1.0)),
+        (ends * 255, (0, 255)),
+        (ends * 1e6, (0.0, math.inf)),
+    ):
+        assert PGD(steps=1, bounds=bounds)(small_net(), x, Y[:1]).shape == x.shape
+
+
+def test_on_cuda_the_first_call_of_a_kind_is_looked_at(device):
+    """Without a wait in later ones; on the CPU all are."""
+    x = X.to(device)
+    y, model, attack = Y.to(device), small_net().to(device), PGD(steps=1)
+    outside = x * 3
+    for _ in range(2):  # a complaint does not count as a look
+        with pytest.raises(ValueError, match="bounds"):
+            attack(model, outside, y)
+    attack(model, x, y)
+    if device.type == "cpu":
+        with pytest.raises(ValueError, match="bounds"):
+            attack(model, outside, y)
+    else:
+        attack(model, outside, y)
+    with pytest.raises(ValueError, match="bounds"):  # another shape
+        attack(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)).to(device), outside[..., 1:], y)
+
+
+def test_a_ball_wider_than_the_bounds_is_refused():
+    hint = "eps is in the units of the pixels, 8/255, not 8"
+    for kind in EVERY:
+        with pytest.raises(
+            ValueError, match=r"eps must be at most 1, the width of bounds=\(0.0, 1.0\), got 8: " + hint
+        ):
+            kind(eps=8)
+        assert kind(eps=8, bounds=(0, 255)).eps == 8 and kind(eps=1).eps == 1
+    with pytest.raises(ValueError, match=hint):
+        attacks.preset("autoattack", eps=8)
+    with pytest.raises(ValueError, match=hint):
+        PGD(eps=torch.tensor([0.1, 8.0]))(small_net(), X, Y)
+    l2 = PGD(eps=128, norm="l2")  # whether that is too wide depends on the images
+    with pytest.raises(
+        ValueError, match=r"at most 10\.39, the diagonal for 108 pixels .* got 128: .* 128/255, not 128"
+    ):
+        l2(small_net(), X, Y)
+    assert attacks.preset("autoattack", eps=2, norm="l2").attacks[0].eps == 2
+    assert attacks.preset("ard", eps=8, bounds=(0, 255)).step_size == 2
+    assert NFGSM(eps=0.6)(small_net(), X, Y).shape == X.shape  # its noise may be wider
+
+
+STEPS = {
+    "pgd_linf_step_": lambda x, **s: F.pgd_linf_step_(x.clone(), x, x, step_size=0.1, **s),
+    "pgd_l2_step_": lambda x, **s: F.pgd_l2_step_(x.clone(), x, x, step_size=0.1, **s),
+    "mifgsm_step_": lambda x, **s: F.mifgsm_step_(x.clone(), x.clone(), x, x, step_size=0.1, **s),
+    "random_start": lambda x, **s: F.random_start(x, seed=0, **s),
+    "APGDRun": lambda x, **s: F.APGDRun(x, x, **s),
+    "APGDRun l2": lambda x, **s: F.APGDRun(x, x, norm="l2", **s),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_and_starts_look_at_the_bounds_unless_told_not_to(name):
+    step = STEPS[name]
+    for x, eps, message in (
+        (X * 3, 0.1, r"x must be inside bounds=\(0\.0, 1\.0\), got values from"),
+        (X, 20.0, "eps must be at most"),
+        (X, torch.tensor([0.1, 20.0]), "eps must be at most"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            step(x, eps=eps)
+        step(x, eps=eps, check_bounds=False)
+    step(X, eps=0.1)
+    step(X * 255, eps=20.0, bounds=(0, 255))
+    F.random_start(X * 3, eps=20.0, clamp=False)  # bounds play no part
+
+
+def test_a_traced_step_is_not_looked_at():
+    def step(x):
+        return F.pgd_linf_step_(x.clone(), x, x, step_size=0.1, eps=0.1)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert compiled(X * 3).equal(F.pgd_linf_step_(X * 3, X, X * 3, step_size=0.1, eps=0.1, check_bounds=False))
+    assert torch.func.vmap(lambda x: F.random_start(x, eps=0.1, seed=0), randomness="same")(X[None] * 3).max() <= 1
+    with torch._subclasses.FakeTensorMode() as mode:
+        assert step(mode.from_tensor(X)).shape == X.shape
+
+
+@pytest.mark.parametrize(
+    "x, y, message",
+    [
+        ((X * 255).byte(), Y, r"x must be float32, got torch.uint8: for pixels of 0 to 255 give x\.float\(\) / 255$"),
+        (X.double(), Y, r"got torch.float64: give x\.float\(\)$"),
+        (X.half(), Y, r"got torch.float16: iterates stay in full precision: give x\.float\(\); .* torch.autocast"),
+        (X[0], Y[0], r"got \(\); x \(3, 6, 6\) looks like a single image: use x\[None\] and y of shape \[1\]"),
+        (X[0], Y[:1], r"got \(1,\); x \(3, 6, 6\) looks like a single image"),
+        (X[0], 3, r"got int; x \(3, 6, 6\) looks like a single image"),
+        (X[:, 0], Y[:1], r"got \(1,\); x \(2, 6, 6\) looks"),
+        (torch.cat([X, X])[:, 0], Y, r"must have shape \[4\] for loss='ce', got \(2,\)$"),
+    ],
+)
+def test_hints_fit_what_came(x, y, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        PGD()(small_net(), x, y)
 
 
 def test_bad_labels_raise_on_the_cpu():

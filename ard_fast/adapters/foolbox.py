@@ -61,10 +61,10 @@ class FoolboxAdapter:
         y, targeted = _goal(criterion)
         several = isinstance(epsilons, Iterable) and not isinstance(epsilons, str) and getattr(epsilons, "ndim", 1) > 0
         radii = list(cast("Iterable[float]", epsilons)) if several else [cast("float", epsilons)]
-        settings = {"targeted": targeted} if targeted else {}
+        settings: dict[str, Any] = {"bounds": tuple(bounds), **({"targeted": True} if targeted else {})}
         if not radii:
             raise ValueError("epsilons must be at least one, got none")
-        attack = self.attack.replace(bounds=tuple(bounds), **settings)
+        attack = self.attack
         raw: list[Any] = []
         clipped: list[Any] = []
         success: list[Tensor] = []
@@ -72,7 +72,7 @@ class FoolboxAdapter:
             if eps is None:
                 raise TypeError("epsilons must be numbers, got None: this attack has a fixed radius")
             eps = nonnegative(eps, "epsilons")
-            found = attack.at_eps(eps)(network, x, y, **kwargs)
+            found = attack.at_eps(eps, **settings)(network, x, y, **kwargs)
             inside = _clip(found, x, eps, attack.norm)
             with torch.no_grad():
                 success.append(_is_adversarial(criterion, inside, network(inside), y))
@@ -121,12 +121,12 @@ class FromFoolbox:
         `seed` seeds torch's generator for the call; noise is not keyed by `sample_ids`.
 
         Raises:
-            ValueError: there is a mask, which foolbox does not know.
+            ValueError: there is a mask, which foolbox does not know, or x is not inside `bounds`.
         """
         import foolbox
 
         refuse_mask(mask, self.attack)
-        check_foreign_call(model, x, y, seed)
+        check_foreign_call(model, x, y, seed, self.bounds)
         criterion = foolbox.criteria.TargetedMisclassification if self.targeted else foolbox.criteria.Misclassification
         with undisturbed(model, x, seed):
             fmodel = foolbox.PyTorchModel(model, bounds=self.bounds, device=x.device)

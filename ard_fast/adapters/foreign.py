@@ -13,6 +13,7 @@ from ard_fast._arguments import seed_tensor
 from ard_fast.attacks.base import GradientAttack
 from ard_fast.attacks.inputs import check_images, check_label_tensor
 from ard_fast.attacks.model_state import attack_mode
+from ard_fast.functional._bounds import check_precondition
 
 
 @contextmanager
@@ -46,8 +47,10 @@ def check_attack(attack: GradientAttack) -> None:
         raise TypeError(f"attack must be a GradientAttack of ard_fast.attacks, got {type(attack).__name__}")
 
 
-def check_foreign_call(model: nn.Module, x: Tensor, y: Tensor, seed: int | Tensor | None) -> None:
-    """What somebody else's attack would fail at in its own way."""
+def check_foreign_call(
+    model: nn.Module, x: Tensor, y: Tensor, seed: int | Tensor | None, bounds: tuple[float, float] | None
+) -> None:
+    """What somebody else's attack would fail at in its own way, or not notice. Waits for the device, as they do."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     check_images(x)
@@ -56,6 +59,8 @@ def check_foreign_call(model: nn.Module, x: Tensor, y: Tensor, seed: int | Tenso
     check_label_tensor(y, x)
     if seed is not None and seed_tensor(seed, x.device).numel() != 1:
         raise ValueError(f"seed must have one element, got {list(cast('Tensor', seed).shape)}")
+    if bounds is not None:
+        check_precondition(x, 0.0, bounds, None)
 
 
 def refuse_mask(mask: Tensor | None, attack: object) -> None:

@@ -162,11 +162,13 @@ class FromTorchattacks:
         """Adversarial images. `seed` seeds torch's generator for the call; noise is not keyed by `sample_ids`.
 
         Raises:
-            ValueError: there is a mask, which torchattacks does not know.
+            ValueError: there is a mask, which torchattacks does not know, or x is not inside [0, 1] without its
+                `set_normalization_used`.
         """
         refuse_mask(mask, self.attack)
-        check_foreign_call(model, x, y, seed)
         attack = self.attack
+        normalised = getattr(attack, "normalization_used", None) is not None
+        check_foreign_call(model, x, y, seed, None if normalised else (0.0, 1.0))
         before = attack.model, attack.device
         try:
             attack.set_model(model)

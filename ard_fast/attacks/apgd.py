@@ -130,7 +130,14 @@ class APGD(GradientAttack):
     def begin(self, problem: Problem, x_adv: Tensor) -> F.APGDRun:
         """The state machine."""
         return F.APGDRun(
-            problem.x, x_adv, eps=self.eps, norm=self.norm, steps=self.steps, rho=self.rho, bounds=self.bounds
+            problem.x,
+            x_adv,
+            eps=self.eps,
+            norm=self.norm,
+            steps=self.steps,
+            rho=self.rho,
+            bounds=self.bounds,
+            check_bounds=False,
         )
 
     def step(self, x_adv: Tensor, outcome: AttackGradient, problem: Problem, state: Any) -> Tensor:

@@ -37,6 +37,7 @@ from ard_fast.attacks.inputs import (
     check_images,
     check_logits,
     check_model,
+    check_pixels,
     check_sample_ids,
     check_sizes,
     check_targets,
@@ -44,6 +45,7 @@ from ard_fast.attacks.inputs import (
 from ard_fast.attacks.model_state import BN_POLICIES, attack_mode
 from ard_fast.attacks.settings import Configured
 from ard_fast.functional import AttackGradient
+from ard_fast.functional._bounds import check_radius
 from ard_fast.functional._layout import is_plain
 
 LOSSES = ("ce", "kl", "margin", "dlr", "dlr_targeted")
@@ -152,6 +154,8 @@ class GradientAttack(Configured):
         self.init = one_of(init, "init", INITS)
         self.std = nonnegative(std, "std")
         self.bounds = bounds_pair(bounds)
+        if norm == "linf" and not isinstance(self.eps, Tensor):
+            check_radius(self.eps, self.bounds, norm)
         self.kappa = confidence(kappa, "kappa")
         self.temperature = positive(temperature, "temperature")
 
@@ -170,7 +174,8 @@ class GradientAttack(Configured):
 
         Args:
             model: maps `[B, ...]` to logits `[B, C]`.
-            x: clean images `[B, ...]`, float32, inside `bounds`.
+            x: clean images `[B, ...]`, float32, inside `bounds`. On the CPU every call looks; on CUDA, where that waits
+                for the device, this object's first call for a shape and bounds does, and none inside a capture.
             y: labels, int64 `[B]` (the classes to move to if targeted); for loss "kl" target logits `[B, C]`. None
                 takes what the model itself says of `x` in eval mode.
             seed: of the random start: an int, an int64 tensor with one element, or None. Restart r uses seed + r.
@@ -184,13 +189,15 @@ class GradientAttack(Configured):
 
         Raises:
             TypeError: x is not float32, or y, mask or target_classes not of the dtype they need.
-            ValueError: shapes of the arguments or of the logits do not fit, or y is missing for a targeted attack.
+            ValueError: shapes of the arguments or of the logits do not fit, x is not inside `bounds`, a tensor eps is
+                wider than they are, or y is missing for a targeted attack.
         """
         check_model(model)
         check_images(x)
         check_targets(self, y, target_classes, x)
         check_sample_ids(sample_ids, x)
         check_sizes(self.settings(), x)
+        check_pixels(self, x)
         mask = as_mask(mask, x)
         # Neither no_grad nor inference_mode around the caller reaches into the attack.
         with torch.inference_mode(False), torch.enable_grad():
@@ -237,6 +244,7 @@ class GradientAttack(Configured):
             bounds=self.bounds,
             seed=seed,
             sample_ids=problem.sample_ids,
+            check_bounds=False,
         )
         return x_adv if mask is None else torch.where(mask, x_adv, x)
 

@@ -15,6 +15,7 @@ from ard_fast.attacks.inputs import (
     check_label_tensor,
     check_logits,
     check_model,
+    check_pixels,
     check_sample_ids,
 )
 from ard_fast.attacks.model_state import attack_mode
@@ -47,9 +48,9 @@ class InTurn(Configured):
                 raise ValueError(f"attacks must be untargeted, got {attack!r}")
         self.attacks = attacks
 
-    def at_eps(self, eps: float | Tensor) -> InTurn:
+    def at_eps(self, eps: float | Tensor, **changes: Any) -> InTurn:
         """All of the attacks at another radius."""
-        return InTurn([attack.at_eps(eps) for attack in self.attacks])
+        return InTurn([attack.at_eps(eps, **changes) for attack in self.attacks])
 
     def for_samples(self, index: Tensor) -> InTurn:
         """All of the attacks on some samples of a batch."""
@@ -75,6 +76,9 @@ class InTurn(Configured):
         check_images(x)
         check_label_tensor(y, x)
         check_sample_ids(sample_ids, x)
+        for attack in self.attacks:
+            if isinstance(attack, GradientAttack):
+                check_pixels(attack, x)
         mask = as_mask(mask, x)
         with torch.inference_mode(False):
             return self._search(model, x.detach(), y, seed, sample_ids, mask)

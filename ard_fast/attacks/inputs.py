@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ard_fast.attacks.settings import Configured
+from ard_fast.functional._bounds import check_precondition
 
 if TYPE_CHECKING:
     from ard_fast.attacks.base import GradientAttack
@@ -58,12 +60,41 @@ def check_images(x: Tensor, name: str = "x") -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor [B, ...], got {type(x).__name__}")
     if x.dtype != torch.float32:
-        raise TypeError(
-            f"{name} must be float32, got {x.dtype}: iterates stay in full precision; for a half-precision model use "
-            "torch.autocast or a model that casts its input"
-        )
+        raise TypeError(f"{name} must be float32, got {x.dtype}: {_how_to_convert(x.dtype, name)}")
     if x.dim() < 2:
         raise ValueError(f"{name} must have shape [B, ...], got {tuple(x.shape)}")
+
+
+def _how_to_convert(dtype: torch.dtype, name: str) -> str:
+    if dtype == torch.uint8:
+        return f"for pixels of 0 to 255 give {name}.float() / 255"
+    if dtype in (torch.float16, torch.bfloat16):
+        return (
+            f"iterates stay in full precision: give {name}.float(); for a half-precision model use torch.autocast or a "
+            "model that casts its input"
+        )
+    return f"give {name}.float()"
+
+
+def check_pixels(attack: GradientAttack, x: Tensor) -> None:
+    """Pixels inside the attack's bounds, and a ball no wider.
+
+    Looked at in every call on the CPU. On CUDA that waits for the device, so it is done in the first call of this
+    attack object for a shape and bounds, never inside the capture of a graph or where torch is told to raise on waits.
+    """
+    if x.device.type != "cuda":
+        check_precondition(x, attack.eps, attack.bounds, attack.norm)
+        return
+    kinds = _LOOKED_AT.setdefault(attack, set())
+    kind = x.shape[1:], attack.bounds
+    may_wait = torch.cuda.get_sync_debug_mode() < 2 and not torch.cuda.is_current_stream_capturing()  # 2: "error"
+    if kind not in kinds and may_wait:
+        check_precondition(x, attack.eps, attack.bounds, attack.norm)
+        kinds.add(kind)
+
+
+_LOOKED_AT: WeakKeyDictionary[GradientAttack, set[Hashable]] = WeakKeyDictionary()
+"""Kinds of images on CUDA that were inside the bounds, by attack."""
 
 
 def check_targets(
@@ -76,7 +107,9 @@ def check_targets(
         _check_target_tensor(y, x, attack.loss_name)
     elif y is not None and not (attack.accepts_target_model and callable(y) and not isinstance(y, type)):
         kinds = "target logits, a target model" if attack.accepts_target_model else "a tensor"
-        raise TypeError(f"y must be {kinds}, or None for the model's own predictions, got {type(y).__name__}")
+        raise TypeError(
+            f"y must be {kinds}, or None for the model's own predictions, got {type(y).__name__}{_if_single(x, y)}"
+        )
     if target_classes is None:
         return
     if not attack.takes_target_classes:
@@ -119,7 +152,19 @@ def _check_target_tensor(y: Tensor, x: Tensor, loss: str, name: str = "y") -> No
             raise TypeError(f"{name} must be int64 labels for loss={loss!r}, got {y.dtype}")
         expected, fits = f"[{x.shape[0]}]", y.dim() == 1
     if not fits or y.shape[0] != x.shape[0]:
-        raise ValueError(f"{name} must have shape {expected} for loss={loss!r}, got {tuple(y.shape)}")
+        got = f"{tuple(y.shape)}{_if_single(x, y)}"
+        raise ValueError(f"{name} must have shape {expected} for loss={loss!r}, got {got}")
+
+
+def _if_single(x: Tensor, y: object) -> str:
+    """What to add to a complaint about labels that do not fit, if `x` may be an image without a batch.
+
+    Only then: images `[B, H, W]` without channels are as good as others.
+    """
+    labels = y.numel() if isinstance(y, Tensor) else 1 if isinstance(y, int) else 0
+    if x.dim() != 3 or labels != 1:
+        return ""
+    return f"; x {tuple(x.shape)} looks like a single image: use x[None] and y of shape [1]"
 
 
 def as_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:

@@ -74,4 +74,5 @@ class MIFGSM(PGD):
             decay=self.decay,
             targeted=self.targeted,
             bounds=self.bounds,
+            check_bounds=False,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 from torch import Tensor
@@ -121,8 +122,9 @@ class NFGSM(PGD):
 
     def start(self, problem: Problem, seed: int | Tensor | None) -> Tensor:
         """The noise, wider than the ball."""
-        wide = PGD(eps=_times(self.eps, self.noise), bounds=self.bounds)
-        return wide.start(problem, seed)
+        wide = copy(self)  # not `replace`: the noise may be wider than `bounds`, an eps may not
+        wide.eps = _times(self.eps, self.noise)
+        return super(NFGSM, wide).start(problem, seed)
 
     def step(self, x_adv: Tensor, outcome: AttackGradient, problem: Problem, state: Any) -> Tensor:
         """The signed step, clamped to the pixel range only: the ball is as wide as that range."""
@@ -135,6 +137,7 @@ class NFGSM(PGD):
             eps=upper - lower,
             targeted=self.targeted,
             bounds=self.bounds,
+            check_bounds=False,
         )
 
 

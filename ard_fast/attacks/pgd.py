@@ -113,4 +113,5 @@ class PGD(GradientAttack):
             eps=self.eps,
             targeted=self.targeted,
             bounds=self.bounds,
+            check_bounds=False,
         )

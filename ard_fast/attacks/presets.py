@@ -33,7 +33,7 @@ def preset(name: str, eps: float | Tensor | None = None, **changes: Any) -> Grad
     """
     attack = _PRESETS[one_of(name, "name", PRESETS)]()
     if eps is not None:
-        attack = attack.at_eps(eps)
+        return attack.at_eps(eps, **changes)
     return attack.replace(**changes) if changes else attack
 
 

@@ -43,8 +43,12 @@ class Configured:
                 raise TypeError(f"{type(self).__name__} has no argument {name!r}; it has {', '.join(settings)}")
         return type(self)(**{**settings, **changes})
 
-    def at_eps(self: Self, eps: float | Tensor) -> Self:
+    def at_eps(self: Self, eps: float | Tensor, **changes: Any) -> Self:
         """The same attack at another radius, its step size (where it is an argument) scaled in proportion.
+
+        Args:
+            eps: the radius.
+            changes: other arguments to change with it, as for `replace`.
 
         Raises:
             ValueError: the present radius is 0, which leaves no proportion.
@@ -53,10 +57,10 @@ class Configured:
         settings = self.settings()
         step = settings.get("step_size")
         if step is None:
-            return self.replace(eps=eps)
+            return self.replace(eps=eps, **changes)
         if not isinstance(self.eps, Tensor) and self.eps == 0:
             raise ValueError("eps is 0, so step_size has no ratio to it to keep: use replace(eps=..., step_size=...)")
-        return self.replace(eps=eps, step_size=eps * (step / self.eps))
+        return self.replace(**{"eps": eps, "step_size": eps * (step / self.eps), **changes})
 
     def for_samples(self: Self, index: Tensor) -> Self:
         """The same attack on some samples of a batch: arguments with one value a sample are cut to those at `index`."""

@@ -11,6 +11,7 @@ from ard_fast import _ops
 from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample, one_of
 from ard_fast._arrays import Array, tensor
 from ard_fast._typing import known
+from ard_fast.functional._bounds import check_precondition
 from ard_fast.functional._layout import is_plain, with_layout_of
 
 # Rows of the state, as in csrc/core/apgd_math.h.
@@ -77,6 +78,7 @@ class APGDRun:
         rho: at a checkpoint, the step is halved if no more than `rho` of the steps since the last one raised the loss.
         momentum: weight of the gradient step against the move before it, 0 to 1.
         bounds: lowest and highest pixel value.
+        check_bounds: look whether `x` is inside `bounds` and eps no wider. On the CPU only: on CUDA it would wait.
 
     Attributes:
         x_adv: `[B, ...]`, where the loss is to be evaluated next. Overwritten later: copy what shall stay.
@@ -87,7 +89,7 @@ class APGDRun:
             sample was misclassified anywhere.
 
     Raises:
-        ValueError: a number or a name is out of range.
+        ValueError: a number or a name is out of range, or (CPU) `x` is not inside `bounds` or eps is wider.
         RuntimeError: shapes, dtypes or devices do not fit; the message names the argument.
     """
 
@@ -102,6 +104,7 @@ class APGDRun:
         rho: float = 0.75,
         momentum: float = 0.75,
         bounds: tuple[float, float] = (0.0, 1.0),
+        check_bounds: bool = True,
     ) -> None:
         one_of(norm, "norm", ("linf", "l2"))
         x, start = tensor(x, "x"), tensor(start, "start")
@@ -120,6 +123,9 @@ class APGDRun:
         self._lower, self._upper = bounds_pair(bounds)
         self._eps, self._eps_tensor = number_or_per_sample(eps, "eps", x)
         x = x.detach()
+        if check_bounds and x.device.type == "cpu":
+            radius = self._eps if self._eps_tensor is None else self._eps_tensor
+            check_precondition(x, radius, (self._lower, self._upper), norm)
         self._x = x if is_plain(x) else x.contiguous()
         self.x_adv = torch.empty_like(self._x).copy_(start.detach())
         self._x_prev = torch.empty_like(self._x)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ard_fast import _ops
 from ard_fast._arguments import bounds_pair, flag, nonnegative, number_or_per_sample, one_of, seed_tensor
 from ard_fast._arrays import Array, tensor
+from ard_fast.functional._bounds import check_precondition
 from ard_fast.functional._layout import is_plain
 
 _RADIUS_STREAM = 0x5DEECE66D1CE4E5B  # any constant: it only has to change the seed
@@ -26,6 +27,7 @@ def random_start(
     bounds: tuple[float, float] = (0.0, 1.0),
     seed: int | Array | None = None,
     sample_ids: Array | None = None,
+    check_bounds: bool = True,
 ) -> Tensor:
     """Return a random point near each image, where an attack starts.
 
@@ -46,12 +48,14 @@ def random_start(
         seed: an int, an int64 tensor with one element on the device of `x` (read when the kernel runs), or None to draw
             one from torch's generator of that device.
         sample_ids: int64 `[B]`, what identifies each sample; None takes 0, 1, ..., B - 1.
+        check_bounds: where it clamps, look first whether `x` is inside `bounds` and eps no wider. On the CPU only, and
+            not while tracing: on CUDA it would wait. It reads `x` once more.
 
     Returns:
         `[B, ...]`, float32, in the memory layout of `x` where that is contiguous or channels_last, else contiguous.
 
     Raises:
-        ValueError: a number or a name is out of range.
+        ValueError: a number or a name is out of range, or (CPU) `x` is not inside `bounds` or eps is wider.
         RuntimeError: shapes, dtypes or devices do not fit; the message names the argument.
     """
     one_of(norm, "norm", ("linf", "l2"))
@@ -65,6 +69,9 @@ def random_start(
         x = x.contiguous()
     clamp = flag(clamp, "clamp")
     eps_scalar, eps_tensor = number_or_per_sample(eps, "eps", x)
+    if check_bounds and clamp and x.device.type == "cpu":
+        radius = eps_scalar if eps_tensor is None else eps_tensor
+        check_precondition(x, radius, (lower, upper), None if init == "normal" else norm)
     seed = seed_tensor(seed, x.device)
     if init == "normal" or (norm, init) == ("linf", "uniform"):
         return _ops.random_start(

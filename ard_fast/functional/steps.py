@@ -10,6 +10,7 @@ from torch import Tensor
 from ard_fast import _ops
 from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample
 from ard_fast._arrays import Array, tensor, written_tensor
+from ard_fast.functional._bounds import check_precondition
 from ard_fast.functional._layout import with_layout_of
 
 
@@ -22,6 +23,7 @@ def pgd_linf_step_(
     eps: float | Array,
     targeted: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
+    check_bounds: bool = True,
 ) -> Tensor:
     """Take one L-infinity PGD step in place: signed step, projection onto the eps-ball, clamp, in one pass.
 
@@ -37,15 +39,18 @@ def pgd_linf_step_(
         eps: radius of the ball, likewise. Tensors are not checked for their values: that would wait for the GPU.
         targeted: descend the loss instead of ascending it.
         bounds: lowest and highest pixel value.
+        check_bounds: look whether `x` is inside `bounds` and eps no wider. On the CPU only, and not while tracing: on
+            CUDA it would wait. It reads `x` once more, 4 bytes a pixel beside the 16 of the step.
 
     Returns:
         `x_adv`.
 
     Raises:
-        ValueError: a number is negative or not finite, bounds are not increasing, or `x_adv` requires grad.
+        ValueError: a number is negative or not finite, bounds are not increasing, `x_adv` requires grad, or (CPU) `x`
+            is not inside `bounds` or eps is wider.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
-    x_adv, grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds)
+    x_adv, grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds, "linf" if check_bounds else None)
     _ops.pgd_linf_step_(x_adv, grad, x, *sizes, targeted, *bounds)
     # The dispatcher does not count the write of an operator like this one; without the count autograd would not
     # notice that a tensor it saved has changed.
@@ -62,6 +67,7 @@ def pgd_l2_step_(
     eps: float | Array,
     targeted: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
+    check_bounds: bool = True,
 ) -> Tensor:
     """Take one L2 PGD step in place: step of a given length, projection onto the L2 ball, clamp, in one operator.
 
@@ -81,15 +87,18 @@ def pgd_l2_step_(
         eps: radius of the ball, likewise. Tensors are not checked for their values: that would wait for the GPU.
         targeted: descend the loss instead of ascending it.
         bounds: lowest and highest pixel value.
+        check_bounds: look whether `x` is inside `bounds` and eps no wider. On the CPU only, and not while tracing: on
+            CUDA it would wait. It reads `x` once more, 4 bytes a pixel beside the 16 of the step.
 
     Returns:
         `x_adv`.
 
     Raises:
-        ValueError: a number is negative or not finite, bounds are not increasing, or `x_adv` requires grad.
+        ValueError: a number is negative or not finite, bounds are not increasing, `x_adv` requires grad, or (CPU) `x`
+            is not inside `bounds` or eps is wider.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
-    x_adv, grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds)
+    x_adv, grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds, "l2" if check_bounds else None)
     _ops.pgd_l2_step_(x_adv, grad, x, *sizes, targeted, *bounds)
     torch.autograd.graph.increment_version(x_adv)
     return x_adv
@@ -106,6 +115,7 @@ def mifgsm_step_(
     decay: float = 1.0,
     targeted: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
+    check_bounds: bool = True,
 ) -> Tensor:
     """Take one MI-FGSM step in place (Dong et al. 2018, equations 6 and 7, with the L-infinity projection).
 
@@ -122,13 +132,15 @@ def mifgsm_step_(
         decay: weight of the earlier momentum, at least 0 (mu in the paper, 1.0 there).
         targeted: descend the loss instead of ascending it; the momentum accumulates the gradient either way.
         bounds: lowest and highest pixel value.
+        check_bounds: look whether `x` is inside `bounds` and eps no wider. On the CPU only, and not while tracing: on
+            CUDA it would wait. It reads `x` once more, 4 bytes a pixel beside the 16 of the step.
 
     Returns:
         `x_adv`.
 
     Raises:
-        ValueError: a number is negative or not finite, bounds are not increasing, or a tensor to be written requires
-            grad.
+        ValueError: a number is negative or not finite, bounds are not increasing, a tensor to be written requires
+            grad, or (CPU) `x` is not inside `bounds` or eps is wider.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; `momentum` has another layout than `x_adv`
             or shares memory with an argument. The message names the argument.
     """
@@ -136,7 +148,7 @@ def mifgsm_step_(
     momentum = written_tensor(momentum, "momentum")
     if momentum.requires_grad and torch.is_grad_enabled():
         raise ValueError("momentum must not require grad: the step is not differentiable; pass momentum.detach()")
-    x_adv, grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds)
+    x_adv, grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds, "linf" if check_bounds else None)
     _ops.mifgsm_step_(x_adv, momentum, grad, x, *sizes, decay, targeted, *bounds)
     torch.autograd.graph.increment_version((x_adv, momentum))
     return x_adv
@@ -149,8 +161,13 @@ def _prepare(
     step_size: float | Array,
     eps: float | Array,
     bounds: tuple[float, float],
+    norm: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, Tensor | None, float, float], tuple[float, float]]:
-    """x_adv, grad and x in its layout, the sizes as the operators take them, and the bounds."""
+    """x_adv, grad and x in its layout, the sizes as the operators take them, and the bounds.
+
+    Args:
+        norm: of the ball, if `x` and eps are to be checked against the bounds.
+    """
     if not (type(x_adv) is type(grad) is type(x) is Tensor):
         x_adv, grad, x = written_tensor(x_adv, "x_adv"), tensor(grad, "grad"), tensor(x, "x")
     if TYPE_CHECKING:  # a comparison of types tells a checker nothing
@@ -166,4 +183,7 @@ def _prepare(
         grad = with_layout_of(grad.detach(), x_adv)
     if x.requires_grad or x.stride() != stride:
         x = with_layout_of(x.detach(), x_adv)
-    return x_adv, grad, x, (step_tensor, eps_tensor, step_scalar, eps_scalar), bounds_pair(bounds)
+    bounds = bounds_pair(bounds)
+    if norm is not None and x.device.type == "cpu":
+        check_precondition(x, eps_scalar if eps_tensor is None else eps_tensor, bounds, norm)
+    return x_adv, grad, x, (step_tensor, eps_tensor, step_scalar, eps_scalar), bounds

@@ -53,7 +53,13 @@ class CarriedPerturbation:
         """
         # The ball around 0 in the space of perturbations; the pixel range is kept when one is added to an image.
         F.pgd_linf_step_(
-            delta.detach(), grad, torch.zeros_like(delta), step_size=self.step_size, eps=self.eps, bounds=(-1.0, 1.0)
+            delta.detach(),
+            grad,
+            torch.zeros_like(delta),
+            step_size=self.step_size,
+            eps=self.eps,
+            bounds=(-1.0, 1.0),
+            check_bounds=False,
         )
         if self.all_reduce is None:
             return
