@@ -1,5 +1,7 @@
 """Fixtures and reports that all tests share. Markers are declared in pyproject.toml."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -16,6 +18,18 @@ import torch
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device that the operators run on: the CPU, and CUDA where there is one."""
     return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def full_float32(request: pytest.FixtureRequest) -> Iterator[None]:
+    """cuDNN computes float32 convolutions in TF32 unless told otherwise; no tolerance here allows for that."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    from ard_fast.precision import full_precision
+
+    with full_precision():
+        yield
 
 
 def pytest_report_header() -> list[str]:

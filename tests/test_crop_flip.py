@@ -7,6 +7,7 @@ import torch
 
 from ard_fast import functional as F
 from ard_fast import reference
+from ard_fast.data.splits import pixels
 
 pytestmark = pytest.mark.sanitizer
 
@@ -83,7 +84,7 @@ def test_without_padding_and_flip_there_is_one_view(device):
     positions = torch.tensor([5, 0, 0, 2], device=device)
     x, view = F.crop_flip(images, positions, padding=0, levels=255, seed=3, flip=False)
     assert view.tolist() == [0] * 4
-    assert x.equal(images[positions].to(torch.float32) / 255)
+    assert x.equal(pixels(images[positions], 255))
 
 
 def test_given_views_repeat_drawn_ones(device):

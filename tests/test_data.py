@@ -1,11 +1,38 @@
 """Data sets by name, and the digits: fixed disjoint splits."""
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ard_fast.data import Split, load_dataset
+from ard_fast.data.splits import pixels
 
 # ---- digits -------------------------------------------------------------------------------------------------------
+
+
+class _Divisors(TorchDispatchMode):
+    """Keeps what tensors were divided by."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.div.Tensor:
+            self.found.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def test_pixels_have_the_same_bits_on_every_device(device):
+    images = torch.arange(256, dtype=torch.uint8, device=device)
+    for levels in (1, 16, 100, 255):
+        with _Divisors() as divisors:
+            x = pixels(images, levels)
+        assert x.dtype == torch.float32
+        assert (x.cpu().numpy() == np.arange(256, dtype=np.float32) / np.float32(levels)).all()
+        # CUDA kernels multiply by the reciprocal of a number, which gives other bits
+        assert [divisor.device.type for divisor in divisors.found] == [device.type]
 
 
 def test_digits_splits_are_disjoint_stratified_and_whole():

@@ -164,6 +164,12 @@ def test_tf32_where_only_the_newer_names_were_used():
         torch.backends.cuda.matmul.fp32_precision = before[0]
 
 
+@pytest.mark.gpu
+def test_tests_on_a_gpu_compute_in_float32():
+    """By conftest.py; torch's own default is TF32 in convolutions."""
+    assert set(flags()) == {"ieee"} and older() == ("highest", False, False)
+
+
 def test_switches_of_a_run_are_put_back():
     before = torch.backends.cudnn.benchmark
     with pytest.raises(RuntimeError, match="in between"), training_arithmetic("tf32", CUDA):

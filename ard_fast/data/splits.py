@@ -15,6 +15,15 @@ SPLITS = ("train", "val", "test")
 _VAL_SIZE = 1000
 
 
+def pixels(images: Tensor, levels: int) -> Tensor:
+    """uint8 images as float32 in [0, 1], divided by `levels`: the same bits on every device.
+
+    Dividing by a Python number multiplies by its reciprocal on a CUDA device, which rounds half of the 256 values to
+    a neighbour.
+    """
+    return images.to(torch.float32) / torch.full((), levels, dtype=torch.float32, device=images.device)
+
+
 @dataclass(frozen=True)
 class Split:
     """Images and labels.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ard_fast.attacks import PGD, as_graph, attack_mode
 from ard_fast.data import Split
 from ard_fast.data.shards import share
+from ard_fast.data.splits import pixels
 from ard_fast.precision import full_precision
 
 PGD20_STEPS = 20
@@ -75,7 +76,7 @@ def evaluate(
             chosen = slice(first + offset, min(first + offset + batch_size, end))
             if chosen.start >= chosen.stop:
                 continue
-            x = (split.images[chosen].to(torch.float32) / levels).contiguous(memory_format=layout)
+            x = pixels(split.images[chosen], levels).contiguous(memory_format=layout)
             y, ids = split.labels[chosen], split.ids[chosen]
             adversarial = attack(model, x, y, seed=seed_tensor, sample_ids=ids)
             with torch.no_grad():

@@ -10,6 +10,7 @@ from torch import nn
 
 from ard_fast._typing import known
 from ard_fast.data import Split, load_dataset
+from ard_fast.data.splits import pixels
 from ard_fast.devices import find_device
 from ard_fast.evaluation import figures, results
 from ard_fast.evaluation.curve import CurvePoint, accuracy_curve
@@ -82,7 +83,7 @@ class Job:
     def _check(self) -> SelfCheck:
         count = min(_CHECKED_IMAGES, self.settings.batch_size, len(self.split))
         chosen = self.split.sample(count)
-        x = chosen.images.to(torch.float32) / self.dataset.levels
+        x = pixels(chosen.images, self.dataset.levels)
         found = check_model(self.model, x, chosen.labels, num_classes=self.dataset.num_classes)
         gradient = [step.name for step in self.steps if step.name != "square"]
         if gradient and not found.differentiable:

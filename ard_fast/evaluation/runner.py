@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ard_fast.attacks import attack_mode
 from ard_fast.data import Split
+from ard_fast.data.splits import pixels
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
 from ard_fast.evaluation.ball import inside_ball
 from ard_fast.evaluation.counting import Cost, CountedAttack, CountedModel
@@ -180,7 +181,7 @@ class Evaluator:
         self._listener, self._stop = listener or Listener(), stop
         self._seed_tensor = torch.tensor([seed], dtype=torch.int64, device=split.images.device)
         self._known: dict[str, tuple[Tensor, Tensor]] = {}  # attack -> (attacked [N], right [N])
-        self.adversarial = split.images.cpu().to(torch.float32) / levels
+        self.adversarial = pixels(split.images.cpu(), levels)
         self.right = self.worst = torch.zeros(len(split), dtype=torch.bool)
 
     def clean(self) -> StepResult:
@@ -288,7 +289,7 @@ class Evaluator:
         return torch.cat(found)
 
     def _pixels(self, images: Tensor) -> Tensor:
-        return (images.to(torch.float32) / self.levels).contiguous(memory_format=self._layout)
+        return pixels(images, self.levels).contiguous(memory_format=self._layout)
 
     def _before_forward(self) -> None:
         if self._stop():

@@ -28,11 +28,12 @@ def crop_flip(
         views = draw_views(chosen, seed=known(seed), padding=padding, flip=flip)
     height, width = images.shape[2:]
     padded = pad(images, (padding,) * 4)
+    divisor = torch.full((), levels, dtype=torch.float32, device=images.device)  # of a number CUDA takes the reciprocal
     x = torch.empty((len(positions), *images.shape[1:]), device=images.device)
     for b, (position, view) in enumerate(zip(positions.tolist(), views.tolist(), strict=True)):
         row, column = divmod(view // 2, 2 * padding + 1)
         crop = padded[position, :, row : row + height, column : column + width]
-        x[b] = (crop.flip(-1) if view % 2 else crop).to(torch.float32) / levels
+        x[b] = (crop.flip(-1) if view % 2 else crop).to(torch.float32) / divisor
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format), views
 
 
