@@ -277,9 +277,11 @@ def bad_calls():
     yield r"target must be logits of shape \[B, C\]", (z, z[0]), {"loss": "kl"}, RuntimeError
     yield "target must be float32, float16 or bfloat16, got torch.int64", (z, y), {"loss": "kl"}, TypeError
     yield "logits must be float32, float16 or bfloat16, got float64", (z.double(), y), {}, RuntimeError
-    yield r"logits must have shape \[B, C\] with C >= 1 for this loss, got \[4\]", (z[0], y), {}, RuntimeError
-    yield r"C >= 1 for this loss, got \[3, 0\]", (z[:, :0], y), {}, RuntimeError
-    yield r"C >= 2 for this loss, got \[3, 1\]", (z[:, :1], 0 * y), {"loss": "margin"}, RuntimeError
+    yield r"logits must be logits of shape \[B, C\] with C >= 2, got \[4\]$", (z[0], y), {}, RuntimeError
+    yield r"C >= 2, got \[3, 0\]$", (z[:, :0], y), {}, RuntimeError
+    for loss in ("ce", "margin", "dlr"):
+        yield r"C >= 2, got \[3, 1\]; for a binary classifier", (z[:, :1], 0 * y), {"loss": loss}, RuntimeError
+    yield r"C >= 2, got \[3, 1\]; for a binary classifier", (z[:, :1], z[:, :1]), {"loss": "kl"}, RuntimeError
     yield r"C >= 3 for this loss, got \[3, 2\]", (z[:, :2], 0 * y), {"loss": "dlr"}, RuntimeError
     yield (
         r"C >= 4 for this loss, got \[3, 3\]",

@@ -1,6 +1,8 @@
 """The attacks as objects: what they refuse, how they read, copies of them; presets and standards."""
 
 import math
+from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -241,14 +243,65 @@ def test_bad_labels_raise_on_the_cpu():
             attack(small_net(), X, torch.tensor([1, 10]))
 
 
+def classifier(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(108, classes))
+
+
 def test_too_few_classes():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
-    with pytest.raises(ValueError, match="model must have at least 4 classes for the targeted DLR loss, got 3"):
-        APGDT()(model, X, Y)
-    four = nn.Sequential(nn.Flatten(), nn.Linear(108, 4))
-    assert APGDT(steps=1)(four, X, Y).shape == X.shape  # nine targets asked for, three there are
-    with pytest.raises(RuntimeError, match="C"):
-        PGD(loss="dlr", steps=1)(nn.Sequential(nn.Flatten(), nn.Linear(108, 2)), X, Y % 2)
+    """Whatever the data: also where the first attack of several fools every image, or none is classified correctly."""
+    three = r"model must have at least 4 classes for the targeted DLR loss, got 3: use InTurn\(\[APGD.*APGD\(loss='dlr'"
+    two = r"model must have at least {} classes for the {}DLR loss, got 2: use InTurn\(\[APGD.*PGD\(loss='margin'\)"
+    for wrong in (True, False):
+        for classes, attack, message in (
+            (3, APGDT(steps=1), three),
+            (3, PGD(loss="dlr_targeted", steps=1), three),
+            (3, attacks.preset("autoattack", steps=1), three),
+            (3, InTurn([PGD(steps=1), attacks.preset("autoattack", steps=1)]), three),
+            (2, attacks.preset("autoattack", eps=1, steps=1), two.format(4, "targeted ")),
+            (2, PGD(loss="dlr", steps=1), two.format(3, "")),
+            (2, APGD(loss="dlr", steps=1), two.format(3, "")),
+        ):
+            model = classifier(classes)
+            right = model(X).argmax(1)
+            with pytest.raises(ValueError, match=message):
+                attack(model, X, (right + wrong) % classes)
+    assert APGDT(steps=1)(classifier(4), X, Y).shape == X.shape  # nine targets asked for, three there are
+    for classes, last in ((3, APGD(loss="dlr", steps=1)), (2, PGD(loss="margin", steps=1))):  # what the message says
+        assert InTurn([APGD(loss="ce", steps=1), last])(classifier(classes), X, Y % classes).shape == X.shape
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_one_logit_is_refused(name):
+    """Its softmax is 1: no attack would move a pixel."""
+    one = r"C\], C >= 2, got \(2, 1\); for a binary classifier .* returns torch.cat\(\[torch.zeros_like\(z\), z\], 1\)"
+    y = torch.zeros(2, 1) if name == "kl" else Y * 0
+    with pytest.raises(ValueError, match=one):
+        ATTACKS[name]()(classifier(1), X, y)
+    z = classifier(1)
+    attack = PGD(steps=2)
+    x_adv = attack(lambda x: torch.cat([torch.zeros_like(z(x)), z(x)], 1), X, Y * 0)
+    assert (z(x_adv) > z(X)).all()
+
+
+OUTPUTS = {
+    "dict": (lambda z: {"features": z[:, :3], "logits": z}, r"got dict; give lambda x: model\(x\)\['logits'\]"),
+    "tuple": (lambda z: (z, None), r"got tuple; give lambda x: model\(x\)\[0\]"),
+    "named": (namedtuple("Named", "aux logits")._make, r"got Named; give lambda x: model\(x\)\.logits"),
+    "object": (lambda z: SimpleNamespace(loss=None, logits=z), r"got SimpleNamespace; .* model\(x\)\.logits"),
+    "nothing": (lambda z: None, "got NoneType; give a callable that returns the logits alone"),
+    "pixels": (lambda z: z[..., None, None], r"got \(2, 4, 1, 1\); give lambda x: model\(x\)\.flatten\(1\)"),
+    "squeezed": (lambda z: z[:, 0], r"got \(2,\); .* returns torch.stack\(\[torch.zeros_like\(z\), z\], 1\)"),
+}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_an_output_that_is_not_logits_names_the_wrapper(kind):
+    make, message = OUTPUTS[kind]
+    net = classifier(4)
+    output = (lambda x: make((net(x), net(x)))) if kind == "named" else (lambda x: make(net(x)))
+    for attack in (PGD(steps=1), InTurn([PGD(steps=1)])):
+        with pytest.raises(ValueError, match=r"model must return logits of shape \[2, C\], " + message):
+            attack(output, X, Y)
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -1,5 +1,11 @@
 """No attack leaves a trace: modes, gradients, buffers, random state, inputs; also after an exception."""
 
+import functools
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
 import pytest
 import torch
 from attack_cases import ATTACKS, WITHOUT_NOISE, assert_same_snapshot, rng_state, small_net, snapshot, target_for
@@ -191,3 +197,201 @@ def test_empty_batch(name, device):
     y = torch.empty(0, dtype=torch.int64, device=device)
     target = torch.empty(0, 10, device=device) if name == "kl" else y
     assert ATTACKS[name]()(small_net().to(device), x, target).shape == x.shape
+
+
+class Around:
+    """What people write around a network."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, x):
+        return self.net(x)
+
+    def predict(self, x):
+        return self.net(x)
+
+
+@dataclass(slots=True)
+class Slots:
+    net: object
+
+    def __call__(self, x):
+        return self.net(x)
+
+
+class Listed(nn.Module):
+    """Keeps its networks where `modules()` does not see them."""
+
+    def __init__(self, nets):
+        super().__init__()
+        self.nets = nets
+
+    def forward(self, x):
+        return sum(net(x) for net in self.nets) / len(self.nets)
+
+
+named_net = None  # as a notebook has it
+
+
+def undecorated(x):
+    return named_net(x)
+
+
+def decorated(net):
+    @torch.compiler.disable
+    def call(x, scale=1.0):
+        return scale * net(x)
+
+    return call
+
+
+CALLABLES = {
+    "global": lambda net: lambda x: named_net(x),
+    "function of a function": lambda net: lambda x: undecorated(x),
+    "comprehension": lambda net: lambda x: sum(each(x) for each in (named_net,)),
+    "closure": lambda net: lambda x: net(x),
+    "default": lambda net: lambda x, each=net: each(x),
+    "decorated": decorated,
+    "partial": lambda net: functools.partial(lambda each, x: each(x), net),
+    "functional_call": lambda net: functools.partial(torch.func.functional_call, net, dict(net.named_parameters())),
+    "forward": lambda net: net.forward,
+    "compiled": lambda net: torch.compile(lambda x: net(x), backend="eager"),
+    "object": Around,
+    "method": lambda net: Around(net).predict,
+    "slots": Slots,
+    "nested": lambda net: Around(Around({"nets": [lambda x: net(x)]}["nets"][0])),
+    "module with a list": lambda net: Listed([net]),
+}
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_the_modules_behind_a_callable_are_the_model(name, batch, device, monkeypatch):
+    x, y = batch
+    net = small_net(dropout=0.5).to(device).train()
+    monkeypatch.setitem(globals(), "named_net", net)
+    model = CALLABLES[name](net)
+    for attack in (attacks.PGD(steps=3), attacks.InTurn([attacks.PGD(steps=3)])):
+        expected = attack(net, x, y, seed=1)
+        before = snapshot(net)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="bn=")
+            assert attack(model, x, y, seed=1).equal(expected)
+        assert_same_snapshot(before, snapshot(net))
+    assert net.training
+    moved = net[1].running_mean.clone()
+    attacks.PGD(steps=1, bn="train")(CALLABLES[name](net.eval()), x, y)
+    assert not net[1].running_mean.equal(moved) and not net.training
+
+
+def test_all_of_an_ensemble_and_a_target_behind_a_callable(batch, device):
+    x, _ = batch
+    nets = [small_net(seed, dropout=0.5).to(device) for seed in range(3)]
+    before = [snapshot(net) for net in nets]
+    attack = attacks.KLPGD(steps=3)
+    first = attack(lambda x: sum(net(x) for net in nets[:2]), x, lambda x: nets[2](x), seed=1)
+    for net, snap in zip(nets, before, strict=True):
+        assert_same_snapshot(snap, snapshot(net))
+        net.eval()
+    assert first.equal(attack(lambda x: sum(net(x) for net in nets[:2]), x, nets[2], seed=1))
+
+
+def test_a_model_without_modules_is_said_once(batch):
+    x, y = batch
+    weights = torch.rand(108, 10)
+    attack = attacks.PGD(steps=1)
+    with pytest.warns(UserWarning, match="bn='eval' cannot be applied: no torch.nn.Module was found") as said:
+        for _ in range(3):
+            attack(lambda x: x.flatten(1) @ weights, x, y)
+    assert len(said) == 1 and said[0].filename == __file__
+
+
+def test_a_child_that_its_owner_keeps_in_eval_mode_is_no_model_of_its_own():
+    net = small_net().train()
+    net[1].eval()
+    with (
+        attacks.attack_mode(lambda x: net[2:](net[1](net[0](x))), "train"),
+        attacks.attack_mode([net, net[1]].copy, "train"),
+    ):
+        assert net.training and not net[1].training
+
+
+@pytest.mark.parametrize("bn", attacks.BN_POLICIES)
+def test_threads_that_attack_one_network(bn, batch):
+    """20 trials, as many threads as it takes to overlap: the last one out puts the modes back."""
+    x, y = batch
+    net = mixed_modes(small_net())
+    before = snapshot(net)
+    attack = attacks.PGD(eps=0.1, step_size=0.03, steps=3, bn=bn)
+    expected = attack(net, x, y, seed=0)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            start = threading.Barrier(4)
+
+            def run(_, start=start):
+                start.wait()
+                return attack(net, x, y, seed=0)
+
+            found = list(pool.map(run, range(4)))
+            assert_same_snapshot(before, snapshot(net), buffers=bn != "train")
+            assert bn == "train" or all(each.equal(expected) for each in found)
+
+
+def in_another_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+@pytest.mark.parametrize("bn", attacks.BN_POLICIES)
+def test_the_last_thread_out_puts_the_mode_back(bn):
+    net = small_net().eval() if bn != "eval" else small_net()
+    before = snapshot(net)
+    with ThreadPoolExecutor(1) as other:
+        inside = attacks.attack_mode(net, bn)
+        with attacks.attack_mode(net, bn):
+            other.submit(inside.__enter__).result()
+            with attacks.attack_mode(net, bn):  # the same thread once more
+                pass
+        assert all(module.training == (bn != "eval") for module in net.modules())
+        assert net[1].track_running_stats == (bn != "train_frozen")
+        other.submit(inside.__exit__, None, None, None).result()
+    assert_same_snapshot(before, snapshot(net))
+
+
+def test_two_policies_at_once_are_refused():
+    net = small_net()
+    before = snapshot(net)
+
+    def attack():
+        with attacks.attack_mode(lambda x: net[1](x), "train"):  # a part of it
+            pass
+
+    with attacks.attack_mode(net, "eval"):
+        with pytest.raises(RuntimeError, match="bn='train' now: another thread is attacking it with bn='eval'"):
+            in_another_thread(attack)
+        assert not net.training
+        with attacks.attack_mode(net, "train"):  # the same thread may
+            assert net.training
+            with pytest.raises(RuntimeError, match="bn='eval' now"):
+                in_another_thread(lambda: attacks.attack_mode(net, "eval").__enter__())
+        assert not net.training
+    assert_same_snapshot(before, snapshot(net))
+    in_another_thread(attack)
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd-t", "in turn", "kl"])
+def test_data_parallel_wrappers_are_attacked_without_their_collectives(name, batch, device, tmp_path):
+    x, y = batch
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        net = small_net().to(device)
+        model = nn.parallel.DistributedDataParallel(net)
+        passes = []
+        model.register_forward_pre_hook(lambda *_: passes.append(1))
+        target = target_for(name, y)
+        assert ATTACKS[name]()(model, x, target, seed=1).equal(ATTACKS[name]()(net, x, target, seed=1))
+        assert not passes and net.training
+        model(x).sum().backward()  # its averaging is where it was
+        assert passes and net[0].weight.grad is not None
+    finally:
+        torch.distributed.destroy_process_group()

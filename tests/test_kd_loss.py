@@ -340,11 +340,6 @@ def test_empty_batch(device):
             F.kl_distill_loss(empty, empty, reduction=reduction)
 
 
-def test_one_class(device):
-    """A softmax over one class is 1: no loss, whatever the logits."""
-    assert F.kl_distill_loss(torch.tensor([[5.0]], device=device), torch.tensor([[-3.0]], device=device)) == 0.0
-
-
 def bad_calls():
     s, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
     yield (
@@ -353,8 +348,12 @@ def bad_calls():
         {},
         RuntimeError,
     )
-    yield r"student_adv_logits must be logits of shape \[B, C\] with C >= 1, got \[4\]", (s[0], s[0]), {}, RuntimeError
-    yield "with C >= 1", (s[:, :0], s[:, :0]), {"reduction": "sum"}, RuntimeError
+    yield r"student_adv_logits must be logits of shape \[B, C\] with C >= 2, got \[4\]", (s[0], s[0]), {}, RuntimeError
+    yield "with C >= 2", (s[:, :0], s[:, :0]), {"reduction": "sum"}, RuntimeError
+    one = (
+        r"got \[3, 1\]; for a binary classifier whose one logit is z give torch.cat\(\[torch.zeros_like\(z\), z\], 1\)"
+    )
+    yield one, (s[:, :1], s[:, :1]), {}, RuntimeError  # whose loss would be 0, whatever the logits
     yield "teacher_logits must be float32, float16 or bfloat16, got torch.float64", (s, s.double()), {}, TypeError
     yield "teacher_logits must not require grad", (s, s.clone().requires_grad_()), {}, ValueError
     yield "temperature must be finite and above 0, got 0.0", (s, s), {"temperature": 0}, ValueError

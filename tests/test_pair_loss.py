@@ -247,15 +247,11 @@ def test_empty_batch(name, device):
             loss(empty, empty, labels, reduction=reduction)
 
 
-def test_trades_of_one_class(device):
-    logits = torch.tensor([[5.0]], device=device)
-    assert F.trades_loss(logits, clean_logits=-logits, labels=torch.tensor([0], device=device)) == 0.0
-
-
 def bad_calls():
     s, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
     yield r"clean_logits must have the shape of adv_logits \[3, 4\], got \[3, 5\]", (s, torch.randn(3, 5)), {}
-    yield r"adv_logits must be logits of shape \[B, C\] with C >= 1, got \[4\]", (s[0], s[0]), {}
+    yield r"adv_logits must be logits of shape \[B, C\] with C >= 2, got \[4\]", (s[0], s[0]), {}
+    yield r"C >= 2, got \[3, 1\]; for a binary classifier", (s[:, :1], s[:, :1]), {}
     yield "clean_logits must be float32, float16 or bfloat16, got torch.float64", (s, s.double()), {}
     yield "beta must be finite and at least 0, got -1.0", (s, s), {"beta": -1.0}
     yield "beta must be a number, got str", (s, s), {"beta": "6"}
@@ -273,12 +269,6 @@ def bad_calls():
 def test_bad_calls(message, tensors, settings, name):
     with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
         LOSSES[name][0](*tensors, **{"labels": torch.tensor([0, 1, 2])} | settings)
-
-
-def test_mart_needs_two_classes(device):
-    one = torch.randn(3, 1, device=device)
-    with pytest.raises(RuntimeError, match="adv_logits must have at least 2 classes"):
-        F.mart_loss(one, clean_logits=one, labels=torch.zeros(3, dtype=torch.int64, device=device))
 
 
 @pytest.mark.gpu

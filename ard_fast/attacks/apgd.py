@@ -210,8 +210,6 @@ class APGDT(APGD):
         """All targets and restarts; run number r uses seed + r."""
         seed = seed_tensor(seed, problem.x.device)
         logits = self.predictions(problem.model, problem.x)
-        if logits.shape[1] < 4:
-            raise ValueError(f"model must have at least 4 classes for the targeted DLR loss, got {logits.shape[1]}")
         labels = cast("Tensor", problem.y)
         check_labels(labels, logits)
         wrong = logits.scatter(1, labels[:, None], float("-inf")).argsort(dim=1, descending=True, stable=True)

@@ -41,8 +41,10 @@ from ard_fast.attacks.inputs import (
     check_sample_ids,
     check_sizes,
     check_targets,
+    say_unseen,
 )
 from ard_fast.attacks.model_state import BN_POLICIES, attack_mode
+from ard_fast.attacks.modules import without_gradient_sync
 from ard_fast.attacks.settings import Configured
 from ard_fast.functional import AttackGradient
 from ard_fast.functional._bounds import check_radius
@@ -173,7 +175,9 @@ class GradientAttack(Configured):
         """Attack the images.
 
         Args:
-            model: maps `[B, ...]` to logits `[B, C]`.
+            model: maps `[B, ...]` to logits `[B, C]`. `bn` applies to all modules behind it: itself, or those of a
+                lambda, bound method, partial or object; where none is found a warning says so once.
+                `DistributedDataParallel` is attacked through its `.module`.
             x: clean images `[B, ...]`, float32, inside `bounds`. On the CPU every call looks; on CUDA, where that waits
                 for the device, this object's first call for a shape and bounds does, and none inside a capture.
             y: labels, int64 `[B]` (the classes to move to if targeted); for loss "kl" target logits `[B, C]`. None
@@ -191,8 +195,10 @@ class GradientAttack(Configured):
             TypeError: x is not float32, or y, mask or target_classes not of the dtype they need.
             ValueError: shapes of the arguments or of the logits do not fit, x is not inside `bounds`, a tensor eps is
                 wider than they are, or y is missing for a targeted attack.
+            RuntimeError: another thread is attacking the model under another `bn`.
         """
         check_model(model)
+        model, y = without_gradient_sync(model), without_gradient_sync(y)
         check_images(x)
         check_targets(self, y, target_classes, x)
         check_sample_ids(sample_ids, x)
@@ -211,7 +217,8 @@ class GradientAttack(Configured):
                 y, target_classes = self._own_targets(model, x, cast("Tensor | None", y), target_classes)
             problem = Problem(model, x, y, target_classes, mask, sample_ids)
             with ExitStack() as modes:
-                modes.enter_context(attack_mode(model, self.bn))
+                if not modes.enter_context(attack_mode(model, self.bn)):
+                    say_unseen(self, model)
                 if not isinstance(y, Tensor):
                     modes.enter_context(attack_mode(y, "eval"))
                 return self.search(problem, seed)
@@ -340,7 +347,7 @@ class GradientAttack(Configured):
     def forward(self, model: Model, x: Tensor) -> Tensor:
         """Logits `[B, C]` of the model, checked."""
         logits = model(x)
-        check_logits(logits, x)
+        check_logits(logits, x, self.loss_name)
         return logits.float() if logits.dtype == torch.float64 else logits
 
     def predictions(self, model: Model, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from ard_fast.attacks.inputs import (
     check_sample_ids,
 )
 from ard_fast.attacks.model_state import attack_mode
+from ard_fast.attacks.modules import without_gradient_sync
 from ard_fast.attacks.settings import Configured
 
 
@@ -73,6 +74,7 @@ class InTurn(Configured):
     ) -> Tensor:
         """Attack the images; arguments, result and errors as for each of the attacks."""
         check_model(model)
+        model = without_gradient_sync(model)
         check_images(x)
         check_label_tensor(y, x)
         check_sample_ids(sample_ids, x)
@@ -95,10 +97,10 @@ class InTurn(Configured):
         x_adv = x.clone()
         if not len(x):
             return x_adv
-        y = _predicted(model, x) if y is None else y
+        y = self._predicted(model, x) if y is None else y
         ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
         for attack in self.attacks:
-            left = (_predicted(model, x_adv) == y).nonzero()[:, 0]
+            left = (self._predicted(model, x_adv) == y).nonzero()[:, 0]
             if not len(left):
                 break
             x_adv[left] = attack.for_samples(left)(
@@ -111,9 +113,15 @@ class InTurn(Configured):
             )
         return x_adv
 
+    def _predicted(self, model: Model, x: Tensor) -> Tensor:
+        with attack_mode(model, "eval"), torch.no_grad():
+            logits = model(x)
+            # Of all attacks, whichever of them will have images left to attack.
+            check_logits(logits, x, *self._losses())
+            return logits.argmax(1)
 
-def _predicted(model: Model, x: Tensor) -> Tensor:
-    with attack_mode(model, "eval"), torch.no_grad():
-        logits = model(x)
-        check_logits(logits, x)
-        return logits.argmax(1)
+    def _losses(self) -> list[str]:
+        losses: list[str] = []
+        for attack in self.attacks:
+            losses += attack._losses() if isinstance(attack, InTurn) else [getattr(attack, "loss_name", "ce")]
+        return losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -29,16 +30,55 @@ def check_sample_ids(sample_ids: Tensor | None, x: Tensor) -> None:
         _check_integers(sample_ids, "sample_ids", x)
 
 
-def check_logits(logits: Tensor, x: Tensor) -> None:
-    """What a model returned for `x`: real numbers `[B, C]`, C >= 1, on its device."""
-    good = isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[0] == x.shape[0] and logits.shape[1] > 0
-    if not good:
+def check_logits(logits: Tensor, x: Tensor, *losses: str) -> None:
+    """What a model returned for `x`: real numbers `[B, C]` on its device, C as large as all the losses need."""
+    fits = isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[0] == x.shape[0]
+    if not fits or logits.shape[1] < 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model must return logits of shape [{x.shape[0]}, C], got {got}")
+        classes = "C], C >= 2" if fits else "C]"
+        hint = _how_to_wrap(logits, x)
+        raise ValueError(f"model must return logits of shape [{x.shape[0]}, {classes}, got {got}{hint}")
     if not logits.is_floating_point():
         raise ValueError(f"model must return logits of a floating dtype, got {logits.dtype}")
     if logits.device != x.device:
         raise ValueError(f"model must return logits on the device of x, {x.device}, got {logits.device}")
+    for loss in losses:
+        least, name = _LEAST_CLASSES.get(loss, (2, ""))
+        if logits.shape[1] < least:
+            other = "APGD(loss='dlr')" if logits.shape[1] == 3 else "PGD(loss='margin')"
+            raise ValueError(
+                f"model must have at least {least} classes for the {name} loss, got {logits.shape[1]}: use "
+                f"InTurn([APGD(loss='ce'), {other}])"
+            )
+
+
+_LEAST_CLASSES = {"dlr": (3, "DLR"), "dlr_targeted": (4, "targeted DLR")}
+
+
+def _how_to_wrap(output: Any, x: Tensor) -> str:
+    """What to add to a complaint about a model's output: the callable to give the attack instead."""
+    if isinstance(output, Tensor):
+        z, batch = tuple(output.shape), x.shape[0]
+        if z in ((batch,), (batch, 1)):
+            join = "stack" if len(z) == 1 else "cat"
+            two = f"torch.{join}([torch.zeros_like(z), z], 1)"
+            return f"; for a binary classifier whose one logit is z give a model that returns {two}"
+        if len(z) > 2 and z[0] == batch and output[0].numel() == z[1]:
+            return "; give lambda x: model(x).flatten(1)"
+        return "; x looks like a single image: use x[None]" if x.dim() == 3 and len(z) == 1 else ""
+    parts: list[tuple[str, Any]] = []
+    if isinstance(output, Mapping):
+        parts = [(f"[{key!r}]", value) for key, value in output.items()]
+    elif isinstance(output, (tuple, list)):
+        names = getattr(output, "_fields", None)
+        parts = [(f"[{i}]" if names is None else f".{names[i]}", value) for i, value in enumerate(output)]
+    elif hasattr(output, "__dict__"):
+        parts = [(f".{name}", value) for name, value in vars(output).items()]
+    fitting = [access for access, value in parts if isinstance(value, Tensor) and value.shape[:1] == x.shape[:1]]
+    if not fitting:
+        return "; give a callable that returns the logits alone"
+    named = [access for access in fitting if "logits" in access]
+    return f"; give lambda x: model(x){(named or fitting)[0]}"
 
 
 def check_labels(y: Tensor, logits: Tensor, name: str = "y") -> None:
@@ -85,7 +125,7 @@ def check_pixels(attack: GradientAttack, x: Tensor) -> None:
     if x.device.type != "cuda":
         check_precondition(x, attack.eps, attack.bounds, attack.norm)
         return
-    kinds = _LOOKED_AT.setdefault(attack, set())
+    kinds = _ONCE.setdefault(attack, set())
     kind = x.shape[1:], attack.bounds
     may_wait = torch.cuda.get_sync_debug_mode() < 2 and not torch.cuda.is_current_stream_capturing()  # 2: "error"
     if kind not in kinds and may_wait:
@@ -93,8 +133,24 @@ def check_pixels(attack: GradientAttack, x: Tensor) -> None:
         kinds.add(kind)
 
 
-_LOOKED_AT: WeakKeyDictionary[GradientAttack, set[Hashable]] = WeakKeyDictionary()
-"""Kinds of images on CUDA that were inside the bounds, by attack."""
+_ONCE: WeakKeyDictionary[GradientAttack, set[Hashable]] = WeakKeyDictionary()
+"""What is not done again for an attack: kinds of images on CUDA that were inside the bounds, warnings."""
+
+
+def say_unseen(attack: GradientAttack, model: Callable[..., Any]) -> None:
+    """Warn, once for an attack and a type of callable, that no module was found behind the model."""
+    kind = type(model)
+    said = _ONCE.setdefault(attack, set())
+    if kind in said or hasattr(model, "fixed_tensors"):
+        return
+    said.add(kind)
+    name = getattr(model, "__qualname__", kind.__qualname__)
+    warnings.warn(
+        f"bn={attack.bn!r} cannot be applied: no torch.nn.Module was found behind the model, {name}. If it uses one, "
+        "batch norm and dropout stay as they are and running statistics may move: pass the module, or a "
+        "torch.nn.Module around it",
+        stacklevel=3,
+    )
 
 
 def check_targets(

@@ -10,7 +10,7 @@ from ard_fast import _ops
 from ard_fast._arguments import confidence, flag, one_of, positive
 from ard_fast._arrays import Array, tensor
 from ard_fast._typing import known
-from ard_fast.functional._logits import common_logits
+from ard_fast.functional._logits import check_two_classes, common_logits
 
 _CODES = {"ce": 0, "margin": 1, "dlr": 2, "dlr_targeted": 3}
 _LOSSES = ("ce", "kl", "margin", "dlr", "dlr_targeted")
@@ -139,8 +139,9 @@ def attack_gradient(
         labels = tensor(labels, "labels")
     if loss == "kl":
         return _kl_gradient(logits, target.detach(), temperature, with_target_grad, with_rows)
+    check_two_classes(logits, "logits")
     kappa = confidence(kappa, "kappa")
-    if logits.dim() == 2 and logits.stride(1) != 1:
+    if logits.stride(1) != 1:
         logits = logits.contiguous()
     classes = None
     if loss == "dlr_targeted":

@@ -11,7 +11,7 @@ def network_tensors(*networks: nn.Module) -> list[Tensor]:
     For what a graph's `fixed` returns. `Module.parameters()` and `buffers()` find the same six times slower.
     """
     found: list[Tensor | None] = []
-    for module in _modules(networks):
+    for module in network_modules(*networks):
         found += module._parameters.values()
         found += module._buffers.values()
     return [tensor for tensor in found if tensor is not None]
@@ -19,10 +19,11 @@ def network_tensors(*networks: nn.Module) -> list[Tensor]:
 
 def network_modes(*networks: nn.Module) -> tuple[bool, ...]:
     """Whether each module is in train mode."""
-    return tuple([module.training for module in _modules(networks)])
+    return tuple([module.training for module in network_modules(*networks)])
 
 
-def _modules(networks: tuple[nn.Module, ...]) -> list[nn.Module]:
+def network_modules(*networks: nn.Module) -> list[nn.Module]:
+    """All modules, each once."""
     left: list[nn.Module | None] = list(networks)
     found: dict[int, nn.Module] = {}
     while left:
