@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-import zipfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ard_fast.files import write_atomic
-from ard_fast.models import Matched, Normalised, build_model, match_published
+from ard_fast.models import Normalised, build_model, match_published
+from ard_fast.weights_file import cause, check_sums, digest, read_weights
 
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "training_state.pt"
 _SCHEMA = 4  # 3: a --subset was of the first images
-# Where published files keep the state dict, in this order, and how deep at most (a hostile one may be endless).
-_STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", "last")
-_NESTING = 3
 
 
 def save_weights(path: Path, model: nn.Module, *, name: str, num_classes: int, in_channels: int) -> None:
@@ -43,18 +38,9 @@ def save_weights(path: Path, model: nn.Module, *, name: str, num_classes: int, i
         "num_classes": str(num_classes),
         "in_channels": str(in_channels),
         "format": "pt",
-        "sha256": _digest(tensors),
+        "sha256": digest(tensors),
     }
     write_atomic(path, lambda part: save_file(tensors, part, metadata=metadata))
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names and values, since safetensors has no checksum of its own."""
-    total = hashlib.sha256()
-    for key in sorted(tensors):
-        total.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
-        total.update(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def find_weights(source: str | Path, *, argument: str = "teacher") -> Path:
@@ -87,13 +73,15 @@ def load_network(
     model: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    weights: str | None = None,
     argument: str = "teacher",
     model_argument: str = "teacher_model",
 ) -> nn.Module:
     """A trained network from a run's folder, a `.safetensors` file, a file written by `torch.save`, or a factory.
 
-    Published state dicts fit as they are: see `ard_fast.models.match_published`. Pickles are loaded with
-    `weights_only=True`; a file cannot name code to run: only the caller can, with `source` or `model`.
+    Published state dicts fit as they are: see `ard_fast.models.match_published`. Of several in a
+    file, such as weights and their average, the trained ones are taken, and a warning names the others. Pickles are
+    loaded with `weights_only=True`; a file cannot name code to run: only the caller can, with `source` or `model`.
 
     Args:
         source: the folder or file; or `package.module:factory`, whose network is taken to be trained.
@@ -104,6 +92,7 @@ def load_network(
         mean: of each channel in [0, 1] pixels, for a network that was trained on normalised images and whose file does
             not carry it; the network returned takes pixels and normalises them.
         std: likewise.
+        weights: of several sets of weights in the file the one to take, by its key or wrapper: "ema".
         argument: what errors call `source`.
         model_argument: what errors call `model`; those about `mean` and `std` call them `<argument>_mean`, `_std`.
 
@@ -114,28 +103,86 @@ def load_network(
         FileNotFoundError: nothing there.
         ValueError: another network or another number of classes, an unreadable file, or weights that are not finite.
     """
+    opened = open_network(
+        source,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        model=model,
+        mean=mean,
+        std=std,
+        weights=weights,
+        argument=argument,
+        model_argument=model_argument,
+    )
+    if opened.others and weights is None:
+        warnings.warn(f"{argument}: {opened.choice()}", stacklevel=2)
+    return opened.network
+
+
+class Opened(NamedTuple):
+    """A network from a file or factory, and which weights it has.
+
+    Attributes:
+        network: as `load_network` returns it.
+        name: of the network, as `build_model` takes it.
+        weights: the key or wrapper under which the weights were found; empty where there was none.
+        others: those of other sets of weights in the file.
+    """
+
+    network: nn.Module
+    name: str
+    weights: str = ""
+    others: tuple[str, ...] = ()
+
+    def choice(self) -> str:
+        """Which weights were taken of which, in words."""
+        return f"the file holds {len(self.others) + 1} sets of weights: {self.weights!r} is taken, not " + " or ".join(
+            map(repr, self.others)
+        )
+
+
+def open_network(
+    source: str | Path,
+    *,
+    num_classes: int,
+    in_channels: int,
+    model: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    weights: str | None = None,
+    argument: str = "teacher",
+    model_argument: str = "teacher_model",
+) -> Opened:
+    """As `load_network`, and what was found; without a warning."""
     if (mean is None) != (std is None):
         raise ValueError(f"{argument}_mean: mean and std go together, got mean {mean}, std {std}")
     if isinstance(source, str) and ":" in source and not Path(source).exists():
         if source.startswith("timm:"):
             raise ValueError(f"{argument}: {source} has no weights; name their file, and {source} as {model_argument}")
         network = build_model(source, num_classes, in_channels, argument=argument)
-        return _frozen(_normalised(network, None, mean, std, in_channels=in_channels, argument=argument))
+        network = normalised(network, None, mean, std, in_channels=in_channels, argument=argument)
+        return Opened(_frozen(network), source)
     path = find_weights(source, argument=argument)
-    weights, metadata = read_weights(path, argument=argument)
-    name = _network_name(metadata, model, path, argument=argument, model_argument=model_argument)
+    found = read_weights(path, argument=argument, name=weights)
+    name = _network_name(found.metadata, model, path, argument=argument, model_argument=model_argument)
     for what, wanted in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if metadata.get(what, str(wanted)) != str(wanted):
-            raise ValueError(f"{argument}: {path} has {what} {metadata[what]}, the data set needs {wanted}")
+        if found.metadata.get(what, str(wanted)) != str(wanted):
+            raise ValueError(f"{argument}: {path} has {what} {found.metadata[what]}, the data set needs {wanted}")
     network = build_model(name, num_classes, in_channels, argument=model_argument)
-    complaint = f"{argument}: {path} does not fit {name} with {num_classes} classes"
-    matched = fill_network(network, weights, complaint)
+    matched = match_published(found.tensors, network, weights)
+    taken = ".".join(filter(None, (found.name, matched.name)))
+    others = (*found.others, *(".".join(filter(None, (found.name, other))) for other in matched.others))
+    if weights is not None and weights not in (taken, found.name, matched.name, *taken.split(".")):
+        sets = ", ".join(map(repr, (taken, *others))) if others else "one set of weights"
+        raise ValueError(f"weights: {path} holds {sets}, not {weights!r}")
+    _fill(network, matched.weights, f"{argument}: {path} does not fit {name} with {num_classes} classes")
     for key, value in network.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{argument}: {path} holds values that are not finite, in {key}")
-    return _frozen(
-        _normalised(network, matched.normaliser, mean, std, in_channels=in_channels, argument=f"{argument}: {path}")
+    network = normalised(
+        network, matched.normaliser, mean, std, in_channels=in_channels, argument=f"{argument}: {path}"
     )
+    return Opened(_frozen(network), name, taken, others)
 
 
 def _network_name(
@@ -154,7 +201,7 @@ def _network_name(
     return name
 
 
-def _normalised(
+def normalised(
     network: nn.Module,
     found: tuple[Tensor, Tensor] | None,
     mean: Sequence[float] | None,
@@ -185,61 +232,33 @@ def _frozen(network: nn.Module) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def fill_network(network: nn.Module, weights: Mapping[str, Tensor], complaint: str) -> Matched:
-    """Put a state dict, published or our own, into a network: every key of both that any forward uses.
-
-    Returns:
-        What was put in, and the normaliser that the state dict carries beside it, which is left to the caller.
+def _fill(network: nn.Module, weights: Mapping[str, Tensor], complaint: str) -> None:
+    """Load a state dict.
 
     Raises:
         ValueError: `complaint`, followed by the first keys and shapes that do not fit, in one line.
     """
-    matched = match_published(weights, network)
-    try:
-        network.load_state_dict(matched.weights)
-    except (RuntimeError, TypeError, ValueError) as error:  # the last two: sparse, quantised or otherwise odd tensors
-        raise ValueError(f"{complaint}: {shorten(str(error), 600)}") from error
-    return matched
-
-
-def read_weights(path: Path, *, argument: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a weights file, as they are named there, and its metadata (empty for pickles).
-
-    Raises:
-        ValueError: unreadable, refused by `weights_only=True`, or no state dict.
-    """
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = file.keys()
-                tensors, metadata = {key: file.get_tensor(key) for key in names}, file.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{argument}: {path} is not a safetensors file: {error}") from error
-        if metadata.get("sha256", None) not in (None, _digest(tensors)):
-            raise ValueError(f"{argument}: {path} is damaged: its weights are not those that were written")
-        return tensors, metadata
-    try:
-        if zipfile.is_zipfile(path):
-            _check_sums(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or refused pickle fails with almost any exception type
-        raise ValueError(f"{argument}: cannot read {path} as a state dict: {shorten(str(error), 600)}") from error
-    for _ in range(_NESTING):
-        inner = [
-            content[key] for key in _STATE_KEYS if isinstance(content, dict) and isinstance(content.get(key), dict)
+    own = network.state_dict()
+    wrong = {
+        f"of its {len(own)} keys missing": [key for key in own if key not in weights],
+        "unexpected": [key for key in weights if key not in own],
+        "of another shape (size mismatch)": [
+            f"{key} {list(value.shape)}, not {list(own[key].shape)}"
+            for key, value in weights.items()
+            if key in own and value.shape != own[key].shape
+        ],
+    }
+    if any(wrong.values()):
+        parts = [
+            f"{len(keys)} {what}: {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}"
+            for what, keys in wrong.items()
+            if keys
         ]
-        if not inner:
-            break
-        content = inner[0]
-    if not isinstance(content, dict) or not content:
-        raise ValueError(f"{argument}: {path} holds no state dict of tensors")
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ValueError(f"{argument}: {path} holds no state dict of tensors: {key!r} is {type(value).__name__}")
-        if value.layout != torch.strided or value.is_meta or value.is_complex() or value.is_quantized:
-            kind = f"{value.dtype} {value.layout} on {value.device}"
-            raise ValueError(f"{argument}: {path} holds {key!r} as a tensor that no network has ({kind})")
-    return content, {}
+        raise ValueError(f"{complaint}: {'; '.join(parts)}")
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, TypeError, ValueError) as error:  # quantised or otherwise odd tensors
+        raise ValueError(f"{complaint}: {cause(error)}") from error
 
 
 class DamagedRun(ValueError):
@@ -301,25 +320,15 @@ def load_state(path: Path) -> TrainingState:
     if not path.is_file():
         raise FileNotFoundError(f"resume: {path} is missing; there is nothing to go on from")
     try:
-        _check_sums(path)
+        check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("schema") != _SCHEMA:
             raise ValueError("another schema")
         _check_fields(content)
         return TrainingState(**content)
     except Exception as error:  # a damaged file fails with almost any exception type
-        reason = shorten(str(error), 300) or type(error).__name__
+        reason = cause(error)
         raise DamagedRun(f"resume: {path} is not a training state of this version: {reason}") from error
-
-
-def _check_sums(path: Path) -> None:
-    """torch.save writes checksums; torch.load does not read them."""
-    with zipfile.ZipFile(path) as archive:
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ValueError("compressed, as torch.save never writes")
-        damaged = archive.testzip()
-    if damaged:
-        raise ValueError(f"damaged: the checksum of {damaged} is wrong")
 
 
 def _check_fields(content: dict[str, Any]) -> None:

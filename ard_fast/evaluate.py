@@ -38,6 +38,11 @@ def make_parser() -> Parser:
     add("run", nargs="?", metavar="RUN", help="a run's folder (its best checkpoint), a .safetensors or a .pt file")
     add("--model", metavar="NAME", help="package.module:factory, called without arguments, then filled from RUN if "
         "given; or a network's name for a checkpoint that does not say")  # fmt: skip
+    add("--mean", metavar="LIST", help="weights trained on normalised images: means of the channels of pixels in "
+        "[0, 1], comma-separated, taken off inside the network [the file's, or none]")  # fmt: skip
+    add("--std", metavar="LIST", help="standard deviations likewise [the file's]")
+    add("--weights", metavar="NAME", help="of several sets of weights in RUN the one to take, by its key: ema [not an "
+        "average]")  # fmt: skip
     add("--attacks", metavar="LIST", help=f"{ATTACKS_HELP} [{','.join(DEFAULT_ATTACKS['linf'])}, "
         "but for what needs more classes]")  # fmt: skip
     add("--norm", metavar="NORM", help=f"{' or '.join(NORMS)} [{NORMS[0]}]")
@@ -59,6 +64,16 @@ def make_parser() -> Parser:
     add("--batch-size", metavar="N", help="images a batch; changes no result [the run's]")
     add("--seed", metavar="N", help=f"of every attack's random numbers [{EVALUATION_SEED}]")
     add("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N [the run's, or auto]")
+    add(
+        "--threads",
+        metavar="N",
+        help="CPU threads; 0: OMP_NUM_THREADS, else the physical cores one may use [the run's]",
+    )
+    add(
+        "--channels-last",
+        metavar="WHEN",
+        help="images and weights in channels-last layout: auto, true or false [the run's]",
+    )
     add("--out", metavar="DIR", help="folder for the results [RUN/evaluation, or a new one beside it]")
     add("--save-images", action="store_true", help="write the adversarial images, rounded to whole pixel levels inside "
         "the ball and judged again: adversarial.npz and PNG files in samples")  # fmt: skip

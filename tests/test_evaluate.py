@@ -224,6 +224,57 @@ def test_part_of_class_sorted_images_holds_every_class(tmp_path, monkeypatch, ca
     assert "all 4 classes" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.fixture(scope="module")
+def normalised_run(tmp_path_factory):
+    """A run whose network was trained behind a normalisation, and its weights as others save them: without it."""
+    folder = tmp_path_factory.mktemp("normalised") / "run"
+    arguments = [
+        "--method",
+        "natural",
+        "--student",
+        "digits-student",
+        "--epochs",
+        "8",
+        "--val-steps",
+        "1",
+        "--lr",
+        "0.05",
+    ]
+    arguments += ["--student-mean", "0.7", "--student-std", "0.1", "--out", str(folder)]
+    assert train(arguments) == 0
+    network = load_network(folder, num_classes=10, in_channels=1).get_submodule("network")
+    torch.save({"net": network.state_dict()}, folder.parent / "bare.pt")
+    return folder
+
+
+def test_a_normalisation_outside_the_file_is_an_option_or_a_warning(normalised_run, tmp_path, capsys):
+    common = ("--attacks", "clean", "--eps-curve", "none", "--dataset", "digits", "--threads", 1)
+    bare = (normalised_run.parent / "bare.pt", "--model", "digits-student")
+    options = ("--mean", "0.7", "--std", "0.1", "--channels-last", "false")
+    found = {}
+    for name, arguments in (("run", (normalised_run,)), ("given", (*bare, *options)), ("missing", bare)):
+        assert evaluate(*arguments, *common, "--out", tmp_path / name) == 0, capsys.readouterr().err
+        found[name] = read(tmp_path / name)
+    assert found["run"]["warnings"] == found["given"]["warnings"] == []
+    assert found["run"]["clean_acc"] == found["given"]["clean_acc"] > found["missing"]["clean_acc"] + 20
+    (warning,) = [text for text in found["missing"]["warnings"] if text.startswith("normalisation")]
+    assert re.search(r"% with --mean [\d.e-]+ --std [\d.e-]+: the network seems to have been trained", warning)
+    assert found["given"]["settings"]["mean"] == [0.7] and found["given"]["settings"]["channels_last"] is False
+
+
+def test_the_average_of_the_weights_is_named_and_can_be_taken(run, tmp_path, capsys):
+    state = load_network(run, num_classes=10, in_channels=1).state_dict()
+    average = {key: torch.zeros_like(value) for key, value in state.items()}
+    torch.save({"model": state, "ema": average}, tmp_path / "w.pt")
+    common = (tmp_path / "w.pt", "--model", "digits-student", "--dataset", "digits", "--attacks", "clean")
+    for name, options in (("model", ()), ("ema", ("--weights", "ema"))):
+        assert evaluate(*common, *options, "--eps-curve", "none", "--out", tmp_path / name) == 0
+    assert read(tmp_path / "model")["clean_acc"] > 50 > read(tmp_path / "ema")["clean_acc"]
+    (warning,) = read(tmp_path / "model")["warnings"]
+    assert warning == "weights: the file holds 2 sets of weights: 'model' is taken, not 'ema' (--weights)."
+    assert not any(text.startswith("weights") for text in read(tmp_path / "ema")["warnings"])
+
+
 def test_test_images_alone_are_enough_and_three_classes_too(tmp_path, monkeypatch, capsys):
     (tmp_path / "triple.py").write_text(
         "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()\n"
@@ -254,6 +305,11 @@ def test_the_checkpoint_says_the_classes_that_test_labels_do_not(run, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--mean", "0.5"], "mean: mean and std go together"),
+        (["--mean", "0.5", "--std", "0"], "std: expected a number for each channel, comma-separated, got '0'"),
+        (["--weights", "ema"], "weights: .* holds one set of weights, not 'ema'"),
+        (["--channels-last", "yes"], "channels_last: unknown value 'yes'"),
+        (["--threads", "-1"], "threads: expected a whole number of at least 0"),
         (["--attacks", "pgd40-l2"], r"pgd40-l2 is of the l2 ball, .*--norm l2 and an --eps of its own"),
         (["--attacks", "pdg21"], "attacks: unknown attack 'pdg21'"),
         (["--atacks", "pgd20"], "unknown argument '--atacks'; did you mean --attacks"),

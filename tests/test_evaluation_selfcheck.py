@@ -1,12 +1,15 @@
 """Each warning of the self-checks: there when its cause is there, absent when all is fine."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from ard_fast.evaluation.counting import Cost
 from ard_fast.evaluation.runner import StageResult, StepResult
-from ard_fast.evaluation.selfcheck import check_model, check_results
+from ard_fast.evaluation.selfcheck import SelfCheck, check_model, check_normalisation, check_results
+from ard_fast.models import Normalised
 
 CLASSES = 4
 
@@ -153,6 +156,51 @@ def test_what_cannot_be_evaluated_is_refused(output, message):
 
     with pytest.raises(ValueError, match=message):
         check_model(Odd().eval(), *images(), num_classes=CLASSES)
+
+
+# ---- normalisation ------------------------------------------------------------------------------------------------
+
+
+class Centred(nn.Module):
+    """The class is the brightest of the first CLASSES pixels, for inputs that reach below zero, as normalised do."""
+
+    def forward(self, x):
+        return torch.where(x.amin((1, 2, 3))[:, None] < 0, 1, -1) * x.flatten(1)[:, :CLASSES]
+
+
+def normalisation(model, dataset="npz", channels=1):
+    x, y = images(200)
+    found = SelfCheck()
+    check_normalisation(model.eval(), x.expand(-1, channels, -1, -1), y, dataset, found)
+    return [finding.message for finding in found.findings if finding.check == "normalisation"]
+
+
+def test_weights_for_normalised_images_are_noticed_and_the_option_is_named():
+    (message,) = normalisation(Centred())
+    assert re.search(r"^0\.0 % of 200 images are right, and 100\.0 % with --mean 0\.\d+ --std 0\.\d+:", message)
+    assert normalisation(Normalised(Centred(), 0.3, 0.2)) == []
+    (message,) = normalisation(Centred(), "cifar10", channels=3)
+    assert "with --mean 0.4914,0.4822,0.4465 --std 0.247,0.2435,0.2616:" in message
+
+
+def test_a_normalisation_too_many_is_noticed():
+    class Pixels(nn.Module):
+        def forward(self, x):
+            return -Centred()(x)
+
+    assert normalisation(Pixels()) == []
+    (message,) = normalisation(Normalised(Pixels(), 0.3, 0.2))
+    assert "100.0 % without the mean and std given or in the file" in message
+
+
+def test_a_gain_by_chance_is_no_finding():
+    class Guess(nn.Module):
+        """Another guess for every input."""
+
+        def forward(self, x):
+            return torch.sin(x.flatten(1)[:, :CLASSES] * 1e5)
+
+    assert normalisation(Guess()) == []
 
 
 # ---- after the attacks --------------------------------------------------------------------------------------------

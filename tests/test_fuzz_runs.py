@@ -114,7 +114,7 @@ def _read_weights(path, content):
     room = 1 << (29 if content[:2] == b"PK" or path.suffix == ".safetensors" else 36)
     found, _ = read(lambda: read_weights(path, argument="run"), "run: ", path, room=room)
     if found is not None:
-        tensors, metadata = found
+        tensors, metadata = found.tensors, found.metadata
         assert all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in tensors.items())
         assert all(isinstance(value, str) for value in metadata.values())
     read(lambda: load_network(path, num_classes=10, in_channels=1, model="digits-student"), "teacher", path, room=room)

@@ -1,14 +1,19 @@
 """State dicts under the names and wrappers of published files, and files that are none."""
 
+import argparse
+import gzip
+import io
 import os
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from ard_fast.checkpoint import load_network, save_weights
-from ard_fast.models import Normalised, build_model
+from ard_fast.models import Normalised, build_model, match_published
 from ard_fast.models.registry import MODELS, ModelSpec
 from ard_fast.models.wideresnet import WideResNet
 
@@ -65,7 +70,7 @@ def test_unused_weights_are_dropped(tmp_path, prefix):
     content = {prefix + key: value for key, value in {**network.state_dict(), **unused}.items()}
     torch.save({**content, "n_averaged": torch.tensor(5)}, tmp_path / "trades.pt")
     assert same(load(tmp_path / "trades.pt"), network)
-    with pytest.raises(ValueError, match=r"does not fit wrn-10-1 .*Unexpected key.*sub_block2"):
+    with pytest.raises(ValueError, match=r"does not fit wrn-10-1 .*1 unexpected: .*sub_block2"):
         torch.save({**content, prefix + "sub_block2.bias": torch.zeros(1)}, tmp_path / "other.pt")
         load(tmp_path / "other.pt")
 
@@ -108,6 +113,73 @@ def test_dm_networks_take_their_normalisation_from_the_file_or_keep_their_own(tm
     assert torch.equal(loaded.mean.flatten(), torch.tensor(MEAN)) and not same(loaded, network)
     with pytest.raises(ValueError, match="normalises its input itself"):
         load(tmp_path / "with.pt", "dm-wrn-28-10", mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize(
+    ("keys", "beside"),
+    [
+        (("params",), {}),
+        (("student",), {"epoch": 3}),
+        (("checkpoint", "weights", "network"), {"optimizer": {"state": {"step": torch.ones(2)}}}),
+        (("state_dict",), {"args": argparse.Namespace(lr=0.1), "best_acc": np.float64(51.2), "acc": np.float32(3)}),
+        (("ema",), {}),
+        (("my_own_key",), {"history": {"loss": [1.0, 2.0]}}),
+    ],
+)
+def test_the_state_dict_is_found_wherever_it_is(tmp_path, keys, beside):
+    network = trained("wrn-10-1")
+    content = {f"module.model.{key}": value for key, value in network.state_dict().items()}
+    for key in reversed(keys):
+        content = {**beside, key: content}
+    torch.save(content, tmp_path / "w.pt")
+    assert same(load(tmp_path / "w.pt"), network)
+
+
+def other_weights(network):
+    """An average of the weights: the same shapes, other values."""
+    return {key: value + 0.01 if value.is_floating_point() else value for key, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
+def test_of_two_sets_of_weights_the_trained_one_is_taken_and_the_other_named(tmp_path, flat, order):
+    network = trained("wrn-10-1")
+    parts = {"model": network.state_dict(), "ema": {f"module.{k}": v for k, v in other_weights(network).items()}}
+    parts["ema"]["n_averaged"] = torch.tensor(7)
+    parts = dict(sorted(parts.items(), reverse=order))
+    flattened = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
+    torch.save(flattened if flat else {**parts, "epoch": 1}, tmp_path / "w.pt")
+    with pytest.warns(UserWarning, match=r"teacher: the file holds 2 sets of weights: 'model' is taken, not 'ema"):
+        assert same(load(tmp_path / "w.pt"), network)
+    averaged = trained("wrn-10-1")
+    averaged.load_state_dict(other_weights(network))
+    assert same(load(tmp_path / "w.pt", weights="ema"), averaged)  # and no warning, which would be an error
+    assert same(load(tmp_path / "w.pt", weights="model"), network)
+    with pytest.raises(ValueError, match=r"weights: .*w\.pt holds 'model', 'ema.*', not 'swa'"):
+        load(tmp_path / "w.pt", weights="swa")
+
+
+def test_parts_that_look_alike_are_no_second_set_of_weights(tmp_path):
+    """Two branches of one network: neither is the network by itself."""
+    branches = nn.ModuleDict({"left": nn.Linear(12, 10), "right": nn.Linear(12, 10)})
+    torch.save(branches.state_dict(), tmp_path / "w.pt")
+    matched = match_published(branches.state_dict(), branches)
+    assert matched.others == () and matched.weights.keys() == branches.state_dict().keys()
+    one = match_published(branches.state_dict(), nn.Linear(12, 10))
+    assert one.others == () and "right.weight" in one.weights  # left for load_state_dict to refuse
+
+
+def test_what_does_not_fit_is_one_line(tmp_path):
+    state = trained("wrn-10-1").state_dict()
+    wrong = {key: value for key, value in state.items() if not key.startswith("block3")}
+    wrong["fc.weight"] = torch.zeros(1000, 64)
+    torch.save({**wrong, "head.bias": torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="does not fit wrn-10-1 with 10 classes: ") as caught:
+        load(tmp_path / "w.pt")
+    text = str(caught.value)
+    assert "keys missing: block3.layer.0.bn1.weight, block3" in text and "1 unexpected: head.bias" in text
+    assert "1 of another shape (size mismatch): fc.weight [1000, 64], not [10, 64]" in text
+    assert "\n" not in text and len(text) < 500 + len(str(tmp_path))
 
 
 # ---- the normaliser -----------------------------------------------------------------------------------------------
@@ -225,6 +297,62 @@ def test_tensors_that_no_network_has(tmp_path):
         torch.save({**state, "fc.bias": torch.full((10,), value)}, tmp_path / "nan.pt")
         with pytest.raises(ValueError, match=r"holds values that are not finite, in fc\.bias"):
             load(tmp_path / "nan.pt")
+
+
+class Elsewhere(nn.Linear):
+    """A class of somebody's code."""
+
+
+def as_zip(*names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is an empty file"),
+        (b"\n<!DOCTYPE html>\n<html><title>Google Drive - Virus scan warning</title>", "is an HTML page, not weights"),
+        (b"<html>404</html>", "is an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "is a Git LFS pointer.*git lfs"),
+        (b'{"error": "Repository not found"}', "is a JSON text, not weights"),
+        (gzip.compress(b"x"), "is a packed archive: unpack it first"),
+        (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
+        (as_zip("readme.txt", "a/b.png"), r"is a zip archive of something else \(readme.txt, a/b.png\)"),
+        (as_zip("x/constants.pkl", "x/data.pkl"), "is a TorchScript program.*torch.jit.load"),
+        (as_zip("x/data.pkl")[:60], "is cut short"),
+    ],
+)
+def test_files_that_are_something_else_are_called_that(tmp_path, content, message, suffix):
+    (tmp_path / f"w{suffix}").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^teacher: .*w{suffix} {message}") as caught:
+        load(tmp_path / f"w{suffix}")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_content_decides_what_a_file_is(tmp_path):
+    network = trained("wrn-10-1")
+    save_file(network.state_dict(), tmp_path / "w.bin")
+    assert same(load(tmp_path / "w.bin"), network)
+    (tmp_path / "text.pt").write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"neither a file of torch.save nor safetensors: it begins with b'hello'"):
+        load(tmp_path / "text.pt")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_pickled_network_is_refused_with_what_to_do(tmp_path, inside):
+    network = Elsewhere(2, 2)
+    torch.save({"model": network, "epoch": 3} if inside else network, tmp_path / "w.pt")
+    with pytest.raises(
+        ValueError, match=r"cannot read .*w\.pt as a state dict: it holds objects of \S*Elsewhere"
+    ) as caught:
+        load(tmp_path / "w.pt")
+    text = str(caught.value)
+    assert "torch.save(model.state_dict(), 'weights.pt')" in text and "\n" not in text and "\x1b" not in text
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

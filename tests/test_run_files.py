@@ -165,7 +165,7 @@ def test_cut_or_altered_weights_are_refused_or_unharmed(run, name):
     for content in cut_and_flipped(path.read_bytes()):
         path.write_bytes(content)
         try:
-            weights, _ = read_weights(path, argument="teacher")
+            weights = read_weights(path, argument="teacher").tensors
         except ValueError as error:
             assert str(path) in str(error)
         else:
@@ -252,7 +252,7 @@ def test_hostile_weights_in_pickles_are_refused(tmp_path, monkeypatch):
     altered[len(whole) // 2] ^= 1
     for index, content in enumerate([pickle.dumps(Malicious()), whole[:500], bytes(altered), b""]):
         (path := tmp_path / f"{index}.pt").write_bytes(content)
-        with pytest.raises(ValueError, match=r"cannot read .*as a state dict"):
+        with pytest.raises(ValueError, match=r"cannot read .*as a state dict|is cut short|is an empty file"):
             load_network(path, num_classes=10, in_channels=1, model="digits-teacher")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["0.pt", "1.pt", "2.pt", "3.pt"]
 

@@ -19,7 +19,7 @@ from ard_fast.evaluation.export import Export, save_images
 from ard_fast.evaluation.loading import load_model, with_classes_of
 from ard_fast.evaluation.plan import curve_attack, default_attacks, make_plan
 from ard_fast.evaluation.runner import Evaluator
-from ard_fast.evaluation.selfcheck import Finding, SelfCheck, check_model, check_results
+from ard_fast.evaluation.selfcheck import Finding, SelfCheck, check_model, check_normalisation, check_results
 from ard_fast.evaluation.settings import Settings
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.threads import set_threads
@@ -61,7 +61,14 @@ class Job:
             attacks, self.left_out = default_attacks(settings.norm, classes)
         self.settings = settings = replace(settings, attacks=tuple(attacks))
         self.steps = make_plan(attacks, eps=settings.eps, norm=settings.norm, num_classes=classes)
-        self.loaded = load_model(settings.source, settings.model, self.dataset)
+        self.loaded = load_model(
+            settings.source,
+            settings.model,
+            self.dataset,
+            mean=settings.mean,
+            std=settings.std,
+            weights=settings.weights,
+        )
         layout = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model: nn.Module = self.loaded.network.to(self.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
         self.selfcheck = self._check()
@@ -85,9 +92,13 @@ class Job:
         chosen = self.split.sample(count)
         x = pixels(chosen.images, self.dataset.levels)
         found = check_model(self.model, x, chosen.labels, num_classes=self.dataset.num_classes)
+        check_normalisation(self.model, x, chosen.labels, self.dataset.name, found)
+        if self.loaded.choice and self.settings.weights is None:
+            found.add("weights", self.loaded.choice + ".")
         gradient = [step.name for step in self.steps if step.name != "square"]
         if gradient and not found.differentiable:
-            raise ValueError(f"attacks: {gradient[0]} needs gradients. {found.findings[-1].message}")
+            why = next(finding.message for finding in found.findings if finding.check == "no gradient")
+            raise ValueError(f"attacks: {gradient[0]} needs gradients. {why}")
         return found
 
     # ---- the run ----------------------------------------------------------------------------------------------

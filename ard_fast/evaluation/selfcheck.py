@@ -12,10 +12,22 @@ from torch import Tensor, nn
 
 from ard_fast.attacks.standards import read_name
 from ard_fast.evaluation.runner import StepResult, evaluation_mode
+from ard_fast.models import Normalised
 
 _SUM_TOLERANCE = 1e-4  # of rows of probabilities
 _RANDOM_TOLERANCE = 1e-4  # of normalised logits; non-deterministic GPU sums stay far below
 _PIXEL_TOLERANCE = 1e-6
+# What images are usually normalised with: of each data set, of any with so many channels, and pixels of 0 to 255.
+_CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+_NORMALISERS = {
+    "cifar10": [(_CIFAR10_MEAN, (0.2470, 0.2435, 0.2616)), (_CIFAR10_MEAN, (0.2023, 0.1994, 0.2010))],
+    "cifar100": [((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))],
+    "mnist": [((0.1307,), (0.3081,))],
+    "fashion-mnist": [((0.2860,), (0.3530,))],
+}
+_OF_CHANNELS = {3: [((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]}
+_OF_ALL = [((0.5,), (0.5,)), ((0.0,), (1 / 255,))]
+_NORMALISER_GAIN, _NORMALISER_SIGMA = 0.05, 4.0
 _SQUARE_DROP, _FGSM_LEAD = 0.2, 0.5  # points
 
 
@@ -76,6 +88,48 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, *, num_classes: int) -> 
         _check_gradient(model, x, y, result)
     _check_accuracy(logits, y, num_classes, result)
     return result
+
+
+def check_normalisation(model: nn.Module, x: Tensor, y: Tensor, dataset: str, result: SelfCheck) -> None:
+    """Whether far more images are right behind a usual normalisation of the input, or without the one there is.
+
+    A difference counts from 5 points on, and from four standard deviations of what changes by chance (McNemar).
+
+    Args:
+        model: gives logits `[B, C]`.
+        x: float32 `[B, ...]`, pixels in [0, 1].
+        y: int64 `[B]`.
+        dataset: its name.
+        result: gets the finding.
+    """
+    if isinstance(model, Normalised):
+        others = {"without the mean and std given or in the file": model.network}
+    else:
+        deviations, means = torch.std_mean(x, dim=(0, 2, 3))
+        own = [(tuple(means.tolist()), tuple(deviations.clamp_min(1e-3).tolist()))]
+        pairs = _NORMALISERS.get(dataset, own) + _OF_CHANNELS.get(x.shape[1], []) + _OF_ALL
+        others = {
+            f"with --mean {_as_option(mean)} --std {_as_option(std)}": Normalised(model, mean, std).to(x.device)
+            for mean, std in pairs
+        }
+    with evaluation_mode(model), torch.no_grad():
+        right = model(x).argmax(1) == y
+        found = {text: other(x).argmax(1) == y for text, other in others.items()}
+    text, better = max(found.items(), key=lambda item: int(item[1].sum()))
+    gained, changed = int(better.sum()) - int(right.sum()), int((better != right).sum())
+    if gained < _NORMALISER_GAIN * len(y) or gained < _NORMALISER_SIGMA * math.sqrt(changed):
+        return
+    shares = [100.0 * float(part.float().mean()) for part in (right, better)]
+    result.add(
+        "normalisation",
+        f"{shares[0]:.1f} % of {len(y)} images are right, and {shares[1]:.1f} % {text}: the network seems to have been "
+        "trained on images treated so or nearly so, and no figure here is what it can do. Evaluate it with the "
+        "normalisation of its training.",
+    )
+
+
+def _as_option(values: Sequence[float]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
 
 
 def check_results(results: Sequence[StepResult]) -> list[Finding]:
@@ -227,5 +281,5 @@ def _check_accuracy(logits: Tensor, y: Tensor, num_classes: int, result: SelfChe
             "accuracy",
             f"{100.0 * accuracy:.1f} % of {len(y)} images are right, and guessing gives {100.0 * chance:.1f} "
             "%. Is it the right checkpoint and data set, in the same order of classes, and does the model expect "
-            "pixels in [0, 1] (a normalisation belongs into it)?",
+            "pixels in [0, 1] (else name its normalisation: --mean and --std)?",
         )

@@ -20,6 +20,7 @@ from ard_fast.evaluation.plan import ATTACK_NAMES, check_name
 from ard_fast.machine import resolve_switch
 from ard_fast.names import unknown
 from ard_fast.runfolder import RunFolder
+from ard_fast.settings.machine import SWITCH
 
 SPLITS = ("test", "val", "train")
 DEFAULT_CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of eps
@@ -35,6 +36,8 @@ class Settings:
         val_size: of the training files, as in `load_dataset`.
         n_examples: a sample of so many images of the split; None for all.
         attacks: names; None is the default list, without what the number of classes does not allow.
+        mean, std: of a network trained on normalised images, pixels in [0, 1]; None where it takes pixels.
+        weights: which of several sets of weights in a checkpoint file.
         curve: radii of the curve over eps; empty for none.
         image_size, image_cache: of an image folder, as in `load_dataset`.
         cascade: images fooled by any attack before are not attacked again.
@@ -45,6 +48,9 @@ class Settings:
 
     source: Path | None
     model: str | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    weights: str | None
     dataset: str
     data_dir: str | None
     image_size: int | None
@@ -98,6 +104,12 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         raise ValueError(
             f"eps: --norm {norm} needs --eps (0.5 is usual for CIFAR-10); a run's own is of the L-inf ball"
         )
+    mean, std = (_numbers(name, flags[name]) if name in flags else None for name in ("mean", "std"))
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean: mean and std go together, got mean {mean}, std {std}")
+    channels_last = flags.get("channels_last", config.channels_last).lower()
+    if channels_last not in SWITCH:
+        raise ValueError(f"channels_last: {unknown('value', channels_last, SWITCH)}")
     eps = _radius("eps", flags["eps"], norm) if "eps" in flags else config.eps
     device = resolve_device(flags.get("device", config.device))
     note = device_note(device)
@@ -106,6 +118,9 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
     return Settings(
         source=source,
         model=flags.get("model"),
+        mean=mean,
+        std=std,
+        weights=flags.get("weights"),
         dataset=dataset,
         data_dir=flags.get("data_dir", config.data_dir),
         image_size=_count("image_size", flags["image_size"]) if "image_size" in flags else config.image_size,
@@ -125,8 +140,8 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         batch_size=_count("batch_size", flags.get("batch_size", config.eval_batch_size)),
         device=device,
         device_note=note,
-        channels_last=resolve_switch(config.channels_last),
-        threads=config.threads,
+        channels_last=resolve_switch(channels_last),
+        threads=_count("threads", flags["threads"], least=0) if "threads" in flags else config.threads,
         save_images=flags.get("save_images", False),
         out=_free_folder(flags.get("out"), source, flags.get("model")),
     )
@@ -184,6 +199,17 @@ def _curve(text: str | None, eps: float, norm: str) -> tuple[float, ...]:
     if not radii:
         raise ValueError(f"eps_curve: expected radii, comma-separated, or none, got {text!r}")
     return tuple(sorted(radii))
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    """A number for each channel, or one for all."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (math.nan,)
+    if not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
+        raise ValueError(f"{name}: expected a number for each channel, comma-separated, got {text!r}")
+    return values
 
 
 def _radius(name: str, text: str, norm: str) -> float:

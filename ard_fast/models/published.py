@@ -6,6 +6,7 @@ normaliser), `_orig_mod.` (torch.compile), and any of them inside another; and t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,19 +20,27 @@ _MEAN_NAMES, _STD_NAMES = ("mean", "mu"), ("std", "sigma")
 _OPTIONAL = ("num_batches_tracked", "mean", "std")
 
 
+# Names of other weights than those that were trained: averages of them, teachers.
+COPIES = re.compile(r"ema|swa|averag|avg|teacher|shadow")
+
+
 class Matched(NamedTuple):
     """Weights under a network's own names.
 
     Attributes:
         weights: what `load_state_dict` takes; what the file left out of the optional ones is the network's own.
         normaliser: (mean, std) that the file carries beside the network's weights, `[C]` each, or None.
+        name: the wrapper below which the weights were found, such as "module.model".
+        others: wrappers below which the network's keys are all there, too: those of averages and teachers.
     """
 
     weights: dict[str, Tensor]
     normaliser: tuple[Tensor, Tensor] | None
+    name: str = ""
+    others: tuple[str, ...] = ()
 
 
-def match_published(weights: Mapping[str, Tensor], network: nn.Module) -> Matched:
+def match_published(weights: Mapping[str, Tensor], network: nn.Module, name: str | None = None) -> Matched:
     """Strip wrappers, drop unused weights, and set apart a normaliser that the network itself does not have.
 
     Nothing is checked: what does not fit is left for `load_state_dict` to refuse.
@@ -39,15 +48,21 @@ def match_published(weights: Mapping[str, Tensor], network: nn.Module) -> Matche
     Args:
         weights: a state dict as read from a file.
         network: what they are for.
+        name: the wrapper to take, whole or one of its parts, of several below which the network's keys are all there.
     """
     own = network.state_dict()
-    prefix = _wrapper(weights, own)
+    prefix, others = _wrapper(weights, own, name)
+    weights = {key: value for key, value in weights.items() if not _is_of(key, others, prefix, own)}
     inside = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     outside = {key: value for key, value in weights.items() if not key.startswith(prefix)}
     inside = {key: value for key, value in inside.items() if key in own or not key.startswith(_UNUSED)}
     # beside the network's keys, or among them where nothing wraps it (`mu` and `sigma` in RobustBench)
     beside = {**outside, **{key: value for key, value in inside.items() if key not in own}}
-    beside = {key: value for key, value in beside.items() if not _last(key, prefix).startswith(_UNUSED)}
+    beside = {
+        key: value
+        for key, value in beside.items()
+        if not (_last(key, prefix).startswith(_UNUSED) or key.endswith(".n_averaged"))
+    }
     mean = [key for key in beside if key.rpartition(".")[2] in _MEAN_NAMES]
     std = [key for key in beside if key.rpartition(".")[2] in _STD_NAMES]
     normaliser = None
@@ -57,7 +72,9 @@ def match_published(weights: Mapping[str, Tensor], network: nn.Module) -> Matche
     for key, value in own.items():
         if key not in matched and key.rpartition(".")[2] in _OPTIONAL:
             matched[key] = value
-    return Matched({**matched, **beside}, normaliser)
+    return Matched(
+        {**matched, **beside}, normaliser, prefix.removesuffix("."), tuple(o.removesuffix(".") for o in others)
+    )
 
 
 def _last(key: str, prefix: str) -> str:
@@ -67,10 +84,29 @@ def _last(key: str, prefix: str) -> str:
     return key
 
 
-def _wrapper(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """The prefix below which the file has the most of the network's keys; the shortest of equals."""
+def _wrapper(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str | None) -> tuple[str, list[str]]:
+    """The prefix below which the file has the most of the network's keys, the shortest of equals, copies last; and the
+    other ones that have all of them."""
     needed = [key for key in own if key.rpartition(".")[2] not in _OPTIONAL]
     prefixes = {""}
     for probe in needed[:1] + needed[-1:]:  # a prefix that fits all fits these
         prefixes |= {key[: -len(probe)] for key in weights if key.endswith("." + probe)}
-    return max(sorted(prefixes, key=len), key=lambda prefix: sum(prefix + key in weights for key in needed))
+    ranked = sorted(prefixes, key=lambda prefix: (COPIES.search(prefix.lower()) is not None, len(prefix), prefix))
+    counts = {prefix: sum(prefix + key in weights for key in needed) for prefix in ranked}
+    whole = [prefix for prefix in ranked if needed and counts[prefix] == len(needed)]
+    if name is not None:
+        named = [prefix for prefix in whole if name in (prefix.removesuffix("."), *prefix.split("."))]
+        if named:
+            return named[0], [prefix for prefix in whole if prefix != named[0]]
+    chosen = max(ranked, key=lambda prefix: counts[prefix])
+    others = [prefix for prefix in whole if prefix != chosen]
+    # Parts of another network may look alike, too; then what is left over is for `load_state_dict` to refuse.
+    return chosen, others if all(COPIES.search(prefix.lower()) for prefix in others) else []
+
+
+def _is_of(key: str, others: list[str], prefix: str, own: Mapping[str, Tensor]) -> bool:
+    """Whether a key belongs to one of the other sets of weights, not to the one below `prefix`."""
+    for other in others:
+        if key.startswith(other) and (key.removeprefix(other) in own or not prefix.startswith(other)):
+            return not (key.startswith(prefix) and key.removeprefix(prefix) in own)
+    return False
