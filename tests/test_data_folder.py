@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ard_fast.data import image_cache, load_dataset
+from ard_fast.data import folder, image_cache, load_dataset
 from ard_fast.data.images import decode
 
 CLASSES = ("cat", "dog", "newt")
@@ -190,6 +190,31 @@ def test_other_modes_become_rgb(tmp_path, mode):
     assert np.array_equal(decode(path, None).transpose(1, 2, 0), np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, kind, orientation):
+    """Black but for a white quarter at the top left: where it is to be seen, by the EXIF standard's own table."""
+    stored = np.zeros((16, 32, 3), np.uint8)
+    stored[:8, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "x", kind, exif=exif)
+    turned = orientation >= 5  # rows become columns
+    right, bottom = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
+    for size, expected in ((None, (32, 16) if turned else (16, 32)), (8, (8, 8))):
+        got = decode(tmp_path / "x", size)
+        assert got.shape == (3, *expected)
+        if size is None:
+            height, width = expected
+            quarters = got.reshape(3, 2, height // 2, 2, width // 2).mean((0, 2, 4)) > 127
+            assert quarters.sum() == 1 and quarters[int(bottom), int(right)]
+
+
+def test_damaged_exif_is_no_reason_to_refuse_an_image(tmp_path):
+    Image.fromarray(picture(0)).save(tmp_path / "x.png", exif=b"Exif\0\0XXXXXXXX")
+    assert np.array_equal(decode(tmp_path / "x.png", None).transpose(1, 2, 0), picture(0))
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
 def test_other_depths_are_refused(tmp_path, mode):
     array = np.zeros((4, 4), {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
@@ -303,6 +328,17 @@ def test_any_change_makes_the_cache_again(tmp_path, decoded, change):
     assert len(decoded) == len(again.train) + len(again.val) + len(again.test)
 
 
+def test_a_cache_of_images_that_were_not_turned_is_not_used(tmp_path, decoded, monkeypatch):
+    make_folder(tmp_path)
+    monkeypatch.setattr(folder, "_VERSION", 1)
+    load(tmp_path, image_size=8)
+    monkeypatch.undo()
+    monkeypatch.setattr(image_cache, "decode", lambda path, size: decoded.append(path) or decode(path, size))
+    decoded.clear()
+    load(tmp_path, image_size=8)
+    assert len(decoded) == 36
+
+
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 @pytest.mark.parametrize(
     "damage", ["gone", "empty", "short", "long", "long header", "header", "shape", "pickle", "text"]
@@ -376,7 +412,7 @@ def test_a_process_killed_while_decoding_leaves_no_cache(tmp_path):
     content = make_folder(tmp_path)
     program = (
         "import os, sys\n"
-        "from ard_fast.data import image_cache, load_dataset\n"
+        "from ard_fast.data import folder, image_cache, load_dataset\n"
         "decode, count = image_cache.decode, []\n"
         "def dying(path, size):\n"
         "    count.append(path)\n"

@@ -14,7 +14,7 @@ from ard_fast.data.images import EXTENSIONS
 from ard_fast.data.splits import Dataset, Split, held_out_positions
 
 CACHE_DIR = ".ard_fast_cache"
-_VERSION = 1  # of what the cached pixels depend on besides the files and the settings
+_VERSION = 2  # of what the cached pixels depend on besides the files and the settings; 1: EXIF orientation not applied
 
 
 def load_folder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 # Pillow goes by content, not by name, and knows formats that start other programs (EPS): these and no others.
@@ -16,7 +16,8 @@ _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK"
 
 
 def decode(path: Path, size: int | None) -> np.ndarray:
-    """An image as uint8 `[3, H, W]` in RGB; of an animation the first frame, transparency dropped.
+    """An image as uint8 `[3, H, W]` in RGB, turned as its EXIF orientation says; of an animation the first frame,
+    transparency dropped.
 
     Args:
         path: the file.
@@ -33,14 +34,23 @@ def decode(path: Path, size: int | None) -> np.ndarray:
                 raise ValueError(f"{width} x {height} pixels, more than {_MAX_PIXELS} in all")
             if image.mode not in _MODES:
                 raise ValueError(f"pixels of Pillow's mode {image.mode}, expected 8 bits a channel")
-            pixels = image.convert("RGB")
+            pixels = _upright(image).convert("RGB")
     except Exception as error:  # a damaged image fails with almost any exception type
         reason = "cannot identify it as an image" if "cannot identify" in str(error) else str(error)
         raise ValueError(f"{path}: {reason}") from error
     if size is not None:
         # Scaling just the square in the middle: what a whole one-pixel-high image would scale to may not fit anywhere.
+        width, height = pixels.size
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
         pixels = pixels.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Cameras store what the sensor saw, and beside it how to turn it; viewers and annotation tools do."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF, on almost any exception type; damaged pixels are seen when they are converted
+        return image
