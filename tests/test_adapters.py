@@ -144,6 +144,16 @@ class TestFoolboxAdapter:
             with pytest.raises(ValueError, match="x must be inside bounds"):
                 FoolboxAdapter(attack)(Boxed(model, bounds), pixels - 2 * eps, y, epsilons=eps)
 
+    def test_leaves_no_trace_in_the_network_inside(self, batch, device):
+        x, y = batch
+        model = small_net(dropout=0.5).to(device).train()
+        before = snapshot(model)
+        attack = PGD(eps=EPS, step_size=0.03, steps=3)
+        raw, clipped, is_adv = FoolboxAdapter(attack)(Boxed(model, (0, 1)), x, y, epsilons=EPS, seed=1)
+        assert_same_snapshot(before, snapshot(model))
+        assert raw.equal(attack.at_eps(EPS)(model, x, y, seed=1))
+        assert is_adv.equal(model.eval()(clipped).argmax(1) != y)
+
     def test_one_radius(self, batch, device):
         x, y = batch
         model = small_net().to(device).eval()

@@ -12,13 +12,15 @@ from ard_fast._arguments import bounds_pair, flag, nonnegative
 from ard_fast.adapters.foreign import check_attack, check_foreign_call, refuse_mask, undisturbed
 from ard_fast.attacks.base import GradientAttack, Model
 from ard_fast.attacks.inputs import check_images
+from ard_fast.attacks.model_state import attack_mode
+from ard_fast.attacks.modules import without_gradient_sync
 
 
 class FoolboxAdapter:
     """An attack of ours that is used like one of foolbox: `raw, clipped, is_adv = attack(fmodel, x, y, epsilons=...)`.
 
     Each radius of the call replaces the attack's own, with step sizes in proportion; bounds are those of the foolbox
-    model. Model mode is as foolbox leaves it: the user's.
+    model. The network inside it is attacked under the attack's `bn`, and asked in eval mode whether that succeeded.
 
     Args:
         attack: an attack on labels.
@@ -74,7 +76,7 @@ class FoolboxAdapter:
             eps = nonnegative(eps, "epsilons")
             found = attack.at_eps(eps, **settings)(network, x, y, **kwargs)
             inside = _clip(found, x, eps, attack.norm)
-            with torch.no_grad():
+            with attack_mode(network, "eval"), torch.no_grad():
                 success.append(_is_adversarial(criterion, inside, network(inside), y))
             raw.append(wrap(found))
             clipped.append(wrap(inside))
@@ -126,6 +128,7 @@ class FromFoolbox:
         import foolbox
 
         refuse_mask(mask, self.attack)
+        model = without_gradient_sync(model)
         check_foreign_call(model, x, y, seed, self.bounds)
         criterion = foolbox.criteria.TargetedMisclassification if self.targeted else foolbox.criteria.Misclassification
         with undisturbed(model, x, seed):

@@ -15,6 +15,7 @@ from ard_fast.adapters.foreign import check_attack, check_foreign_call, refuse_m
 from ard_fast.attacks.base import GradientAttack
 from ard_fast.attacks.inputs import check_images, check_label_tensor, check_labels, check_logits, check_model
 from ard_fast.attacks.model_state import attack_mode
+from ard_fast.attacks.modules import without_gradient_sync
 
 TargetFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -58,7 +59,7 @@ class TorchattacksAdapter:
             channels = self._normalization[0].numel()
             raise ValueError(f"inputs must have the {channels} channels of mean and std, got {inputs.shape[1]}")
         mean, std = (value.to(inputs.device) for value in self._normalization)
-        pixels = self._attack(_Normalized(self.model, mean, std), inputs * std + mean, labels)
+        pixels = self._attack(_Normalized(without_gradient_sync(self.model), mean, std), inputs * std + mean, labels)
         return (pixels - mean) / std
 
     def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -131,8 +132,9 @@ class TorchattacksAdapter:
         if self._normalization is not None:
             mean, std = (value.to(pixels.device) for value in self._normalization)
             pixels = (pixels - mean) / std
-        with attack_mode(self.model, "eval"), torch.no_grad():
-            logits = self.model(pixels)
+        model = without_gradient_sync(self.model)
+        with attack_mode(model, "eval"), torch.no_grad():
+            logits = model(pixels)
         check_logits(logits, pixels)
         return logits
 
@@ -166,7 +168,7 @@ class FromTorchattacks:
                 `set_normalization_used`.
         """
         refuse_mask(mask, self.attack)
-        attack = self.attack
+        attack, model = self.attack, without_gradient_sync(model)
         normalised = getattr(attack, "normalization_used", None) is not None
         check_foreign_call(model, x, y, seed, None if normalised else (0.0, 1.0))
         before = attack.model, attack.device
