@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ard_fast.lean import FoldedNetwork, Unfoldable
 from ard_fast.machine import Machine
 from ard_fast.precision import full_precision
+from ard_fast.trial import reason, untouched
 
 
 class AttackedStudent:
@@ -36,20 +37,56 @@ class AttackedStudent:
             dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
             try:
                 with full_precision():
-                    self._folded = FoldedNetwork(student, sample, dtype=dtype)
+                    self._folded = FoldedNetwork(student, sample, dtype=dtype, layout=machine.layout)
             except Unfoldable as error:
                 self.facts = [f"attack on the student itself, which cannot be folded: {error}"]
             else:
                 self.model = self._folded
                 self.facts = [f"attack on folded weights, taken up before each update: {self._folded.facts}"]
         if machine.compile and attack_bn is not None and self._folded is None:
-            self.model = torch.compile(InputGradients(student))
+            self._compile(student, sample)
+
+    def _compile(self, student: nn.Module, sample: Tensor | None) -> None:
+        alone = InputGradients(student)
+        try:
+            if sample is not None:
+                with torch.no_grad(), untouched(student):
+                    alone(sample)
+        except Exception as error:  # nn.DataParallel, TorchScript
+            self.facts.append(f"attack on the student itself, not compiled ({reason(error)})")
+        else:
+            self.model = torch.compile(alone)
             self.facts.append("attack on the compiled student")
 
     def refresh(self) -> None:
         """Take up the student's weights and running statistics as they are now."""
         if self._folded is not None:
             self._folded.refresh()
+
+
+def try_compile(network: nn.Module, x: Tensor, label: str) -> None:
+    """See whether torch.compile can work here and on a network, which is left as it was, as far as is known in seconds.
+
+    Raises:
+        ValueError: it cannot; one line.
+    """
+    try:
+        torch.compile(torch.sin)(x[:1])  # a compiler is there
+        with untouched(network):
+            network.train()
+            torch.compile(network, backend="eager")(x)  # the network can be read
+    except Exception as error:
+        raise compile_error(label, error) from error
+
+
+def compile_error(label: str, error: Exception) -> ValueError:
+    """What is said where torch.compile fails."""
+    return ValueError(f"compile: torch.compile fails for the {label} ({reason(error)}); leave --compile out")
+
+
+def failed_to_compile(error: RuntimeError) -> bool:
+    """Whether an error is one of torch.compile, at the first call of what it compiles."""
+    return any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__)
 
 
 class InputGradients(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ard_fast.files import write_atomic
 from ard_fast.models import Normalised, build_model, match_published
+from ard_fast.trial import frozen
 from ard_fast.weights_file import cause, check_sums, digest, read_weights
 
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "training_state.pt"
@@ -33,6 +34,11 @@ def save_weights(path: Path, model: nn.Module, *, name: str, num_classes: int, i
         in_channels: the channels of its images.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    places: set[int] = set()
+    for key, value in tensors.items():  # a tied weight has two names; safetensors takes no memory twice
+        place = value.untyped_storage().data_ptr()
+        tensors[key] = value.clone() if place in places else value
+        places.add(place)
     metadata = {
         "model": name,
         "num_classes": str(num_classes),
@@ -161,7 +167,7 @@ def open_network(
             raise ValueError(f"{argument}: {source} has no weights; name their file, and {source} as {model_argument}")
         network = build_model(source, num_classes, in_channels, argument=argument)
         network = normalised(network, None, mean, std, in_channels=in_channels, argument=argument)
-        return Opened(_frozen(network), source)
+        return Opened(frozen(network), source)
     path = find_weights(source, argument=argument)
     found = read_weights(path, argument=argument, name=weights)
     name = _network_name(found.metadata, model, path, argument=argument, model_argument=model_argument)
@@ -182,7 +188,7 @@ def open_network(
     network = normalised(
         network, matched.normaliser, mean, std, in_channels=in_channels, argument=f"{argument}: {path}"
     )
-    return Opened(_frozen(network), name, taken, others)
+    return Opened(frozen(network), name, taken, others)
 
 
 def _network_name(
@@ -226,10 +232,6 @@ def normalised(
         return Normalised(network, pair[0].tolist(), pair[1].tolist())
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from error
-
-
-def _frozen(network: nn.Module) -> nn.Module:
-    return network.eval().requires_grad_(False)
 
 
 def _fill(network: nn.Module, weights: Mapping[str, Tensor], complaint: str) -> None:

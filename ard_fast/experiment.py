@@ -25,7 +25,7 @@ from ard_fast.models import MODELS
 from ard_fast.runfolder import RunFolder
 from ard_fast.settings import COMPARE
 from ard_fast.tensorboard import require_tensorboard
-from ard_fast.trainer import Environment, Trainer, check_model_fits
+from ard_fast.trainer import Environment, Trainer, check_model_fits, fit_student, fit_teacher
 
 
 def prepare(config: TrainConfig, stop: StopRequest, world: World | None = None) -> Environment:
@@ -60,14 +60,16 @@ def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environmen
         image_cache=config.image_cache,
     )
     check_model_fits(config.student, dataset, "student", mean=config.student_mean, std=config.student_std)
+    fit_student(config, dataset, device)
     env = Environment(dataset.evaluated_on(device), device, stop, world)
     for role in _roles(config):
         source = getattr(config, role)
         if source in MODELS:
             mean, std = (getattr(config, f"{role}_{part}") for part in ("mean", "std"))
             check_model_fits(source, dataset, role, mean=mean, std=std)
+            fit_student(for_teacher(config, role), dataset, device, label=role)
         else:
-            _load_teacher(config, role, source, env)
+            fit_teacher(_load_teacher(config, role, source, env), config, dataset, device, role)
     return env
 
 

@@ -8,6 +8,7 @@ import torch
 
 from ard_fast.config import TrainConfig
 from ard_fast.precision import AUTO, resolve_precision
+from ard_fast.trial import layout_name
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,8 @@ class Machine:
             "tf32": "float32 with TF32",
             "bf16": "bfloat16 autocast (iterates, logits, losses and weights float32)",
         }
-        layout = "channels_last" if self.channels_last else "contiguous"
         compiled = ", forward compiled" if self.compile else ""
-        how = f"{arithmetic[self.precision]}, {layout}{compiled}"
+        how = f"{arithmetic[self.precision]}, {layout_name(self.layout)}{compiled}"
         return f"training step on {self.device} in {how}; evaluation in float32"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ard_fast.attacked import compile_error, failed_to_compile
 from ard_fast.checkpoint import DamagedRun
 from ard_fast.commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from ard_fast.config import (
@@ -146,6 +147,11 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
             return EXIT_FAILED
         except NonFiniteLoss as error:
             print(f"\nerror: {error}", file=sys.stderr)
+            return EXIT_FAILED
+        except RuntimeError as error:
+            if not failed_to_compile(error):
+                raise
+            print(f"\nerror: {compile_error('student', error)}", file=sys.stderr)
             return EXIT_FAILED
     print(f"\nplot: {folder.plot_file}\nrun folder: {folder.path}")
     return 0

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from textwrap import shorten
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ard_fast._typing import known
+from ard_fast.attacked import try_compile
 from ard_fast.attacks import PGD
 from ard_fast.checkpoint import DamagedRun, TrainingState, load_network, load_state, save_state, save_weights
 from ard_fast.config import TrainConfig, to_yaml
@@ -27,11 +28,11 @@ from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
 from ard_fast.graphs.choice import choose_graph, graph_attack
 from ard_fast.graphs.update import GraphedUpdate
 from ard_fast.interrupts import Interrupted, StopRequest
-from ard_fast.machine import resolve_machine
+from ard_fast.machine import Machine, resolve_machine
 from ard_fast.methods import METHODS, MethodContext, build_method
 from ard_fast.models import Normalised, build_model, find_model
 from ard_fast.nonfinite import FirstBad, LossWatch, check_weights, watched, weights_are_finite
-from ard_fast.precision import training_arithmetic
+from ard_fast.precision import AUTO, training_arithmetic
 from ard_fast.progress import Progress
 from ard_fast.report import draw_examples, write_run_report
 from ard_fast.runfolder import RunFolder
@@ -39,6 +40,7 @@ from ard_fast.schedules import learning_rate, relative_rate
 from ard_fast.sync_bn import synchronise
 from ard_fast.teachers import Teacher, TeacherAhead, Views, build_teacher
 from ard_fast.tensorboard import Board
+from ard_fast.trial import TRIAL_IMAGES, Form, initialise_lazily, try_network
 from ard_fast.update import Update
 from ard_fast.weights import WeightAverage
 
@@ -88,9 +90,69 @@ def initial_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, 0))
         network = build_model(config.student, dataset.num_classes, dataset.image_shape[0], argument="student")
+        initialise_lazily(network, dataset.image_shape, "student")
     if config.student_mean is None:
         return network
     return Normalised(network, config.student_mean, known(config.student_std))
+
+
+def fit_student(
+    config: TrainConfig, dataset: Dataset, device: torch.device, *, label: str = "student", world: World | None = None
+) -> tuple[nn.Module, Machine, tuple[str, ...]]:
+    """The student at the start, how the run computes with it, and what it cannot do, in words.
+
+    Args:
+        config: of the run.
+        dataset: some of whose images it is tried on.
+        device: where it goes.
+        label: what messages call it.
+        world: the processes that go by what the first one finds; None before a run, which tries torch.compile as well.
+
+    Raises:
+        ValueError: it does not keep the contract of a network, or cannot do what was asked for; begins with `label`.
+    """
+    machine, network = resolve_machine(config, device), initial_network(config, dataset).to(device)
+
+    def tried() -> Form:
+        return try_network(
+            network,
+            _first_images(dataset, device, TRIAL_IMAGES),
+            num_classes=dataset.num_classes,
+            label=label,
+            channels_last=config.channels_last if machine.channels_last else "false",
+            precision=machine.precision,
+            fixed_precision=config.precision != AUTO,
+            trained=True,
+        )
+
+    form = tried() if world is None else world.from_main(tried)  # one form for all processes
+    if world is None and machine.compile:
+        try_compile(network, _first_images(dataset, device, TRIAL_IMAGES), label)
+    network = network.to(memory_format=form.layout)  # pyright: ignore[reportCallIssue]
+    channels_last = form.layout == torch.channels_last
+    return network, replace(machine, channels_last=channels_last, precision=form.precision), form.notes
+
+
+def fit_teacher(network: nn.Module, config: TrainConfig, dataset: Dataset, device: torch.device, role: str) -> Form:
+    """The form in which a teacher runs, which is put on the device; as `fit_student`."""
+    machine = resolve_machine(config, device)
+    precision = machine.precision if config.parity else machine.teacher_precision
+    form = try_network(
+        network.to(device),
+        _first_images(dataset, device, TRIAL_IMAGES),
+        num_classes=dataset.num_classes,
+        label=role,
+        channels_last=AUTO if machine.channels_last else "false",
+        precision=precision,
+        fixed_precision=AUTO not in (config.precision, config.teacher_precision),
+    )
+    network.to(memory_format=form.layout)  # pyright: ignore[reportCallIssue]
+    return form
+
+
+def _first_images(dataset: Dataset, device: torch.device, count: int) -> Tensor:
+    """float32 `[count, C, H, W]`, training images in [0, 1]."""
+    return dataset.train.images[:count].to(device, torch.float32) / dataset.levels
 
 
 class Trainer:
@@ -109,9 +171,10 @@ class Trainer:
         self, config: TrainConfig, folder: RunFolder, env: Environment, teachers: Mapping[str, nn.Module] | None = None
     ) -> None:
         self.config, self.folder, self.env, self.world = config, folder, env, env.world
-        self.machine = resolve_machine(config, env.device)
+        self.student, self.machine, notes = fit_student(config, env.dataset, env.device, world=env.world)
+        self.notes = list(notes)
         self.networks = dict(teachers or {})
-        self.teachers = {role: self._teacher(network) for role, network in self.networks.items()}
+        self.teachers = {role: self._teacher(role, network) for role, network in self.networks.items()}
         context = MethodContext(
             num_classes=env.dataset.num_classes,
             epochs=config.passes(),
@@ -124,11 +187,10 @@ class Trainer:
             all_min=self.world.all_min,
         )
         self.method = build_method(config.method, config, context)
-        self.student: nn.Module = initial_network(config, env.dataset).to(env.device, memory_format=self.machine.layout)  # pyright: ignore[reportCallIssue]
         if config.sync_bn:
             self.student = synchronise(self.student, self.world)
         self.average = self._weight_average()
-        sample = env.dataset.train.images[:_SAMPLE].to(env.device, torch.float32) / env.dataset.levels
+        sample = _first_images(env.dataset, env.device, _SAMPLE)
         self.update = Update(config, self.student, self.method, self.world, self.machine, self.average, sample=sample)
         self.graph = choose_graph(config.graph, env.device, self.method, self.world, sync_bn=config.sync_bn)
         self.graphed = self._graphed()
@@ -150,18 +212,23 @@ class Trainer:
         )
         self._started = time.perf_counter()  # or the last save
 
-    def _teacher(self, network: nn.Module) -> Teacher:
+    def _teacher(self, role: str, network: nn.Module) -> Teacher:
         """The network as the methods ask it; under parity the plain one, as in the published codes."""
-        config, dataset = self.config, self.env.dataset
-        network = network.to(self.env.device, memory_format=self.machine.layout)  # pyright: ignore[reportCallIssue]
+        config, dataset, machine = self.config, self.env.dataset, self.machine
+        found = fit_teacher(network, config, dataset, self.env.device, role)
+        self.notes += found.notes
+        alike = found.layout == machine.layout and (found.precision == "bf16") == (machine.precision == "bf16")
+        form = None if alike else found
         if config.parity:
-            return Teacher(network)
+            return Teacher(network, form=form)
         return build_teacher(
             network,
             Views(dataset.train, levels=dataset.levels, padding=config.crop_padding, flip=config.flip),
-            precision=self.machine.teacher_precision,
+            precision=found.precision,
             cache=config.teacher_cache,
             cache_dtype=config.teacher_cache_dtype,
+            layout=found.layout,
+            form=form,
         )
 
     def _weight_average(self) -> WeightAverage | None:
@@ -226,7 +293,7 @@ class Trainer:
             self.student,
             self.method,
             self.teachers,
-            computing=[*self.update.describe(), self.graph.describe()],
+            computing=[*self.update.describe(), self.graph.describe(), *self.notes],
         )
 
     def _arithmetic(self) -> AbstractContextManager[Any]:

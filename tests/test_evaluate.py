@@ -259,7 +259,7 @@ def test_a_normalisation_outside_the_file_is_an_option_or_a_warning(normalised_r
     assert found["run"]["clean_acc"] == found["given"]["clean_acc"] > found["missing"]["clean_acc"] + 20
     (warning,) = [text for text in found["missing"]["warnings"] if text.startswith("normalisation")]
     assert re.search(r"% with --mean [\d.e-]+ --std [\d.e-]+: the network seems to have been trained", warning)
-    assert found["given"]["settings"]["mean"] == [0.7] and found["given"]["settings"]["channels_last"] is False
+    assert found["given"]["settings"]["mean"] == [0.7] and found["given"]["settings"]["channels_last"] == "false"
 
 
 def test_the_average_of_the_weights_is_named_and_can_be_taken(run, tmp_path, capsys):

@@ -285,8 +285,10 @@ class Detached(Branches):
 
 
 class Random(Branches):
+    """What is drawn without a look at the images is a constant of the trace."""
+
     def forward(self, x):
-        return self.linear(self.bn(self.conv(x + torch.rand(1, device=x.device))).mean((2, 3)))
+        return self.linear(self.bn(self.conv(x + torch.rand(1))).mean((2, 3)))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")

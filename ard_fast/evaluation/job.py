@@ -23,6 +23,7 @@ from ard_fast.evaluation.selfcheck import Finding, SelfCheck, check_model, check
 from ard_fast.evaluation.settings import Settings
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.threads import set_threads
+from ard_fast.trial import TRIAL_IMAGES, initialise_lazily, try_network
 
 PLOT_FILE, PICTURES_FILE = "accuracy_vs_eps.png", "pictures.png"
 _CHECKED_IMAGES = 256
@@ -69,8 +70,16 @@ class Job:
             std=settings.std,
             weights=settings.weights,
         )
-        layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.model: nn.Module = self.loaded.network.to(self.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
+        initialise_lazily(self.loaded.network, self.dataset.image_shape, "model")
+        self.model: nn.Module = self.loaded.network.to(self.device)
+        self.form = try_network(
+            self.model,
+            pixels(self.split.images[:TRIAL_IMAGES], self.dataset.levels),
+            num_classes=classes,
+            label="model",
+            channels_last=settings.channels_last,
+        )
+        self.model.to(memory_format=self.form.layout)  # pyright: ignore[reportCallIssue]
         self.selfcheck = self._check()
         self.display = Display()
         self.evaluator = Evaluator(
@@ -81,7 +90,7 @@ class Job:
             eps=settings.eps,
             seed=settings.seed,
             batch_size=settings.batch_size,
-            channels_last=settings.channels_last,
+            channels_last=self.form.layout == torch.channels_last,
             cascade=settings.cascade,
             listener=self.display,
             stop=lambda: stop.requested,
@@ -90,7 +99,7 @@ class Job:
     def _check(self) -> SelfCheck:
         count = min(_CHECKED_IMAGES, self.settings.batch_size, len(self.split))
         chosen = self.split.sample(count)
-        x = pixels(chosen.images, self.dataset.levels)
+        x = pixels(chosen.images, self.dataset.levels).contiguous(memory_format=self.form.layout)
         found = check_model(self.model, x, chosen.labels, num_classes=self.dataset.num_classes)
         check_normalisation(self.model, x, chosen.labels, self.dataset.name, found)
         if self.loaded.choice and self.settings.weights is None:
@@ -176,6 +185,7 @@ class Job:
             f"{len(self.split)} {settings.split} images of {self.dataset.name}, {self.dataset.describe(self.split)}, "
             f"pixels in [0, 1]; {norm} ball, eps {settings.eps:.5g}; eval mode, float32; seed {settings.seed}",
             *self.left_out,
+            *self.form.notes,
         ]
 
     def _explained(self) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ard_fast.attacks.standards import read_name
 from ard_fast.evaluation.runner import StepResult, evaluation_mode
 from ard_fast.models import Normalised
+from ard_fast.trial import check_logits
 
 _SUM_TOLERANCE = 1e-4  # of rows of probabilities
 _RANDOM_TOLERANCE = 1e-4  # of normalised logits; non-deterministic GPU sums stay far below
@@ -82,7 +83,7 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, *, num_classes: int) -> 
     _check_inputs(x, result)
     with evaluation_mode(model):
         with torch.no_grad():
-            logits, again = _forward(model, x, num_classes), model(x)
+            logits, again = check_logits(model, x, num_classes, "model"), model(x)
         _check_output(logits, result)
         _check_random(logits, again, result)
         _check_gradient(model, x, y, result)
@@ -172,22 +173,6 @@ def _is_strong(name: str) -> bool:
     """Whether an attack follows the same gradient as FGSM, many times."""
     attack = read_name(name)
     return attack is not None and attack.kind in ("pgd", "apgd-ce") and attack.steps >= 10 and not attack.trades
-
-
-def _forward(model: nn.Module, x: Tensor, num_classes: int) -> Tensor:
-    try:
-        logits = model(x)
-    except RuntimeError as error:
-        raise ValueError(f"model: cannot take images of shape {list(x.shape)}: {error}") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model: must return logits [{len(x)}, {num_classes}] for {len(x)} images, got {got}")
-    if logits.shape[1] != num_classes:
-        raise ValueError(f"model: returns {logits.shape[1]} classes, the data set has {num_classes}")
-    if not torch.isfinite(logits).all():
-        bad = int((~torch.isfinite(logits)).any(1).sum())
-        raise ValueError(f"model: logits of {bad} of {len(x)} clean images are not finite; nothing can be measured")
-    return logits
 
 
 def _check_mode(model: nn.Module, result: SelfCheck) -> None:

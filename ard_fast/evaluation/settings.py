@@ -17,8 +17,8 @@ from ard_fast.defaults import DATASET_DEFAULTS
 from ard_fast.devices import device_note, resolve_device
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
 from ard_fast.evaluation.plan import ATTACK_NAMES, check_name
-from ard_fast.machine import resolve_switch
 from ard_fast.names import unknown
+from ard_fast.precision import AUTO
 from ard_fast.runfolder import RunFolder
 from ard_fast.settings.machine import SWITCH
 
@@ -68,7 +68,7 @@ class Settings:
     batch_size: int
     device: str
     device_note: str
-    channels_last: bool
+    channels_last: str
     threads: int
     save_images: bool
     out: Path
@@ -107,7 +107,8 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
     mean, std = (_numbers(name, flags[name]) if name in flags else None for name in ("mean", "std"))
     if (mean is None) != (std is None):
         raise ValueError(f"mean: mean and std go together, got mean {mean}, std {std}")
-    channels_last = flags.get("channels_last", config.channels_last).lower()
+    of_run = AUTO if config.channels_last == "true" else config.channels_last  # which was of the run's own student
+    channels_last = flags.get("channels_last", of_run).lower()
     if channels_last not in SWITCH:
         raise ValueError(f"channels_last: {unknown('value', channels_last, SWITCH)}")
     eps = _radius("eps", flags["eps"], norm) if "eps" in flags else config.eps
@@ -140,7 +141,7 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         batch_size=_count("batch_size", flags.get("batch_size", config.eval_batch_size)),
         device=device,
         device_note=note,
-        channels_last=resolve_switch(channels_last),
+        channels_last=channels_last,
         threads=_count("threads", flags["threads"], least=0) if "threads" in flags else config.threads,
         save_images=flags.get("save_images", False),
         out=_free_folder(flags.get("out"), source, flags.get("model")),

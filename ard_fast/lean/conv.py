@@ -22,13 +22,23 @@ class Convolution(nn.Module):
         weight: `[O, I / groups, kh, kw]`, float32, float16 or bfloat16; may be overwritten between passes.
         shift: float32 `[O]`, or None; likewise.
         relu: apply the rectifier.
+        layout: of x, weight and result.
     """
 
-    def __init__(self, like: nn.Conv2d, weight: Tensor, shift: Tensor | None, relu: bool) -> None:
+    def __init__(
+        self,
+        like: nn.Conv2d,
+        weight: Tensor,
+        shift: Tensor | None,
+        relu: bool,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
         super().__init__()
-        self.weight, self.shift, self.relu = weight, shift, relu
+        self.weight, self.shift, self.relu, self.layout = weight, shift, relu, layout
         self.geometry = like.stride, zero_padding(like), like.dilation, like.groups
-        self.packed = PackedConvolution(weight, self.geometry) if PackedConvolution.fits(weight, like.groups) else None
+        self.packed: PackedConvolution | None = None
+        if layout == torch.channels_last and PackedConvolution.fits(weight, like.groups):
+            self.packed = PackedConvolution(weight, self.geometry)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         x = x.to(self.weight.dtype)
@@ -56,7 +66,7 @@ class Convolution(nn.Module):
         if self.packed is not None and self.packed.has_gradient:
             return self.packed.input_gradient(grad)
         stride, padding, dilation, groups = self.geometry
-        x = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)  # never read
+        x = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=self.layout)  # never read
         return torch.ops.aten.convolution_backward(
             grad, x, self.weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
         )[0]

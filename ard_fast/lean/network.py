@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from ard_fast.attacks.base import Model
 from ard_fast.attacks.model_state import attack_mode
 from ard_fast.lean.conv import Affine, Convolution
 from ard_fast.lean.linear import Float32Linear
@@ -15,12 +14,9 @@ from ard_fast.lean.patterns import Chain, find_chains
 from ard_fast.lean.trace import module_of, note_shapes, trace
 from ard_fast.lean.views import Alias, EvalViews, Unfoldable
 from ard_fast.lean.weights import FoldedWeights, FoldLayer
+from ard_fast.trial import differs, layout_name, logits_and_gradient, reason, untouched
 
 DTYPES = (torch.float32, torch.bfloat16)
-# Of the largest logit, and of the length of the input gradient: by how much a network may differ from its folded form.
-# Rounding is four orders below the first; it makes a few rectifiers switch, which the second leaves room for. A layer
-# that is put together wrongly is far above both. Elsewhere than on a CPU there may be TensorFloat-32.
-_TOLERANCES = {"cpu": (1e-3, 2e-2), "other": (1e-2, 0.2)}
 
 
 class FoldedNetwork:
@@ -42,32 +38,45 @@ class FoldedNetwork:
         sample: float32 `[B, C, H, W]` images in [0, 1], on the same device; any other B may follow.
         dtype: torch.float32, or torch.bfloat16 for weights and activations; logits are float32, and in bfloat16 the
             last linear layer too.
+        layout: of images, activations and folded weights, one that the network itself runs in.
 
     Attributes:
         folded: batch norms that are folded or fused, of how many.
         facts: how it computes, in words.
 
     Raises:
-        Unfoldable: the network cannot be traced, has nothing to fold, or its folded form is not the same function.
+        Unfoldable: the network cannot be traced, has nothing to fold, its folded form is not the same function, or
+            anything else fails on the way.
         ValueError: another dtype.
     """
 
-    def __init__(self, network: nn.Module, sample: Tensor, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        sample: Tensor,
+        *,
+        dtype: torch.dtype = torch.float32,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype}")
-        self.dtype = torch.float32  # until the folding has been checked
-        self._build(network, sample)
-        difference, largest = self._check(network, sample)
-        if dtype != self.dtype:
-            self.dtype = dtype
+        self.dtype, self.layout = torch.float32, layout  # the dtype until the folding has been checked
+        sample = sample.contiguous(memory_format=layout)
+        try:
             self._build(network, sample)
-            try:
-                _logits_and_gradient(self, sample)
-            except Exception as error:  # an operation that cannot take bfloat16
-                raise Unfoldable(f"its folded form fails in {dtype} ({type(error).__name__}: {error})") from error
-        what = "float32" if dtype == torch.float32 else "bfloat16"
+            difference, largest = self._check(network, sample)
+            if dtype != self.dtype:
+                self.dtype = dtype
+                self._build(network, sample)
+                logits_and_gradient(self, sample)
+        except Unfoldable:
+            raise
+        except Exception as error:  # somebody else's network may fail anywhere, and runs unfolded
+            in_bfloat16 = "" if self.dtype == torch.float32 else f" in {dtype}"
+            raise Unfoldable(f"its folded form fails{in_bfloat16} ({reason(error)})") from error
+        how = f"{layout_name(layout)}, {'float32' if dtype == torch.float32 else 'bfloat16'}"
         self.facts = (
-            f"{self.folded[0]} of {self.folded[1]} batch norms folded, channels_last, {what}; in float32 logits within "
+            f"{self.folded[0]} of {self.folded[1]} batch norms folded, {how}; in float32 logits within "
             f"{difference:.1e} of the plain network's (largest {largest:.3g}) on {len(sample)} images"
         )
 
@@ -88,12 +97,12 @@ class FoldedNetwork:
         """
         kept = [alias.kept_in[alias.kept_as] for alias in self._aliases]
         kept += [one.both for one in self._sums]
-        return [*self._weights.outputs, *(tensor for tensor in kept if tensor is not None)]
+        return [*self._weights.outputs, *self._weights.contiguous, *(tensor for tensor in kept if tensor is not None)]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits, float32 `[B, K]`, of images `[B, C, H, W]`, float32 in [0, 1]; differentiable once, in `x`."""
         if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=self.layout)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             return self._traced(x).float()
 
@@ -109,7 +118,7 @@ class FoldedNetwork:
         found = {id(views.source(chain.norm)) for chain in folding if chain.norm is not None}
         self.folded = len(found), len(norms)
         try:
-            self._weights = FoldedWeights([_source(chain, views) for chain in folding], self.dtype)
+            self._weights = FoldedWeights([_source(chain, views) for chain in folding], self.dtype, self.layout)
         except (ValueError, RuntimeError) as error:  # float64 parameters, say
             raise Unfoldable(str(error)) from error
         self._sums = []
@@ -155,7 +164,8 @@ class FoldedNetwork:
             elif chain.conv is None:
                 layers.append(Affine(self._weights.scale(number), shifts[id(chain)], chain.relu))
             else:
-                layers.append(Convolution(chain.conv, self._weights.weight(number), shifts[id(chain)], chain.relu))
+                weight, shift = self._weights.weight(number), shifts[id(chain)]
+                layers.append(Convolution(chain.conv, weight, shift, chain.relu, self.layout))
         return layers
 
     def _check(self, network: nn.Module, sample: Tensor) -> tuple[float, float]:
@@ -164,22 +174,12 @@ class FoldedNetwork:
         Raises:
             Unfoldable: logits or input gradient differ by more than rounding explains.
         """
-        with attack_mode(network, "eval"):
-            expected, expected_grad = _logits_and_gradient(network, sample)
-        try:
-            found, grad = _logits_and_gradient(self, sample)
-        except Exception as error:
-            raise Unfoldable(f"its folded form fails ({type(error).__name__}: {error})") from error
-        for_logits, for_gradient = _TOLERANCES["cpu" if sample.device.type == "cpu" else "other"]
-        difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
-        if found.shape != expected.shape or not difference <= for_logits * largest:
-            raise Unfoldable(f"its folded form gives other logits (by {difference:.2g}, the largest is {largest:.2g})")
-        apart, length = (grad - expected_grad).norm().item(), expected_grad.norm().item()
-        if not apart <= for_gradient * length:
-            raise Unfoldable(
-                f"its folded form gives another input gradient (by {apart:.2g}, its length is {length:.2g})"
-            )
-        return difference, largest
+        with untouched(network), attack_mode(network, "eval"):
+            expected = logits_and_gradient(network, sample)
+        found = logits_and_gradient(self, sample)
+        if difference := differs(found, expected):
+            raise Unfoldable(f"its folded form {difference}")
+        return (found[0] - expected[0]).abs().max().item(), expected[0].abs().max().item()
 
 
 class _Sum(NamedTuple):
@@ -224,12 +224,3 @@ def _follow(traced: fx.GraphModule, views: EvalViews) -> list[Alias]:
         if owner is not None:
             aliases.append(Alias(*owner, holder, name))
     return aliases
-
-
-def _logits_and_gradient(model: Model, sample: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(sample.device.type, enabled=False):
-        probe = sample.clone().requires_grad_()
-        logits = model(probe).float()
-        directions = torch.linspace(-1, 1, logits.numel(), device=logits.device).view_as(logits)
-        (gradient,) = torch.autograd.grad([logits], [probe], [directions])
-    return logits.detach(), gradient

@@ -43,6 +43,10 @@ class FoldedWeights:
     Args:
         layers: what to fold; parameters and statistics float32, all on one device, weights contiguous or channels_last.
         dtype: of the folded weights, float32, float16 or bfloat16; scales and shifts are float32 always.
+        layout: in which `weight` gives them: channels_last, as they are folded, or contiguous, a copy of that.
+
+    Attributes:
+        contiguous: those copies, where there are any.
 
     Raises:
         ValueError: no layers, a layer with neither convolution nor norm, one whose channels do not fit, a norm without
@@ -50,7 +54,12 @@ class FoldedWeights:
         RuntimeError: dtypes, devices or layouts do not fit; the message names the tensor.
     """
 
-    def __init__(self, layers: Sequence[FoldLayer], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        layers: Sequence[FoldLayer],
+        dtype: torch.dtype = torch.float32,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
         self._layers = tuple(FoldLayer(*layer) for layer in layers)
         if not self._layers:
             raise ValueError("layers: expected at least one, got none")
@@ -64,18 +73,21 @@ class FoldedWeights:
         with torch.inference_mode(False):  # tensors that a backward pass may keep, with versions
             self._weights = torch.zeros(weights, dtype=dtype, device=device)
             self._affine = torch.zeros(affine, device=device)
-        self._views = [self._view(place) for place in self._places]
+            self._views = [self._view(place) for place in self._places]
+            copied = [weight for weight, _, _ in self._views if weight is not None and layout != torch.channels_last]
+            self._copied = copied
+            self.contiguous = [torch.empty(weight.shape, dtype=dtype, device=device) for weight in copied]
         self.refresh()
 
     def __len__(self) -> int:
         return len(self._layers)
 
     def weight(self, i: int) -> Tensor:
-        """The folded weight `[O, I / groups, kh, kw]` of layer `i`, channels_last."""
+        """The folded weight `[O, I / groups, kh, kw]` of layer `i`, in the layout."""
         weight = self._views[i][0]
         if weight is None:
             raise ValueError(f"layer {i} has no convolution, so no weight")
-        return weight
+        return next((copy for copy, of in zip(self.contiguous, self._copied, strict=True) if of is weight), weight)
 
     def scale(self, i: int) -> Tensor:
         """float32 `[O]`: the factor of a norm without convolution."""
@@ -90,7 +102,7 @@ class FoldedWeights:
 
     @property
     def outputs(self) -> tuple[Tensor, Tensor]:
-        """The memory of all weights and that of all scales and shifts, which the other tensors are views of."""
+        """The memory of all weights as folded, and that of all scales and shifts; the other tensors are views of it."""
         return self._weights, self._affine
 
     def sources(self) -> list[Tensor]:
@@ -104,6 +116,8 @@ class FoldedWeights:
         tensors = [owner.get(name) for owner, name in self._slots]
         _ops.fold_batch_norm_(*self.outputs, tensors, self._eps, self._where)
         torch.autograd.graph.increment_version(self.outputs)
+        if self.contiguous:
+            torch._foreach_copy_(self.contiguous, self._copied)
 
     def _view(self, place: _Place) -> tuple[Tensor | None, Tensor | None, Tensor]:
         weight = scale = None

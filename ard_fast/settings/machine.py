@@ -32,7 +32,12 @@ class MachineSettings:
         "machine",
         PRECISIONS,
     )
-    channels_last: str = option(AUTO, "keep images and weights in channels-last layout; auto: yes", "machine", SWITCH)
+    channels_last: str = option(
+        AUTO,
+        "keep images and weights in channels-last layout; auto: yes, but for networks that do not run in it",
+        "machine",
+        SWITCH,
+    )
     fold: str = option(
         AUTO,
         "make attacks in eval mode on a form of the student with batch norm folded into the convolutions, refreshed "

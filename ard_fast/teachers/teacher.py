@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ard_fast.data import Batch
 from ard_fast.teachers.cache import LogitsCache
 from ard_fast.teachers.lean import LeanNetwork
+from ard_fast.trial import Form, InForm, frozen
 
 
 class Teacher:
@@ -19,6 +20,7 @@ class Teacher:
         network: put in eval mode and frozen here. Methods that differentiate through a teacher use `.attacked`.
         lean: the same network in its fastest form; None computes everything with `network`.
         cache: opens the table of logits at clean images, when the first are asked for; may return None.
+        form: in which the network itself is run, where that is another than the run's; None: it is called as it is.
     """
 
     def __init__(
@@ -27,8 +29,10 @@ class Teacher:
         *,
         lean: LeanNetwork | None = None,
         cache: Callable[[], LogitsCache | None] | None = None,
+        form: Form | None = None,
     ) -> None:
-        self.network = network.eval().requires_grad_(False)
+        self.network = frozen(network)
+        self._called = network if form is None else InForm(network, form).eval()
         self.lean = lean
         self.cache: LogitsCache | None = None
         self._opener = cache
@@ -37,14 +41,14 @@ class Teacher:
     def attacked(self) -> Callable[[Tensor], Tensor]:
         """Logits of any images, differentiable in these, as far as there is a lean form in that."""
         folded = None if self.lean is None else self.lean.differentiable
-        return self.network if folded is None else folded
+        return self._called if folded is None else folded
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits, float32 `[B, num_classes]`, of any images; without a graph."""
         if self.lean is not None:
             return self.lean(x)
         with torch.no_grad():
-            return self.network(x).float()
+            return self._called(x).float()
 
     def clean(self, batch: Batch) -> Tensor:
         """Logits, float32 `[B, num_classes]`, of the batch's own images: what it brings along (`Batch.taught`), or from

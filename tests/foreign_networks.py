@@ -1,0 +1,491 @@
+"""Networks as others write them, for grey images of 8x8 and 10 classes: each runs in plain torch, most of them with
+something that an optimisation may trip over. `foreign_networks:NAME` is a factory for the commands."""
+
+import threading
+
+import torch
+import torch.nn.functional as tf
+from torch import nn
+from torch.nn.utils import parametrizations, weight_norm
+
+
+class LeNet(nn.Module):
+    """Flattens with `view`, which takes no channels_last activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 8, 3)
+        self.fc1, self.fc2 = nn.Linear(8 * 3 * 3, 20), nn.Linear(20, 10)
+
+    def forward(self, x):
+        x = tf.max_pool2d(tf.relu(self.conv2(tf.relu(self.conv1(x)))), 2)
+        return self.fc2(tf.relu(self.fc1(x.view(x.size(0), -1))))
+
+
+class ViewFlatten(nn.Module):
+    def forward(self, x):
+        return x.view(x.size(0), -1)
+
+
+def MnistNet():
+    """A Flatten of its own behind strided convolutions."""
+    layers = [nn.Conv2d(1, 8, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 4, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, ViewFlatten(), nn.Linear(32, 20), nn.ReLU(), nn.Linear(20, 10))
+
+
+class NormedView(nn.Module):
+    """Batch norms to fold, and a `view`."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+        self.more = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8 * 16, 10)
+
+    def forward(self, x):
+        x = self.features(x)
+        return self.head(torch.relu(x + self.more(x)).view(x.size(0), 8 * 16))
+
+
+class Dropout2d(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+        self.drop, self.fc = nn.Dropout2d(0.3), nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = self.drop(self.conv2(torch.relu(self.conv1(x))))
+        x = tf.dropout(tf.max_pool2d(x, 2).view(-1, 32), 0.2, self.training)
+        return self.fc(x)
+
+
+class InPlace(nn.Module):
+    """ReLU in place on a residual, addition in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.bn1, self.bn2, self.relu = nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(x))
+        out += x
+        return self.fc(self.relu(out).mean((2, 3)))
+
+
+class Branching(nn.Module):
+    """Its path depends on values: on those of each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 8, 3), nn.Linear(8 * 36, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x)).reshape(len(x), -1)
+        if x.abs().max() > 1e3:
+            x = x / x.abs().max()
+        for _ in range(int(x.shape[1] > 100)):
+            x = torch.tanh(x)
+        return self.fc(x)
+
+
+class Functional(nn.Module):
+    """Batch norm as a function, on buffers and parameters of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 8, 3), nn.Linear(8, 10)
+        self.gain, self.shift = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = tf.batch_norm(x, self.mean, self.var, self.gain, self.shift, self.training)
+        return self.fc(tf.relu(x, inplace=True).mean((2, 3)))
+
+
+class BatchStatistics(nn.Module):
+    """Statistics of the batch in eval mode, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8, track_running_stats=False)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+
+def Parametrised():
+    """Weight norm and spectral norm as parametrisations."""
+    conv = parametrizations.weight_norm(nn.Conv2d(1, 8, 3))
+    other = parametrizations.spectral_norm(nn.Conv2d(8, 8, 3))
+    return nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), other, nn.Flatten(), nn.Linear(128, 10))
+
+
+def OldNorms():
+    """The same as hooks, which replace the weight by a plain attribute at each call."""
+    with_weight_norm = weight_norm(nn.Conv2d(1, 8, 3))
+    with_spectral_norm = nn.utils.spectral_norm(nn.Conv2d(8, 8, 3))
+    return nn.Sequential(
+        with_weight_norm, nn.BatchNorm2d(8), nn.ReLU(), with_spectral_norm, ViewFlatten(), nn.Linear(128, 10)
+    )
+
+
+class LogSoftmax(LeNet):
+    def forward(self, x):
+        return tf.log_softmax(super().forward(x), dim=1)
+
+
+class Counting(nn.Module):
+    """Changes a buffer in place, replaces another, and counts, in each mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc, self.calls = nn.Conv2d(1, 8, 3), nn.Linear(8, 10), 0
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("average", torch.zeros(8))
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen += len(x)
+        x = self.conv(x).relu().mean((2, 3))
+        self.average = 0.9 * self.average + 0.1 * x.detach().mean(0)
+        return self.fc(x)
+
+
+class Asserting(nn.Module):
+    """Asserts that its activations are contiguous."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 8, 3), nn.Linear(8 * 36, 10)
+
+    def forward(self, x):
+        x = self.conv(x)
+        assert x.is_contiguous(), "expected contiguous activations"
+        return self.fc(torch.relu(x).flatten(1))
+
+
+class Strided(nn.Module):
+    """Takes its activations' memory for contiguous: other layouts give other logits, without an error."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 8, 3), nn.Linear(8 * 36, 10)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.fc(torch.relu(x.as_strided((len(x), 8 * 36), (8 * 36, 1))))
+
+
+class Transposed(nn.Module):
+    """`view` behind a transposition of what was contiguous."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 8, 3, stride=2), nn.Linear(9 * 8, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x))
+        x = x.view(len(x), 8, 9).transpose(1, 2).contiguous()
+        return self.fc(x.view(len(x), 9 * 8))
+
+
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.LazyLinear(10)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.bn(self.conv(x))).flatten(1))
+
+
+def Dense():
+    """BatchNorm1d, and no convolution."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10))
+
+
+class Flat(nn.Module):
+    """Of the pixels alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(64, 20), nn.Linear(20, 10)
+
+    def forward(self, x):
+        return self.fc2(torch.relu(self.fc1(x.view(-1, 64))))
+
+
+class Rows(nn.Module):
+    """A recurrent network over the rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.fc = nn.GRU(8, 16, batch_first=True), nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.fc(self.rnn(x.squeeze(1))[0][:, -1])
+
+
+class Attention(nn.Module):
+    """Patches, positions as a four-dimensional parameter, attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 16, 2, stride=2)
+        self.positions = nn.Parameter(torch.randn(1, 16, 4, 4) * 0.02)
+        self.attention, self.norm = nn.MultiheadAttention(16, 2, batch_first=True), nn.LayerNorm(16)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = (self.patches(x) + self.positions).flatten(2).transpose(1, 2)
+        x = x + self.attention(self.norm(x), self.norm(x), self.norm(x), need_weights=False)[0]
+        return self.fc(x.mean(1))
+
+
+class Complex(nn.Module):
+    """Through the Fourier transform."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4 * 8 * 5, 10)
+
+    def forward(self, x):
+        spectrum = torch.fft.rfft2(self.conv(x).float())
+        return self.fc((spectrum.real.square() + spectrum.imag.square() + 1e-3).log().flatten(1))
+
+
+def Groups():
+    norm = nn.GroupNorm(2, 8)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), norm, nn.SiLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
+
+
+def Scripted():
+    return torch.jit.script(LeNet())
+
+
+class Quantised(nn.Module):
+    """Stubs for a quantisation to come."""
+
+    def __init__(self):
+        super().__init__()
+        self.quant, self.dequant = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+        self.conv, self.bn, self.relu = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+        self.fc = nn.Linear(8 * 36, 10)
+
+    def forward(self, x):
+        return self.dequant(self.fc(self.relu(self.bn(self.conv(self.quant(x)))).flatten(1)))
+
+
+class Tied(nn.Module):
+    """One weight in two layers, one layer twice, and a weight that is used outside its layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.stem, self.fc, self.out = nn.Conv2d(1, 8, 3), nn.Linear(8, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.second(torch.relu(self.first(self.first(x))))).mean((2, 3))
+        return self.out(torch.relu(self.fc(x)) @ self.fc.weight)
+
+
+class Parallel(nn.Module):
+    """Holds an nn.DataParallel."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.DataParallel(nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
+        self.fc = nn.Linear(8 * 36, 10)
+
+    def forward(self, x):
+        x = self.features(x)
+        return self.fc(x.view(x.shape[0], -1))
+
+
+def WholeParallel():
+    return nn.DataParallel(LeNet())
+
+
+class Uncopyable(nn.Module):
+    """Has a lock, so no copy; and a branch on values, so no graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock, self.conv, self.bn = threading.Lock(), nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        with self.lock:
+            x = torch.relu(self.bn(self.conv(x))).mean((2, 3))
+            return self.fc(x if x.mean() < 1e6 else -x)
+
+
+class Volume(nn.Module):
+    """A five-dimensional weight, which no channels_last layout of images fits."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv3d(1, 4, (1, 3, 3)), nn.Linear(4 * 36, 10)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x[:, None])).flatten(1))
+
+
+class Checked(torch.autograd.Function):
+    """A square whose backward pass takes contiguous gradients only."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad.view(-1).view(x.shape)
+
+
+class Backward(nn.Module):
+    """Fails in channels_last in the backward pass only."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.other, self.fc = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.fc(self.other(Checked.apply(self.conv(x))).mean((2, 3)))
+
+
+class Float32Only(nn.Module):
+    """Fails under autocast: it insists on float32 activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.weight = nn.Conv2d(1, 8, 3), nn.Parameter(torch.randn(8, 10) * 0.3)
+
+    def forward(self, x):
+        x = self.conv(x).mean((2, 3))
+        assert x.dtype == torch.float32, "expected float32 activations"
+        return x @ self.weight
+
+
+CONTIGUOUS = {
+    "LeNet", "MnistNet", "NormedView", "Dropout2d", "OldNorms", "LogSoftmax", "Asserting", "Strided", "Scripted",
+    "Parallel", "WholeParallel", "Volume", "Backward",
+}  # fmt: skip
+FACTORIES = [
+    LeNet, MnistNet, NormedView, Dropout2d, InPlace, Branching, Functional, BatchStatistics, Parametrised, OldNorms,
+    LogSoftmax, Counting, Asserting, Strided, Transposed, Lazy, Dense, Flat, Rows, Attention, Complex, Groups, Scripted,
+    Quantised, Tied, Parallel, WholeParallel, Uncopyable, Volume, Backward, Float32Only,
+]  # fmt: skip
+
+
+# ---- networks that do not keep the contract ---------------------------------------------------------------------
+
+
+class Odd(nn.Module):
+    """Has weights that each of these has."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def logits(self, x):
+        return self.fc(x.flatten(1))
+
+
+class Auxiliary(Odd):
+    def forward(self, x):
+        return (self.logits(x), self.logits(x)) if self.training else self.logits(x)
+
+
+class Named(Odd):
+    def forward(self, x):
+        return {"logits": self.logits(x), "features": x}
+
+
+class ThousandClasses(Odd):
+    def forward(self, x):
+        return self.logits(x).repeat(1, 100)
+
+
+class OneLogit(Odd):
+    def forward(self, x):
+        return self.logits(x)[:, :1]
+
+
+class FixedBatch(Odd):
+    def forward(self, x):
+        return self.fc(x.view(4, 64))
+
+
+class NotANumber(Odd):
+    def forward(self, x):
+        return self.logits(x) * float("nan")
+
+
+class NotANumberInTraining(Odd):
+    def forward(self, x):
+        return self.logits(x) / (0.0 if self.training else 1.0)
+
+
+class Classes(Odd):
+    def forward(self, x):
+        return self.logits(x).argmax(1)
+
+
+class Integers(Odd):
+    def forward(self, x):
+        return self.logits(x).long()
+
+
+class Large(nn.Module):
+    """A stem for larger images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Sequential(*[nn.Conv2d(1, 1, 3, stride=2) for _ in range(5)])
+        self.fc = nn.Linear(1, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+class ThreeChannels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+class Overwriting(Odd):
+    def forward(self, x):
+        return self.logits(x.sub_(0.5))
+
+
+class Frozen(Odd):
+    def forward(self, x):
+        with torch.no_grad():
+            return self.logits(x)
+
+
+class Growing(Odd):
+    """Makes a layer in its forward, which no optimiser would be told of."""
+
+    def forward(self, x):
+        if not hasattr(self, "late"):
+            self.late = nn.Linear(10, 10)
+        return self.late(self.logits(x))
+
+
+def Half():
+    return Flat().half()
