@@ -126,6 +126,8 @@ def fit_student(
         )
 
     form = tried() if world is None else world.from_main(tried)  # one form for all processes
+    if world is None and config.averaging != "none":
+        WeightAverage(network, kind=config.averaging)  # there can be a second one
     if world is None and machine.compile:
         try_compile(network, _first_images(dataset, device, TRIAL_IMAGES), label)
     network = network.to(memory_format=form.layout)  # pyright: ignore[reportCallIssue]
@@ -144,7 +146,7 @@ def fit_teacher(network: nn.Module, config: TrainConfig, dataset: Dataset, devic
         label=role,
         channels_last=AUTO if machine.channels_last else "false",
         precision=precision,
-        fixed_precision=AUTO not in (config.precision, config.teacher_precision),
+        fixed_precision=config.teacher_precision != AUTO,
     )
     network.to(memory_format=form.layout)  # pyright: ignore[reportCallIssue]
     return form

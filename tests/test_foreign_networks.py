@@ -221,12 +221,13 @@ def test_from_the_first_command_to_the_last(name, tmp_path, capsys):
     [
         (["--channels-last", "true"], r"error: student: cannot run with channels_last true (RuntimeError: view size"),
         (["--precision", "bf16"], "error: student: cannot run under precision bf16 (AssertionError: expected float32"),
+        (["--averaging", "ema"], "error: averaging: the student cannot be copied (TypeError: cannot pickle"),
     ],
 )
 def test_what_was_asked_for_and_cannot_be_is_refused(flags, message, tmp_path, capsys):
-    student = "foreign_networks:LeNet" if "true" in flags else "foreign_networks:Float32Only"
+    student = {"--channels-last": "LeNet", "--precision": "Float32Only", "--averaging": "Uncopyable"}[flags[0]]
     out = tmp_path / "run"
-    assert train(["--method", "at", "--student", student, *TINY, *flags, "--out", str(out)]) == 2
+    assert train(["--method", "at", "--student", f"foreign_networks:{student}", *TINY, *flags, "--out", str(out)]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(message) and captured.err.count("\n") == 1 and not out.exists()
 
