@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ard_fast.files import write_atomic
 from ard_fast.models import Normalised, build_model, match_published
@@ -247,7 +248,7 @@ def _fill(network: nn.Module, weights: Mapping[str, Tensor], complaint: str) -> 
         "of another shape (size mismatch)": [
             f"{key} {list(value.shape)}, not {list(own[key].shape)}"
             for key, value in weights.items()
-            if key in own and value.shape != own[key].shape
+            if key in own and not is_lazy(own[key]) and value.shape != own[key].shape
         ],
     }
     if any(wrong.values()):
