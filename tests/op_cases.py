@@ -211,6 +211,36 @@ def prepared(case, device):
     return CASES[case](device)
 
 
+def kd_rows(student, teacher, _):
+    numbers = None, None, None, None, None, 4.0, 4.0, 4.0, 1.0, 0.0, 1.0, 0.0, False, True, False
+    return _ops.kd_loss(student, teacher, *numbers)
+
+
+def pair_rows(adv, clean, labels):
+    return _ops.pair_loss(adv, clean, labels, None, True, 5.0, 1.0, 5.0, 1.0, True, True)
+
+
+def ce_gradient_rows(logits, _, labels):
+    return _ops.attack_gradient(logits, labels, None, 0, 50.0, True)
+
+
+# A loss, the rows of logits that it keeps in shared memory, and their classes. Two fp32 rows of 6080 classes fill what
+# 512 bytes of static shared memory leave of the 48 KiB that a kernel may have without asking, of 6144 the whole 48 KiB.
+AROUND_48_KIB = [
+    (loss, rows, dtype, classes * 8 // (rows * dtype.itemsize))
+    for loss, rows in ((kd_rows, 2), (pair_rows, 2), (ce_gradient_rows, 1))
+    for dtype in (torch.float32, torch.float16)
+    for classes in (6080, 6081, 6112, 6144, 6145)
+]
+
+
+def mapped(values, function):
+    """Arguments with every tensor, also those in lists, replaced."""
+    if isinstance(values, torch.Tensor):
+        return function(values)
+    return type(values)(mapped(v, function) for v in values) if isinstance(values, list | tuple) else values
+
+
 def tensors(*values):
     """All tensors in nested arguments or results, in order."""
     for value in values:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from op_cases import (
+    AROUND_48_KIB,
     CASES,
     affine_arguments,
     apgd_run,
@@ -12,6 +13,7 @@ from op_cases import (
     call,
     crop_arguments,
     fold_arguments,
+    mapped,
     mifgsm_arguments,
     prepared,
     step_arguments,
@@ -229,7 +231,30 @@ def test_cpu_and_cuda_give_the_same_step(shape):
     assert on_cuda[0].cpu().equal(arguments[0])
 
 
+def assert_close_on_cpu(got, expected):
+    """Up to the order of sums."""
+    for mine, theirs in zip(got, expected, strict=True):
+        small = theirs.dtype in (torch.float16, torch.bfloat16)
+        torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-2 if small else 1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize(("loss", "rows", "dtype", "classes"), AROUND_48_KIB)
+def test_rows_of_about_48_kib_give_what_the_cpu_gives(loss, rows, dtype, classes):
+    torch.manual_seed(0)
+    arguments = [*torch.randn(2, 2, classes).to(dtype).unbind(), torch.tensor([0, classes - 1])]
+    assert_close_on_cpu(loss(*mapped(arguments, torch.Tensor.cuda)), loss(*arguments))
+
+
 every_case = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.mark.sanitizer
+@every_case
+def test_every_operator_gives_what_the_cpu_gives(case):
+    op, arguments = prepared(case, "cpu")
+    given = mapped(arguments, torch.Tensor.cuda)
+    assert_close_on_cpu([*tensors(op(*given)), *tensors(given)], [*tensors(op(*arguments)), *tensors(arguments)])
 
 
 @every_case

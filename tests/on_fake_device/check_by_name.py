@@ -8,7 +8,7 @@ import fake_device
 import pytest
 import torch
 from fake_device import on_device, on_host
-from op_cases import CASES, apgd_arguments, mifgsm_arguments, step_arguments
+from op_cases import AROUND_48_KIB, CASES, apgd_arguments, mapped, mifgsm_arguments, step_arguments
 
 import ard_fast
 from ard_fast import _ops
@@ -28,13 +28,6 @@ def clean():
         fake_device.DRIVER.set_stream(device, 0)
     fake_device.DRIVER.forget()
     fake_device.DRIVER.take_log()
-
-
-def mapped(values, function):
-    """The arguments with every tensor, also those in lists, replaced."""
-    if isinstance(values, torch.Tensor):
-        return function(values)
-    return type(values)(mapped(v, function) for v in values) if isinstance(values, list | tuple) else values
 
 
 def tensors(values):
@@ -187,33 +180,12 @@ def test_shared_memory_beyond_48_kib_is_asked_for(classes, shared):
     assert [launch.shared for launch in fake_device.DRIVER.take_log()] == shared
 
 
-def kd(student, teacher):
-    numbers = None, None, None, None, None, 4.0, 4.0, 4.0, 1.0, 0.0, 1.0, 0.0, False, True, False
-    return _ops.kd_loss(student, teacher, *numbers)
-
-
-def pair(adv, clean):
-    labels = torch.zeros(len(adv), dtype=torch.int64)
-    return _ops.pair_loss(
-        adv, clean, on_device(labels) if adv.is_cuda else labels, None, True, 5.0, 1.0, 5.0, 1.0, True, True
-    )
-
-
-def ce_gradient(logits, _):
-    labels = torch.zeros(len(logits), dtype=torch.int64)
-    return _ops.attack_gradient(logits, on_device(labels) if logits.is_cuda else labels, None, 0, 50.0, True)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-# Two fp32 rows of 6080 classes fill what 512 bytes of static shared memory leave of 48 KiB, of 6144 the whole 48 KiB.
-@pytest.mark.parametrize("classes", [6080, 6081, 6112, 6144, 6145])
-@pytest.mark.parametrize(("loss", "rows"), [(kd, 2), (pair, 2), (ce_gradient, 1)])
-def test_shared_memory_around_48_kib_together_with_the_static(loss, rows, classes, dtype):
-    classes = classes * 8 // (rows * dtype.itemsize)  # as many bytes
+@pytest.mark.parametrize(("loss", "rows", "dtype", "classes"), AROUND_48_KIB)
+def test_shared_memory_around_48_kib_together_with_the_static(loss, rows, dtype, classes):
     torch.manual_seed(0)
-    logits = torch.randn(2, 2, classes).to(dtype).unbind()
-    got = loss(*map(on_device, logits))
-    for mine, theirs in zip(got, loss(*logits), strict=True):
+    arguments = [*torch.randn(2, 2, classes).to(dtype).unbind(), torch.tensor([0, classes - 1])]
+    got = loss(*map(on_device, arguments))
+    for mine, theirs in zip(got, loss(*arguments), strict=True):
         torch.testing.assert_close(on_host(mine), theirs, rtol=1e-2 if dtype == torch.float16 else 1e-4, atol=1e-5)
     launch = fake_device.DRIVER.take_log()[0]
     assert "_block_kernel" in launch.kernel
