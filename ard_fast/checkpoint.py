@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,15 @@ BEST, LAST, STATE = "best.safetensors", "last.safetensors", "training_state.pt"
 _SCHEMA = 4  # 3: a --subset was of the first images
 
 
-def save_weights(path: Path, model: nn.Module, *, name: str, num_classes: int, in_channels: int) -> None:
+def save_weights(
+    path: Path,
+    model: nn.Module,
+    *,
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    class_names: Sequence[str] = (),
+) -> None:
     """Write a network's parameters and buffers, with what is needed to build it again.
 
     Args:
@@ -33,6 +42,7 @@ def save_weights(path: Path, model: nn.Module, *, name: str, num_classes: int, i
         name: its name as `ard_fast.models.build_model` takes it.
         num_classes: its number of logits.
         in_channels: the channels of its images.
+        class_names: what its logits stand for, so that they can be held against those of an image folder.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     places: set[int] = set()
@@ -47,6 +57,8 @@ def save_weights(path: Path, model: nn.Module, *, name: str, num_classes: int, i
         "format": "pt",
         "sha256": digest(tensors),
     }
+    if class_names:
+        metadata["class_names"] = json.dumps(list(class_names))
     write_atomic(path, lambda part: save_file(tensors, part, metadata=metadata))
 
 

@@ -498,6 +498,7 @@ class Trainer:
             name=self.config.student,
             num_classes=dataset.num_classes,
             in_channels=dataset.image_shape[0],
+            class_names=dataset.class_names,
         )
 
     def _save(self) -> None:

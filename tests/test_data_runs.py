@@ -1,5 +1,8 @@
 """Each kind of data set from the command line: trained on, and evaluated from the run's own settings."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from mnist_files import fake_mnist
@@ -7,7 +10,11 @@ from test_data_folder import make_folder
 from test_data_npz import arrays, save
 
 from ard_fast import evaluate, train
+from ard_fast.checkpoint import load_network, save_weights
 from ard_fast.config import resolve
+from ard_fast.data import load_dataset
+from ard_fast.data.splits import pixels
+from ard_fast.models import build_model
 
 TRAINING = ["--method", "natural", "--student", "digits-student", "--epochs", "1", "--batch-size", "8"]
 TRAINING += ["--crop-padding", "0", "--val-steps", "1", "--threads", "1"]
@@ -74,3 +81,50 @@ def test_digits_are_not_mirrored_unless_asked():
     config = resolve({"dataset": "mnist", "data_dir": "x", "method": "at"})
     assert (config.eps, config.step_size, config.flip) == (0.3, 0.075, False)
     assert resolve({"dataset": "mnist", "data_dir": "x", "method": "at", "flip": True}).flip
+
+
+def test_a_folder_of_test_images_has_the_labels_of_the_checkpoint(tmp_path, capsys):
+    path, settings = a_folder(tmp_path / "data")
+    run = tmp_path / "run"
+    arguments = [*TRAINING, "--dataset", "folder", "--data-dir", str(path), *settings, "--out", str(run)]
+    assert train.main(arguments) == 0, capsys.readouterr().err
+    network = load_network(run, num_classes=3, in_channels=3)
+    images = load_dataset("folder", data_dir=path, image_size=8).test
+    right = network(pixels(images.images, 255)).argmax(1) == images.labels
+
+    def evaluated(name):
+        capsys.readouterr()
+        code = evaluate.main([str(run), "--attacks", "clean", "--eps-curve", "none", "--out", str(tmp_path / name)])
+        return code, capsys.readouterr()
+
+    for folder in (path / "train", path / "test" / "cat"):
+        shutil.rmtree(folder)
+    code, printed = evaluated("without cats")
+    assert code == 0 and "12 test images of folder, 2 of 3 classes" in printed.out, printed.err
+    share = 100 * float(right[images.labels > 0].float().mean())
+    assert json.loads((tmp_path / "without cats" / "results.json").read_text())["clean_acc"] == pytest.approx(share)
+
+    (path / "test" / "newt").rename(path / "test" / "axolotl")
+    code, printed = evaluated("strangers")
+    assert code == 2 and "data_dir: axolotl is no class of the checkpoint, which has cat, dog, newt" in printed.err
+
+    make_folder(path, ("train",), size=(12, 10))  # the classes are known again, and others than in training
+    (path / "train" / "newt").rename(path / "train" / "axolotl")
+    code, printed = evaluated("renamed")
+    assert (
+        code == 0
+        and "warning: classes: the checkpoint's classes are cat, dog, newt, the folder's axolotl, cat, dog"
+        in (printed.out)
+    )
+
+
+def test_class_folders_are_counted_where_the_checkpoint_has_no_names(tmp_path, capsys):
+    make_folder(tmp_path, ("test",), size=(8, 8))
+    network = build_model("resnet18-tiny", 4, 3)
+    save_weights(tmp_path / "w.safetensors", network, name="resnet18-tiny", num_classes=4, in_channels=3)
+    arguments = [str(tmp_path / "w.safetensors"), "--dataset", "folder", "--data-dir", str(tmp_path), *EVALUATION]
+    assert evaluate.main(arguments) == 2
+    assert "3 class folders, and the checkpoint has 4 classes without names: put the" in capsys.readouterr().err
+    (tmp_path / "test" / "zebra").mkdir()
+    assert evaluate.main(arguments) == 0, capsys.readouterr().err
+    assert "3 of 4 classes" in capsys.readouterr().out

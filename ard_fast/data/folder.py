@@ -74,7 +74,15 @@ def load_folder(
     splits = {
         part: Split(images[part], torch.from_numpy(own), torch.from_numpy(ids)) for part, (_, own, ids) in parts.items()
     }
-    return Dataset.of("folder", splits, only, num_classes=len(classes), levels=255, class_names=classes)
+    return Dataset.of(
+        "folder",
+        splits,
+        only,
+        num_classes=len(classes),
+        levels=255,
+        class_names=classes,
+        classes_known=source == "train",
+    )
 
 
 _Part = tuple[list[Path], np.ndarray, np.ndarray]  # files, labels, ids

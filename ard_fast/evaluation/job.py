@@ -16,7 +16,7 @@ from ard_fast.evaluation import figures, results
 from ard_fast.evaluation.curve import CurvePoint, accuracy_curve
 from ard_fast.evaluation.display import Display
 from ard_fast.evaluation.export import Export, save_images
-from ard_fast.evaluation.loading import load_model, with_classes_of
+from ard_fast.evaluation.loading import load_model, match_classes, other_classes
 from ard_fast.evaluation.plan import curve_attack, default_attacks, make_plan
 from ard_fast.evaluation.runner import Evaluator
 from ard_fast.evaluation.selfcheck import Finding, SelfCheck, check_model, check_normalisation, check_results
@@ -53,7 +53,7 @@ class Job:
             only=settings.split,
         )
         if not self.dataset.classes_known:
-            self.dataset = with_classes_of(settings.source, self.dataset)
+            self.dataset = match_classes(settings.source, self.dataset)
         self.split = _sample(getattr(self.dataset, settings.split), settings.n_examples, settings.split)
         self.split = self.split.to(self.device)
         classes, attacks = self.dataset.num_classes, settings.attacks
@@ -104,6 +104,9 @@ class Job:
         check_normalisation(self.model, x, chosen.labels, self.dataset.name, found)
         if self.loaded.choice and self.settings.weights is None:
             found.add("weights", self.loaded.choice + ".")
+        classes = other_classes(self.settings.source, self.dataset)
+        if classes:
+            found.add("classes", classes)
         gradient = [step.name for step in self.steps if step.name != "square"]
         if gradient and not found.differentiable:
             why = next(finding.message for finding in found.findings if finding.check == "no gradient")

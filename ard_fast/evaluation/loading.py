@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from ard_fast.checkpoint import find_weights, normalised, open_network
 from ard_fast.data import Dataset
+from ard_fast.data.splits import SPLITS
 from ard_fast.models import build_model, find_model
 from ard_fast.weights_file import read_weights
 
@@ -79,16 +82,66 @@ def load_model(
     return Loaded(opened.network, opened.name, file, hashlib.sha256(file.read_bytes()).hexdigest(), choice)
 
 
-def with_classes_of(source: Path | None, dataset: Dataset) -> Dataset:
-    """A data set whose labels say only how many classes it has at least, with as many as the checkpoint says.
+def match_classes(source: Path | None, dataset: Dataset) -> Dataset:
+    """A data set whose own classes are not all known, with those of the checkpoint: its number, and of an image folder
+    the labels by its names.
 
     Args:
         source: as in `load_model`.
         dataset: with `classes_known` false.
+
+    Raises:
+        ValueError: an image folder with classes that the checkpoint does not know, or with another number of classes
+            and a checkpoint that has no names.
     """
-    if source is None:
-        return dataset
-    said = read_weights(find_weights(source, argument="run"), argument="run").metadata.get("num_classes", "")
+    metadata = _metadata(source)
+    names, said = _class_names(metadata), metadata.get("num_classes", "")
+    if dataset.name == "folder":
+        own = dataset.class_names
+        strangers = [name for name in own if name not in names]
+        if names and strangers:
+            raise ValueError(
+                f"data_dir: {', '.join(strangers[:5])} {'are' if len(strangers) > 1 else 'is'} no class of the "
+                f"checkpoint, which has {', '.join(names[:20])}{', ...' * (len(names) > 20)}"
+            )
+        if not names and said not in ("", str(len(own))):
+            raise ValueError(
+                f"data_dir: {len(own)} class folders, and the checkpoint has {said} classes without names: put the "
+                "folder train beside them, or an empty folder for each class that is absent"
+            )
+        if not names:
+            return dataset
+        places = torch.tensor([names.index(name) for name in own])
+        parts = {part: getattr(dataset, part) for part in SPLITS}
+        moved = {part: dataclasses.replace(split, labels=places[split.labels]) for part, split in parts.items()}
+        return dataclasses.replace(dataset, **moved, num_classes=len(names), class_names=names)
     if not said.isdecimal() or int(said) < dataset.num_classes:
         return dataset
     return dataclasses.replace(dataset, num_classes=int(said), class_names=())
+
+
+def other_classes(source: Path | None, dataset: Dataset) -> str | None:
+    """In words that an image folder's classes are not called as the checkpoint's; None where nothing is to be said."""
+    names = _class_names(_metadata(source))
+    if dataset.name != "folder" or not names or names == dataset.class_names:
+        return None
+    return (
+        f"the checkpoint's classes are {', '.join(names[:20])}{', ...' * (len(names) > 20)}, the folder's "
+        f"{', '.join(dataset.class_names[:20])}{', ...' * (len(dataset.class_names) > 20)}: labels are counted in "
+        "alphabetical order, and other names may be another order."
+    )
+
+
+def _metadata(source: Path | None) -> dict[str, str]:
+    return {} if source is None else read_weights(find_weights(source, argument="run"), argument="run").metadata
+
+
+def _class_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Of a checkpoint that says them; numbers are no names."""
+    try:
+        names = json.loads(metadata.get("class_names", "[]"))
+    except ValueError:
+        return ()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return ()
+    return () if names == [str(label) for label in range(len(names))] else tuple(names)
