@@ -53,7 +53,7 @@ class KdLoss(torch.autograd.Function):
         factors: tuple[float, float],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         temperatures = teacher_temperature, clean_teacher_temperature
-        return _ops.kd_loss(student, teacher, clean, labels, weight, *temperatures, *numbers)
+        return _ops.kd_loss(student, teacher, clean, labels, weight, *temperatures, *numbers)[:4]
 
     @staticmethod
     def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -72,7 +72,7 @@ class KdLoss(torch.autograd.Function):
         factors = ctx.factors[0], ctx.factors[1], ctx.factors[0]
         if ctx.gradients_handed_on:
             with torch.no_grad():
-                grads = _ops.kd_loss(*inputs, *ctx.numbers)[1:]
+                grads = _ops.kd_loss(*inputs, *ctx.numbers)[1:4]
         grad_student, grad_clean, grad_teacher = _scaled(ctx, grads, wanted, factors, grad_loss, inputs[:3])
         return grad_student, grad_teacher, grad_clean, None, None, None, None, None, None
 

@@ -53,7 +53,7 @@ def _check_one_device(names: Iterable[str], arguments: Iterable[Any]) -> None:
         RuntimeError: names the first that is not.
     """
     first = None
-    for name, value in zip(names, arguments, strict=True):
+    for name, value in zip(names, arguments, strict=False):  # torch leaves out arguments at their default
         for tensor in value if isinstance(value, (list, tuple)) else (value,):
             if not isinstance(tensor, Tensor):
                 continue
@@ -92,12 +92,14 @@ def _(
     reduce,
     with_grad,
     with_teacher_grad,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    scaled=False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     loss = student.new_empty(() if reduce else (student.shape[0],), dtype=torch.float32)
     grad_student = student.new_empty(student.shape if with_grad else (0,))
     grad_clean = student.new_empty(student.shape if with_grad and clean is not None else (0,))
     grad_teacher = student.new_empty(student.shape if with_teacher_grad else (0,))
-    return loss, grad_student, grad_clean, grad_teacher
+    grad_scale = student.new_empty((student.shape[0] if scaled else 0,), dtype=torch.float32)
+    return loss, grad_student, grad_clean, grad_teacher, grad_scale
 
 
 @_shapes_of("pair_loss")
@@ -115,10 +117,10 @@ def _(grad, scale, factor) -> None:
 
 
 @_shapes_of("attack_gradient")
-def _(logits, labels, target_classes, loss, kappa, with_rows) -> tuple[Tensor, Tensor, Tensor]:
-    rows = logits.shape[0] if with_rows else 0
-    grad = logits.new_empty(logits.shape)
-    return grad, logits.new_empty((rows,), dtype=torch.float32), logits.new_empty((rows,), dtype=torch.bool)
+def _(logits, labels, target_classes, loss, kappa, with_rows, scaled=False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, scales = (logits.shape[0] if wanted else 0 for wanted in (with_rows, scaled))
+    loss_rows, grad_scale = (logits.new_empty((count,), dtype=torch.float32) for count in (rows, scales))
+    return logits.new_empty(logits.shape), loss_rows, logits.new_empty((rows,), dtype=torch.bool), grad_scale
 
 
 @_shapes_of("pgd_l2_step_")

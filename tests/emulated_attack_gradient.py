@@ -16,9 +16,12 @@ def attack_gradient(
     labels: torch.Tensor | None = None,
     kappa: float = 50.0,
     with_rows: bool = True,
+    scale: torch.Tensor | None = None,
     variant: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Gradient, row losses and correctness as ``ard_fast.functional.attack_gradient``, without "kl".
+
+    ``scale``, float32 [B], receives the powers of two that the rows of the gradient are multiplied by if it is given.
 
     ``variant``: "auto" as the launcher decides, "warp" (a warp a row, up to 1,024 classes), "block" (a block of two
     warps a row, for cross-entropy kept in shared memory) or "block_uncached" (read again from memory for every pass).
@@ -34,6 +37,7 @@ def attack_gradient(
         grad=_bits(grad),
         loss_rows=None if rows is None else rows.numpy(),
         correct=None if correct is None else correct.numpy(),
+        grad_scale=None if scale is None else scale.numpy(),
         loss=CODES[loss],
         kappa=kappa,
         variant=variant,

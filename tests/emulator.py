@@ -184,11 +184,13 @@ def kd_loss(
     weight: torch.Tensor | None = None,
     with_grad: bool = True,
     grad_teacher: torch.Tensor | None = None,
+    grad_scale: torch.Tensor | None = None,
     variant: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Row losses [B] and the gradients [B, C] of their sum, by the CUDA kernel.
 
-    ``grad_teacher``, contiguous and of the student's dtype, receives the gradient for the teacher.
+    ``grad_teacher``, contiguous and of the student's dtype, receives the gradient for the teacher; ``grad_scale``,
+    float32 [B], the powers of two that the rows of the gradients are multiplied by if it is given.
 
     ``variant``: "auto" as the launcher decides, "warp" (a warp a row, up to 1,024 classes), "block" (a block of two
     warps a row, kept in shared memory) or "block_uncached" (read again from memory for every pass).
@@ -212,6 +214,7 @@ def kd_loss(
         grad_student=_bits(grads[0]) if with_grad else None,
         grad_clean=_bits(grads[1]) if with_grad and clean is not None else None,
         grad_teacher=None if grad_teacher is None else _bits(grad_teacher),
+        grad_scale=None if grad_scale is None else grad_scale.numpy(),
         inv_temperature=1.0 / temperature,
         inv_teacher_temperature=1.0 / of_teacher if of_teacher else 0.0,
         inv_clean_teacher_temperature=1.0 / of_clean if of_clean else 0.0,

@@ -60,10 +60,10 @@ def pair_arguments(device, mart, dtype=torch.float32, weighted=False, reduce=Tru
     return adv, clean, labels, weight, mart, 5.0, 1.0, 5.0, 1.0, reduce, with_grad
 
 
-def gradient_arguments(device, loss=0, dtype=torch.float32, with_rows=True):
+def gradient_arguments(device, loss=0, dtype=torch.float32, with_rows=True, scaled=False):
     logits = torch.randn(3, 6, device=device).to(dtype)
     labels = torch.tensor([0, 5, 2], device=device)
-    return logits, labels, labels.flip(0) if loss == 3 else None, loss, 50.0, with_rows
+    return logits, labels, labels.flip(0) if loss == 3 else None, loss, 50.0, with_rows, scaled
 
 
 def apgd_arguments(
@@ -188,6 +188,12 @@ CASES = {
     "gradient": lambda device: (_ops.attack_gradient, gradient_arguments(device)),
     "gradient alone": lambda device: (_ops.attack_gradient, gradient_arguments(device, 1, with_rows=False)),
     "gradient dlr": lambda device: (_ops.attack_gradient, gradient_arguments(device, 2, torch.float16)),
+    "gradient scaled": lambda device: (_ops.attack_gradient, gradient_arguments(device, 0, torch.float16, scaled=True)),
+    "gradient dlr scaled": lambda device: (_ops.attack_gradient, gradient_arguments(device, 2, scaled=True)),
+    "loss scaled": lambda device: (
+        _ops.kd_loss,
+        (*loss_arguments(device, torch.float16, False, False, with_teacher=True), True),
+    ),
     "gradient targeted": lambda device: (_ops.attack_gradient, gradient_arguments(device, 3, torch.bfloat16)),
     "scale": lambda device: (_ops.scale_rows_, (torch.randn(3, 6, device=device), torch.rand(3, device=device), 2.0)),
 }

@@ -59,6 +59,7 @@ CALLS = {
         {"loss": "dlr_targeted", "labels": LABELS.flip(0)},
     ),
     "attack_gradient kl": (F.attack_gradient, (logits(), logits(1)), {"loss": "kl"}),
+    "attack_gradient scaled": (F.attack_gradient, (logits(), LABELS), {"scaled": True}),
     "crop_flip": (
         F.crop_flip,
         ((pixels() * 255).to(torch.uint8), LABELS.clamp(max=2)),

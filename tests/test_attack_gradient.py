@@ -127,6 +127,100 @@ def test_gradient_for_the_target_logits(distance, temperature, dtype, device):
         assert grad.equal(found.grad) and again.equal(grad_target)
 
 
+def sure_logits(batch: int, classes: int, seed: int) -> torch.Tensor:
+    """float32 `[batch, classes]` whose largest leads by 1 to 80: confidences up to 1 - 1e-35."""
+    logits = make_logits("plain", batch, classes, seed)
+    lead = torch.linspace(1, 80, batch)[:, None] + logits.amax(1, keepdim=True)
+    return logits.scatter(1, logits.argmax(1, keepdim=True), lead)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_scaled(loss, dtype, device):
+    """Each row times a power of two that brings its largest entry into [1, 2); the rest is as without, to the bit."""
+    for classes in (2, 4, 10, 17, 33, 100, 1500):
+        if classes < LEAST_CLASSES[loss]:
+            continue
+        for make in (sure_logits, *(lambda *a, kind=kind: make_logits(kind, *a) for kind in KINDS)):
+            logits = make(24, classes, 0).to(device, dtype)
+            target, settings = arguments(loss, logits)
+            if loss == "ce":
+                target[:12] = logits[:12].argmax(1)
+            if loss == "kl":  # from far to near
+                target = logits + torch.logspace(1, -4, 24, device=device)[:, None].to(dtype) * target
+            (grad, rows, correct), scale = F.attack_gradient(logits, target, with_rows=True, scaled=True, **settings)
+            plain = F.attack_gradient(logits.float(), widened(target).float() if loss == "kl" else target, **settings)
+            assert grad.dtype == dtype and scale.dtype == torch.float32 and scale.shape == (24,)
+            assert scale.log2().frac().eq(0).all()
+            zero = plain.eq(0).all(1)
+            largest = grad.float().abs().amax(1)
+            assert largest[zero].eq(0).all() and scale[zero].eq(2.0**126).all()
+            assert (largest[~zero] >= 1).all() and (largest[~zero] <= 2).all()
+            again = F.attack_gradient(logits, target, with_rows=True, **settings)
+            assert rows.equal(again.loss) and (correct is None or correct.equal(again.correct))
+            # Float32's, times a power of two and rounded once; below 2^-126 bits are lost there.
+            kept = plain.abs().ge(2.0**-126) | plain.eq(0)
+            expected = (plain.double() * scale[:, None]).to(dtype)
+            torch.testing.assert_close(
+                torch.where(kept, grad, 0),
+                torch.where(kept, expected, 0),
+                rtol=0 if device.type == "cpu" else 1e-6,
+                atol=0,
+            )
+            exact = reference.attack_gradient(logits.double(), widened(target), **settings)
+            if loss == "ce":
+                exact = exact.scatter(1, target[:, None], 0.0)
+                exact = exact.scatter(1, target[:, None], -exact.sum(dim=1, keepdim=True))
+            # What cancels in the float64 p - q itself.
+            floor = 1e-13 * scale[:, None].double() if loss == "kl" else 0.0
+            error = (grad.double() - exact * scale[:, None].double()).abs() - floor
+            bound = GRAD_RTOL[dtype] * scale_of_rows(loss, logits, exact) * scale[:, None].double()
+            assert (error <= bound)[~zero].all()
+
+
+def test_scaled_is_accurate_where_the_network_is_sure(device):
+    """Label in front by 20 to 80: every entry to float32's precision, not only the largest."""
+    gap = torch.arange(20.0, 81.0, 5.0, device=device)
+    logits = torch.stack([gap, torch.zeros_like(gap), torch.full_like(gap, -3.0)], 1)
+    grad, scale = F.attack_gradient(logits, torch.zeros_like(gap, dtype=torch.int64), scaled=True)
+    others = (logits.double() - torch.logsumexp(logits.double(), 1, keepdim=True)).exp()[:, 1:]
+    exact = torch.cat([-others.sum(1, keepdim=True), others], 1) * scale[:, None].double()
+    torch.testing.assert_close(grad.double(), exact, rtol=2e-6, atol=0)
+
+
+def test_scaled_rows_that_have_no_scale(device):
+    """NaN stays NaN throughout, a gradient beyond float32 saturates: as without, and their factor is 1."""
+    labels = torch.tensor([0, 0, 0], device=device)
+    odd = torch.tensor([[math.nan, 0.0, 1.0, 2.0], [3e38, -3e38, 3e38, 3e38], [1.0, 2.0, 3.0, 5.0]], device=device)
+    for loss in ("ce", "margin", "dlr", "dlr_targeted"):
+        settings = settings_of(loss, labels)
+        target = torch.ones_like(labels) if loss == "dlr_targeted" else labels
+        grad, scale = F.attack_gradient(odd, target, scaled=True, **settings)
+        plain = F.attack_gradient(odd, target, **settings)
+        assert grad[0].isnan().all() and scale[0] == 1
+        torch.testing.assert_close(grad, plain * scale[:, None], rtol=1e-6, atol=0, equal_nan=True)
+    grad, scale = F.attack_gradient(odd, odd.roll(1, 1), loss="kl", scaled=True)
+    assert grad[0].isnan().all() and scale[0] == 1
+    # DLR of equal logits: 1e12, which float16 cannot hold.
+    grad, scale = F.attack_gradient(torch.zeros(1, 4, device=device).half(), labels[:1], loss="dlr", scaled=True)
+    assert scale.item() == 2.0**-39 and grad.isfinite().all() and 1 <= grad.abs().max() < 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("distance", [0.01, 5.0, 100.0])
+def test_scaled_gradients_for_the_target_have_the_same_factors(distance, dtype, device):
+    for classes in (2, 10, 33, 1500):
+        target = make_logits("plain", 8, classes, 0).to(device, dtype)
+        logits = (target.float() + distance * make_logits("plain", 8, classes, 1).to(device) / 5).to(dtype)
+        settings = {"loss": "kl", "temperature": 4.0, "with_target_grad": True}
+        grad, grad_target, scale = F.attack_gradient(logits, target, scaled=True, **settings)
+        plain = F.attack_gradient(logits.float(), target.float(), **settings)
+        for got, expected in ((grad, plain[0]), (grad_target, plain[1])):
+            expected = expected * scale[:, None]
+            assert got.dtype == dtype and expected.abs().amax() < 6e4
+            torch.testing.assert_close(got, expected.to(dtype), rtol=GRAD_RTOL[dtype], atol=1e-6)
+
+
 def test_gradients_come_in_the_dtypes_of_their_logits(device):
     logits = make_logits("plain", 4, 10, 0).to(device, torch.bfloat16)
     target = make_logits("plain", 4, 10, 1).to(device)

@@ -1,13 +1,18 @@
 """Each attack against its paper's formula in plain torch, and the hooks that make other attacks from ours."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as tf
 from attack_cases import assert_same_snapshot, small_net, snapshot
 from torch import nn
+from trained_digits import evaluation_images
 
 from ard_fast import attacks
 from ard_fast import functional as F
+from ard_fast.attacks.base import Problem
+from ard_fast.data.digits import load_digits
 
 EPS = 0.1
 
@@ -430,3 +435,135 @@ def test_a_model_that_ignores_its_input_is_refused(batch, device):
         attacks.PGD()(lambda z: torch.zeros(len(z), 10, device=device), x, y)
     with pytest.raises(ValueError, match="model must be differentiable"):
         attacks.PGD()(torch.no_grad()(nn.Sequential(nn.Flatten(), nn.Linear(108, 10)).to(device).forward), x, y)
+
+
+class Half(nn.Module):
+    """A copy of a network in float16, of float32 images; `single`: its logits are cast back."""
+
+    def __init__(self, net, single=False):
+        super().__init__()
+        self.net, self.single = deepcopy(net).half(), single
+
+    def forward(self, x):
+        logits = self.net(x.half())
+        return logits.float() if self.single else logits
+
+
+@pytest.fixture(scope="module")
+def sure():
+    """A network with a median confidence of 0.99998, and 500 images with their labels."""
+    torch.manual_seed(0)
+    data = load_digits().train
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(10):
+        for chosen in torch.randperm(len(data.labels)).split(64):
+            optimiser.zero_grad()
+            tf.cross_entropy(net(data.images[chosen].float() / 16), data.labels[chosen]).backward()
+            optimiser.step()
+    x, y = evaluation_images()
+    with torch.no_grad():
+        net[3].weight.mul_(2.0)
+        net[3].bias.mul_(2.0)
+        assert 0.99997 < net(x).softmax(1).amax(1).median() < 0.99999
+    return net.requires_grad_(False), x, y
+
+
+class OwnCrossEntropy(attacks.PGD):
+    """Cross-entropy as an expression in the logits, and as the sum of two halves of the attack's own."""
+
+    def logits_gradient(self, logits, problem, with_rows=False):
+        own = super().logits_gradient(logits, problem, with_rows)
+        mine = attacks.differentiated(lambda z: tf.cross_entropy(z, problem.y, reduction="none"), logits)
+        return own._replace(grad=0.5 * own.grad + 0.5 * mine.grad)
+
+
+SURE_ATTACKS = {
+    "pgd": lambda: attacks.PGD(eps=0.15, step_size=0.04, steps=20),
+    "pgd without start": lambda: attacks.PGD(eps=0.15, step_size=0.04, steps=20, random_start=False),
+    "pgd l2": lambda: attacks.PGD(eps=0.7, step_size=0.2, steps=20, norm="l2"),
+    "pgd eot": lambda: attacks.PGD(eps=0.15, step_size=0.04, steps=10, eot=2),
+    "fgsm": lambda: attacks.FGSM(eps=0.15),
+    "mifgsm": lambda: attacks.MIFGSM(eps=0.15, steps=10),
+    "apgd": lambda: attacks.APGD(eps=0.15, steps=10),
+    "own loss": lambda: OwnCrossEntropy(eps=0.15, step_size=0.04, steps=20, random_start=False),
+}
+
+
+@pytest.mark.parametrize("name", SURE_ATTACKS)
+def test_float16_attacks_a_confident_network_as_well_as_float32(name, sure, device):
+    """Gradients that are tiny at the logits do not underflow there, nor on their way to the images."""
+    net, x, y = sure[0].to(device), sure[1].to(device), sure[2].to(device)
+    attack = SURE_ATTACKS[name]()
+
+    def robust_accuracy(model):
+        return float((net(attack(model, x, y, seed=0)).argmax(1) == y).float().mean())
+
+    expected = robust_accuracy(net)
+    with torch.autocast(device.type, torch.float16):
+        found = [robust_accuracy(net)]
+    found += [robust_accuracy(Half(net)), robust_accuracy(Half(net, single=True))]
+    assert max(found) <= expected + 0.004, (found, expected)  # two images of 500; without scaling 20 and more
+    grad = attack.gradient(Problem(Half(net), x, y), x.clone()).grad
+    assert grad.flatten(1).ne(0).any(1).all()
+
+
+def test_a_divergence_of_two_networks_in_float16(sure, device):
+    """KL-PGD against a target model (AdaAD): both gradients of a row have one factor."""
+    net, x = sure[0].to(device), sure[1].to(device)
+    other = deepcopy(net)
+    with torch.no_grad():
+        other[1].weight.add_(0.003 * torch.randn_like(other[1].weight))
+    attack = attacks.KLPGD(eps=0.15)
+    exact = attack.gradient(Problem(net, x, other), x.clone()).grad.flatten(1)
+    half = attack.gradient(Problem(Half(net), x, Half(other)), x.clone()).grad.flatten(1)
+    likeness = torch.cosine_similarity(exact, half)
+    assert likeness.quantile(0.05) > 0.5 and half.ne(0).any(1).all()
+
+
+class Watching(attacks.PGD):
+    """Keeps the gradients that its steps see."""
+
+    def step(self, x_adv, outcome, problem, state):
+        self.seen = outcome.grad
+        return super().step(x_adv, outcome, problem, state)
+
+
+@pytest.mark.parametrize("make", [lambda n: Watching(eps=0.1, steps=1, random_start=False, eot=n)])
+def test_gradients_whose_size_is_seen_have_it(make, sure, device):
+    """A step of one's own, and sums over passes: the power of two is taken out again, exactly."""
+    net, x, y = sure[0].to(device), sure[1].to(device), sure[2].to(device)
+    exact = input_gradient(cross_entropy(net.double(), y), x.double())
+    net.float()
+    assert not Watching.scale_free and attacks.PGD.scale_free and attacks.APGDT.scale_free and EightBit.scale_free
+    for model, rtol in ((net, 1e-3), (Half(net), 2e-2)):
+        for passes in (1, 2):
+            attack = make(passes)
+            attack(model, x, y)
+            error = (attack.seen / passes - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+            assert error.quantile(0.9) < rtol
+    own = attacks.PGD(eps=0.1, eot=2).gradient(Problem(net, x, y), x.clone()).grad
+    torch.testing.assert_close(own / 2, attack.seen / 2, rtol=0.1, atol=1e-2 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("policy", ["train", "train_frozen", "no running statistics"])
+def test_images_that_see_one_another_have_one_factor(policy, batch, model):
+    """Batch statistics: the gradient of an image is a sum over rows, which factors of their own would weigh anew."""
+    x, _ = batch
+    with torch.no_grad():
+        model[5].weight.mul_(20.0)
+        y = model(x).argmax(1)
+        y[0] = (y[0] + 1) % 10  # one image is wrong, of the others the model is more or less sure
+    if policy == "no running statistics":
+        model[1].running_mean = model[1].running_var = None
+        policy = "eval"
+    attack = attacks.PGD(eps=EPS, step_size=0.02, steps=3, random_start=False, bn=policy)
+    x_adv = attack(model, x, y)
+    model.train(policy != "eval")
+    expected = x
+    for _ in range(3):
+        grad = input_gradient(cross_entropy(model, y), expected)
+        expected = (expected + 0.02 * grad.sign()).clamp(x - EPS, x + EPS).clamp(0, 1)
+    assert_nearly_all_close(x_adv, expected)
+    half = attack(lambda z: model(z).half(), x, y)
+    assert (half - expected).abs().gt(1e-6).float().mean() < 0.1

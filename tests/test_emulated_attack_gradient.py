@@ -8,7 +8,7 @@ import emulator
 import pytest
 import torch
 from emulated_attack_gradient import attack_gradient
-from test_attack_gradient import LEAST_CLASSES, arguments, make_logits, scale_of_rows
+from test_attack_gradient import LEAST_CLASSES, arguments, make_logits, scale_of_rows, sure_logits
 from tolerances import GRAD_RTOL, LOSS_RTOL
 
 from ard_fast import functional as F
@@ -51,6 +51,29 @@ def test_many_classes(loss: str, dtype: torch.dtype) -> None:
     for classes in [1024, 1025, 1032, 8200, 32003, 70000]:
         logits = make_logits("plain", 2, classes, 0).to(dtype)
         assert_as_cpu(logits, *arguments(loss, logits), "auto")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_scaled(loss: str, dtype: torch.dtype, variant: str) -> None:
+    """As the CPU op scales them, factors and gradients; NaN has the factor 1."""
+    for classes in [4, 10, 33, 64, 1000]:
+        for logits in (sure_logits(9, classes, 0), make_logits("tied", 9, classes, 0)):
+            logits = logits.to(dtype)
+            target, settings = arguments(loss, logits)
+            logits[8, 1] = math.nan
+            scale = torch.full((9,), math.nan)
+            grad, rows, _ = attack_gradient(logits, target, variant=variant, scale=scale, **settings)
+            expected, factors = F.attack_gradient(logits, target, with_rows=True, scaled=True, **settings)
+            # An exp that differs in its last bit may lie on the other side of a power of two.
+            ratio = scale / factors
+            assert ratio.eq(1).all() if loss != "ce" else (ratio.log2().abs() <= 1).all()
+            rtol = GRAD_RTOL[dtype] if loss == "ce" else 0
+            torch.testing.assert_close(
+                grad / ratio[:, None].to(dtype), expected.grad, rtol=rtol, atol=1e-6, equal_nan=True
+            )
+            torch.testing.assert_close(rows, expected.loss, rtol=LOSS_RTOL, atol=1e-37, equal_nan=True)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

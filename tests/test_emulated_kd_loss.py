@@ -100,6 +100,43 @@ def test_gradient_for_the_teacher(temperature: float, dtype: torch.dtype, varian
             assert (error <= GRAD_RTOL[dtype] * scale).all()
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 30.0])
+def test_scaled_gradients(temperature: float, dtype: torch.dtype, variant: str) -> None:
+    """Those of float32 times the powers of two that bring the student's largest into [1, 2); equal rows stay 0."""
+    for kind in KINDS:
+        for classes in [2, 10, 64, 129]:
+            student, teacher = logits(kind, 3, classes, dtype)
+            grads = torch.full_like(teacher, math.nan), torch.full_like(teacher.float(), math.nan)
+            scale = torch.full((3,), math.nan)
+            options = {"temperature": temperature, "kl_weight": temperature**2, "variant": variant}
+            loss, grad, _ = emulator.kd_loss(student, teacher, grad_teacher=grads[0], grad_scale=scale, **options)
+            plain = emulator.kd_loss(student.float(), teacher.float(), grad_teacher=grads[1], **options)
+            # The same bits in float32; half's vectors are longer, and the order of the sums is another.
+            rtol, atol = (0, 0) if dtype == torch.float32 else (GRAD_RTOL[dtype], 2e-5)
+            assert_loss(loss, plain[0].double())
+            for got, expected in ((grad, plain[1]), (grads[0], grads[1])):
+                expected = (expected * scale[:, None]).to(dtype)
+                torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
+            zero = plain[1].eq(0).all(1)
+            assert zero.all() or kind != "equal"
+            largest = grad.float().abs().amax(1)
+            assert largest[zero].eq(0).all() and scale[zero].eq(2.0**126).all()
+            assert (largest[~zero] >= 1).all() and (largest[~zero] <= 2).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_far_rows_of_huge_logits(variant: str) -> None:
+    """The largest class has the weight 1, however the product before it is rounded."""
+    student, teacher = torch.tensor([[1e15, -0.44, -1.49], [-3e9, 1e10, 7.0]]), torch.tensor([[0.07, -1.07, 0.12]] * 2)
+    for temperature in (1.0, 3.0, 20.0):
+        loss, grad, _ = emulator.kd_loss(student, teacher, temperature=temperature, variant=variant)
+        expected, expected_grad = kl64(student, teacher, temperature)
+        assert_loss(loss, expected)
+        assert_grad(grad, expected_grad, torch.float32)
+
+
 @pytest.mark.parametrize("variant", ["warp", "block"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("temperature", [0.1, 4.0, 100.0])

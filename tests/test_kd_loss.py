@@ -225,6 +225,22 @@ def test_a_nan_at_an_excluded_class_is_seen(noise, device):
     assert torch.autograd.grad(rows.sum(), student)[0].isnan().all()
 
 
+def test_far_rows_of_huge_logits(device):
+    """The largest class has the weight 1, whether or not a compiler fuses the products around it."""
+    student = torch.tensor([[1e15, -0.44, -1.49], [-3e9, 1e10, 7.0]], device=device)
+    teacher = torch.tensor([[0.07, -1.07, 0.12]] * 2, device=device)
+    for temperature in (1.0, 3.0, 20.0):
+        assert_close_to_float64(
+            F.kl_distill_loss,
+            reference.kl_distill_loss,
+            student,
+            teacher,
+            grad_output=torch.ones(2, device=device),
+            temperature=temperature,
+            reduction="none",
+        )
+
+
 def test_equal_logits_have_no_loss_and_no_gradient(device):
     student = (100 * torch.randn(4, 50, generator=torch.Generator().manual_seed(8))).to(device).requires_grad_()
     loss = F.kl_distill_loss(student, student.detach().clone(), temperature=3.0)

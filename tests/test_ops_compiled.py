@@ -151,7 +151,8 @@ def test_compiled_attack_gradient(backend, device):
         ce = F.attack_gradient(logits, labels, with_rows=True)
         dlr = F.attack_gradient(logits, labels.flip(0), loss="dlr_targeted", labels=labels)
         kl = F.attack_gradient(logits, other, loss="kl", temperature=2.0)
-        return ce.loss, ce.correct, (ce.grad + dlr + kl) @ weight.t()
+        scaled, scale = F.attack_gradient(logits, labels, scaled=True)
+        return ce.loss, ce.correct, (ce.grad + dlr + kl) @ weight.t(), scaled @ weight.t(), scale
 
     torch._dynamo.reset()
     compiled = torch.compile(rows_and_gradients, backend=backend, fullgraph=True)(x, weight)

@@ -57,6 +57,7 @@ class APGD(GradientAttack):
     """
 
     needs_rows = True
+    scale_free = True
 
     def __init__(
         self,
@@ -144,14 +145,16 @@ class APGD(GradientAttack):
         """Best point, checkpoint, momentum step and both projections in one operator."""
         return state.step(outcome.grad, outcome.loss, outcome.correct)
 
-    def logits_gradient(self, logits: Tensor, problem: Problem, with_rows: bool = False) -> AttackGradient:
+    def _at_logits(
+        self, logits: Tensor, problem: Problem, with_rows: bool, scaled: bool
+    ) -> tuple[AttackGradient, Tensor | None]:
         """As for other attacks, but of the negative loss if targeted: APGD always ascends."""
-        outcome = super().logits_gradient(logits, problem, with_rows)
+        outcome, scale = super()._at_logits(logits, problem, with_rows, scaled)
         if not self.targeted:
-            return outcome
+            return outcome, scale
         if not with_rows:
-            return outcome._replace(grad=-outcome.grad)
-        return AttackGradient(-outcome.grad, -known(outcome.loss), ~known(outcome.correct))
+            return outcome._replace(grad=-outcome.grad), scale
+        return AttackGradient(-outcome.grad, -known(outcome.loss), ~known(outcome.correct)), scale
 
 
 class APGDT(APGD):
@@ -167,6 +170,8 @@ class APGDT(APGD):
     Raises:
         ValueError: an argument is out of range, or the model has fewer than 4 classes.
     """
+
+    scale_free = True
 
     @property
     def takes_target_classes(self) -> bool:

@@ -2,7 +2,8 @@
 
 To make an attack of one's own, derive from `PGD` (or `GradientAttack`) and override what differs:
 
-* loss: `logits_gradient`, which gives d(loss)/d(logits). `differentiated` makes it from any expression in the logits:
+* loss: `logits_gradient`, which gives d(loss)/d(logits), in float32. `differentiated` makes it from any expression in
+  the logits:
 
       class LogitSquare(PGD):
           def logits_gradient(self, logits, problem, with_rows=False):
@@ -17,6 +18,11 @@ To make an attack of one's own, derive from `PGD` (or `GradientAttack`) and over
               return x_adv.mul_(255).round_().div_(255)
 
 * start: `start`. The gradient at an iterate, with its passes through the network: `gradient`, `differentiate`.
+
+Before it is rounded to the dtype of the logits, each row of d(loss)/d(logits) is multiplied by a power of two that
+brings its largest entry into [1, 2): the gradients of images that the network is sure of would underflow in float16.
+Float32 gradients have the same bits as without, times that power of two. Steps that do not see it (`scale_free`) get
+the gradients as they are; for all others it is taken out of them again, in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +49,16 @@ from ard_fast.attacks.inputs import (
     check_targets,
     say_unseen,
 )
-from ard_fast.attacks.model_state import BN_POLICIES, attack_mode
+from ard_fast.attacks.model_state import BN_POLICIES, attack_mode, uses_batch_statistics
 from ard_fast.attacks.modules import without_gradient_sync
 from ard_fast.attacks.settings import Configured
 from ard_fast.functional import AttackGradient
 from ard_fast.functional._bounds import check_radius
 from ard_fast.functional._layout import is_plain
+from ard_fast.functional.gradients import one_scale, scaled_rows
+
+# What may ask for the size of a gradient.
+_GRADIENT_HOOKS = frozenset(("step", "begin", "gradient", "differentiate", "advance", "run", "search"))
 
 LOSSES = ("ce", "kl", "margin", "dlr", "dlr_targeted")
 NORMS = ("linf", "l2")
@@ -68,6 +78,7 @@ class Problem:
         target_classes: `[B]`, the classes that the loss "dlr_targeted" moves to, else None.
         mask: bool, of the shape of `x`: where pixels may change; None for everywhere.
         sample_ids: int64 `[B]`, what each sample's noise is keyed by; None for its position.
+        coupled: whether the logits of an image depend on the other images of the batch.
     """
 
     model: Model
@@ -76,6 +87,7 @@ class Problem:
     target_classes: Tensor | None = None
     mask: Tensor | None = None
     sample_ids: Tensor | None = None
+    coupled: bool = False
 
     def aimed_at(self, target_classes: Tensor) -> Problem:
         """The same with target classes `[B]`."""
@@ -107,6 +119,15 @@ class GradientAttack(Configured):
     """Whether `step` needs the loss and the correctness of each sample."""
     accepts_target_model = False
     """Whether `y` may be a model."""
+    scale_free: ClassVar[bool] = False
+    """Whether what follows the gradient does the same if that of each image is multiplied by a positive number, as
+    signed and normalised steps do. Then its scale stays in it (with `eot=1`). A subclass that overrides `step`, or
+    anything else that handles gradients, and says nothing has False."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "scale_free" not in vars(cls) and not _GRADIENT_HOOKS.isdisjoint(vars(cls)):
+            cls.scale_free = False
 
     @property
     def why_eager(self) -> str | None:
@@ -215,10 +236,12 @@ class GradientAttack(Configured):
             y, target_classes, mask, sample_ids = (_usable(t) for t in (y, target_classes, mask, sample_ids))
             if y is None or (self.takes_target_classes and target_classes is None):
                 y, target_classes = self._own_targets(model, x, cast("Tensor | None", y), target_classes)
-            problem = Problem(model, x, y, target_classes, mask, sample_ids)
             with ExitStack() as modes:
-                if not modes.enter_context(attack_mode(model, self.bn)):
+                networks = modes.enter_context(attack_mode(model, self.bn))
+                if not networks:
                     say_unseen(self, model)
+                coupled = self.bn != "eval" or uses_batch_statistics(networks)
+                problem = Problem(model, x, y, target_classes, mask, sample_ids, coupled)
                 if not isinstance(y, Tensor):
                     modes.enter_context(attack_mode(y, "eval"))
                 return self.search(problem, seed)
@@ -264,7 +287,8 @@ class GradientAttack(Configured):
 
         Args:
             x_adv: the iterate `[B, ...]`.
-            outcome: the gradient at it and, where `needs_rows` says so, loss and correctness of each sample.
+            outcome: the gradient at it (that of each sample times a positive number in a class that is `scale_free`)
+                and, where `needs_rows` says so, loss and correctness of each sample.
             problem: what is attacked.
             state: what `begin` made.
         """
@@ -283,8 +307,14 @@ class GradientAttack(Configured):
             with_rows: whether `loss` and `correct` are wanted too.
 
         Returns:
-            `grad` `[B, C]` in the dtype of the logits and, if wanted, `loss` `[B]` float32 and `correct` `[B]` bool.
+            `grad` `[B, C]`, float32, and, if wanted, `loss` `[B]` float32 and `correct` `[B]` bool.
         """
+        return self._at_logits(logits.float(), problem, with_rows, False)[0]
+
+    def _at_logits(
+        self, logits: Tensor, problem: Problem, with_rows: bool, scaled: bool
+    ) -> tuple[AttackGradient, Tensor | None]:
+        """`logits_gradient` of the attack's own loss; if scaled in the dtype of the logits, and the factors `[B]`."""
         target, labels = cast("Tensor", problem.y), None
         if self.loss_name == "dlr_targeted":
             target, labels = known(problem.target_classes), target
@@ -296,13 +326,35 @@ class GradientAttack(Configured):
             temperature=self.temperature,
             kappa=self.kappa,
             with_rows=with_rows,
+            scaled=scaled,
         )
-        return result if isinstance(result, AttackGradient) else AttackGradient(result, None, None)
+        found, scale = cast("tuple[Any, Tensor | None]", result if scaled else (result, None))
+        return found if isinstance(found, AttackGradient) else AttackGradient(found, None, None), scale
 
     def differentiate(self, logits: Tensor, probe: Tensor, problem: Problem, with_rows: bool) -> AttackGradient:
-        """From d(loss)/d(logits) back through the network to `grad` = d(loss)/d(probe), `[B, ...]`."""
-        outcome = self.logits_gradient(logits.detach(), problem, with_rows)
-        return outcome._replace(grad=backward([logits], probe, [outcome.grad]))
+        """From d(loss)/d(logits) back through the network to `grad` = d(loss)/d(probe), `[B, ...]`.
+
+        In a class that is `scale_free` the gradient of each sample is multiplied by a positive number.
+        """
+        at_logits = logits.detach()
+        if getattr(self.logits_gradient, "__func__", None) is GradientAttack.logits_gradient:
+            outcome, scale = self._at_logits(at_logits, problem, with_rows, True)
+            grad, scale = outcome.grad, known(scale)
+        else:
+            outcome = self.logits_gradient(at_logits, problem, with_rows)
+            grad, scale = scaled_rows(outcome.grad, logits.dtype)
+        return outcome._replace(grad=self.back_to_images([logits], probe, [grad], scale, problem))
+
+    def back_to_images(
+        self, logits: Sequence[Tensor], probe: Tensor, grads: Sequence[Tensor], scale: Tensor, problem: Problem
+    ) -> Tensor:
+        """d(loss)/d(probe) `[B, ...]` from gradients at logits `[B, C]` whose rows are multiplied by `scale` `[B]`."""
+        if problem.coupled:
+            *grads, scale = one_scale(scale, *grads)
+        grad = backward(logits, probe, grads)
+        if self.scale_free and self.eot == 1:
+            return grad
+        return grad / scale.view(-1, *[1] * (grad.dim() - 1))
 
     # --- shared by the searches --------------------------------------------------------------------------------------
 
@@ -319,7 +371,10 @@ class GradientAttack(Configured):
         return self.project(self.step(x_adv, self.gradient(problem, x_adv), problem, state), problem)
 
     def gradient(self, problem: Problem, x_adv: Tensor) -> AttackGradient:
-        """Gradient of the summed loss at the iterate, and where needed losses, all summed over `eot` passes."""
+        """Gradient of the summed loss at the iterate, and where needed losses, all summed over `eot` passes.
+
+        In a class that is `scale_free`, and with `eot=1`, that of each sample is multiplied by a positive number.
+        """
         total = None
         for _ in range(self.eot):  # at least once
             # Shares memory with x_adv; the step may write there once the passes are over.
@@ -385,7 +440,7 @@ def backward(
 
 
 def differentiated(loss: Callable[[Tensor], Tensor], logits: Tensor) -> AttackGradient:
-    """What `logits_gradient` returns, for a loss of one's own.
+    """What `logits_gradient` returns, for a loss of one's own: gradient and losses in float32.
 
     Args:
         loss: maps logits `[B, C]`, float32, to the loss of each sample `[B]`, differentiably.
@@ -402,7 +457,7 @@ def differentiated(loss: Callable[[Tensor], Tensor], logits: Tensor) -> AttackGr
             got = f"a tensor {list(rows.shape)} without a graph" if isinstance(rows, Tensor) else type(rows).__name__
             raise TypeError(f"loss must map logits [B, C] to losses [B] differentiably, got {got}")
         (grad,) = torch.autograd.grad([rows.sum()], [leaf])
-    return AttackGradient(grad.to(logits.dtype), rows.detach(), None)
+    return AttackGradient(grad, rows.detach(), None)
 
 
 def _added(total: AttackGradient, more: AttackGradient) -> AttackGradient:

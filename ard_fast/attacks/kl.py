@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ard_fast import functional as F
-from ard_fast.attacks.base import Problem, backward
+from ard_fast.attacks.base import Problem
 from ard_fast.attacks.pgd import PGD
 from ard_fast.functional import AttackGradient
 
@@ -28,6 +29,7 @@ class KLPGD(PGD):
     """
 
     accepts_target_model = True
+    scale_free = True
 
     def __init__(
         self,
@@ -72,10 +74,17 @@ class KLPGD(PGD):
         target = self.forward(problem.y, probe)
         if not target.requires_grad:
             return super().differentiate(logits, probe, replace(problem, y=target), with_rows)
-        gradients = F.attack_gradient(
-            logits.detach(), target.detach(), loss="kl", temperature=self.temperature, with_target_grad=True
+        grad, grad_target, scale = F.attack_gradient(
+            logits.detach(),
+            target.detach(),
+            loss="kl",
+            temperature=self.temperature,
+            with_target_grad=True,
+            scaled=True,
         )
-        return AttackGradient(backward([logits, target], probe, gradients), None, None)
+        gradients = cast("list[Tensor]", [grad, grad_target])
+        images = self.back_to_images([logits, target], probe, gradients, cast("Tensor", scale), problem)
+        return AttackGradient(images, None, None)
 
     def rows(self, problem: Problem, x_adv: Tensor) -> tuple[Tensor, Tensor | None]:
         """The divergence of each sample at the iterate."""

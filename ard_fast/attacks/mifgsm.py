@@ -25,6 +25,8 @@ class MIFGSM(PGD):
         Others: as for `PGD`.
     """
 
+    scale_free = True
+
     def __init__(
         self,
         eps: float | Tensor = 8 / 255,

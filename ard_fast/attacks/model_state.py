@@ -16,6 +16,12 @@ from ard_fast.graphs.network import network_modules
 BN_POLICIES = ("eval", "train", "train_frozen")
 
 
+def uses_batch_statistics(networks: Sequence[nn.Module]) -> bool:
+    """Whether the logits of an image depend, in eval mode too, on the other images: without running statistics."""
+    modules = network_modules(*networks)
+    return any(isinstance(module, _BatchNorm) and module.running_mean is None for module in modules)
+
+
 @contextmanager
 def attack_mode(model: Callable[[Tensor], Tensor], bn: str) -> Iterator[list[nn.Module]]:
     """Put `model` in the mode of the policy, and every module's mode back on leaving.

@@ -95,6 +95,8 @@ class NFGSM(PGD):
         Others: as for `PGD`.
     """
 
+    scale_free = True
+
     def __init__(
         self,
         eps: float | Tensor = 8 / 255,

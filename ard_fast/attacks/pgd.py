@@ -18,8 +18,12 @@ class PGD(GradientAttack):
     The attack leaves no trace: every module's mode, `requires_grad`, `.grad` and (except under `bn="train"`) all
     buffers are as before, after an exception too. Weight gradients are not computed, nor is the loss: the fused
     operator gives its gradient at the logits, which is backpropagated. Without `seed`, one number is drawn from torch's
-    generator of the images' device. Under autocast the model runs in autocast; the iterate stays float32 and the
-    gradient is that of the batch's summed loss, so that half-precision gradients do not underflow.
+    generator of the images' device. Under autocast the model runs in autocast; the iterate stays float32. The gradient
+    is that of the batch's summed loss, and each row of it at the logits is scaled by a power of two, so that
+    half-precision gradients do not underflow: in float16 a confident model is attacked as well as in float32. Rows have
+    one factor in common where images see one another (`bn` other than "eval", or batch norms without running
+    statistics): there the gradients of images that the model is sure of may still underflow in float16. The scaled
+    gradients are no larger than those of misclassified images, so that none overflows that did not before.
 
     Args:
         eps: radius of the ball in pixel units, a number or a tensor `[B]`.
@@ -49,6 +53,8 @@ class PGD(GradientAttack):
         >>> attack = PGD(eps=8 / 255, step_size=2 / 255, steps=10)
         >>> x_adv = attack(model, x, y)
     """
+
+    scale_free = True
 
     def __init__(
         self,

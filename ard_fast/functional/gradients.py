@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, overload
 
+import torch
 from torch import Tensor
 
 from ard_fast import _ops
@@ -38,6 +39,7 @@ def attack_gradient(
     kappa: float = ...,
     with_target_grad: Literal[False] = ...,
     with_rows: Literal[False] = ...,
+    scaled: Literal[False] = ...,
 ) -> Tensor: ...
 @overload
 def attack_gradient(
@@ -50,6 +52,7 @@ def attack_gradient(
     kappa: float = ...,
     with_target_grad: Literal[False] = ...,
     with_rows: bool,
+    scaled: Literal[False] = ...,
 ) -> Tensor | AttackGradient: ...
 @overload
 def attack_gradient(
@@ -62,6 +65,20 @@ def attack_gradient(
     kappa: float = ...,
     with_target_grad: Literal[True],
     with_rows: Literal[False] = ...,
+    scaled: Literal[False] = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def attack_gradient(
+    logits: Array,
+    target: Array,
+    *,
+    loss: str = ...,
+    labels: Array | None = ...,
+    temperature: float = ...,
+    kappa: float = ...,
+    with_target_grad: Literal[False] = ...,
+    with_rows: Literal[False] = ...,
+    scaled: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def attack_gradient(
@@ -74,7 +91,8 @@ def attack_gradient(
     kappa: float = ...,
     with_target_grad: bool = ...,
     with_rows: bool = ...,
-) -> Tensor | AttackGradient | tuple[Tensor | AttackGradient, Tensor]: ...
+    scaled: bool = ...,
+) -> Tensor | AttackGradient | tuple[Tensor | AttackGradient, ...]: ...
 def attack_gradient(
     logits: Array,
     target: Array,
@@ -85,7 +103,8 @@ def attack_gradient(
     kappa: float = 50.0,
     with_target_grad: bool = False,
     with_rows: bool = False,
-) -> Tensor | AttackGradient | tuple[Tensor | AttackGradient, Tensor]:
+    scaled: bool = False,
+) -> Tensor | AttackGradient | tuple[Tensor | AttackGradient, ...]:
     """Return d(loss)/d(logits) for the loss of each row, which an attack ascends.
 
     This is the gradient of the batch's summed loss. An attack hands it to `torch.autograd.grad(logits, x, grad)`: no
@@ -101,6 +120,13 @@ def attack_gradient(
     Rows whose margin or DLR is NaN have NaN throughout their gradient. Float16 and bfloat16 results are finite where
     the loss is: they saturate.
 
+    The gradient of a row that the network is sure of is small: of a confidence of 0.99999 at most 1e-5, which float16
+    rounds to a multiple of 6e-8, or to 0, here or on its way through the layers below. `scaled=True` multiplies each
+    row, before it is rounded, by the power of two that brings its largest entry into [1, 2). Steps along the sign or
+    the normalised gradient of each image do not change by that; for others divide the gradient of each image, in
+    float32, by its factor. Images must not see one another in the network: with the batch statistics of batch norms
+    in train mode one factor for all rows is needed, `scale.amin()`.
+
     Args:
         logits: `[B, C]`, float32, float16 or bfloat16; the arithmetic is in float32.
         target: labels y, int64 `[B]` in [0, C), for "ce", "margin" and "dlr"; logits `[B, C]` for "kl"; target classes
@@ -112,10 +138,13 @@ def attack_gradient(
         with_target_grad: also return the gradient for the target logits ("kl" only; Huang et al. 2023 attack a student
             and its teacher together).
         with_rows: also return the loss of each row, and whether it is classified as y.
+        scaled: multiply each row of the gradient by a power of two, and return that too.
 
     Returns:
         The gradient `[B, C]`, contiguous, in the dtype of `logits`; with `with_rows` an `AttackGradient`. With
-        `with_target_grad` a pair: that, and the gradient for the target in the target's dtype.
+        `with_target_grad` or `scaled` a tuple of that and, in this order: the gradient for the target in the target's
+        dtype, times the same factors if scaled; the factors, float32 `[B]`, powers of two from 2^-126 to 2^126 (which
+        is also that of a row of zeros; a NaN loss and an infinite gradient have 1).
 
     Raises:
         ValueError: `loss` is unknown, a number is out of range, labels are missing or not taken by this loss, or
@@ -126,6 +155,7 @@ def attack_gradient(
     """
     one_of(loss, "loss", _LOSSES)
     with_target_grad, with_rows = flag(with_target_grad, "with_target_grad"), flag(with_rows, "with_rows")
+    scaled = flag(scaled, "scaled")
     if with_target_grad and loss != "kl":
         raise ValueError(f"with_target_grad needs loss='kl', got loss={loss!r}: classes have no gradient")
     if (labels is not None) != (loss == "dlr_targeted"):
@@ -138,7 +168,7 @@ def attack_gradient(
     if labels is not None:
         labels = tensor(labels, "labels")
     if loss == "kl":
-        return _kl_gradient(logits, target.detach(), temperature, with_target_grad, with_rows)
+        return _kl_gradient(logits, target.detach(), temperature, with_target_grad, with_rows, scaled)
     check_two_classes(logits, "logits")
     kappa = confidence(kappa, "kappa")
     if logits.stride(1) != 1:
@@ -146,20 +176,49 @@ def attack_gradient(
     classes = None
     if loss == "dlr_targeted":
         target, classes = known(labels), target.contiguous()
-    grad, rows, correct = _ops.attack_gradient(logits, target.contiguous(), classes, _CODES[loss], kappa, with_rows)
-    return AttackGradient(grad, rows, correct) if with_rows else grad
+    grad, rows, correct, scale = _ops.attack_gradient(
+        logits, target.contiguous(), classes, _CODES[loss], kappa, with_rows, scaled
+    )
+    found = AttackGradient(grad, rows, correct) if with_rows else grad
+    return (found, scale) if scaled else found
 
 
 def _kl_gradient(
-    logits: Tensor, target: Tensor, temperature: float, with_target_grad: bool, with_rows: bool
-) -> Tensor | AttackGradient | tuple[Tensor | AttackGradient, Tensor]:
+    logits: Tensor, target: Tensor, temperature: float, with_target_grad: bool, with_rows: bool, scaled: bool
+) -> Tensor | AttackGradient | tuple[Tensor | AttackGradient, ...]:
     temperature = positive(temperature, "temperature")
     weight = temperature * temperature
     both = common_logits({"logits": logits, "target": target})
-    rows, grad, _, grad_target = _ops.kd_loss(
-        *both, *[None] * 5, *[temperature] * 3, weight, 0.0, weight, 0.0, False, True, with_target_grad
+    rows, grad, _, grad_target, scale = _ops.kd_loss(
+        *both, *[None] * 5, *[temperature] * 3, weight, 0.0, weight, 0.0, False, True, with_target_grad, scaled
     )
     if grad.dtype != logits.dtype:
         grad = grad.to(logits.dtype)
     found = AttackGradient(grad, rows, None) if with_rows else grad
-    return (found, grad_target.to(target.dtype)) if with_target_grad else found
+    if not (with_target_grad or scaled):
+        return found
+    return (found, *([grad_target.to(target.dtype)] if with_target_grad else []), *([scale] if scaled else []))
+
+
+def scaled_rows(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What `attack_gradient` returns with `scaled=True`, for a gradient `[B, C]` from elsewhere.
+
+    Args:
+        grad: float32, or what it was rounded to.
+        dtype: of the result.
+    """
+    largest = grad.float().abs().amax(1)
+    exponent = largest.view(torch.int32) >> 23
+    factor = torch.where(exponent == 255, 127, (254 - exponent).clamp(1, 253)) << 23
+    scale = factor.to(torch.int32).view(torch.float32)
+    return (grad * scale[:, None]).to(dtype), scale
+
+
+def one_scale(scale: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
+    """Rows `[B, C]` scaled each by its own factor, as if all had been scaled by the least of these; and that, `[B]`.
+
+    For networks in which the images of a batch see one another: there a gradient is the sum of terms of several rows.
+    """
+    least = scale.amin()
+    down = (least / scale)[:, None]
+    return *((grad * down).to(grad.dtype) for grad in grads), least.expand(scale.shape)

@@ -36,6 +36,7 @@ class CountingPGD(PGD):
     """
 
     needs_rows = True
+    scale_free = True
 
     @property
     def why_eager(self) -> str | None:

@@ -10,6 +10,7 @@ from ard_fast import functional as F
 from ard_fast._typing import known
 from ard_fast.attacks.base import backward
 from ard_fast.data import Batch
+from ard_fast.functional.gradients import one_scale
 from ard_fast.losses import ARDLoss
 from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
 from ard_fast.methods.perturbation import CarriedPerturbation, carried_perturbation
@@ -54,7 +55,9 @@ class FastARD(Method):
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         logits = student(known(inner.x_adv))
         if self.delta_gradient == "ce":
-            at_logits = F.attack_gradient(logits, batch.y, loss="ce")
+            # One factor for all rows: the student is in train mode, where images see one another.
+            at_logits, scale = F.attack_gradient(logits, batch.y, loss="ce", scaled=True)
+            at_logits = one_scale(scale, at_logits)[0]
             inner.record = backward([logits], known(inner.delta), [at_logits], retain_graph=True)
         clean = student(batch.x) if self.outer.alpha != 1.0 else None
         loss = self.outer(logits, teacher_logits=known(inner.target), student_logits=clean, labels=batch.y)

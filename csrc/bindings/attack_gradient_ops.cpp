@@ -14,12 +14,14 @@ void check_in_range(const int64_t* values, const char* name, const AttackGradien
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> attack_gradient_cpu(const Tensor logits, const Tensor labels,
-                                                       std::optional<Tensor> target_classes,
-                                                       int64_t loss, double kappa, bool with_rows) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> attack_gradient_cpu(const Tensor logits,
+                                                               const Tensor labels,
+                                                               std::optional<Tensor> target_classes,
+                                                               int64_t loss, double kappa,
+                                                               bool with_rows, bool scaled) {
   AttackGradientOutputs out;
   const AttackGradientParams p =
-      pack_attack_gradient(logits, labels, target_classes, loss, kappa, with_rows, out);
+      pack_attack_gradient(logits, labels, target_classes, loss, kappa, with_rows, scaled, out);
   check_in_range(p.labels, "labels", p);
   check_in_range(p.target_classes, "target_classes", p);
   const Dtype dtype = dtype_tag(logits);
@@ -27,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor> attack_gradient_cpu(const Tensor logits, cons
   torch::stable::parallel_for(0, p.batch, grain, [&](int64_t begin, int64_t end) {
     cpu::attack_gradient(p, dtype, begin, end);
   });
-  return {out.grad, out.loss_rows, out.correct};
+  return {out.grad, out.loss_rows, out.correct, out.grad_scale};
 }
 
 }  // namespace

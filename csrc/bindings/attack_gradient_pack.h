@@ -9,7 +9,7 @@
 namespace ard {
 
 struct AttackGradientOutputs {
-  Tensor grad, loss_rows, correct;
+  Tensor grad, loss_rows, correct, grad_scale;
 };
 
 inline void check_classes(const Tensor& t, const char* name, const Tensor& logits) {
@@ -25,7 +25,7 @@ inline AttackGradientParams pack_attack_gradient(const Tensor& logits,  // [B, C
                                                  const Tensor& labels,  // [B] int64
                                                  const std::optional<Tensor>& target_classes,
                                                  int64_t loss, double kappa, bool with_rows,
-                                                 AttackGradientOutputs& out) {
+                                                 bool scaled, AttackGradientOutputs& out) {
   constexpr int64_t kLeastClasses[] = {1, 2, 3, 4};  // of ce, margin, dlr, dlr_targeted
   ARD_CHECK(loss >= 0 && loss <= 3,
             "loss must be 0 (ce), 1 (margin), 2 (dlr) or 3 "
@@ -47,9 +47,12 @@ inline AttackGradientParams pack_attack_gradient(const Tensor& logits,  // [B, C
   const int64_t batch = logits.size(0), classes = logits.size(1);
   const std::array<int64_t, 2> full{batch, classes};
   const std::array<int64_t, 1> rows{with_rows ? batch : 0};
+  const std::array<int64_t, 1> scales{scaled ? batch : 0};
   out.grad = torch::stable::new_empty(logits, {full.data(), full.size()});
   out.loss_rows = torch::stable::new_empty(logits, {rows.data(), rows.size()}, ScalarType::Float);
   out.correct = torch::stable::new_empty(logits, {rows.data(), rows.size()}, ScalarType::Bool);
+  out.grad_scale =
+      torch::stable::new_empty(logits, {scales.data(), scales.size()}, ScalarType::Float);
 
   AttackGradientParams p{};
   p.logits = logits.data_ptr();
@@ -58,6 +61,7 @@ inline AttackGradientParams pack_attack_gradient(const Tensor& logits,  // [B, C
   p.grad = out.grad.data_ptr();
   p.loss_rows = with_rows ? static_cast<float*>(out.loss_rows.data_ptr()) : nullptr;
   p.correct = with_rows ? static_cast<bool*>(out.correct.data_ptr()) : nullptr;
+  p.grad_scale = scaled ? static_cast<float*>(out.grad_scale.data_ptr()) : nullptr;
   p.batch = batch;
   p.classes = classes;
   p.logits_stride = logits.stride(0);

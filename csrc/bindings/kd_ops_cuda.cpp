@@ -6,31 +6,31 @@
 namespace ard {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> kd_loss_cuda(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kd_loss_cuda(
     const Tensor student, const Tensor teacher, std::optional<Tensor> clean,
     std::optional<Tensor> labels, std::optional<Tensor> weight,
     std::optional<Tensor> teacher_temperature_per_sample,
     std::optional<Tensor> clean_temperature_per_sample, double temperature,
     double teacher_temperature, double clean_teacher_temperature, double kl_weight,
     double clean_weight, double kl_grad_weight, double clean_grad_weight, bool reduce,
-    bool with_grad, bool with_teacher_grad) {
+    bool with_grad, bool with_teacher_grad, bool scaled) {
   const Scope scope(student);
   KdOutputs out;
   const KdLossParams p = pack_kd_loss(
       {student, teacher, clean, labels, weight, teacher_temperature_per_sample,
        clean_temperature_per_sample, temperature, teacher_temperature, clean_teacher_temperature,
        kl_weight, clean_weight, kl_grad_weight, clean_grad_weight},
-      with_grad, with_teacher_grad, out);
+      with_grad, with_teacher_grad, scaled, out);
   if (!reduce) {
     cuda::launch_kd_loss(p, dtype_tag(student), nullptr, scope.stream());
     scope.check_launch();
-    return {out.loss_rows, out.grad_student, out.grad_clean, out.grad_teacher};
+    return {out.loss_rows, out.grad_student, out.grad_clean, out.grad_teacher, out.grad_scale};
   }
   Tensor total = torch::stable::new_empty(student, {}, ScalarType::Float);
   cuda::launch_kd_loss(p, dtype_tag(student), static_cast<float*>(total.data_ptr()),
                        scope.stream());
   scope.check_launch();
-  return {total, out.grad_student, out.grad_clean, out.grad_teacher};
+  return {total, out.grad_student, out.grad_clean, out.grad_teacher, out.grad_scale};
 }
 
 void scale_rows_cuda(Tensor grad, const Tensor scale, double factor) {

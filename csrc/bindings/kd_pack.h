@@ -19,11 +19,11 @@ struct KdInputs {
 };
 
 struct KdOutputs {
-  Tensor loss_rows, grad_student, grad_clean, grad_teacher;
+  Tensor loss_rows, grad_student, grad_clean, grad_teacher, grad_scale;
 };
 
 inline KdLossParams pack_kd_loss(const KdInputs& in, bool with_grad, bool with_teacher_grad,
-                                 KdOutputs& out) {
+                                 bool scaled, KdOutputs& out) {
   const Tensor& student = in.student;
   check_float_dtype(student, "student_logits");
   check_logits(student, "student_logits", student, "student_logits");
@@ -43,6 +43,8 @@ inline KdLossParams pack_kd_loss(const KdInputs& in, bool with_grad, bool with_t
   ARD_CHECK(
       !(kl_of_clean && with_teacher_grad),
       "with_teacher_grad must be false for two students: teacher_logits have no gradient there");
+  ARD_CHECK(!scaled || (with_grad && !in.clean),
+            "scaled needs with_grad and no student_logits (clean): it is for one gradient a row");
   if (in.clean) check_logits(*in.clean, "student_logits (clean)", student, "student_logits");
   check_per_sample(in.labels, "labels", student, ScalarType::Long, "int64", "student_logits");
   const auto check_factor = [&](const std::optional<Tensor>& t, const char* name) {
@@ -56,6 +58,7 @@ inline KdLossParams pack_kd_loss(const KdInputs& in, bool with_grad, bool with_t
   out.grad_student = new_gradient(student, with_grad);
   out.grad_clean = new_gradient(student, with_grad && in.clean);
   out.grad_teacher = new_gradient(student, with_teacher_grad);
+  out.grad_scale = new_loss_rows(student, scaled);
 
   KdLossParams p{};
   p.student = student.data_ptr();
@@ -69,6 +72,7 @@ inline KdLossParams pack_kd_loss(const KdInputs& in, bool with_grad, bool with_t
   p.grad_student = with_grad ? out.grad_student.data_ptr() : nullptr;
   p.grad_clean = with_grad && in.clean ? out.grad_clean.data_ptr() : nullptr;
   p.grad_teacher = with_teacher_grad ? out.grad_teacher.data_ptr() : nullptr;
+  p.grad_scale = scaled ? static_cast<float*>(out.grad_scale.data_ptr()) : nullptr;
   p.batch = student.size(0);
   p.classes = student.size(1);
   p.student_stride = student.stride(0);

@@ -26,8 +26,9 @@ inline Tensor new_gradient(const Tensor& logits, bool wanted) {
                 : torch::stable::new_empty(logits, {none.data(), none.size()});
 }
 
-inline Tensor new_loss_rows(const Tensor& logits) {
-  const std::array<int64_t, 1> rows{logits.size(0)};
+// float [B], or empty.
+inline Tensor new_loss_rows(const Tensor& logits, bool wanted = true) {
+  const std::array<int64_t, 1> rows{wanted ? logits.size(0) : 0};
   return torch::stable::new_empty(logits, {rows.data(), rows.size()}, ScalarType::Float);
 }
 

@@ -26,14 +26,16 @@ STABLE_TORCH_LIBRARY(ard_fast, m) {
   // Row loss: weight * (kl_weight * KL(teacher || student) + clean_weight * L), where L is the
   // cross-entropy of `clean` when labels are given and KL(teacher || clean) when they are not. The
   // gradients come unscaled by any incoming one, with weights of their own (kl_grad_weight is the
-  // teacher's too); they are empty without `with_grad` or `with_teacher_grad`.
+  // teacher's too); they are empty without `with_grad` or `with_teacher_grad`. `scaled`, without
+  // `clean`: each row of them times a power of two, returned [B], that brings the largest entry of
+  // grad_student into [1, 2).
   m.def(
       "kd_loss(Tensor student, Tensor teacher, Tensor? clean, Tensor? labels, Tensor? weight, "
       "Tensor? teacher_temperature_per_sample, Tensor? clean_teacher_temperature_per_sample, "
       "float temperature, float teacher_temperature, float clean_teacher_temperature, "
       "float kl_weight, float clean_weight, float kl_grad_weight, float clean_grad_weight, "
-      "bool reduce, bool with_grad, bool with_teacher_grad) -> (Tensor loss, Tensor grad_student, "
-      "Tensor grad_clean, Tensor grad_teacher)");
+      "bool reduce, bool with_grad, bool with_teacher_grad, bool scaled=False) -> (Tensor loss, "
+      "Tensor grad_student, Tensor grad_clean, Tensor grad_teacher, Tensor grad_scale)");
   // TRADES: weight * (ce_weight * CE(clean) + kl_weight * KL(clean || adv)); MART: the boosted
   // cross-entropy of adv for the first term, and the second times 1 - p_label(clean). The gradients
   // as those of kd_loss.
@@ -45,10 +47,12 @@ STABLE_TORCH_LIBRARY(ard_fast, m) {
   m.def("scale_rows_(Tensor(a!) grad, Tensor scale, float factor) -> ()");
   // d(loss)/d(logits) of the batch's summed loss; loss: ce 0, margin 1, dlr 2, dlr_targeted 3. The
   // rows (loss [B], and whether the label is the largest logit) are empty without `with_rows`.
+  // `scaled`: each row of grad times a power of two, returned [B], that brings its largest entry
+  // into [1, 2).
   m.def(
-      "attack_gradient(Tensor logits, Tensor labels, Tensor? target_classes, int loss, float "
-      "kappa, "
-      "bool with_rows) -> (Tensor grad, Tensor loss_rows, Tensor correct)");
+      "attack_gradient(Tensor logits, Tensor labels, Tensor? target_classes, int loss, "
+      "float kappa, bool with_rows, bool scaled=False) -> (Tensor grad, Tensor loss_rows, "
+      "Tensor correct, Tensor grad_scale)");
   m.def(
       "pgd_l2_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, Tensor? step_size_per_sample, "
       "Tensor? eps_per_sample, float step_size, float eps, bool targeted, float lower, "

@@ -129,4 +129,19 @@ ARD_HD float compared_grad(const ComparedRow& row, int c) {
   return row.scale * sum;
 }
 
+// From here on compared_grad gives its gradients times the returned power of two, the largest in
+// [1, 2).
+ARD_HD float compared_scale_gradient(ComparedRow& row) {
+  if (row.scale != row.scale) return 1.0f;
+  const int parts[] = {row.label, row.other, row.first_class, row.third_class, row.fourth_class};
+  float largest = 0.0f;
+  for (int k = 0; k < 5; ++k) {
+    const float size = parts[k] == kNoClass ? 0.0f : magnitude(compared_grad(row, parts[k]));
+    largest = max_or_second(size, largest);
+  }
+  const float factor = power_of_two_to_one(largest);
+  if (largest > 0.0f) row.scale *= factor;  // 1 / d times 2^126 would overflow
+  return factor;
+}
+
 }  // namespace ard

@@ -16,6 +16,8 @@ struct AttackGradientParams {
   void* grad;                     // [B, C] contiguous
   float* loss_rows;               // [B], or null
   bool* correct;                  // [B], or null together with loss_rows
+  float* grad_scale;              // [B], the power of two that each row of grad was multiplied by,
+                                  // or null for none
   int64_t batch;
   int64_t classes;
   int64_t logits_stride;  // elements between rows

@@ -35,7 +35,7 @@ struct KdRow {
   float inv_z;          // 1 / sum of teacher weights
   float log_z;          // its logarithm
   float mean_gap;       // m
-  float max_a;          // largest scaled student logit; unused in a near row
+  float student_max;    // largest student logit; unused in a near row
   float excess;         // sum q * phi(d - m); unused in a far row
   float inv_student_z;  // 1 / sum of student weights; far rows only
   KdRange range;
@@ -77,7 +77,7 @@ ARD_HD KdRow kd_row_begin(float student_at_max, float teacher_max, float inv_tem
   row.shift_error = sub_error(row.student_ref, row.teacher_ref, row.shift);
   row.inv_temperature = inv_temperature;
   row.inv_teacher_temperature = inv_teacher_temperature;
-  row.inv_z = row.log_z = row.mean_gap = row.max_a = row.excess = row.inv_student_z = 0.0f;
+  row.inv_z = row.log_z = row.mean_gap = row.student_max = row.excess = row.inv_student_z = 0.0f;
   row.range = KdRange::near;
   return row;
 }
@@ -115,11 +115,11 @@ ARD_HD bool kd_row_set_sums(KdRow& row, const KdSums& sums) {
   return sums.max_gap - row.mean_gap < 1.0f && row.mean_gap - sums.min_gap < 1.0f;
 }
 
-ARD_HD void kd_row_set_range(KdRow& row, float max_a) {
-  row.max_a = max_a;
+ARD_HD void kd_row_set_range(KdRow& row, float student_max) {
+  row.student_max = student_max;
   // The largest log(q e^x) of the row; beyond e^10 the KL itself is of that size. NaN counts as
   // far.
-  const bool far = !(max_a - row.log_z - row.mean_gap <= 10.0f);
+  const bool far = !(kd_scaled(row, student_max) - row.log_z - row.mean_gap <= 10.0f);
   row.range = far ? KdRange::far : KdRange::middle;
 }
 
@@ -158,13 +158,17 @@ ARD_HD KdTerm kd_term(const KdRow& row, float student, float teacher) {
   return row.range == KdRange::near ? kd_near_term(row, e.gap, e.weight) : kd_middle_term(row, e);
 }
 
-ARD_HD float kd_far_weight(const KdRow& row, float a) { return exp_f32(a - row.max_a); }
+// Of the difference, scaled: a product that is subtracted from another may be fused with that, and
+// then the largest class of huge logits does not have the weight 1.
+ARD_HD float kd_far_weight(const KdRow& row, float student) {
+  return exp_f32((student - row.student_max) * row.inv_temperature);
+}
 
 // The KL of the row, from the sum of its terms or, in a far row, of kd_far_weight.
 ARD_HD float kd_row_finish(KdRow& row, float sum) {
   if (row.range == KdRange::far) {
     row.inv_student_z = 1.0f / sum;
-    return (row.max_a + log_f32(sum)) - row.log_z - row.mean_gap;
+    return (kd_scaled(row, row.student_max) + log_f32(sum)) - row.log_z - row.mean_gap;
   }
   row.excess = sum;
   return log1p_f32(sum);
@@ -173,8 +177,8 @@ ARD_HD float kd_row_finish(KdRow& row, float sum) {
 // p_student - p_teacher of one class, up to the factor 1 / (1 + excess) of the row.
 ARD_HD float kd_close_grad(const KdRow& row, float q, float diff) { return diff - q * row.excess; }
 
-ARD_HD float kd_far_grad(const KdRow& row, float a, float weight) {
-  return kd_far_weight(row, a) * row.inv_student_z - weight * row.inv_z;
+ARD_HD float kd_far_grad(const KdRow& row, float student, float weight) {
+  return kd_far_weight(row, student) * row.inv_student_z - weight * row.inv_z;
 }
 
 // p_student - p_teacher of one class straight from its logits, whatever the row's range.
@@ -183,10 +187,17 @@ ARD_HD float kd_student_grad(const KdRow& row, float student, float teacher, flo
   if (row.range == KdRange::far) {
     float gap;
     const KdWeighed e = kd_weigh(row, student, teacher, gap);
-    return kd_far_grad(row, e.a, e.weight);
+    return kd_far_grad(row, student, e.weight);
   }
   const KdTerm e = kd_term(row, student, teacher);
   return kd_close_grad(row, e.q, e.diff) * close_factor;
+}
+
+// From here on kd_student_grad gives its gradients times a power of two.
+ARD_HD void kd_scale_gradient(KdRow& row, float& close_factor, float factor) {
+  close_factor *= factor;
+  row.inv_student_z *= factor;
+  if (row.range == KdRange::far) row.inv_z *= factor;
 }
 
 // The KL's derivative to the teacher's scaled logit, -q (d - m): how much more than the mean it
@@ -202,6 +213,7 @@ struct CeRow {
   float max;
   float rest;     // r
   float inv_sum;  // 1 / (1 + r)
+  float one;      // 1: both times the row's factor where its gradient is scaled
 };
 
 // e^(z - z_max), but 0 for a class that attains z_max: ce_row counts those. NaN for a NaN and at an
@@ -213,7 +225,7 @@ ARD_HD float ce_weight(float max, float logit) {
 
 ARD_HD CeRow ce_row(float max, float weight_sum, float max_count) {
   const float rest = weight_sum + (max_count - 1.0f);
-  return CeRow{max, rest, 1.0f / (1.0f + rest)};
+  return CeRow{max, rest, 1.0f / (1.0f + rest), 1.0f};
 }
 
 ARD_HD float ce_loss(const CeRow& row, float label_logit) {
@@ -224,7 +236,16 @@ ARD_HD float ce_loss(const CeRow& row, float label_logit) {
 ARD_HD float ce_grad(const CeRow& row, float logit, bool is_label) {
   const float p = exp_f32(logit - row.max) * row.inv_sum;
   // p - 1 would cancel for a certain label.
-  return is_label ? (logit == row.max ? -row.rest * row.inv_sum : p - 1.0f) : p;
+  return is_label ? (logit == row.max ? -row.rest * row.inv_sum : p - row.one) : p;
+}
+
+// From here on ce_grad gives its gradients times the returned power of two, the largest in [1, 2):
+// that of the label, since all sum to 0 and the others have one sign.
+ARD_HD float ce_scale_gradient(CeRow& row, float label_logit) {
+  const float factor = power_of_two_to_one(magnitude(ce_grad(row, label_logit, true)));
+  row.inv_sum *= factor;
+  row.one = factor;
+  return factor;
 }
 
 }  // namespace ard

@@ -80,6 +80,17 @@ ARD_HD double sqrt_f64(double a) {
 ARD_HD float max_or_second(float a, float b) { return a > b ? a : b; }
 ARD_HD float min_or_second(float a, float b) { return a < b ? a : b; }
 
+ARD_HD float magnitude(float value) { return bits_to_float(float_to_bits(value) & 0x7fffffffu); }
+
+// The power of two that brings a magnitude into [1, 2), so that multiplying by it, or by its
+// inverse, is exact: from 2^-126 to 2^126, which is also that of 0; 1 for an infinity and NaN.
+ARD_HD float power_of_two_to_one(float largest) {
+  const int32_t exponent = int32_t(float_to_bits(largest) >> 23);
+  const int32_t opposite = 254 - exponent;
+  const int32_t normal = opposite < 1 ? 1 : opposite > 253 ? 253 : opposite;
+  return bits_to_float(uint32_t(exponent == 255 ? 127 : normal) << 23);
+}
+
 ARD_HD bool either_nan(float a, float b) {
 #if defined(__CUDACC__)
   return a != a || b != b;

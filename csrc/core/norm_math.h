@@ -21,8 +21,6 @@ ARD_HD float finite_gradient(float grad) {
   return bits_to_float((bits & 0x80000000u) | uint32_t(number));
 }
 
-ARD_HD float magnitude(float value) { return bits_to_float(float_to_bits(value) & 0x7fffffffu); }
-
 // A power of two that brings a norm near 1, and with it the entries below it, without overflow.
 ARD_HD float power_of_two_against(double norm) {
   const float rounded = norm < double(kLargestFloat) ? float(norm) : kLargestFloat;

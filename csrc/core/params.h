@@ -53,6 +53,8 @@ struct KdLossParams {
   void* grad_student;                      // [B, C] contiguous, or null
   void* grad_clean;                        // [B, C] contiguous, or null
   void* grad_teacher;                      // [B, C] contiguous, or null; not with a KL of clean
+  float* grad_scale;  // [B], the power of two that each row of grad_student and
+                      // grad_teacher was multiplied by, or null for none
   int64_t batch;
   int64_t classes;
   int64_t student_stride, teacher_stride, clean_stride;          // elements between rows

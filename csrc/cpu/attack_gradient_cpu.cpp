@@ -41,7 +41,8 @@ ARD_HD void rows(const AttackGradientParams& p, float* converted, int64_t padded
     const int64_t label = p.labels[i];
     T* grad = static_cast<T*>(p.grad) + i * p.classes;
     if (p.loss == AttackLoss::ce) {
-      const CeRow row = ce_row_of(logits);
+      CeRow row = ce_row_of(logits);
+      if (p.grad_scale) p.grad_scale[i] = ce_scale_gradient(row, logits.data[label]);
       ce_row_grad(logits, row, label, p.classes, 1.0f, grad);
       if (p.loss_rows) {
         p.loss_rows[i] = ce_loss(row, logits.data[label]);
@@ -52,8 +53,9 @@ ARD_HD void rows(const AttackGradientParams& p, float* converted, int64_t padded
     const auto logit = [&](int64_t c) { return logits.vector_at(c / kLanes * kLanes)[c % kLanes]; };
     const RankedRow ranked = rank_row(logits, p.classes);
     const int64_t target = p.target_classes ? p.target_classes[i] : label;
-    const ComparedRow row = compared_row(p.loss, p.kappa, ranked.top, int(label), logit(label),
-                                         int(target), logit(target), ranked.has_nan);
+    ComparedRow row = compared_row(p.loss, p.kappa, ranked.top, int(label), logit(label),
+                                   int(target), logit(target), ranked.has_nan);
+    if (p.grad_scale) p.grad_scale[i] = compared_scale_gradient(row);
     // All other classes; NaN where the row is.
     const T rest = from_float<T>(row.scale == row.scale ? 0.0f : row.scale);
     for (int64_t c = 0; c < p.classes; ++c) grad[c] = rest;

@@ -11,18 +11,28 @@
 namespace ard::cpu {
 namespace {
 
-// grad = weight * the gradient for the teacher's logits, unless grad is null.
+// grad = weight * the gradient for the teacher's logits, unless grad is null; unless kept is null
+// that goes there first, until the factor of its row is known.
 template <typename T>
 struct TeacherGradient {
   T* __restrict grad;
+  float* __restrict kept;
   int64_t classes;
   float weight;
 
   ARD_HD void operator()(const KdRow& row, const float* gap, const float* w) const {
-    if (!grad) return;
-    for (int64_t c = 0; c < classes; ++c) {
-      grad[c] = from_float<T>(kd_teacher_grad(row, gap[c], w[c]) * weight);
+    if (kept) {
+      for (int64_t c = 0; c < classes; ++c) kept[c] = kd_teacher_grad(row, gap[c], w[c]) * weight;
+    } else if (grad) {
+      for (int64_t c = 0; c < classes; ++c) {
+        grad[c] = from_float<T>(kd_teacher_grad(row, gap[c], w[c]) * weight);
+      }
     }
+  }
+
+  ARD_HD void finish(float factor) const {
+    if (!kept) return;
+    for (int64_t c = 0; c < classes; ++c) grad[c] = from_float<T>(kept[c] * factor);
   }
 };
 
@@ -47,12 +57,16 @@ ARD_HD void kd_rows(const KdLossParams& p, const KlScratch& b, int64_t begin, in
               ? kd_inv_temperature(p.clean_teacher_temperature, i, p.inv_clean_teacher_temperature)
               : kd_inv_temperature(p.teacher_temperature, i, p.inv_teacher_temperature);
       const float grad_weight = weight * (second ? p.clean_grad_weight : p.kl_grad_weight);
+      float* const scale = p.grad_scale && !second ? p.grad_scale + i : nullptr;
+      T* const to_teacher = second ? nullptr : row_or_null<T>(p.grad_teacher, i, p.classes);
       const TeacherGradient<T> teacher_gradient{
-          second ? nullptr : row_or_null<T>(p.grad_teacher, i, p.classes), p.classes,
+          to_teacher, scale && to_teacher ? b.extra(0) : nullptr, p.classes,
           grad_weight * (inv_teacher / p.inv_temperature)};
-      const float kl = kl_row(
-          student, teacher, b, p.inv_temperature, inv_teacher, p.classes, grad_weight,
-          row_or_null<T>(second ? p.grad_clean : p.grad_student, i, p.classes), teacher_gradient);
+      const float kl =
+          kl_row(student, teacher, b, p.inv_temperature, inv_teacher, p.classes, grad_weight,
+                 row_or_null<T>(second ? p.grad_clean : p.grad_student, i, p.classes), scale,
+                 teacher_gradient);
+      if (scale) teacher_gradient.finish(*scale);
       loss += (second ? p.clean_weight : p.kl_weight) * kl;
     }
     if (p.labels) {
@@ -97,7 +111,7 @@ ARD_CLONES void scale_bf16(bf16* grad, int64_t count, float scale) {
 }  // namespace
 
 void kd_loss(const KdLossParams& p, Dtype dtype, int64_t begin, int64_t end) {
-  const KlScratch scratch(p.classes);
+  const KlScratch scratch(p.classes, p.grad_scale && p.grad_teacher ? 1 : 0);
   switch (dtype) {
     case Dtype::f32:
       return rows_f32(p, scratch, begin, end);

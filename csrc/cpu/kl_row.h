@@ -59,12 +59,34 @@ ARD_HD KdSums kl_row_weigh(const KdRow& row, const RowView& student, const RowVi
   return KdSums{float(weight_sum), float(weighted_gap_sum), lane_max(max_gap), lane_min(min_gap)};
 }
 
-// The KL of one row; writes grad_weight * (p_student - p_teacher) unless grad is null. weighed(row,
-// gap, w) is called once the classes have their gaps and weights, which are overwritten later on.
+// Writes the gradient value(c, logit) of each class; unless scale is null times a power of two,
+// written there, that brings the largest into [1, 2). value takes padding, too.
+template <typename T, typename Value>
+ARD_HD void write_gradient(const RowView& logits, int64_t classes, float kl, float* scale,
+                           T* __restrict grad, const Value& value) {
+  float factor = 1.0f;
+  if (scale) {
+    float tops[kLanes] = {};
+    for (int64_t c = 0; c < logits.padded; c += kLanes) {
+      const float* v = logits.vector_at(c);
+      ARD_LANES for (int l = 0; l < kLanes; ++l) {
+        tops[l] = max_or_second(magnitude(value(c + l, v[l])), tops[l]);
+      }
+    }
+    if (kl == kl) factor = power_of_two_to_one(lane_max(tops));
+    *scale = factor;
+  }
+  const float* z = logits.data;
+  for (int64_t c = 0; c < classes; ++c) grad[c] = from_float<T>(value(c, z[c]) * factor);
+}
+
+// The KL of one row; writes grad_weight * (p_student - p_teacher) unless grad is null, scaled as by
+// write_gradient. weighed(row, gap, w) is called once the classes have their gaps and weights,
+// which are overwritten later on.
 template <typename T, typename Weighed>
 ARD_HD float kl_row(const RowView& student, const RowView& teacher, const KlScratch& b,
                     float inv_temperature, float inv_teacher_temperature, int64_t classes,
-                    float grad_weight, T* __restrict grad, const Weighed& weighed) {
+                    float grad_weight, T* __restrict grad, float* scale, const Weighed& weighed) {
   // May hold the converted logits themselves: read and written at the same index.
   float* gap = b.t;
   float* w = b.w;
@@ -85,7 +107,7 @@ ARD_HD float kl_row(const RowView& student, const RowView& teacher, const KlScra
   KdRow row = kd_row_begin(at_top, top, inv_temperature, inv_teacher_temperature);
   const KdSums sums = row.tempered() ? kl_row_weigh<true>(row, student, teacher, gap, w)
                                      : kl_row_weigh<false>(row, student, teacher, gap, w);
-  if (!kd_row_set_sums(row, sums)) kd_row_set_range(row, kd_scaled(row, vector_max(student)));
+  if (!kd_row_set_sums(row, sums)) kd_row_set_range(row, vector_max(student));
   weighed(row, gap, w);
 
   double sum = 0.0;
@@ -115,9 +137,7 @@ ARD_HD float kl_row(const RowView& student, const RowView& teacher, const KlScra
     } else {
       for (int64_t c = block; c < stop; c += kLanes) {
         const float* sv = student.vector_at(c);
-        ARD_LANES for (int l = 0; l < kLanes; ++l) {
-          sums[l] += kd_far_weight(row, kd_scaled(row, sv[l]));
-        }
+        ARD_LANES for (int l = 0; l < kLanes; ++l) { sums[l] += kd_far_weight(row, sv[l]); }
       }
     }
     sum += lane_sum(sums);
@@ -128,20 +148,21 @@ ARD_HD float kl_row(const RowView& student, const RowView& teacher, const KlScra
   if (!grad) return kl;
   if (row.range == KdRange::near) {
     const float weight = grad_weight * row.inv_z / (1.0f + row.excess);
-    for (int64_t c = 0; c < classes; ++c) {
-      grad[c] = from_float<T>(w[c] * (diff[c] - row.excess) * weight);
-    }
+    write_gradient(student, classes, kl, scale, grad,
+                   [&](int64_t c, float) __attribute__((always_inline)) {
+                     return w[c] * (diff[c] - row.excess) * weight;
+                   });
   } else if (row.range == KdRange::middle) {
     const float weight = grad_weight / (1.0f + row.excess);
-    for (int64_t c = 0; c < classes; ++c) {
-      grad[c] = from_float<T>(kd_close_grad(row, w[c], diff[c]) * weight);
-    }
+    write_gradient(student, classes, kl, scale, grad,
+                   [&](int64_t c, float) __attribute__((always_inline)) {
+                     return kd_close_grad(row, w[c], diff[c]) * weight;
+                   });
   } else {
-    const float* logits = student.data;
-    for (int64_t c = 0; c < classes; ++c) {
-      const float a = kd_scaled(row, logits[c]);
-      grad[c] = from_float<T>(kd_far_grad(row, a, w[c]) * grad_weight);
-    }
+    write_gradient(student, classes, kl, scale, grad,
+                   [&](int64_t c, float logit) __attribute__((always_inline)) {
+                     return kd_far_grad(row, logit, w[c]) * grad_weight;
+                   });
   }
   return kl;
 }

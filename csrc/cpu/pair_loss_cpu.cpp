@@ -86,7 +86,7 @@ ARD_HD float trades_row(const PairLossParams& p, const RowView& adv, const RowVi
   const TradesClean<T> of_clean{
       row_or_null<T>(p.grad_clean, index, p.classes), p.classes, b.padded, label, grad_weight, &ce};
   const float kl = kl_row(adv, clean, b, 1.0f, 1.0f, p.classes, grad_weight.kl,
-                          row_or_null<T>(p.grad_adv, index, p.classes), of_clean);
+                          row_or_null<T>(p.grad_adv, index, p.classes), nullptr, of_clean);
   return trades_loss(ce, label_logit, kl, PairWeights{p.kl_weight, p.ce_weight});
 }
 
@@ -119,7 +119,7 @@ ARD_HD float mart_row_of(const PairLossParams& p, const RowView& adv, const RowV
   CeRow clean_ce{};
   const MartClean of_clean{clean_weights, clean_kl_grad, b.padded, &clean_ce};
   const float kl = kl_row(adv, clean, b, 1.0f, 1.0f, p.classes, 1.0f,
-                          p.grad_adv ? adv_kl_grad : nullptr, of_clean);
+                          p.grad_adv ? adv_kl_grad : nullptr, nullptr, of_clean);
   const MartRow row = mart_row(adv_ce, rival.logit, clean_ce, clean_weights[label]);
   if (p.grad_adv) {
     T* __restrict grad = row_or_null<T>(p.grad_adv, index, p.classes);

@@ -18,7 +18,8 @@ __device__ __forceinline__ void ce_gradient_of_row(const AttackGradientParams& p
                                                    int64_t index, T* staged) {
   const float loss = ce_row_loss<T, kVec, kCached>(
       static_cast<const T*>(p.logits) + index * p.logits_stride, p.classes, p.labels[index], staged,
-      1.0f, static_cast<T*>(p.grad) + index * p.classes, p.correct ? p.correct + index : nullptr,
+      1.0f, static_cast<T*>(p.grad) + index * p.classes,
+      p.grad_scale ? p.grad_scale + index : nullptr, p.correct ? p.correct + index : nullptr,
       group);
   if (p.loss_rows && group.rank() == 0) p.loss_rows[index] = loss;
 }
@@ -65,9 +66,13 @@ __device__ __forceinline__ void compared_gradient_of_row(const AttackGradientPar
   const int64_t label = p.labels[index];
   const int64_t target = p.target_classes ? p.target_classes[index] : label;
   const bool valid = label >= 0 && label < p.classes && target >= 0 && target < p.classes;
-  const ComparedRow row = compared_row(
-      p.loss, p.kappa, top, valid ? int(label) : 0, valid ? to_float(logits[label]) : 0.0f,
-      valid ? int(target) : 0, valid ? to_float(logits[target]) : 0.0f, !valid || nan != 0.0f);
+  ComparedRow row = compared_row(p.loss, p.kappa, top, valid ? int(label) : 0,
+                                 valid ? to_float(logits[label]) : 0.0f, valid ? int(target) : 0,
+                                 valid ? to_float(logits[target]) : 0.0f, !valid || nan != 0.0f);
+  if (p.grad_scale) {
+    const float factor = compared_scale_gradient(row);
+    if (group.rank() == 0) p.grad_scale[index] = factor;
+  }
   T* grad = static_cast<T*>(p.grad) + index * p.classes;
   ARD_FOR_VECTORS(c, p.classes) {
     Vec<T, kVec> out;

@@ -10,12 +10,14 @@
 namespace ard::cuda {
 
 // Returns the loss; writes grad_weight * (p - onehot) unless grad is null, and unless correct is
-// null whether the label is the largest logit, the first of its size, of a row without NaN.
+// null whether the label is the largest logit, the first of its size, of a row without NaN. Unless
+// scale is null the gradient comes times a power of two, written there (see ce_scale_gradient).
 //
 // A label outside [0, C) cannot be reported from here: the row's loss and gradient become NaN.
 template <typename T, int kVec, bool kCached, typename Group>
 __device__ float ce_row_loss(const T* logits, int64_t classes, int64_t label, T* staged,
-                             float grad_weight, T* grad, bool* correct, Group& group) {
+                             float grad_weight, T* grad, float* scale, bool* correct,
+                             Group& group) {
   const bool valid = label >= 0 && label < classes;
 
   float max = -INFINITY;
@@ -44,6 +46,10 @@ __device__ float ce_row_loss(const T* logits, int64_t classes, int64_t label, T*
   max_count = group.reduce(max_count, SumOp());
   CeRow row = ce_row(max, weight_sum, max_count);
   if (!valid) row.rest = row.inv_sum = NAN;
+  if (scale) {
+    const float factor = ce_scale_gradient(row, label_logit);
+    if (group.rank() == 0) *scale = factor;
+  }
 
   if (grad) {
     ARD_FOR_VECTORS(c, classes) {

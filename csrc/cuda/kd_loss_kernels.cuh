@@ -10,28 +10,34 @@
 
 namespace ard::cuda {
 
-// The KL of one student's row, with its gradient and the teacher's unless these are null.
+// The KL of one student's row, with its gradient and the teacher's unless these are null. Unless
+// scale is null both come times a power of two, written there, that brings the student's largest
+// into [1, 2).
 template <typename T, int kVec, bool kCached, typename Group>
 __device__ __forceinline__ float kd_row_loss(const KlRowLogits<T>& z, float inv_temperature,
                                              float inv_teacher_temperature, float grad_weight,
-                                             T* grad_student, T* grad_teacher, Group& group) {
+                                             T* grad_student, T* grad_teacher, float* scale,
+                                             Group& group) {
   KdRow row;
   KlOnly nothing;
   const float kl =
       kl_row<kVec, kCached>(z, inv_temperature, inv_teacher_temperature, group, row, nothing);
-  if (grad_student) {
-    const float close_factor = 1.0f / (1.0f + row.excess);
+  float close_factor = 1.0f / (1.0f + row.excess);
+  float factor = 1.0f;
+  if (scale) {
+    float largest = 0.0f;
     ARD_FOR_VECTORS(c, z.classes) {
       const Vec<T, kVec> s = row_vec<kVec, kCached>(z.student, z.staged_student, c);
       const Vec<T, kVec> t = row_vec<kVec, kCached>(z.teacher, z.staged_teacher, c);
-      Vec<T, kVec> out;
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
         const float grad = kd_student_grad(row, to_float(s.v[j]), to_float(t.v[j]), close_factor);
-        out.v[j] = from_float<T>(grad * grad_weight);
+        largest = max_or_second(magnitude(grad * grad_weight), largest);
       }
-      store_vec<kVec>(grad_student + c, out);
     }
+    largest = group.reduce(largest, MaxOp());
+    if (kl == kl) factor = power_of_two_to_one(largest);
+    if (group.rank() == 0) *scale = factor;
   }
   if (grad_teacher) {
     const float weight = grad_weight * (inv_teacher_temperature / inv_temperature);
@@ -43,9 +49,23 @@ __device__ __forceinline__ float kd_row_loss(const KlRowLogits<T>& z, float inv_
       for (int j = 0; j < kVec; ++j) {
         float gap;
         const KdWeighed e = kd_weigh(row, to_float(s.v[j]), to_float(t.v[j]), gap);
-        out.v[j] = from_float<T>(kd_teacher_grad(row, e.gap, e.weight) * weight);
+        out.v[j] = from_float<T>(kd_teacher_grad(row, e.gap, e.weight) * weight * factor);
       }
       store_vec<kVec>(grad_teacher + c, out);
+    }
+  }
+  if (grad_student) {
+    if (scale) kd_scale_gradient(row, close_factor, factor);
+    ARD_FOR_VECTORS(c, z.classes) {
+      const Vec<T, kVec> s = row_vec<kVec, kCached>(z.student, z.staged_student, c);
+      const Vec<T, kVec> t = row_vec<kVec, kCached>(z.teacher, z.staged_teacher, c);
+      Vec<T, kVec> out;
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) {
+        const float grad = kd_student_grad(row, to_float(s.v[j]), to_float(t.v[j]), close_factor);
+        out.v[j] = from_float<T>(grad * grad_weight);
+      }
+      store_vec<kVec>(grad_student + c, out);
     }
   }
   return kl;
@@ -72,7 +92,8 @@ __device__ __forceinline__ void kd_loss_of_row(const KdLossParams& p, Group& gro
                         z, p.inv_temperature,
                         kd_inv_temperature(p.teacher_temperature, index, p.inv_teacher_temperature),
                         weight * p.kl_grad_weight, grad_row<T>(p.grad_student, index, p.classes),
-                        grad_row<T>(p.grad_teacher, index, p.classes), group);
+                        grad_row<T>(p.grad_teacher, index, p.classes),
+                        p.grad_scale ? p.grad_scale + index : nullptr, group);
   if (p.clean) {
     const T* clean = static_cast<const T*>(p.clean) + index * p.clean_stride;
     const float grad_weight = weight * p.clean_grad_weight;
@@ -80,14 +101,14 @@ __device__ __forceinline__ void kd_loss_of_row(const KdLossParams& p, Group& gro
     float second;
     if (p.labels) {
       second = ce_row_loss<T, kVec, kCached>(clean, p.classes, p.labels[index], staged, grad_weight,
-                                             grad, nullptr, group);
+                                             grad, nullptr, nullptr, group);
     } else {
       z.student = clean;
       z.teacher_is_staged = kCached;
       second = kd_row_loss<T, kVec, kCached>(
           z, p.inv_temperature,
           kd_inv_temperature(p.clean_teacher_temperature, index, p.inv_clean_teacher_temperature),
-          grad_weight, grad, static_cast<T*>(nullptr), group);
+          grad_weight, grad, static_cast<T*>(nullptr), nullptr, group);
     }
     loss += p.clean_weight * second;
   }

@@ -86,13 +86,13 @@ __device__ __forceinline__ float kl_row(const KlRowLogits<T>& z, float inv_tempe
 
   // From here on the range of the row, the same for all its threads, decides.
   if (!kd_row_set_sums(row, sums)) {
-    float max_a = -INFINITY;
+    float student_max = -INFINITY;
     ARD_FOR_VECTORS(c, z.classes) {
       const Vec<T, kVec> s = row_vec<kVec, kCached>(z.student, z.staged_student, c);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) max_a = max_or_second(kd_scaled(row, to_float(s.v[j])), max_a);
+      for (int j = 0; j < kVec; ++j) student_max = max_or_second(to_float(s.v[j]), student_max);
     }
-    kd_row_set_range(row, group.reduce(max_a, MaxOp()));
+    kd_row_set_range(row, group.reduce(student_max, MaxOp()));
   }
 
   float sum = 0.0f;
@@ -102,7 +102,7 @@ __device__ __forceinline__ float kl_row(const KlRowLogits<T>& z, float inv_tempe
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       if (row.range == KdRange::far) {
-        sum += kd_far_weight(row, kd_scaled(row, to_float(s.v[j])));
+        sum += kd_far_weight(row, to_float(s.v[j]));
       } else {
         sum += kd_term(row, to_float(s.v[j]), to_float(t.v[j])).term;
       }

@@ -8,7 +8,8 @@ namespace {
 void py_attack_gradient(const py::array& logits, const py::array& labels,
                         const std::optional<py::array>& target_classes, const std::string& dtype,
                         const py::array& grad, const std::optional<py::array>& loss_rows,
-                        const std::optional<py::array>& correct, int loss, float kappa,
+                        const std::optional<py::array>& correct,
+                        const std::optional<py::array>& grad_scale, int loss, float kappa,
                         const std::string& variant) {
   if (logits.ndim() != 2) throw std::invalid_argument("logits: expected [B, C]");
   with_dtype(dtype, [&](auto type) {
@@ -21,6 +22,7 @@ void py_attack_gradient(const py::array& logits, const py::array& labels,
     p.grad = gradient<T>(grad, "grad", rows, classes);
     p.loss_rows = data_or_null<float>(loss_rows, "loss_rows", rows);
     p.correct = data_or_null<bool>(correct, "correct", rows);
+    p.grad_scale = data_or_null<float>(grad_scale, "grad_scale", rows);
     p.batch = rows;
     p.classes = classes;
     p.loss = static_cast<AttackLoss>(loss);
@@ -46,7 +48,7 @@ void bind_attack_gradient(py::module_& m) {
   using py::arg;
   m.def("attack_gradient", &py_attack_gradient, py::kw_only(), arg("logits"), arg("labels"),
         arg("target_classes"), arg("dtype"), arg("grad"), arg("loss_rows"), arg("correct"),
-        arg("loss"), arg("kappa"), arg("variant"));
+        arg("grad_scale"), arg("loss"), arg("kappa"), arg("variant"));
 }
 
 }  // namespace ard::emu

@@ -11,7 +11,8 @@ void py_kd_loss(const py::array& student, const py::array& teacher,
                 const std::optional<py::array>& clean_teacher_temperature, const std::string& dtype,
                 const py::array& loss_rows, const std::optional<py::array>& grad_student,
                 const std::optional<py::array>& grad_clean,
-                const std::optional<py::array>& grad_teacher, float inv_temperature,
+                const std::optional<py::array>& grad_teacher,
+                const std::optional<py::array>& grad_scale, float inv_temperature,
                 float inv_teacher_temperature, float inv_clean_teacher_temperature, float kl_weight,
                 float clean_weight, float kl_grad_weight, float clean_grad_weight,
                 const std::string& variant) {
@@ -32,6 +33,7 @@ void py_kd_loss(const py::array& student, const py::array& teacher,
     p.grad_student = gradient<T>(grad_student, "grad_student", rows, classes);
     p.grad_clean = gradient<T>(grad_clean, "grad_clean", rows, classes);
     p.grad_teacher = gradient<T>(grad_teacher, "grad_teacher", rows, classes);
+    p.grad_scale = data_or_null<float>(grad_scale, "grad_scale", rows);
     p.batch = rows;
     p.classes = classes;
     p.inv_temperature = inv_temperature;
@@ -81,7 +83,7 @@ void bind_kd(py::module_& m) {
   m.def("kd_loss", &py_kd_loss, py::kw_only(), arg("student"), arg("teacher"), arg("clean"),
         arg("labels"), arg("weight"), arg("teacher_temperature"), arg("clean_teacher_temperature"),
         arg("dtype"), arg("loss_rows"), arg("grad_student"), arg("grad_clean"), arg("grad_teacher"),
-        arg("inv_temperature"), arg("inv_teacher_temperature"),
+        arg("grad_scale"), arg("inv_temperature"), arg("inv_teacher_temperature"),
         arg("inv_clean_teacher_temperature"), arg("kl_weight"), arg("clean_weight"),
         arg("kl_grad_weight"), arg("clean_grad_weight"), arg("variant"));
   m.def("sum_rows", &py_sum_rows, arg("rows"));

@@ -44,6 +44,7 @@ def _kd(rng: random.Random) -> Arguments:
     clean = maybe(rng, normal(rng, BATCH, CLASSES))
     two_students = clean is not None and rng.random() < 0.5
     flags = {"reduce": rng.random() < 0.5, "with_grad": rng.random() < 0.5, "with_teacher_grad": clean is None}
+    flags["scaled"] = clean is None and flags["with_grad"] and rng.random() < 0.5
     names = ("temperature", "teacher_temperature", "clean_teacher_temperature", "kl_weight", "clean_weight")
     return {
         "student": normal(rng, BATCH, CLASSES),
@@ -87,6 +88,7 @@ def _gradient(rng: random.Random) -> Arguments:
         "loss": loss,
         "kappa": 50.0,
         "with_rows": rng.random() < 0.5,
+        "scaled": rng.random() < 0.5,
     }
 
 
