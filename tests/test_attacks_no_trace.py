@@ -12,6 +12,7 @@ from attack_cases import ATTACKS, WITHOUT_NOISE, assert_same_snapshot, rng_state
 from torch import nn
 
 from ard_fast import attacks
+from ard_fast.adapters import TorchattacksAdapter
 
 
 @pytest.fixture
@@ -390,6 +391,10 @@ def test_data_parallel_wrappers_are_attacked_without_their_collectives(name, bat
         model.register_forward_pre_hook(lambda *_: passes.append(1))
         target = target_for(name, y)
         assert ATTACKS[name]()(model, x, target, seed=1).equal(ATTACKS[name]()(net, x, target, seed=1))
+        adapter = TorchattacksAdapter(model, attacks.PGD(steps=2))
+        adapter.set_normalization_used([0.5] * 3, [0.25] * 3)
+        adapter.set_mode_targeted_least_likely(quiet=True)
+        adapter((x - 0.5) / 0.25, y)
         assert not passes and net.training
         model(x).sum().backward()  # its averaging is where it was
         assert passes and net[0].weight.grad is not None

@@ -112,7 +112,8 @@ class GradientAttack(Configured):
     An attack leaves no trace: every module's mode, `requires_grad`, `.grad` and (except under `bn="train"`) all
     buffers are as before, after an exception too; inputs are not modified and the result is detached. Weight gradients
     are not computed. Under autocast the model runs in autocast; the iterate stays float32. Nothing waits for the GPU
-    unless a class says so.
+    unless a class says so, except the first call for a shape, which looks at the range of the pixels. Several threads
+    may attack one model under the same `bn`.
     """
 
     needs_rows = False
