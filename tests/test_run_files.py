@@ -108,6 +108,14 @@ def test_hostile_states_are_refused(run, monkeypatch, capsys, write, content):
     assert contents(run) == before
 
 
+def test_states_of_runs_on_the_first_images_are_refused(run, capsys):
+    """Until schema 3 --subset took other images than now."""
+    content = torch.load(run / "training_state.pt", weights_only=True)
+    torch.save({**content, "schema": 3}, run / "training_state.pt")
+    assert main(["--resume", str(run)]) == 2
+    assert "training_state.pt is not a training state of this version: another schema" in capsys.readouterr().err
+
+
 def test_a_compressed_archive_is_refused_before_it_grows(tmp_path):
     with zipfile.ZipFile(tmp_path / "s.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10_000_000))
