@@ -113,13 +113,16 @@ def test_a_broken_batch_is_named(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("method", ["kd", "ard"])
-def test_a_broken_teacher_is_named(tmp_path, capsys, method):
+def test_a_broken_teacher_is_named(tmp_path, capsys, monkeypatch, method):
     model = save_teacher(tmp_path / "t.safetensors")
     for parameter in model.parameters():
         parameter.data.view(-1)[0] = 3e38  # finite as it is
     save_weights(tmp_path / "t.safetensors", model, name="digits-teacher", num_classes=10, in_channels=1)
     tiny = CLEAN if method == "kd" else TINY
     arguments = ["--method", method, *tiny, "--teacher", str(tmp_path / "t.safetensors")]
+    assert main([*arguments, "--out", str(tmp_path / "refused")]) == 2
+    assert "error: teacher: logits of 4 of 4 clean images are not finite" in capsys.readouterr().err
+    monkeypatch.setattr("ard_fast.trial.check_logits", lambda model, x, *_: model(x))  # as if only later images did it
     error = run_badly(tmp_path / "bad", capsys, arguments)
     assert re.search(r"it began in step 1 of 3 with the teacher's logits in the \w+", error)
 
