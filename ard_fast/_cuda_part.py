@@ -95,7 +95,7 @@ def arch_coverage(capability: tuple[int, int], archs: Sequence[str]) -> tuple[bo
     usable = max((version for version in ptx if version <= capability), default=None)
     if usable is None:
         return False, f"not covered: {rebuild}"
-    how = "the driver compiles it from compute_{}{} at first use".format(*usable)
+    how = "the driver compiles the kernels from compute_{}{} at first use".format(*usable)
     return True, f"{how}, {WITHOUT_CLUSTERS}: {rebuild}" if usable < CLUSTERS <= capability else how
 
 
@@ -150,7 +150,7 @@ def _warn_of_other_gpus(archs: Sequence[str]) -> None:
         runs, how = arch_coverage(torch.cuda.get_device_capability(index), archs)
         if not runs or WITHOUT_CLUSTERS in how:
             name = torch.cuda.get_device_name(index)
-            warnings.warn(f"ard_fast: kernels on cuda:{index} ({name}): {how}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"ard_fast: cuda:{index} ({name}): {how}", RuntimeWarning, stacklevel=2)
 
 
 def _load_nvrtc(folder: Path, _info: Mapping[str, Any]) -> tuple[Path | None, str]:

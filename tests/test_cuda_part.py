@@ -69,7 +69,10 @@ def test_compiled_kernels_come_first(tmp_path, monkeypatch, loadable) -> None:
     [
         (["sm_80", "sm_90"], []),
         (["sm_80", "compute_90"], []),
-        (["sm_80", "compute_80"], ["compiles it from compute_80 at first use, without .* TORCH_CUDA_ARCH_LIST=9.0"]),
+        (
+            ["sm_80", "compute_80"],
+            ["compiles the kernels from compute_80 at first use, without .* TORCH_CUDA_ARCH_LIST=9.0"],
+        ),
         (["sm_80"], ["not covered: build again with TORCH_CUDA_ARCH_LIST=9.0"]),
     ],
 )
@@ -91,7 +94,7 @@ def test_gpus_without_fitting_code_are_named_when_cuda_is_initialized(
             call()
     assert len(caught) == len(said)
     for warning, pattern in zip(caught, said, strict=True):
-        assert re.search(r"kernels on cuda:0 \(H100\): .*" + pattern, str(warning.message))
+        assert re.search(r"ard_fast: cuda:0 \(H100\): .*" + pattern, str(warning.message))
 
 
 def test_nvrtc_serves_where_there_are_no_compiled_ones(tmp_path, monkeypatch, loadable) -> None:
