@@ -18,7 +18,7 @@ endfunction()
 # loader resolves those before a sanitizer's run time is ready.
 file(GLOB ard_cpu_sources CONFIGURE_DEPENDS csrc/cpu/*.cpp)
 add_library(ard_kernels STATIC ${ard_cpu_sources})
-target_compile_definitions(ard_kernels PUBLIC ARD_FAST_NO_CLONES=1)
+target_compile_definitions(ard_kernels PUBLIC ARD_CPU_LEVEL=1)
 target_compile_options(ard_kernels PUBLIC -Wno-unknown-pragmas)
 target_link_libraries(ard_kernels PUBLIC ard_emulator)
 

@@ -33,7 +33,7 @@ FLAGS = f"-O1 -g1 -fno-omit-frame-pointer {SANITIZE},float-cast-overflow -fno-sa
 def sanitized_environment() -> dict[str, str]:
     """Build the package with sanitizers into build/sanitized; the environment in which it is the one imported."""
     build = ROOT / "build" / "sanitized"
-    flags = {"CXXFLAGS": f"{FLAGS} -DARD_FAST_NO_CLONES=1", "LDFLAGS": SANITIZE, "ARD_FAST_CUDA": "0"}
+    flags = {"CXXFLAGS": f"{FLAGS} -DARD_CPU_LEVEL=1", "LDFLAGS": SANITIZE, "ARD_FAST_CUDA": "0"}
     command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(build), "--build-lib", str(build / "lib")]
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, **flags})
     libraries = [

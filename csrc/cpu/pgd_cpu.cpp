@@ -119,9 +119,10 @@ void random_start(const RandomStartParams& p, int64_t begin, int64_t end) {
 }
 
 const char* simd_level() {
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    __GNUC__ >= 12 && !defined(ARD_FAST_NO_CLONES)
+#if ARD_CPU_LEVEL >= 4
   if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4";
+#endif
+#if ARD_CPU_LEVEL >= 3
   if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3";
 #endif
   return "baseline";

@@ -6,12 +6,25 @@
 
 #include "core/config.h"
 
-// The resolvers run before a sanitizer's runtime is ready, so sanitizer builds do without.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    __GNUC__ >= 12 && !defined(ARD_FAST_NO_CLONES)
+// The highest x86-64 level that loops are compiled for: 4 (AVX-512), 3 (AVX2) or 1 (the baseline).
+// A lower one than 4, by CXXFLAGS, is for tests of what other processors do, and for sanitizers:
+// the resolvers of clones run before a sanitizer's runtime is ready.
+#if !(defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+      __GNUC__ >= 12)
+#undef ARD_CPU_LEVEL
+#define ARD_CPU_LEVEL 1
+#elif !defined(ARD_CPU_LEVEL)
+#define ARD_CPU_LEVEL 4
+#endif
+
+#if ARD_CPU_LEVEL == 4
 #define ARD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
+#elif ARD_CPU_LEVEL == 3
+#define ARD_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
+#elif ARD_CPU_LEVEL == 1
 #define ARD_CLONES
+#else
+#error "ARD_CPU_LEVEL must be 4, 3 or 1"
 #endif
 
 // In front of a loop over lanes. Iterations do not touch one another's data, so no run-time test
