@@ -576,7 +576,6 @@ def test_gpu_check_interrupted_still_packs(gpu_check, tmp_path):
     assert found.status == 130, found.output
     assert found.statuses() == {"operators": "ok", "install": "failed"}
     assert found.stages["install"]["note"] == "interrupted"
-    assert found.stages["install"]["seconds"] < 10
     assert "the last words" in found.files["install.log"]
 
 
