@@ -297,6 +297,7 @@ class TrainingState:
         elapsed: seconds of the run so far, evaluations included.
         rows: the lines of metrics.jsonl.
         config: the values of the configuration.
+        inputs: hashes of the images and of the teachers' weights, by what they are called in messages.
     """
 
     epoch: int = 0
@@ -309,6 +310,7 @@ class TrainingState:
     elapsed: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
     model: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Tensor] = field(default_factory=dict)

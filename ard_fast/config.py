@@ -16,7 +16,7 @@ from ard_fast.data import check_arguments
 from ard_fast.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, presets
 from ard_fast.devices import check_device_name, resolve_device
 from ard_fast.methods import METHODS, MethodSettings, find_method
-from ard_fast.models import find_model
+from ard_fast.models import MODELS, find_model
 from ard_fast.names import unknown
 from ard_fast.parsing import parser
 from ard_fast.settings import (
@@ -31,6 +31,7 @@ from ard_fast.settings import (
     WeightSettings,
     WhatSettings,
 )
+from ard_fast.teachers import CACHE_AUTO, CACHE_OFF
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class TrainConfig(
 
 
 ROLES = ("teacher", "clean_teacher")
+PATHS = ("data_dir", "image_cache", *ROLES, "teacher_cache")
+PLACES = (*PATHS, "device", "threads")
+"""Where a run finds its inputs and where it computes, which may change while it is stopped."""
 _METHOD_FIELDS = tuple(item.name for item in dataclasses.fields(MethodSettings) if item.name != "eps")
 
 PRESETS = presets()
@@ -118,6 +122,21 @@ def to_yaml(config: TrainConfig) -> str:
     """The resolved configuration; `read_yaml` gives the same configuration back."""
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
     return yaml.safe_dump(values, sort_keys=False)
+
+
+def is_path(name: str, value: str | None) -> bool:
+    """Whether the value of a field of `PATHS` names a file or folder: not a network by its name, nor off or auto."""
+    if value is None or (name == "teacher_cache" and value in (CACHE_AUTO, CACHE_OFF)):
+        return False
+    return name not in ROLES or not (value in MODELS or (":" in value and not Path(value).exists()))
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """What makes a run the one it is: its settings without `PLACES`. A teacher that is named as a network belongs to
+    it; one from a file is known by its weights."""
+    places = {name: getattr(config, name) for name in PLACES}
+    kept = {name: value for name, value in places.items() if name in ROLES and not is_path(name, value)}
+    return {**vars(config), **dict.fromkeys(PLACES), **kept}
 
 
 # A layer that gives the key on the left, and not those on the right, unsets these: `--eps 0.2` alone takes its steps

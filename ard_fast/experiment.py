@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 
 from ard_fast._typing import known
-from ard_fast.checkpoint import load_network
+from ard_fast.checkpoint import DamagedRun, load_network, load_state
 from ard_fast.comparison import Comparison, group_runs, read_run
 from ard_fast.comparison.table import gap_line
-from ard_fast.config import ROLES, TrainConfig, for_method, for_teacher, to_yaml
+from ard_fast.config import ROLES, TrainConfig, for_method, for_teacher, identity
 from ard_fast.data import load_dataset
 from ard_fast.devices import find_device, resolve_device
 from ard_fast.distributed import World
@@ -25,7 +25,7 @@ from ard_fast.models import MODELS
 from ard_fast.runfolder import RunFolder
 from ard_fast.settings import COMPARE
 from ard_fast.tensorboard import require_tensorboard
-from ard_fast.trainer import Environment, Trainer, check_model_fits, fit_student, fit_teacher
+from ard_fast.trainer import Environment, Trainer, check_inputs, check_model_fits, fit_student, fit_teacher
 
 
 def prepare(config: TrainConfig, stop: StopRequest, world: World | None = None) -> Environment:
@@ -69,7 +69,9 @@ def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environmen
             check_model_fits(source, dataset, role, mean=mean, std=std)
             fit_student(for_teacher(config, role), dataset, device, label=role)
         else:
-            fit_teacher(_load_teacher(config, role, source, env), config, dataset, device, role)
+            network = _load_teacher(config, role, source, env)
+            fit_teacher(network, config, dataset, device, role)
+            env.given[role] = network
     return env
 
 
@@ -97,7 +99,7 @@ def _run_single(
     explain: bool = True,
 ) -> dict[str, Any]:
     """One run. Teachers that are to be trained first go to `teacher_folders / (prefix + role)`."""
-    done = env.world.from_main(lambda: _start(config, folder, resume))
+    done = env.world.from_main(lambda: _start(config, folder, env, resume))
     if done is not None:
         print(f"{folder.path}: already finished", flush=True)
         return done
@@ -116,13 +118,24 @@ def _run_single(
     return trainer.run()
 
 
-def _start(config: TrainConfig, folder: RunFolder, resume: bool) -> dict[str, Any] | None:
-    """Make the folder, unless it is there to go on with; the summary of a run that is finished."""
-    done = folder.summary() if resume else None
-    if done is not None and to_yaml(folder.config()) != to_yaml(config):
-        raise ValueError(f"resume: {folder.path} was finished with another configuration")
+def _start(config: TrainConfig, folder: RunFolder, env: Environment, resume: bool) -> dict[str, Any] | None:
+    """Make the folder, unless it is there to go on with; the summary of a run that is finished.
+
+    Raises:
+        DamagedRun: what is there is of another configuration, or was trained on other images.
+    """
     if not (resume and folder.config_file.exists()):
         folder.start(config)
+        return None
+    before = folder.config()
+    if identity(before) != identity(config):
+        raise DamagedRun(f"resume: {folder.path} was started with another configuration")
+    done = folder.summary()
+    for state in (folder.state, *folder.path.glob(f"*/{folder.state.name}")):  # of this run, and of those inside
+        if state.is_file() and (before != config or done is not None):
+            check_inputs(load_state(state).inputs, env.fingerprints, config, folder)
+    if done is None and before != config:  # other places
+        folder.write_config(config)
     return done
 
 
@@ -142,7 +155,7 @@ def _load_teacher(config: TrainConfig, role: str, source: str | Path, env: Envir
 
 def _run_comparison(config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool) -> dict[str, Any]:
     """For every seed the teachers, then every method on the same student from the same initial weights."""
-    env.world.from_main(lambda: _start(config, folder, resume))
+    env.world.from_main(lambda: _start(config, folder, env, resume))
     results: dict[str, list[RunFolder]] = {}
     for seed in range(config.seed, config.seed + config.compare_seeds):
         prefix = f"seed{seed}-"

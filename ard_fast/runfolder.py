@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from ard_fast.checkpoint import BEST, LAST, STATE, DamagedRun
-from ard_fast.config import TrainConfig, read_yaml, to_yaml, validate
+from ard_fast.config import PATHS, TrainConfig, is_path, read_yaml, to_yaml, validate
 from ard_fast.files import append_line, write_text
 
 _Kind = tuple[Callable[[Any], bool], str]  # a check, and what it lets through in words
@@ -61,6 +62,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
+        self.places_file = self.path / "places.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.summary_file = self.path / "summary.json"
         self.report_file = self.path / "report.md"
@@ -80,7 +82,37 @@ class RunFolder:
         if self.config_file.exists():
             raise FileExistsError(f"out: {self.path} already holds a run; choose another folder or use --resume")
         self.path.mkdir(parents=True, exist_ok=True)
+        self.write_config(config)
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Write the configuration, and from where its paths are to be read."""
+        places = {"cwd": os.getcwd(), "folder": str(self.path.resolve())}
+        write_text(self.places_file, json.dumps(places) + "\n")
         write_text(self.config_file, to_yaml(config))
+
+    def found(self, config: TrainConfig) -> TrainConfig:
+        """A configuration of this folder with its paths where they are now.
+
+        Paths are tried as seen from the working directory of the run's start, then as they lay relative to the run's
+        folder, which may have been moved along with them; one that is in neither place stays as it is.
+        """
+        try:
+            places = json.loads(self.places_file.read_bytes())
+            check_record(places, {"cwd": TEXT, "folder": TEXT})
+        except (OSError, ValueError, RecursionError):
+            return config
+        changes: dict[str, str] = {}
+        for name in PATHS:
+            value = getattr(config, name)
+            if not is_path(name, value):
+                continue
+            original = Path(places["cwd"]) / Path(value).expanduser()
+            moved = self.path.resolve() / os.path.relpath(original, places["folder"])
+            for path in (original, moved):
+                if path.exists():
+                    changes[name] = value if path == Path(value).expanduser().absolute() else os.path.normpath(path)
+                    break
+        return config.replace(**changes)
 
     def config(self, *, whole: bool = False) -> TrainConfig:
         """The configuration the run was started with.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -20,17 +20,23 @@ from ard_fast.attacked import compile_error, failed_to_compile
 from ard_fast.checkpoint import DamagedRun
 from ard_fast.commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from ard_fast.config import (
+    PATHS,
+    PLACES,
     PRESETS,
+    ROLES,
     TrainConfig,
     fields_by_group,
     flag,
+    identity,
+    is_path,
     parse,
     read_yaml,
     resolve,
     to_yaml,
+    validate,
 )
 from ard_fast.descriptions import describe_default
-from ard_fast.devices import device_note
+from ard_fast.devices import device_note, resolve_device
 from ard_fast.distributed import World, connect, lost_process
 from ard_fast.experiment import prepare, run
 from ard_fast.files import alone_in
@@ -55,7 +61,8 @@ def make_parser() -> Parser:
     parser.add_argument("--out", metavar="DIR", help="folder of the run; default runs/<dataset>-<method>-<time>")
     parser.add_argument("--config", metavar="FILE", help="YAML with any settings below, e.g. a run's config.yaml")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="the constants of a paper")
-    parser.add_argument("--resume", metavar="DIR", help="go on with a stopped run, exactly; takes no other argument")
+    parser.add_argument("--resume", metavar="DIR", help="go on with a stopped run, exactly; beside it only "
+                        f"places may be given ({', '.join(map(flag, PLACES))})")  # fmt: skip
     parser.add_argument("--print-config", action="store_true", help="print the resolved YAML, which repeats the run "
                         "when given to --config, and do nothing else")  # fmt: skip
     for title, fields in fields_by_group().items():
@@ -77,11 +84,8 @@ def make_parser() -> Parser:
 def _configuration(arguments: dict[str, Any], world: World) -> tuple[TrainConfig, RunFolder, bool]:
     """The configuration and the folder that the arguments ask for, and whether to go on with what is there."""
     if "resume" in arguments:
-        if len(arguments) > 1:
-            other = next(name for name in arguments if name != "resume")
-            raise ValueError(f"resume: takes its settings from the run's config.yaml; remove {flag(other)}")
-        folder = RunFolder(arguments["resume"])
-        return folder.config(whole=True), folder, True
+        folder = RunFolder(arguments.pop("resume"))
+        return _resumed(folder, arguments), folder, True
     arguments.pop("print_config", None)
     out, file, preset = (arguments.pop(name, None) for name in ("out", "config", "preset"))
     config = resolve(parse(arguments), file=read_yaml(file) if file else None, preset=preset)
@@ -91,9 +95,39 @@ def _configuration(arguments: dict[str, Any], world: World) -> tuple[TrainConfig
         out = Path("runs") / f"{config.dataset}-{config.method}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(out)
     resume = folder.config_file.exists()
-    if resume and not (world.restarts and to_yaml(folder.config()) == to_yaml(config)):
+    if resume and not (world.restarts and identity(folder.config()) == identity(config)):
         raise FileExistsError(f"out: {folder.path} already holds a run; choose another folder or use --resume")
     return config, folder, resume
+
+
+def _resumed(folder: RunFolder, places: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of a stopped run, with the places that have changed.
+
+    Raises:
+        ValueError, FileNotFoundError: no run, or something else than a place is to change.
+    """
+    other = next((name for name in places if name not in PLACES), None)
+    if other is not None:
+        allowed = ", ".join(map(flag, PLACES))
+        raise ValueError(
+            f"resume: takes its settings from the run's config.yaml; remove {flag(other)}. Places may change: {allowed}"
+        )
+    config = folder.config(whole=True)
+    given = parse(places)
+    for role in ROLES:
+        if role in given and not (is_path(role, getattr(config, role)) and is_path(role, given[role])):
+            raise ValueError(
+                f"{role}: beside --resume only another place of the same weights; the run has "
+                f"{getattr(config, role) or 'none'}, got {given[role]}"
+            )
+    paths = {name: str(Path(given[name]).expanduser().absolute()) for name in PATHS if is_path(name, given.get(name))}
+    changed = folder.found(config).replace(**{**given, **paths})
+    changed = changed.replace(device=resolve_device(changed.device))
+    validate(changed)
+    for name in PATHS:
+        if getattr(changed, name) != getattr(config, name):
+            print(f"{name}: {getattr(config, name)} -> {getattr(changed, name)}")
+    return changed
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from textwrap import shorten
 from typing import Any, cast
@@ -19,7 +19,7 @@ from ard_fast._typing import known
 from ard_fast.attacked import try_compile
 from ard_fast.attacks import PGD
 from ard_fast.checkpoint import DamagedRun, TrainingState, load_network, load_state, save_state, save_weights
-from ard_fast.config import TrainConfig, to_yaml
+from ard_fast.config import PLACES, ROLES, TrainConfig, identity
 from ard_fast.conventions import describe_run
 from ard_fast.data import Batch, Dataset, make_loader
 from ard_fast.data.batches import derive_seed
@@ -39,6 +39,7 @@ from ard_fast.runfolder import RunFolder
 from ard_fast.schedules import learning_rate, relative_rate
 from ard_fast.sync_bn import synchronise
 from ard_fast.teachers import Teacher, TeacherAhead, Views, build_teacher
+from ard_fast.teachers.identity import fingerprint_split, fingerprint_weights
 from ard_fast.tensorboard import Board
 from ard_fast.trial import TRIAL_IMAGES, Form, initialise_lazily, try_network
 from ard_fast.update import Update
@@ -59,6 +60,35 @@ class Environment:
     device: torch.device
     stop: StopRequest
     world: World = field(default_factory=World)
+    given: dict[str, nn.Module] = field(default_factory=dict)  # teachers that are not to be trained first, by role
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of the images and of the given teachers' weights, by what messages call them."""
+        splits = {"training": self.dataset.train, "validation": self.dataset.val, "test": self.dataset.test}
+        images = {f"{name} images": fingerprint_split(split) for name, split in splits.items()}
+        return {**images, **{role: fingerprint_weights(network) for role, network in self.given.items()}}
+
+
+def check_inputs(before: Mapping[str, str], now: Mapping[str, str], config: TrainConfig, folder: RunFolder) -> None:
+    """Refuse to go on with other images or teachers than those of the run's start.
+
+    Args:
+        before: what the training state says (`TrainingState.inputs`).
+        now: the same of what was loaded, as far as it is to be compared.
+        config: where that is.
+        folder: of the run.
+
+    Raises:
+        DamagedRun: names the first that differs and its place.
+    """
+    for what, value in now.items():
+        if before.get(what, value) != value:
+            name, kind = (what, "weights") if what in ROLES else ("data_dir", what)
+            raise DamagedRun(
+                f"{name}: {getattr(config, name) or config.dataset} holds other {kind} than {folder.path} was "
+                "started with"
+            )
 
 
 def check_model_fits(
@@ -261,14 +291,16 @@ class Trainer:
         """Train to the end and return the summary; a folder that was started before goes on exactly where it stopped.
 
         Raises:
-            ValueError: the folder was started with another configuration.
+            DamagedRun: the folder was started with another configuration, other images or another teacher.
             Interrupted: a stop was requested; the checkpoint was written.
             NonFiniteLoss: training diverged.
         """
+        inputs = self.world.from_main(self._inputs)
         if self.world.from_main(self.folder.config_file.exists):
-            self._restore()
+            self._restore(inputs)
         else:
             self.world.from_main(lambda: self.folder.start(self.config))
+        self.state.inputs = inputs
         steps, passes = self.loader.steps, self.config.passes()
         done = steps * self.state.epoch + self.state.step
         progress = Progress(steps * passes, done, steps_per_epoch=steps, images_per_step=self.config.batch_size)
@@ -525,23 +557,28 @@ class Trainer:
         every = self.config.save_every_seconds
         return every is not None and time.perf_counter() - self._started >= every
 
-    def _restore(self) -> None:
+    def _inputs(self) -> dict[str, str]:
+        """What the run learns from, by which it is known wherever it lies when the run goes on."""
+        teachers = {role: fingerprint_weights(network) for role, network in self.networks.items()}
+        return {**self.env.fingerprints, **teachers}
+
+    def _restore(self, inputs: Mapping[str, str]) -> None:
         """Go on from the training state, from which alone the run's other files are put right."""
-        state = self.world.from_main(self._read_state)
+        state = self.world.from_main(lambda: self._read_state(inputs))
         if state is not None:
             self.load(state)
             self.world.from_main(self._write_weights)
 
-    def _read_state(self) -> TrainingState | None:
+    def _read_state(self, inputs: Mapping[str, str]) -> TrainingState | None:
         """The state to go on from, after which the metrics have been set; None before the first checkpoint.
 
         Raises:
-            ValueError: the folder was started with another configuration.
-            DamagedRun: the state is missing or damaged, or of another run.
+            DamagedRun: the state is missing or damaged, or of another run, or the folder was started with another
+                configuration, other images or another teacher.
         """
-        folder, values = self.folder, vars(self.config)
-        if to_yaml(folder.config()) != to_yaml(self.config):
-            raise ValueError(f"resume: {folder.path} was started with another configuration")
+        folder, values = self.folder, identity(self.config)
+        if identity(folder.config()) != values:
+            raise DamagedRun(f"resume: {folder.path} was started with another configuration")
         if not folder.state.is_file():  # stopped before its first checkpoint: from the start
             if folder.last.is_file():
                 raise DamagedRun(
@@ -551,11 +588,16 @@ class Trainer:
             folder.rewrite_metrics([])
             return None
         state = load_state(folder.state)
-        differing = [name for name, value in state.config.items() if name in values and values[name] != value]
+        differing = [
+            name
+            for name, value in state.config.items()
+            if name in values and name not in PLACES and values[name] != value
+        ]
         if differing:
             raise DamagedRun(
                 f"resume: config.yaml and {folder.state} are not of the same run; they differ in {', '.join(differing)}"
             )
+        check_inputs(state.inputs, inputs, self.config, folder)
         folder.rewrite_metrics(state.rows)
         return state
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cifar_files import fake_cifar
@@ -28,6 +29,7 @@ TINY = [*CLEAN, "--steps", "2"]
 AT = ["--method", "at", *TINY]
 FILES = {
     "config.yaml",
+    "places.json",
     "metrics.jsonl",
     "summary.json",
     "best.safetensors",
@@ -266,6 +268,72 @@ def test_ard_stopped_in_its_teacher_goes_on(tmp_path, monkeypatch):
     assert main(["--resume", str(stopped)]) == 0
     assert same_weights(whole / "last.safetensors", stopped / "last.safetensors")
     assert json.loads((whole / "summary.json").read_text())["teacher"] == "digits-teacher"
+
+
+def save_images(path, seed=0):
+    rng = np.random.default_rng(seed)
+    images = {
+        f"x_{part}": rng.integers(0, 256, (count, 8, 8), np.uint8) for part, count in (("train", 116), ("test", 30))
+    }
+    labels = {name.replace("x", "y"): np.arange(len(value)) % 3 for name, value in images.items()}
+    np.savez(path, **images, **labels)
+
+
+@pytest.fixture
+def stopped_project(tmp_path, monkeypatch):
+    """A folder with images, a teacher, a run taught by it (whole) and the same run stopped in its second epoch
+    (stopped); all paths as given are relative to the folder, which is the working directory."""
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    save_images("data.npz")
+    save_teacher(Path("teacher.safetensors"), num_classes=3)
+    arguments = ["--dataset", "npz", "--data-dir", "data.npz", "--method", "kd", "--teacher", "teacher.safetensors"]
+    arguments += ["--student", "digits-student", "--crop-padding", "0", "--val-size", "20", "--batch-size", "32"]
+    arguments += ["--val-steps", "1", "--epochs", "2", "--out"]
+    assert main([*arguments, "whole"]) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        assert main([*arguments, "stopped"]) == 130
+    return project
+
+
+@pytest.mark.parametrize("how", ["another working directory", "the project moved", "named anew"])
+def test_a_run_goes_on_where_its_inputs_lie_now(stopped_project, tmp_path, monkeypatch, how):
+    project, more = stopped_project, []
+    if how != "another working directory":
+        project = project.rename(tmp_path / "moved")
+    if how == "named anew":
+        for name in ("data.npz", "teacher.safetensors"):
+            (project / name).rename(tmp_path / f"other-{name}")
+        more = ["--data-dir", "other-data.npz", "--teacher", "other-teacher.safetensors", "--threads", "1"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["--resume", str(project / "stopped"), *more]) == 0
+    for name in ("best.safetensors", "last.safetensors"):
+        assert same_weights(project / "whole" / name, project / "stopped" / name)
+    assert metrics(project / "whole") == metrics(project / "stopped")
+    config = RunFolder(project / "stopped").config()
+    assert Path(config.data_dir).is_file() and Path(config.teacher).is_file()  # for the next --resume, or --config
+
+
+def test_a_run_goes_on_with_its_own_images_and_teacher_only(stopped_project, capsys):
+    save_images("other.npz", seed=1)
+    save_weights(
+        Path("other.safetensors"), build_model("digits-teacher", 3), name="digits-teacher", num_classes=3, in_channels=1
+    )
+    before = Path("stopped/training_state.pt").read_bytes()
+    for arguments, message in (
+        (["--data-dir", "other.npz"], r"data_dir: .*other.npz holds other training images than stopped was started"),
+        (["--teacher", "other.safetensors"], "teacher: .*other.safetensors holds other weights than stopped was"),
+        (["--teacher", "digits-teacher"], "teacher: beside --resume only another place of the same weights; the run"),
+        (["--clean-teacher", "teacher.safetensors"], "clean_teacher: beside --resume .*; the run has none, got"),
+        (["--device", "tpu"], "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["--lr", "0.1"], "remove --lr. Places may change: --data-dir, --image-cache, --teacher, "),
+    ):
+        assert main(["--resume", "stopped", *arguments]) == 2
+        assert re.search(message, capsys.readouterr().err)
+    assert Path("stopped/training_state.pt").read_bytes() == before
+    assert main(["--resume", "stopped", "--data-dir", "data.npz", "--teacher", "teacher.safetensors"]) == 0
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path, capsys):
