@@ -14,10 +14,12 @@ from ard_fast._typing import known
 from ard_fast.checkpoint import DamagedRun, load_network, load_state
 from ard_fast.comparison import Comparison, group_runs, read_run
 from ard_fast.comparison.table import gap_line
-from ard_fast.config import ROLES, TrainConfig, for_method, for_teacher, identity
+from ard_fast.config import ROLES, TrainConfig, for_method, for_teacher, identity, is_path
 from ard_fast.data import load_dataset
 from ard_fast.devices import find_device, resolve_device
 from ard_fast.distributed import World
+from ard_fast.evaluation.accuracy import at_chance
+from ard_fast.evaluation.worth import describe_teacher
 from ard_fast.files import write_atomic, write_text
 from ard_fast.interrupts import StopRequest
 from ard_fast.methods import METHODS
@@ -25,7 +27,15 @@ from ard_fast.models import MODELS
 from ard_fast.runfolder import RunFolder
 from ard_fast.settings import COMPARE
 from ard_fast.tensorboard import require_tensorboard
-from ard_fast.trainer import Environment, Trainer, check_inputs, check_model_fits, fit_student, fit_teacher
+from ard_fast.trainer import (
+    Environment,
+    Trainer,
+    check_inputs,
+    check_model_fits,
+    fit_student,
+    fit_teacher,
+    merges_last_batch,
+)
 
 
 def prepare(config: TrainConfig, stop: StopRequest, world: World | None = None) -> Environment:
@@ -37,7 +47,28 @@ def prepare(config: TrainConfig, stop: StopRequest, world: World | None = None) 
         ValueError, FileNotFoundError: no such device, data, teacher, or networks that do not fit.
     """
     world = world or World()
-    return world.in_turns(lambda: _prepare(config, stop, world))
+    env = world.in_turns(lambda: _prepare(config, stop, world))
+    for role, network in env.given.items():
+        _refuse_untrained(config, role, network, env)
+    return env
+
+
+def _refuse_untrained(config: TrainConfig, role: str, network: nn.Module, env: Environment) -> None:
+    """Refuse the network of a factory that has learned nothing: it may load its weights itself, and has not.
+
+    Raises:
+        ValueError: says what to type instead.
+    """
+    source, flag = getattr(config, role), f"--{role.replace('_', '-')}"
+    worth = env.measure(network, config)
+    if is_path(role, source) or worth.normaliser:
+        return
+    if at_chance(worth.clean, worth.images, env.dataset.num_classes):
+        raise ValueError(
+            f"{role}: {source} makes an untrained network: {describe_teacher(worth)}. Train it first, python -m "
+            f"ard_fast.train --method {config.teacher_method if role == 'teacher' else 'natural'} --student {source}, "
+            f"and give that run's folder as {flag} with {flag}-model {source}; or load its weights in the factory"
+        )
 
 
 def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environment:
@@ -61,6 +92,7 @@ def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environmen
     )
     check_model_fits(config.student, dataset, "student", mean=config.student_mean, std=config.student_std)
     fit_student(config, dataset, device)
+    merges_last_batch(config, dataset, world)
     env = Environment(dataset.evaluated_on(device), device, stop, world)
     for role in _roles(config):
         source = getattr(config, role)
@@ -68,6 +100,7 @@ def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environmen
             mean, std = (getattr(config, f"{role}_{part}") for part in ("mean", "std"))
             check_model_fits(source, dataset, role, mean=mean, std=std)
             fit_student(for_teacher(config, role), dataset, device, label=role)
+            merges_last_batch(for_teacher(config, role), dataset, world)
         else:
             network = _load_teacher(config, role, source, env)
             fit_teacher(network, config, dataset, device, role)
@@ -115,6 +148,8 @@ def _run_single(
     trainer = Trainer(config, folder, env, teachers)
     if explain:
         print("\n".join(f"  {line}" for line in trainer.describe()))
+    for warning in trainer.doubts():
+        print(f"  warning: {warning}", flush=True)
     return trainer.run()
 
 
@@ -196,6 +231,12 @@ def _report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str
         "pgd20_acc": statistics.fmean(headline.values("pgd20_acc")),
         "images_per_s": statistics.fmean(headline.values("images_per_s")),
         "elapsed_s": sum(sum(group.values("elapsed_s")) for group in groups.values()),
+        "warnings": [
+            f"{run.folder.path.name}: {warning}"
+            for group in groups.values()
+            for run in group.runs
+            for warning in run.summary.get("warnings", ())
+        ],
         "runs": {name: [run.summary for run in group.runs] for name, group in groups.items()},
     }
     folder.write_summary(summary)

@@ -68,15 +68,16 @@ class InUse(ValueError):
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[bool]:
     """Make the folder if need be, and keep other processes out of here meanwhile; a killed process keeps nobody out.
 
-    Does nothing on file systems that know no locks.
+    Gives whether it has made the folder. On file systems that know no locks nobody is kept out.
 
     Raises:
         InUse: another process is in here.
         OSError: the folder cannot be made or opened.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -86,7 +87,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             if error.errno == errno.EWOULDBLOCK:
                 where = f"{folder}; wait for it, or choose another folder"
                 raise InUse(f"out: another process is training in {where}") from error
-        yield
+        yield made
     finally:
         os.close(number)
 

@@ -89,6 +89,7 @@ def write_run_report(
         "",
         markdown_table(["checkpoint, on the test images", "clean %", f"{_ROBUST} %"], rows),
         "",
+        *(line for warning in summary["warnings"] for line in (f"**Warning**: {warning}", "")),
         f"{summary['images_per_s']:.0f} images/s while training, {summary['elapsed_s']:.1f} s in all.",
         "",
         *(f"- {line}" for line in conventions),

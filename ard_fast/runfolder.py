@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from ard_fast.checkpoint import BEST, LAST, STATE, DamagedRun
 from ard_fast.config import PATHS, TrainConfig, is_path, read_yaml, to_yaml, validate
 from ard_fast.files import append_line, write_text
+from ard_fast.interrupts import Interrupted
 
 _Kind = tuple[Callable[[Any], bool], str]  # a check, and what it lets through in words
 TEXT: _Kind = (lambda value: isinstance(value, str), "text")
@@ -35,7 +38,7 @@ _SUMMARY = {
     "images_per_s": _AMOUNT,
     "elapsed_s": _AMOUNT,
 }
-SUMMARY_KEYS = tuple(_SUMMARY)
+SUMMARY_KEYS = (*_SUMMARY, "teachers", "warnings")  # the last two are for people: not read back
 # Of a line of the metrics, what is read back.
 _METRICS = {"epoch": _COUNT, "val_clean": _PERCENT_OR_NONE, "val_robust": _PERCENT_OR_NONE}
 
@@ -83,6 +86,21 @@ class RunFolder:
             raise FileExistsError(f"out: {self.path} already holds a run; choose another folder or use --resume")
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config(config)
+
+    @contextmanager
+    def removed_if_nothing_was_trained(self, *, made: bool) -> Iterator[None]:
+        """Where the inside fails before there is a checkpoint, leave no half-made folder behind.
+
+        Args:
+            made: whether the folder was made for this run. Any other stays, with what is in it.
+        """
+        try:
+            yield
+        except Exception as error:
+            kept = (path for name in (BEST, LAST, STATE) for path in self.path.rglob(name))
+            if made and not isinstance(error, Interrupted) and not any(kept):
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def write_config(self, config: TrainConfig) -> None:
         """Write the configuration, and from where its paths are to be read."""

@@ -157,7 +157,7 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
                 return 0
             set_threads(config.threads)
             env = prepare(config, stop, world)
-            world.from_main(lambda: stack.enter_context(alone_in(folder.path)))
+            made = world.from_main(lambda: stack.enter_context(alone_in(folder.path)))
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_USAGE
@@ -166,7 +166,8 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
         print(f"ard_fast.train: {config.method} on {config.dataset}, torch {torch.__version__}, {computer} "
               f"-> {folder.path}", flush=True)  # fmt: skip
         try:
-            run(config, folder, env, resume=resume)
+            with folder.removed_if_nothing_was_trained(made=made and world.is_main):
+                run(config, folder, env, resume=resume)
         except Interrupted as stopped:
             print(f"\n{stopped}\ngo on with: python -m ard_fast.train --resume {folder.path}", file=sys.stderr)
             return EXIT_INTERRUPTED
@@ -177,7 +178,8 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_USAGE
         except OSError as error:  # not written (NotWritten), or the images could not be read
-            print(f"\nerror: {error}; {folder.path} goes on from its last checkpoint with --resume", file=sys.stderr)
+            going_on = f"; {folder.path} goes on from its last checkpoint with --resume" if folder.path.exists() else ""
+            print(f"\nerror: {error}{going_on}", file=sys.stderr)
             return EXIT_FAILED
         except NonFiniteLoss as error:
             print(f"\nerror: {error}", file=sys.stderr)

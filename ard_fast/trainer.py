@@ -25,6 +25,7 @@ from ard_fast.data import Batch, Dataset, make_loader
 from ard_fast.data.batches import derive_seed
 from ard_fast.distributed import World
 from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
+from ard_fast.evaluation.worth import TeacherWorth, collapsed, describe_teacher, doubts, measure_teacher
 from ard_fast.graphs.choice import choose_graph, graph_attack
 from ard_fast.graphs.update import GraphedUpdate
 from ard_fast.interrupts import Interrupted, StopRequest
@@ -45,6 +46,8 @@ from ard_fast.trial import TRIAL_IMAGES, Form, initialise_lazily, try_network
 from ard_fast.update import Update
 from ard_fast.weights import WeightAverage
 
+TEACHER_STEPS = 10  # at most, of the attack that teachers are measured by
+_LONG_ENOUGH = 3  # validations without success until a run that may have collapsed says so
 _SAMPLE = 16  # images on which the form of the student that is attacked is checked
 
 
@@ -61,6 +64,7 @@ class Environment:
     stop: StopRequest
     world: World = field(default_factory=World)
     given: dict[str, nn.Module] = field(default_factory=dict)  # teachers that are not to be trained first, by role
+    worths: dict[tuple[str, float], TeacherWorth] = field(default_factory=dict)  # measured, by weights and eps
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -68,6 +72,22 @@ class Environment:
         splits = {"training": self.dataset.train, "validation": self.dataset.val, "test": self.dataset.test}
         images = {f"{name} images": fingerprint_split(split) for name, split in splits.items()}
         return {**images, **{role: fingerprint_weights(network) for role, network in self.given.items()}}
+
+    def measure(self, network: nn.Module, config: TrainConfig) -> TeacherWorth:
+        """What a teacher is worth on the validation images under the run's attack; measured once by one process."""
+        return self.world.from_main(lambda: self._measure(network, config))
+
+    def _measure(self, network: nn.Module, config: TrainConfig) -> TeacherWorth:
+        key = fingerprint_weights(network), config.eps
+        if key not in self.worths:
+            self.worths[key] = measure_teacher(
+                network.to(self.device),
+                self.dataset,
+                eps=config.eps,
+                step_size=known(config.eval_step_size),
+                steps=min(config.val_steps, TEACHER_STEPS),
+            )
+        return self.worths[key]
 
 
 def check_inputs(before: Mapping[str, str], now: Mapping[str, str], config: TrainConfig, folder: RunFolder) -> None:
@@ -187,6 +207,38 @@ def _first_images(dataset: Dataset, device: torch.device, count: int) -> Tensor:
     return dataset.train.images[:count].to(device, torch.float32) / dataset.levels
 
 
+def merges_last_batch(config: TrainConfig, dataset: Dataset, world: World) -> bool:
+    """Whether the last images of an epoch join the batch before, since alone they would leave one image to a batch norm
+    that needs several: one over `[B, C]`, or behind a pooling to 1x1 pixels.
+
+    Raises:
+        ValueError: every batch leaves such a network one image.
+    """
+    parts = config.accumulate * (1 if config.sync_bn else world.size)  # that batch statistics are taken over
+    count, size = len(dataset.train), min(config.batch_size, len(dataset.train))
+    last = count % size
+    if (size >= 2 * parts and not 0 < last < 2 * parts) or not _needs_two_images(config, dataset):
+        return False
+    if size < 2 * parts:
+        raise ValueError(
+            f"batch_size: {size} images in {parts} part{'s' * (parts > 1)} leave some part a single one, and the batch "
+            f"norm of {config.student} needs two in train mode"
+        )
+    return True
+
+
+def _needs_two_images(config: TrainConfig, dataset: Dataset) -> bool:
+    network = initial_network(config, dataset).train()
+    images = dataset.train.images[:2].to(torch.float32) / dataset.levels
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        network(images)
+        try:
+            network(images[:1])
+        except ValueError:  # torch: Expected more than 1 value per channel when training
+            return True
+    return False
+
+
 class Trainer:
     """Trains, validates, keeps the best and the last checkpoint, and evaluates the best one on the test images.
 
@@ -206,6 +258,7 @@ class Trainer:
         self.student, self.machine, notes = fit_student(config, env.dataset, env.device, world=env.world)
         self.notes = list(notes)
         self.networks = dict(teachers or {})
+        self.worths = {role: env.measure(network, config) for role, network in self.networks.items()}
         self.teachers = {role: self._teacher(role, network) for role, network in self.networks.items()}
         context = MethodContext(
             num_classes=env.dataset.num_classes,
@@ -229,6 +282,7 @@ class Trainer:
         self.ahead = TeacherAhead(self.method.clean_teachers(), env.device)
         self.state = TrainingState()
         self.board: Board | None = None
+        self.merges_last = merges_last_batch(config, env.dataset, self.world)
         self.loader = make_loader(
             env.dataset.train,
             device=env.device,
@@ -241,6 +295,7 @@ class Trainer:
             layout=self.machine.layout,
             shard=(self.world.rank, self.world.size),
             accumulate=config.accumulate,
+            merge_last=self.merges_last,
         )
         self._started = time.perf_counter()  # or the last save
 
@@ -321,14 +376,39 @@ class Trainer:
 
     def describe(self) -> list[str]:
         """The run's conventions in words."""
-        return describe_run(
-            self.config,
-            self.env.dataset,
-            self.student,
-            self.method,
-            self.teachers,
-            computing=[*self.update.describe(), self.graph.describe(), *self.notes],
+        computing = [*self.update.describe(), self.graph.describe(), *self.notes]
+        if self.merges_last:
+            last = len(self.env.dataset.train) % self.config.batch_size
+            computing.append(
+                f"the last {'image joins' if last == 1 else f'{last} images join'} the batch before: batch norm cannot "
+                "train on one image"
+            )
+        lines = describe_run(
+            self.config, self.env.dataset, self.student, self.method, self.teachers, computing=computing
         )
+        for role, worth in self.worths.items():
+            lines.append(f"{role.replace('_', ' ')} {getattr(self.config, role)}: {describe_teacher(worth)}")
+        return lines
+
+    def doubts(self) -> list[str]:
+        """Warnings about the teachers."""
+        spec, found = METHODS[self.config.method], []
+        for role, worth in self.worths.items():
+            robust = role == "teacher" and spec.attacks and self.config.eps > 0
+            found += doubts(role, worth, self.env.dataset.num_classes, robust=robust)
+        return found
+
+    def _collapse(self, what: str, accuracy: Accuracy, labels: Tensor) -> list[str]:
+        """A warning if the network has learned nothing."""
+        wrong = collapsed(accuracy, labels, self.env.dataset.num_classes)
+        if wrong is None:
+            return []
+        rate = known(self.config.lr)
+        return [
+            f"the {what} has collapsed: {wrong}. A smaller learning rate (--lr {rate / 10:g} instead of {rate:g}), one "
+            "that warms up (--schedule cyclic), or a smaller --eps at first usually helps"
+            + (", and where there is a teacher a smaller --temperature" if self.networks else "")
+        ]
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         """Of training; evaluation has its own."""
@@ -454,6 +534,16 @@ class Trainer:
         if self.board is not None:
             self.board.add(row)
         progress.epoch(row, last=epoch == config.passes())
+        self._warn_of_collapse()
+
+    def _warn_of_collapse(self) -> None:
+        """Say so in time when the last validations found nothing learned; once, and again after a success."""
+        labels = self.env.dataset.val.labels
+        rows = [row for row in self.state.rows if row["val_clean"] is not None]
+        found = [self._collapse("run", Accuracy(row["val_clean"], row["val_robust"]), labels) for row in rows]
+        recent = found[-_LONG_ENOUGH:]
+        if len(recent) == _LONG_ENOUGH and all(recent) and not (len(found) > _LONG_ENOUGH and found[-_LONG_ENOUGH - 1]):
+            print(f"  warning: after {rows[-1]['epoch']} epochs {recent[-1][0]}", flush=True)
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate the best and the last checkpoint on the test images; write plot, report and summary."""
@@ -470,6 +560,8 @@ class Trainer:
         best = self.world.from_main(load_best).to(self.env.device, memory_format=self.machine.layout)  # pyright: ignore[reportCallIssue]
         test = self._evaluate(best, dataset.test, PGD20_STEPS)
         test_last = self._evaluate(self.network, dataset.test, PGD20_STEPS)
+        labels = dataset.test.labels
+        collapse = self._collapse("best checkpoint", test, labels) or self._collapse("last epoch", test_last, labels)
         summary = {
             "method": config.method,
             "dataset": config.dataset,
@@ -481,6 +573,11 @@ class Trainer:
             "pgd20_acc": test.robust,
             "images_per_s": self._images_per_s(config.passes()),
             "elapsed_s": self._elapsed(),
+            "teachers": {
+                role: {"clean_acc": worth.clean, f"pgd{worth.steps}_acc": worth.robust, "images": worth.images}
+                for role, worth in self.worths.items()
+            },
+            "warnings": [*self.doubts(), *collapse],
         }
         self.world.from_main(lambda: self._report(best, summary, test_last))
         print(
@@ -488,6 +585,8 @@ class Trainer:
             f"{self.state.best_epoch}); last epoch {test_last.clean:.2f} / {test_last.robust:.2f} %",
             flush=True,
         )
+        for warning in collapse:
+            print(f"  warning: {warning}", flush=True)
         return summary
 
     def _report(self, best: nn.Module, summary: dict[str, Any], test_last: Accuracy) -> None:

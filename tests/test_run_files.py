@@ -11,9 +11,9 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import AT, same_weights, small_and_tidy, stop_after  # noqa: F401 - the fixture holds for all tests
+from test_train import AT, same_weights, short_digits, small_and_tidy, stop_after  # noqa: F401 - the fixture holds for all tests
 
-from ard_fast import trainer
+from ard_fast import experiment, trainer
 from ard_fast.checkpoint import DamagedRun, load_network, load_state, read_weights, save_state
 from ard_fast.files import NotWritten, write_atomic
 from ard_fast.runfolder import RunFolder
@@ -25,6 +25,7 @@ def stopped_run(tmp_path_factory):
     """A run of three epochs of three steps, stopped inside its second."""
     out = tmp_path_factory.mktemp("runs") / "stopped"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "load_dataset", short_digits)  # the fixture is of one test
         stop_after(patch, 4)
         assert main([*AT, "--epochs", "3", "--out", str(out)]) == 130
     return out

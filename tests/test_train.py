@@ -15,10 +15,13 @@ import pytest
 import torch
 from cifar_files import fake_cifar
 from safetensors.torch import load_file
+from torch import nn
 
 from ard_fast import experiment, trainer
 from ard_fast.checkpoint import load_network, load_state, save_weights
 from ard_fast.data import load_dataset
+from ard_fast.evaluation import Accuracy
+from ard_fast.evaluation.worth import collapsed
 from ard_fast.models import build_model
 from ard_fast.progress import Progress
 from ard_fast.runfolder import SUMMARY_KEYS, RunFolder
@@ -45,18 +48,19 @@ WORK = ("images_per_s", "elapsed_s", "teacher_cache_hits", "clean_teacher_cache_
 VAL, TEST = 40, 50
 
 
+def short_digits(name, **settings):
+    """Every data set as it is, except for the digits: few validation and test images."""
+    data = load_dataset(name, **settings)
+    if name != "digits":
+        return data
+    short = {"val": data.val.take(torch.arange(VAL)), "test": data.test.take(torch.arange(TEST))}
+    return dataclasses.replace(data, **short)
+
+
 @pytest.fixture(autouse=True)
 def small_and_tidy(monkeypatch):
     """Cut validation and test images of the digits short, and put back the thread count that `main` sets."""
-
-    def load(name, **settings):
-        data = load_dataset(name, **settings)
-        if name != "digits":
-            return data
-        short = {"val": data.val.take(torch.arange(VAL)), "test": data.test.take(torch.arange(TEST))}
-        return dataclasses.replace(data, **short)
-
-    monkeypatch.setattr(experiment, "load_dataset", load)
+    monkeypatch.setattr(experiment, "load_dataset", short_digits)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -184,6 +188,40 @@ def test_normalisers_belong_to_the_networks(tmp_path, capsys):
     for folder, mean, std in ((out, 0.5, 0.25), (out / "teacher", 0.3, 0.4)):
         weights = load_file(folder / "best.safetensors")
         assert (weights["mean"].item(), weights["std"].item()) == (pytest.approx(mean), pytest.approx(std))
+
+
+def flat_network():
+    """A network with a batch norm that cannot train on one image, for `--student test_train:flat_network`."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+
+
+# 97 images: batches of 32 leave one; in two parts 98 leave two, of one image each, and 99 in two parts leave three.
+@pytest.mark.parametrize(
+    ("subset", "extra", "said"),
+    [
+        ("97", [], "the last image joins the batch before: batch norm cannot train on one image"),
+        ("98", ["--accumulate", "2"], "the last 2 images join the batch before"),
+        ("99", ["--accumulate", "3"], "the last 3 images join the batch before"),
+        ("97", ["--resident", "never"], "the last image joins the batch before"),
+        ("98", [], None),
+    ],
+)
+def test_no_batch_leaves_one_image_to_a_batch_norm_that_needs_two(tmp_path, capsys, subset, extra, said):
+    arguments = ["--method", "at", *TINY, "--epochs", "1", "--student", "test_train:flat_network", "--subset", subset]
+    assert main([*arguments, *extra, "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert said in printed if said else "joins the batch before" not in printed
+    batches = load_file(tmp_path / "run" / "last.safetensors")["2.num_batches_tracked"]
+    assert batches == (3 if said else 4) * (int(extra[1]) if "--accumulate" in extra else 1)
+
+
+def test_batches_that_all_leave_one_image_to_such_a_batch_norm_are_refused(tmp_path, capsys):
+    arguments = ["--method", "at", *TINY, "--student", "test_train:flat_network", "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--batch-size", "5", "--accumulate", "3"]) == 2
+    assert "batch_size: 5 images in 3 parts leave some part a single one" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*AT, "--epochs", "1", "--subset", "97", "--out", str(tmp_path / "run")]) == 0  # spatial: one will do
+    assert "joins the batch before" not in capsys.readouterr().out
 
 
 # ---- stopping and going on ----------------------------------------------------------------------------------------
@@ -379,6 +417,62 @@ def test_a_signal_leaves_a_usable_checkpoint(tmp_path, number):
     assert all(torch.equal(last[key], state.model[key]) for key in last)
 
 
+def test_a_start_that_fails_leaves_no_folder(tmp_path, monkeypatch):
+    """Unless the folder was there before, or something has been trained."""
+
+    def fail(self):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(trainer.Trainer, "run", fail)
+    (tmp_path / "mine").mkdir()
+    for name in ("runs", "mine"):
+        with pytest.raises(RuntimeError, match="out of luck"):
+            main([*AT, "--out", str(tmp_path / name)])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    monkeypatch.undo()
+    real = trainer.Trainer.run
+    monkeypatch.setattr(trainer.Trainer, "run", lambda self: real(self) if self.config.method == "at" else fail(self))
+    arguments = ["--method", "ard", "--teacher", "digits-teacher", *TINY, "--epochs", "1", "--out"]
+    with pytest.raises(RuntimeError, match="out of luck"):
+        main([*arguments, str(tmp_path / "taught")])
+    assert (tmp_path / "taught" / "teacher" / "best.safetensors").is_file()
+
+
+# ---- collapse -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("clean", "robust", "counts", "wrong"),
+    [
+        (9.8, 9.8, [98, *[100] * 8, 102], "it says the same class for every image (9.80 % are right"),
+        (80.0, 80.0, [80, 20], "it says the same class for every image"),  # far above the chance of two classes
+        (80.0, 79.0, [80, 20], None),
+        (11.0, 3.0, [100] * 10, "11.00 % of the images are right, and guessing gives 10.00 %"),
+        (35.0, 0.0, [100] * 10, None),
+        (3.0, 1.0, [10] * 100, None),
+        (1.5, 1.0, [10] * 100, "1.50 % of the images are right"),
+    ],
+)
+def test_what_a_collapse_is(clean, robust, counts, wrong):
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    found = collapsed(Accuracy(clean, robust), labels, len(counts))
+    assert found is None if wrong is None else wrong in found
+
+
+def test_a_collapsed_run_says_so(tmp_path, capsys):
+    """In its output while it trains and at its end, in its report and in its summary; its exit code is 0."""
+    arguments = ["--method", "at", *CLEAN, "--steps", "1", "--schedule", "constant", "--epochs", "4", "--lr", "1e-9"]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("warning: after 3 epochs the run has collapsed") == 1
+    (warning,) = json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
+    assert warning.startswith("the best checkpoint has collapsed: ") and "--lr 1e-10 instead of 1e-09" in warning
+    assert f"warning: {warning}" in printed and warning in (tmp_path / "run" / "report.md").read_text()
+    assert main(["--method", "natural", *CLEAN, "--subset", "960", "--epochs", "4", "--out", str(tmp_path / "b")]) == 0
+    assert "warning" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "b" / "summary.json").read_text())["warnings"] == []
+
+
 # ---- divergence ---------------------------------------------------------------------------------------------------
 
 
@@ -414,6 +508,67 @@ def test_teacher_from_a_folder_or_a_file_is_the_same(tmp_path, method):
         arguments = ["--method", method, *tiny, "--epochs", "1", "--teacher", str(source)]
         assert main([*arguments, "--out", str(tmp_path / name)]) == 0
     assert same_weights(tmp_path / "a" / "last.safetensors", tmp_path / "b" / "last.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A robust and a natural network for the digits, trained for a moment."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name, method in (("robust", ["at", "--steps", "3"]), ("natural", ["natural"])):
+        arguments = ["--method", *method, "--student", "digits-teacher", "--epochs", "8", "--val-steps", "1"]
+        assert main([*arguments, "--out", str(folder / name)]) == 0
+    return folder
+
+
+def takes_bytes(network):
+    """A network that expects pixels in [0, 255], as if trained behind ToTensor times 255."""
+    network.features[0].weight.data /= 255
+    return network
+
+
+@pytest.mark.parametrize(
+    ("teacher", "method", "figures", "warning"),
+    [
+        ("robust", "ard", r"teacher \S+robust: clean [89]\d\.\d %, PGD-10 [1-9]\d\.\d % on 40 validation images", None),
+        ("natural", "kd", r"teacher \S+natural: clean [\d.]+ %, PGD-10 [\d.]+ % on 40 validation images", None),
+        ("natural", "ard", "clean", "PGD-10 .* it is not robust, and this method hands on its robustness"),
+        ("bytes", "kd", "clean", r"and [\d.]+ % with --teacher-mean 0 --teacher-std 0.003922: "),
+        ("random", "ard", "clean", r"and guessing gives 10.0 %. Are its weights loaded, .*\(--teacher-mean and -std\)"),
+    ],
+)
+def test_every_teacher_is_measured_first(trained, tmp_path, capsys, teacher, method, figures, warning):
+    (trained / teacher).mkdir(exist_ok=True)
+    if teacher == "random":
+        save_teacher(trained / teacher / "best.safetensors")
+    elif teacher == "bytes":
+        network = takes_bytes(load_network(trained / "natural", num_classes=10, in_channels=1))
+        path = trained / teacher / "best.safetensors"
+        save_weights(path, network, name="digits-teacher", num_classes=10, in_channels=1)
+    steps = [] if method == "kd" else ["--steps", "1"]
+    arguments = ["--method", method, "--subset", "64", *steps, "--epochs", "1", "--teacher", str(trained / teacher)]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(figures, printed)
+    report, summary = ((tmp_path / "run" / name).read_text() for name in ("report.md", "summary.json"))
+    assert re.search(figures, report) and json.loads(summary)["teachers"]["teacher"]["images"] == VAL
+    found = [text for text in json.loads(summary)["warnings"] if text.startswith("teacher: ")]
+    assert len(found) == (warning is not None)
+    if warning:
+        assert re.search(warning, found[0]) and f"warning: {found[0]}" in printed and found[0] in report
+
+
+def untrained():
+    """For `--teacher test_train:untrained`."""
+    return build_model("digits-teacher")
+
+
+def test_a_factory_with_random_weights_is_no_teacher(tmp_path, capsys):
+    arguments = ["--method", "ard", *TINY, "--out", str(tmp_path / "run"), "--teacher", "test_train:untrained"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "teacher: test_train:untrained makes an untrained network: clean " in error
+    assert "--method at --student test_train:untrained" in error and "--teacher-model test_train:untrained" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_loaded_networks_are_frozen_and_equal(tmp_path):

@@ -29,6 +29,7 @@ class EpochLoader:
         shard: (rank, processes): of each micro-batch this process takes one contiguous slice, so that all processes
             together see what one alone would.
         accumulate: micro-batches a step.
+        merge_last: a last step of fewer than `batch_size` images becomes part of the one before.
 
     Attributes:
         steps: steps an epoch.
@@ -50,6 +51,7 @@ class EpochLoader:
         layout: torch.memory_format = torch.contiguous_format,
         shard: tuple[int, int] = (0, 1),
         accumulate: int = 1,
+        merge_last: bool = False,
     ) -> None:
         self.batch_size = positive_int(batch_size, "batch_size")
         self.accumulate = positive_int(accumulate, "accumulate")
@@ -58,7 +60,7 @@ class EpochLoader:
         self.device, self.levels, self.seed = device, levels, seed
         self.padding, self.flip, self.layout = padding, flip, layout
         self.labels, self.ids = split.labels.to(device), split.ids.to(device)
-        self.steps = -(-len(split) // batch_size)
+        self.steps = max(len(split) // batch_size, 1) if merge_last else -(-len(split) // batch_size)
 
     def _plan(self, epoch: int) -> EpochPlan:
         return EpochPlan.draw(len(self.labels), seed=self.seed, epoch=epoch, steps=self.steps)
@@ -76,6 +78,7 @@ class EpochLoader:
             batch_size=self.batch_size,
             shard=self.shard,
             micro_batch=(index, self.accumulate),
+            steps=self.steps,
         )
 
     def _batch(

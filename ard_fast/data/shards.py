@@ -35,6 +35,7 @@ def share_of_step(
     batch_size: int,
     shard: tuple[int, int] = (0, 1),
     micro_batch: tuple[int, int] = (0, 1),
+    steps: int | None = None,
 ) -> Share:
     """A process's part of a micro-batch of a step.
 
@@ -47,9 +48,10 @@ def share_of_step(
         batch_size: images a step, over all processes; the last step takes what is left.
         shard: (rank, processes).
         micro_batch: (index, micro-batches a step).
+        steps: of the epoch; None for as many as hold at most `batch_size` images. One less makes the last one larger.
     """
     first = step * batch_size
-    size = min(batch_size, count - first)
+    size = count - first if steps is not None and step == steps - 1 else min(batch_size, count - first)
     start, end = share(size, *micro_batch)
     lower, upper = share(end - start, *shard)
     if lower == upper:

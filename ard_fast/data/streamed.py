@@ -95,9 +95,9 @@ class StreamedLoader(EpochLoader):
                 torch.cuda.current_stream(self.device).wait_stream(self._side)
 
     def _most(self) -> int:
-        """Images in this process's largest batch: of a whole step the first micro-batch."""
-        chosen = self._share(0, 0).images
-        return chosen.stop - chosen.start
+        """Images in this process's largest batch: the first micro-batch of the first step or of the last."""
+        chosen = [self._share(step, 0).images for step in (0, self.steps - 1)]
+        return max(images.stop - images.start for images in chosen)
 
     def _filled(self, plan: EpochPlan, first_step: int, slots: list[_Slot]) -> Iterator[tuple[int, Share, _Slot, int]]:
         order = plan.order.numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,6 +24,14 @@ class Accuracy(NamedTuple):
 
     clean: float
     robust: float
+
+
+def at_chance(accuracy: float, images: int, num_classes: int) -> bool:
+    """Whether an accuracy, in percent, is no better than guessing: within three standard deviations of 1 / C, or, of
+    five classes and more, below 2 / C, which networks with random weights reach on some data."""
+    chance = 1.0 / num_classes
+    limit = chance + 3.0 * math.sqrt(chance * (1.0 - chance) / images)
+    return accuracy <= 100.0 * (max(limit, 2.0 * chance) if num_classes >= 5 else limit)
 
 
 def evaluate(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ard_fast.attacks.standards import read_name
+from ard_fast.evaluation.accuracy import at_chance
 from ard_fast.evaluation.runner import StepResult, evaluation_mode
 from ard_fast.models import Normalised
 from ard_fast.trial import check_logits
@@ -261,7 +262,7 @@ def _check_gradient(model: nn.Module, x: Tensor, y: Tensor, result: SelfCheck) -
 def _check_accuracy(logits: Tensor, y: Tensor, num_classes: int, result: SelfCheck) -> None:
     accuracy, chance = float((logits.argmax(1) == y).float().mean()), 1.0 / num_classes
     result.measured["sample_accuracy"] = 100.0 * accuracy
-    if accuracy <= chance + 3.0 * math.sqrt(chance * (1.0 - chance) / len(y)):
+    if at_chance(100.0 * accuracy, len(y), num_classes):
         result.add(
             "accuracy",
             f"{100.0 * accuracy:.1f} % of {len(y)} images are right, and guessing gives {100.0 * chance:.1f} "
