@@ -403,11 +403,15 @@ class Trainer:
         wrong = collapsed(accuracy, labels, self.env.dataset.num_classes)
         if wrong is None:
             return []
-        rate = known(self.config.lr)
+        rate, temperature = known(self.config.lr), self.config.temperature
+        helps = f"A smaller learning rate (--lr {rate / 10:g} instead of {rate:g})"
+        if temperature is not None and self.config.reduction == "mean":  # the gradient is divided by the classes
+            helps = f"A smaller --temperature (now {temperature:g}), larger --lr (now {rate:g}), --reduction batchmean"
+                f"A smaller --temperature ({temperature:g} now), a larger --lr (now {rate:g}), --reduction batchmean"
+            )
         return [
-            f"the {what} has collapsed: {wrong}. A smaller learning rate (--lr {rate / 10:g} instead of {rate:g}), one "
-            "that warms up (--schedule cyclic), or a smaller --eps at first usually helps"
-            + (", and where there is a teacher a smaller --temperature" if self.networks else "")
+            f"the {what} has collapsed: {wrong}. {helps}, a rate that warms up (--schedule cyclic), more epochs or a "
+            "smaller --eps at first usually help"
         ]
 
     def _arithmetic(self) -> AbstractContextManager[Any]:

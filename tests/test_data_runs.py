@@ -83,6 +83,13 @@ def test_digits_are_not_mirrored_unless_asked():
     assert resolve({"dataset": "mnist", "data_dir": "x", "method": "at", "flip": True}).flip
 
 
+def test_ard_on_mnist_has_constants_with_which_it_learns():
+    config = resolve({"dataset": "mnist", "data_dir": "x", "method": "ard", "teacher": "resnet18-narrow"})
+    assert (config.student, config.lr, config.schedule, config.temperature) == ("resnet18-tiny", 0.5, "cyclic", 1.0)
+    config = resolve({"dataset": "mnist", "data_dir": "x", "method": "ard", "teacher": "t.pt", "temperature": 30.0})
+    assert config.temperature == 30.0
+
+
 def test_a_folder_of_test_images_has_the_labels_of_the_checkpoint(tmp_path, capsys):
     path, settings = a_folder(tmp_path / "data")
     run = tmp_path / "run"
