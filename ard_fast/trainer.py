@@ -407,8 +407,6 @@ class Trainer:
         helps = f"A smaller learning rate (--lr {rate / 10:g} instead of {rate:g})"
         if temperature is not None and self.config.reduction == "mean":  # the gradient is divided by the classes
             helps = f"A smaller --temperature (now {temperature:g}), larger --lr (now {rate:g}), --reduction batchmean"
-                f"A smaller --temperature ({temperature:g} now), a larger --lr (now {rate:g}), --reduction batchmean"
-            )
         return [
             f"the {what} has collapsed: {wrong}. {helps}, a rate that warms up (--schedule cyclic), more epochs or a "
             "smaller --eps at first usually help"
