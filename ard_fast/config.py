@@ -31,7 +31,7 @@ from ard_fast.settings import (
     WeightSettings,
     WhatSettings,
 )
-from ard_fast.teachers import CACHE_AUTO, CACHE_OFF
+from ard_fast.teachers.build import CACHE_AUTO, CACHE_OFF
 
 
 @dataclass(frozen=True)
