@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ard_fast import attacks
 from ard_fast.evaluation.counting import Cost
 from ard_fast.evaluation.runner import StageResult, StepResult
 from ard_fast.evaluation.selfcheck import SelfCheck, check_model, check_normalisation, check_results
@@ -128,6 +129,22 @@ def test_the_count_of_zero_gradients_is_exact():
     found = check_model(Half().eval(), *images(32), num_classes=CLASSES)
     assert found.measured["zero_gradient_images"] == 0.25
     assert "8 of 32 images" in str(found.findings[0])
+
+
+class SureInHalf(Good):
+    """Probabilities of 1 - 1e-8: their gradient is 0 in float16, unless it is scaled."""
+
+    def forward(self, x):
+        right = super().forward(x).argmax(1, keepdim=True)
+        logits = 0.1 * self.norm(x).flatten(1)[:, :CLASSES]
+        return (logits + 20.0 * torch.zeros_like(logits).scatter(1, right, 1.0)).half()
+
+
+def test_attacks_and_the_check_of_gradients_agree_in_float16():
+    x, y = images()
+    model = SureInHalf().eval()
+    assert (attacks.FGSM(eps=0.01)(model, x, y) != x).flatten(1).any(1).all()
+    assert "zero gradient" not in names(model)
 
 
 def test_chance_is_judged_by_the_number_of_images():

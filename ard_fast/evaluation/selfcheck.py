@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ard_fast import functional as F
+from ard_fast.attacks.base import backward
 from ard_fast.attacks.standards import read_name
 from ard_fast.evaluation.accuracy import at_chance
 from ard_fast.evaluation.runner import StepResult, evaluation_mode
@@ -229,8 +231,11 @@ def _check_gradient(model: nn.Module, x: Tensor, y: Tensor, result: SelfCheck) -
     probe = x.detach().clone().requires_grad_()
     with torch.enable_grad():
         logits = model(probe)
+        logits = logits.float() if logits.dtype == torch.float64 else logits
+        # As attacks have it: float16 does not underflow.
+        at_logits, _ = F.attack_gradient(logits.detach(), y, scaled=True)
         try:
-            (grad,) = torch.autograd.grad(nn.functional.cross_entropy(logits.float(), y, reduction="sum"), [probe])
+            grad = backward([logits], probe, [at_logits])
         except RuntimeError:  # no_grad or detach inside the model
             result.differentiable = False
             result.add(
