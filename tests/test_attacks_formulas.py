@@ -529,16 +529,28 @@ class Watching(attacks.PGD):
         return super().step(x_adv, outcome, problem, state)
 
 
-@pytest.mark.parametrize("make", [lambda n: Watching(eps=0.1, steps=1, random_start=False, eot=n)])
-def test_gradients_whose_size_is_seen_have_it(make, sure, device):
+class Steps:
+    """The same for any attack."""
+
+    def step(self, x_adv, outcome, problem, state):
+        self.seen = outcome.grad
+        return super().step(x_adv, outcome, problem, state)
+
+
+class Mixed(Steps, attacks.PGD):
+    """A step of one's own that is not its own."""
+
+
+@pytest.mark.parametrize("kind", [Watching, Mixed])
+def test_gradients_whose_size_is_seen_have_it(kind, sure, device):
     """A step of one's own, and sums over passes: the power of two is taken out again, exactly."""
     net, x, y = sure[0].to(device), sure[1].to(device), sure[2].to(device)
     exact = input_gradient(cross_entropy(net.double(), y), x.double())
     net.float()
-    assert not Watching.scale_free and attacks.PGD.scale_free and attacks.APGDT.scale_free and EightBit.scale_free
+    assert not kind.scale_free and attacks.PGD.scale_free and attacks.APGDT.scale_free and EightBit.scale_free
     for model, rtol in ((net, 1e-3), (Half(net), 2e-2)):
         for passes in (1, 2):
-            attack = make(passes)
+            attack = kind(eps=0.1, steps=1, random_start=False, eot=passes)
             attack(model, x, y)
             error = (attack.seen / passes - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
             assert error.quantile(0.9) < rtol

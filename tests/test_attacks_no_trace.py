@@ -3,6 +3,7 @@
 import functools
 import threading
 import warnings
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -232,6 +233,34 @@ class Listed(nn.Module):
         return sum(net(x) for net in self.nets) / len(self.nets)
 
 
+class Hidden(nn.Module):
+    """Keeps what it calls out of its state dict, by a private list or behind the back of `Module`."""
+
+    def __init__(self, **kept):
+        super().__init__()
+        self.__dict__.update(kept)
+
+    def forward(self, x):
+        (kept,) = (value for name, value in vars(self).items() if name.startswith("_kept"))
+        return kept[0](x) if isinstance(kept, list) else kept(x)
+
+
+class Trainer:
+    """A network among much else, and an answer for every name or an error of its own."""
+
+    def __init__(self, net, answer):
+        self.net = net
+        self.other = nn.Linear(2, 2)
+        self.data = {number: [[] for _ in range(200)] for number in range(200)}
+        self.answer = answer
+
+    def __getattr__(self, name):
+        return vars(self)["answer"][name]
+
+    def __call__(self, x):
+        return self.net(x)
+
+
 named_net = None  # as a notebook has it
 
 
@@ -263,6 +292,12 @@ CALLABLES = {
     "slots": Slots,
     "nested": lambda net: Around(Around({"nets": [lambda x: net(x)]}["nets"][0])),
     "module with a list": lambda net: Listed([net]),
+    "module with a private list": lambda net: Hidden(_kept=[net]),
+    "module with a hidden module": lambda net: Hidden(_kept=net),
+    "module with a function": lambda net: Hidden(_kept=lambda x: net(x)),
+    "module with a method": lambda net: Hidden(_kept=net.forward),
+    "trainer": lambda net: Trainer(net, {}),
+    "any attribute": lambda net: Trainer(net, defaultdict(int)),
 }
 
 
@@ -317,6 +352,34 @@ def test_a_child_that_its_owner_keeps_in_eval_mode_is_no_model_of_its_own():
         assert net.training and not net[1].training
 
 
+def test_a_frozen_network_beside_one_in_train_mode_stays_frozen(batch, device):
+    x, y = batch
+    student, teacher = small_net().to(device).train(), small_net(seed=5).to(device).eval()
+    before, moved = snapshot(teacher), student[1].running_mean.clone()
+    attacks.preset("ard")(lambda x: student(x) + teacher(x), x, y)
+    assert_same_snapshot(before, snapshot(teacher))
+    assert not student[1].running_mean.equal(moved)
+
+
+def test_a_target_model_without_modules_is_said(batch):
+    x, _ = batch
+    weights = torch.rand(108, 10)
+    with pytest.warns(UserWarning, match="bn='eval' cannot be applied.* behind the target model") as said:
+        attacks.KLPGD(steps=1)(small_net(), x, lambda x: x.flatten(1) @ weights)
+    assert len(said) == 1 and said[0].filename == __file__
+
+
+def test_compiled_training_steps_make_dynamo_say_nothing(batch):
+    x, y = batch
+    net = small_net()
+    before = snapshot(net)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Dynamo")
+        found = torch.compile(lambda x, y: attacks.PGD(steps=1)(net, x, y, seed=1), backend="eager")(x, y)
+    assert_same_snapshot(before, snapshot(net))
+    assert found.equal(attacks.PGD(steps=1)(net, x, y, seed=1))
+
+
 @pytest.mark.parametrize("bn", attacks.BN_POLICIES)
 def test_threads_that_attack_one_network(bn, batch):
     """20 trials, as many threads as it takes to overlap: the last one out puts the modes back."""
@@ -357,6 +420,18 @@ def test_the_last_thread_out_puts_the_mode_back(bn):
         assert net[1].track_running_stats == (bn != "train_frozen")
         other.submit(inside.__exit__, None, None, None).result()
     assert_same_snapshot(before, snapshot(net))
+
+
+def test_another_thread_may_put_the_mode_back():
+    """The end of a generator, or of what a pool of threads took up."""
+    net = small_net()
+    before = snapshot(net)
+    inside = attacks.attack_mode(net, "eval")
+    inside.__enter__()
+    in_another_thread(lambda: inside.__exit__(None, None, None))
+    assert_same_snapshot(before, snapshot(net))
+    with attacks.attack_mode(net, "train"):
+        assert net.training
 
 
 def test_two_policies_at_once_are_refused():

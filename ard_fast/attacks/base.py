@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, ClassVar, cast
 
 import torch
@@ -127,7 +128,9 @@ class GradientAttack(Configured):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "scale_free" not in vars(cls) and not _GRADIENT_HOOKS.isdisjoint(vars(cls)):
+        # Of its own and of mixins: whatever is overridden since the class that says so.
+        since = takewhile(lambda base: "scale_free" not in vars(base), cls.__mro__)
+        if not all(_GRADIENT_HOOKS.isdisjoint(vars(base)) for base in since):
             cls.scale_free = False
 
     @property
@@ -240,11 +243,11 @@ class GradientAttack(Configured):
             with ExitStack() as modes:
                 networks = modes.enter_context(attack_mode(model, self.bn))
                 if not networks:
-                    say_unseen(self, model)
+                    say_unseen(self, model, self.bn)
                 coupled = self.bn != "eval" or uses_batch_statistics(networks)
                 problem = Problem(model, x, y, target_classes, mask, sample_ids, coupled)
-                if not isinstance(y, Tensor):
-                    modes.enter_context(attack_mode(y, "eval"))
+                if not isinstance(y, Tensor) and not modes.enter_context(attack_mode(y, "eval")):
+                    say_unseen(self, y, "eval", "target model")
                 return self.search(problem, seed)
 
     def loss(self, logits: Tensor, y: Tensor, target_classes: Tensor | None = None, reduction: str = "none") -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ard_fast._arguments import positive_int, seed_tensor
 from ard_fast.attacks.base import GradientAttack, Model
+from ard_fast.attacks.modules import is_fixed
 from ard_fast.graphs.capture import GraphBackend, GraphedFunction, GraphWarning
 from ard_fast.graphs.cuda import CudaGraphs
 from ard_fast.graphs.network import network_modes, network_tensors
@@ -184,7 +185,7 @@ class _Nothing:
 
 
 def _seen(model: Any) -> bool:
-    return isinstance(model, nn.Module) or hasattr(model, "fixed_tensors")
+    return isinstance(model, nn.Module) or is_fixed(model)
 
 
 def _tensors_of(model: Any) -> list[Tensor]:

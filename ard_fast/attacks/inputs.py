@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Mapping
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from ard_fast.attacks.modules import is_fixed
 from ard_fast.attacks.settings import Configured
 from ard_fast.functional._bounds import check_precondition
 
@@ -137,16 +139,16 @@ _ONCE: WeakKeyDictionary[GradientAttack, set[Hashable]] = WeakKeyDictionary()
 """What is not done again for an attack: kinds of images on CUDA that were inside the bounds, warnings."""
 
 
-def say_unseen(attack: GradientAttack, model: Callable[..., Any]) -> None:
-    """Warn, once for an attack and a type of callable, that no module was found behind the model."""
+def say_unseen(attack: GradientAttack, model: Callable[..., Any], bn: str, name: str = "model") -> None:
+    """Warn, once for an attack and a type of callable, that no module was found behind the model or target model."""
     kind = type(model)
     said = _ONCE.setdefault(attack, set())
-    if kind in said or hasattr(model, "fixed_tensors"):
+    if kind in said or is_fixed(model):
         return
     said.add(kind)
-    name = getattr(model, "__qualname__", kind.__qualname__)
+    found = model.__qualname__ if isinstance(model, (FunctionType, MethodType)) else kind.__qualname__
     warnings.warn(
-        f"bn={attack.bn!r} cannot be applied: no torch.nn.Module was found behind the model, {name}. If it uses one, "
+        f"bn={bn!r} cannot be applied: no torch.nn.Module was found behind the {name}, {found}. If it uses one, "
         "batch norm and dropout stay as they are and running statistics may move: pass the module, or a "
         "torch.nn.Module around it",
         stacklevel=3,

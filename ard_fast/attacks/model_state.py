@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -34,7 +35,8 @@ def attack_mode(model: Callable[[Tensor], Tensor], bn: str) -> Iterator[list[nn.
         bn: "eval": all modules in eval mode, running statistics used and unchanged. "train": the model in train mode,
             batch statistics used, running statistics updated by every forward pass (what the published ARD code does).
             "train_frozen": the same without the update. Under the last two a model that is in train mode already is
-            left as it is, so that modules its owner keeps in eval mode stay so.
+            left as it is, so that modules its owner keeps in eval mode stay so: also the others in a callable around a
+            network with batch norms in train mode, such as the teacher beside a student.
 
     Yields:
         The outermost modules that were found.
@@ -46,11 +48,13 @@ def attack_mode(model: Callable[[Tensor], Tensor], bn: str) -> Iterator[list[nn.
     if not isinstance(bn, str) or bn not in BN_POLICIES:
         raise ValueError(f"bn must be one of {', '.join(map(repr, BN_POLICIES))}, got {bn!r}")
     roots = modules_behind(model)
-    states = _enter(roots, bn)
+    # Leaving may be the work of another thread: a generator's end, a pool of threads. Dynamo knows no identity.
+    me = 0 if torch.compiler.is_compiling() else threading.get_ident()
+    states = _enter(roots, me, bn)
     try:
         yield roots
     finally:
-        _leave(states, bn)
+        _leave(states, me, bn)
 
 
 class _State(NamedTuple):
@@ -87,8 +91,7 @@ _held: dict[int, _Held] = {}
 """By the id of the module, which its state keeps alive."""
 
 
-def _enter(roots: Sequence[nn.Module], bn: str) -> list[_State]:
-    me = threading.get_ident()
+def _enter(roots: Sequence[nn.Module], me: int, bn: str) -> list[_State]:
     with _lock:
         states = [_State.of(module) for module in network_modules(*roots)]
         for state in states:
@@ -104,7 +107,7 @@ def _enter(roots: Sequence[nn.Module], bn: str) -> list[_State]:
         try:
             _set(roots, states, bn)
         except BaseException:
-            _leave(states, bn)
+            _leave(states, me, bn)
             raise
     return states
 
@@ -115,8 +118,11 @@ def _set(roots: Sequence[nn.Module], states: Sequence[_State], bn: str) -> None:
             for root in roots:
                 root.eval()
         return
+    in_train_mode = any(
+        root.training and any(isinstance(m, _BatchNorm) for m in network_modules(root)) for root in roots
+    )
     for root in roots:
-        if not root.training:
+        if not (root.training or in_train_mode):
             root.train()
     if bn == "train_frozen":
         for state in states:
@@ -124,9 +130,8 @@ def _set(roots: Sequence[nn.Module], states: Sequence[_State], bn: str) -> None:
                 state.module.track_running_stats = False
 
 
-def _leave(states: Sequence[_State], bn: str) -> None:
+def _leave(states: Sequence[_State], me: int, bn: str) -> None:
     """Put back what nobody else holds: as it was on entering, or, of the last inside, before anybody entered."""
-    me = threading.get_ident()
     with _lock:
         for state in states:
             held = _held[id(state.module)]

@@ -11,6 +11,7 @@ import contextlib
 import dis
 import functools
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import BuiltinMethodType, CodeType, FunctionType, MemberDescriptorType, MethodType, SimpleNamespace
 from typing import Any
@@ -31,18 +32,18 @@ _NO_MODELS = frozenset(sys.stdlib_module_names) | {"numpy", "torch"}
 
 
 def modules_behind(model: Callable[..., Any]) -> list[nn.Module]:
-    """The outermost modules of a model: itself, or those that it reaches; none where none is found.
+    """The outermost modules of a model: itself, or those that it reaches, nearest first; none where none is found.
 
-    A callable with a method `fixed_tensors`, such as `FoldedNetwork`, is what it says, and has none. Modules that a
-    module keeps in a plain list, tuple or dict, where `Module.modules()` does not see them, are found as well.
+    A callable of a class with a method `fixed_tensors`, such as `FoldedNetwork`, is what it says, and has none. Modules
+    that a module keeps where `Module.modules()` does not see them, in a plain list or behind a function, are found too.
     """
-    if not isinstance(model, nn.Module) and hasattr(model, "fixed_tensors"):
+    if is_fixed(model):
         return []
     found: list[nn.Module] = []
     known = {id(model)}
-    left: list[tuple[Any, int]] = [(model, 0)]
+    left: deque[tuple[Any, int]] = deque([(model, 0)])
     while left and len(known) < _MOST:
-        value, depth = left.pop()
+        value, depth = left.popleft()  # the nearest first: what is far away is the data of a trainer
         if isinstance(value, nn.Module):
             found.append(value)
         if depth < _DEPTH:
@@ -54,6 +55,14 @@ def modules_behind(model: Callable[..., Any]) -> list[nn.Module]:
         inner = {id(module) for root in found for module in network_modules(root) if module is not root}
         found = [module for module in found if id(module) not in inner]
     return found
+
+
+def is_fixed(model: Any) -> bool:
+    """Whether a callable, no module, says by a method `fixed_tensors` all that it reads. Asked of its class.
+
+    An object's own `__getattr__` may raise anything, or have an answer for every name.
+    """
+    return not isinstance(model, nn.Module) and hasattr(type(model), "fixed_tensors")
 
 
 _NEVER = (Tensor, type, str, bytes, int, float, complex, type(None), type(sys))
@@ -99,13 +108,22 @@ def without_gradient_sync(model: Any) -> Any:
 
 
 def _unregistered(root: nn.Module) -> Iterator[Any]:
-    """What modules keep in plain lists, tuples and dicts under public names."""
+    """What modules keep beside their registered submodules that may be or lead to a network."""
     for module in network_modules(root):
         if type(module).__module__.startswith("torch."):
             continue
         for name, value in vars(module).items():
-            if type(value) in _CONTAINERS and name[0] != "_":
-                yield value
+            kind = type(value)
+            if kind in _KEEPERS or isinstance(value, nn.Module):
+                if name not in _REGISTRIES:
+                    yield value
+            elif kind is MethodType and isinstance(value.__self__, nn.Module):
+                yield value.__self__
+
+
+_KEEPERS = {*_CONTAINERS, FunctionType, functools.partial}
+_REGISTRIES = frozenset(vars(nn.Module()))
+"""Of `Module` itself: parameters, submodules, hooks."""
 
 
 def _reached_by(function: FunctionType) -> Iterator[Any]:
