@@ -102,6 +102,13 @@ class RunFolder:
                 shutil.rmtree(self.path, ignore_errors=True)
             raise
 
+    @classmethod
+    def trained(cls, source: str | Path) -> bool:
+        """Whether the weights at a path, a run's folder or a file, are those that a run has written."""
+        path = Path(source)
+        folder = cls(path if path.is_dir() else path.parent)
+        return folder.config_file.is_file() and (path.is_dir() or path in (folder.best, folder.last))
+
     def write_config(self, config: TrainConfig) -> None:
         """Write the configuration, and from where its paths are to be read."""
         places = {"cwd": os.getcwd(), "folder": str(self.path.resolve())}

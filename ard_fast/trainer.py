@@ -31,7 +31,7 @@ from ard_fast.graphs.update import GraphedUpdate
 from ard_fast.interrupts import Interrupted, StopRequest
 from ard_fast.machine import Machine, resolve_machine
 from ard_fast.methods import METHODS, MethodContext, build_method
-from ard_fast.models import Normalised, build_model, find_model
+from ard_fast.models import MODELS, Normalised, build_model, find_model
 from ard_fast.nonfinite import FirstBad, LossWatch, check_weights, watched, weights_are_finite
 from ard_fast.precision import AUTO, training_arithmetic
 from ard_fast.progress import Progress
@@ -395,7 +395,14 @@ class Trainer:
         spec, found = METHODS[self.config.method], []
         for role, worth in self.worths.items():
             robust = role == "teacher" and spec.attacks and self.config.eps > 0
-            found += doubts(role, worth, self.env.dataset.num_classes, robust=robust)
+            source = getattr(self.config, role)
+            found += doubts(
+                role,
+                worth,
+                self.env.dataset.num_classes,
+                robust=robust,
+                of_run=getattr(self.config, f"{role}_mean") is None and (source in MODELS or RunFolder.trained(source)),
+            )
         return found
 
     def _collapse(self, what: str, accuracy: Accuracy, labels: Tensor) -> list[str]:

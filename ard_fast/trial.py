@@ -18,6 +18,7 @@ TRIAL_IMAGES = 4
 # Rounding is four orders below the first; it makes a few rectifiers switch, which the second leaves room for. A layer
 # that is put together wrongly is far above both. Elsewhere than on a CPU there may be TensorFloat-32.
 _TOLERANCES = {"cpu": (1e-3, 2e-2), "other": (1e-2, 0.2)}
+_SUM_TOLERANCE = 1e-4  # of rows of probabilities
 
 
 class Form(NamedTuple):
@@ -136,7 +137,8 @@ def check_logits(model: Callable[[Tensor], Any], x: Tensor, num_classes: int, la
         hint = "give its factory a parameter num_classes, which is filled in, or replace its last layer"
         if logits.shape[1] == 1:
             hint = "one logit z of two classes is written cat([0, z])" if num_classes == 2 else hint
-        raise ValueError(f"{label}: returns {logits.shape[1]} classes{where}, the data set has {num_classes}; {hint}")
+        returned = f"{logits.shape[1]} class{'es' * (logits.shape[1] != 1)}"
+        raise ValueError(f"{label}: returns {returned}{where}, the data set has {num_classes}; {hint}")
     if not logits.is_floating_point():
         raise ValueError(f"{label}: must return {wanted} of a floating dtype, got {logits.dtype}{where}")
     finite = torch.isfinite(logits).all(1)
@@ -144,6 +146,13 @@ def check_logits(model: Callable[[Tensor], Any], x: Tensor, num_classes: int, la
         bad = int((~finite).sum())
         raise ValueError(f"{label}: logits of {bad} of {len(x)} clean images are not finite{where}")
     return logits
+
+
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether what should be logits `[B, C]` looks like the output of a softmax."""
+    low, high = float(logits.min()), float(logits.max())
+    inside = low >= -_SUM_TOLERANCE and high <= 1.0 + _SUM_TOLERANCE
+    return inside and float((logits.float().sum(1) - 1.0).abs().max()) <= _SUM_TOLERANCE
 
 
 def try_network(
@@ -230,6 +239,11 @@ class _Trial:
         if new := sorted({name for name, _ in self.network.named_parameters()} - names):
             hint = "make them in __init__, or as lazy modules of torch.nn"
             raise ValueError(f"{self.label}: its forward makes parameters, {', '.join(new[:3])}; {hint}")
+        if "train" in self.modes and are_probabilities(whole):
+            self.notes.append(
+                f"{self.label}: warning: its output looks like probabilities; the losses apply a softmax of their "
+                "own, so it learns little: return logits, without the softmax"
+            )
         if differs(_Pass(part, None), _Pass(whole[: len(part)], None)) and not self._is_random(plain):
             self.notes.append(
                 f"{self.label}: in eval mode an image's logits depend on the other images of its batch (batch "

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from torch import nn
 
 from ard_fast import evaluate as command
 from ard_fast.attacks import standards
-from ard_fast.checkpoint import load_network
+from ard_fast.checkpoint import load_network, save_weights
 from ard_fast.data import load_dataset
 from ard_fast.evaluate import main
 from ard_fast.evaluation import job
@@ -259,6 +260,12 @@ def test_a_normalisation_outside_the_file_is_an_option_or_a_warning(normalised_r
     assert found["run"]["clean_acc"] == found["given"]["clean_acc"] > found["missing"]["clean_acc"] + 20
     (warning,) = [text for text in found["missing"]["warnings"] if text.startswith("normalisation")]
     assert re.search(r"% with --mean [\d.e-]+ --std [\d.e-]+: the network seems to have been trained", warning)
+    copy = tmp_path / "copy"  # what a run has trained on pixels may be better on others: that is no mistake
+    shutil.copytree(normalised_run, copy)
+    inner = load_network(copy, num_classes=10, in_channels=1).get_submodule("network")
+    save_weights(copy / "best.safetensors", inner, name="digits-student", num_classes=10, in_channels=1)
+    assert evaluate(copy, *common, "--out", tmp_path / "of_run") == 0
+    assert not any(text.startswith("normalisation") for text in read(tmp_path / "of_run")["warnings"])
     assert found["given"]["settings"]["mean"] == [0.7] and found["given"]["settings"]["channels_last"] == "false"
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -534,6 +535,8 @@ def takes_bytes(network):
         ("natural", "kd", r"teacher \S+natural: clean [\d.]+ %, PGD-10 [\d.]+ % on 40 validation images", None),
         ("natural", "ard", "clean", "PGD-10 .* it is not robust, and this method hands on its robustness"),
         ("bytes", "kd", "clean", r"and [\d.]+ % with --teacher-mean 0 --teacher-std 0.003922: "),
+        ("bytes_of_a_run", "kd", "clean", r"and guessing gives 10.0 %"),  # with the normalisation of its training
+        ("probabilities", "kd", "clean", "looks like probabilities; .*: the teacher must return logits"),
         ("random", "ard", "clean", r"and guessing gives 10.0 %. Are its weights loaded, .*\(--teacher-mean and -std\)"),
     ],
 )
@@ -541,11 +544,18 @@ def test_every_teacher_is_measured_first(trained, tmp_path, capsys, teacher, met
     (trained / teacher).mkdir(exist_ok=True)
     if teacher == "random":
         save_teacher(trained / teacher / "best.safetensors")
-    elif teacher == "bytes":
+    elif teacher.startswith("bytes"):
         network = takes_bytes(load_network(trained / "natural", num_classes=10, in_channels=1))
         path = trained / teacher / "best.safetensors"
         save_weights(path, network, name="digits-teacher", num_classes=10, in_channels=1)
+        if teacher == "bytes_of_a_run":
+            shutil.copy(trained / "natural" / "config.yaml", path.parent)
     steps = [] if method == "kd" else ["--steps", "1"]
+    if teacher == "probabilities":
+        network = load_network(trained / "natural", num_classes=10, in_channels=1)
+        torch.save(nn.Sequential(network).state_dict(), trained / teacher / "best.pt")
+        teacher += "/best.pt"
+        steps = ["--teacher-model", "test_train:with_softmax"]
     arguments = ["--method", method, "--subset", "64", *steps, "--epochs", "1", "--teacher", str(trained / teacher)]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
@@ -556,6 +566,16 @@ def test_every_teacher_is_measured_first(trained, tmp_path, capsys, teacher, met
     assert len(found) == (warning is not None)
     if warning:
         assert re.search(warning, found[0]) and f"warning: {found[0]}" in printed and found[0] in report
+
+
+def with_softmax():
+    """For `--teacher-model test_train:with_softmax`."""
+    return nn.Sequential(build_model("digits-teacher"), nn.Softmax(1))
+
+
+def test_a_student_that_returns_probabilities_is_told(tmp_path, capsys):
+    assert main(["--method", "at", *TINY, "--out", str(tmp_path / "run"), "--student", "test_train:with_softmax"]) == 0
+    assert "student: warning: its output looks like probabilities" in capsys.readouterr().out
 
 
 def untrained():

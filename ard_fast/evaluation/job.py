@@ -22,6 +22,7 @@ from ard_fast.evaluation.runner import Evaluator
 from ard_fast.evaluation.selfcheck import Finding, SelfCheck, check_model, check_normalisation, check_results
 from ard_fast.evaluation.settings import Settings
 from ard_fast.interrupts import Interrupted, StopRequest
+from ard_fast.runfolder import RunFolder
 from ard_fast.threads import set_threads
 from ard_fast.trial import TRIAL_IMAGES, initialise_lazily, try_network
 
@@ -101,7 +102,9 @@ class Job:
         chosen = self.split.sample(count)
         x = pixels(chosen.images, self.dataset.levels).contiguous(memory_format=self.form.layout)
         found = check_model(self.model, x, chosen.labels, num_classes=self.dataset.num_classes)
-        check_normalisation(self.model, x, chosen.labels, self.dataset.name, found)
+        settings = self.settings
+        if settings.mean is not None or settings.source is None or not RunFolder.trained(settings.source):
+            check_normalisation(self.model, x, chosen.labels, self.dataset.name, found)
         if self.loaded.choice and self.settings.weights is None:
             found.add("weights", self.loaded.choice + ".")
         classes = other_classes(self.settings.source, self.dataset)

@@ -13,6 +13,7 @@ from ard_fast.data import Dataset
 from ard_fast.data.splits import stratified_order
 from ard_fast.evaluation.accuracy import EVALUATION_SEED, Accuracy, at_chance, evaluate
 from ard_fast.evaluation.selfcheck import SelfCheck, check_normalisation
+from ard_fast.trial import are_probabilities
 
 _PARTS = (16, 48, 192)  # images of a teacher's measurement; after each part it may have taken long enough
 _SECONDS = 5.0
@@ -46,6 +47,7 @@ class TeacherWorth(NamedTuple):
         steps: of PGD.
         images: how many.
         normaliser: what `check_normalisation` found, or "".
+        probabilities: whether it returns these instead of logits.
     """
 
     clean: float
@@ -53,6 +55,7 @@ class TeacherWorth(NamedTuple):
     steps: int
     images: int
     normaliser: str
+    probabilities: bool = False
 
 
 def measure_teacher(network: nn.Module, dataset: Dataset, *, eps: float, step_size: float, steps: int) -> TeacherWorth:
@@ -81,8 +84,11 @@ def measure_teacher(network: nn.Module, dataset: Dataset, *, eps: float, step_si
         images += len(part)
     clean, robust = (total / images for total in right)
     part, check = split.take(order[:images]), SelfCheck()
-    check_normalisation(network, part.images.float() / dataset.levels, part.labels, dataset.name, check)
-    return TeacherWorth(clean, robust, steps, images, " ".join(finding.message for finding in check.findings))
+    x = part.images.float() / dataset.levels
+    check_normalisation(network, x, part.labels, dataset.name, check)
+    normaliser = " ".join(finding.message for finding in check.findings)
+    with torch.no_grad():
+        return TeacherWorth(clean, robust, steps, images, normaliser, are_probabilities(network(x[: _PARTS[0]])))
 
 
 def describe_teacher(worth: TeacherWorth) -> str:
@@ -90,7 +96,7 @@ def describe_teacher(worth: TeacherWorth) -> str:
     return f"clean {worth.clean:.1f} %, PGD-{worth.steps} {worth.robust:.1f} % on {worth.images} validation images"
 
 
-def doubts(role: str, worth: TeacherWorth, num_classes: int, *, robust: bool) -> list[str]:
+def doubts(role: str, worth: TeacherWorth, num_classes: int, *, robust: bool, of_run: bool = False) -> list[str]:
     """What speaks against a teacher, a warning each.
 
     Args:
@@ -98,10 +104,16 @@ def doubts(role: str, worth: TeacherWorth, num_classes: int, *, robust: bool) ->
         worth: measured.
         num_classes: of the data set.
         robust: whether the method hands on this teacher's robustness.
+        of_run: whether the trainer made it, which keeps the normalisation of its training.
     """
     flag = f"--{role.replace('_', '-')}"
     found = describe_teacher(worth)
-    if worth.normaliser:
+    if worth.probabilities:
+        return [
+            f"{role}: its output looks like probabilities; the loss applies a softmax of its own, which makes the soft "
+            "labels nearly uniform: the teacher must return logits, without the softmax"
+        ]
+    if worth.normaliser and not of_run:
         named = worth.normaliser.replace(" --mean", f" {flag}-mean").replace(" --std", f" {flag}-std")
         return [f"{role}: {named}"]
     if at_chance(worth.clean, worth.images, num_classes):

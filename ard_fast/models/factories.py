@@ -36,7 +36,7 @@ def find_factory(path: str, argument: str) -> Callable[..., nn.Module]:
     module = _import(module_name, argument)
     factory = getattr(module, attribute, None)
     if factory is None:
-        near = nearest(attribute, [name for name in vars(module) if not name.startswith("_")])
+        near = nearest(attribute, [name for name, value in vars(module).items() if name[0] != "_" and callable(value)])
         hint = f"; did you mean {module_name}:{near}?" if near else ""
         raise ValueError(f"{argument}: {module_name!r} has no {attribute!r}{hint}")
     if not isinstance(factory, nn.Module) and not callable(factory):
