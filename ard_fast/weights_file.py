@@ -177,6 +177,8 @@ def _read_safetensors(path: Path, argument: str) -> tuple[dict[str, Tensor], dic
             names = file.keys()
             tensors, metadata = {key: file.get_tensor(key) for key in names}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
+        if "not fully covered" in str(error) or "invalid header length" in str(error):
+            raise ValueError(f"{argument}: {path} is cut short or damaged: download or copy it again") from error
         raise ValueError(f"{argument}: {path} is not a safetensors file: {cause(error)}") from error
     if metadata.get("sha256", None) not in (None, digest(tensors)):
         raise ValueError(f"{argument}: {path} is damaged: its weights are not those that were written")

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from ard_fast.checkpoint import load_network, save_weights
@@ -332,6 +332,16 @@ def test_files_that_are_something_else_are_called_that(tmp_path, content, messag
     with pytest.raises(ValueError, match=rf"^teacher: .*w{suffix} {message}") as caught:
         load(tmp_path / f"w{suffix}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [200, -5])
+def test_a_safetensors_file_that_is_cut_short_is_called_that(tmp_path, kept):
+    content = save({name: torch.zeros(9, 9) for name in ("first", "second", "third")})
+    (tmp_path / "w.safetensors").write_bytes(content[:kept])
+    with pytest.raises(
+        ValueError, match=r"^teacher: .*w\.safetensors is cut short or damaged: download or copy it again"
+    ):
+        load(tmp_path / "w.safetensors")
 
 
 def test_the_content_decides_what_a_file_is(tmp_path):
