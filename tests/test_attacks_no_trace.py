@@ -380,6 +380,17 @@ def test_compiled_training_steps_make_dynamo_say_nothing(batch):
     assert found.equal(attacks.PGD(steps=1)(net, x, y, seed=1))
 
 
+def test_a_child_that_refers_to_its_owner_is_attacked_alone():
+    owner = Listed([])
+    owner.norm, owner.child = nn.BatchNorm2d(3), Hidden(_kept=[owner])
+    owner.child.eval()
+    with attacks.attack_mode(owner.child, "train"):
+        assert owner.child.training
+    owner.child.train()
+    with attacks.attack_mode(owner.child, "eval"):
+        assert owner.norm.training and not owner.child.training
+
+
 @pytest.mark.parametrize("bn", attacks.BN_POLICIES)
 def test_threads_that_attack_one_network(bn, batch):
     """20 trials, as many threads as it takes to overlap: the last one out puts the modes back."""

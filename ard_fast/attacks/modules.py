@@ -52,8 +52,10 @@ def modules_behind(model: Callable[..., Any]) -> list[nn.Module]:
                     known.add(id(part))
                     left.append((part, depth + 1))
     if len(found) > 1:
-        inner = {id(module) for root in found for module in network_modules(root) if module is not root}
-        found = [module for module in found if id(module) not in inner]
+        below = {id(root): {id(module) for module in network_modules(root)} - {id(root)} for root in found}
+        found = [root for root in found if id(model) not in below[id(root)]]  # a module's owners are no part of it
+        inner = set[int]().union(*(below[id(root)] for root in found))
+        found = [root for root in found if id(root) not in inner]
     return found
 
 
