@@ -1,5 +1,7 @@
 """Each attack against its paper's formula in plain torch, and the hooks that make other attacks from ours."""
 
+import warnings
+import weakref
 from copy import deepcopy
 
 import pytest
@@ -558,7 +560,7 @@ def test_gradients_whose_size_is_seen_have_it(kind, sure, device):
     torch.testing.assert_close(own / 2, attack.seen / 2, rtol=0.1, atol=1e-2 * float(exact.abs().max()))
 
 
-@pytest.mark.parametrize("policy", ["train", "train_frozen", "no running statistics"])
+@pytest.mark.parametrize("policy", ["train", "train_frozen", "no running statistics", "no eval mode", "unseen"])
 def test_images_that_see_one_another_have_one_factor(policy, batch, model):
     """Batch statistics: the gradient of an image is a sum over rows, which factors of their own would weigh anew."""
     x, _ = batch
@@ -566,16 +568,26 @@ def test_images_that_see_one_another_have_one_factor(policy, batch, model):
         model[5].weight.mul_(20.0)
         y = model(x).argmax(1)
         y[0] = (y[0] + 1) % 10  # one image is wrong, of the others the model is more or less sure
+    given, bn = model, policy if policy.startswith("train") else "eval"
     if policy == "no running statistics":
         model[1].running_mean = model[1].running_var = None
-        policy = "eval"
-    attack = attacks.PGD(eps=EPS, step_size=0.02, steps=3, random_start=False, bn=policy)
-    x_adv = attack(model, x, y)
-    model.train(policy != "eval")
+    elif policy == "no eval mode":
+        model[1].train().train = lambda mode=True: model[1]
+    elif policy == "unseen":
+        model.train()
+        reference = weakref.ref(model)
+        given = lambda z: reference()(z)  # noqa: E731
+    attack = attacks.PGD(eps=EPS, step_size=0.02, steps=3, random_start=False, bn=bn)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="bn=")
+        x_adv = attack(given, x, y)
+    model.train(policy != "no running statistics")
     expected = x
     for _ in range(3):
         grad = input_gradient(cross_entropy(model, y), expected)
         expected = (expected + 0.02 * grad.sign()).clamp(x - EPS, x + EPS).clamp(0, 1)
     assert_nearly_all_close(x_adv, expected)
+    if policy == "unseen":
+        return
     half = attack(lambda z: model(z).half(), x, y)
     assert (half - expected).abs().gt(1e-6).float().mean() < 0.1

@@ -79,7 +79,7 @@ class Problem:
         target_classes: `[B]`, the classes that the loss "dlr_targeted" moves to, else None.
         mask: bool, of the shape of `x`: where pixels may change; None for everywhere.
         sample_ids: int64 `[B]`, what each sample's noise is keyed by; None for its position.
-        coupled: whether the logits of an image depend on the other images of the batch.
+        coupled: whether the logits of an image depend on the other images of the batch, or may, for all that is seen.
     """
 
     model: Model
@@ -242,13 +242,13 @@ class GradientAttack(Configured):
                 y, target_classes = self._own_targets(model, x, cast("Tensor | None", y), target_classes)
             with ExitStack() as modes:
                 networks = modes.enter_context(attack_mode(model, self.bn))
-                if not networks:
-                    say_unseen(self, model, self.bn)
-                coupled = self.bn != "eval" or uses_batch_statistics(networks)
-                problem = Problem(model, x, y, target_classes, mask, sample_ids, coupled)
-                if not isinstance(y, Tensor) and not modes.enter_context(attack_mode(y, "eval")):
-                    say_unseen(self, y, "eval", "target model")
-                return self.search(problem, seed)
+                seen = [bool(networks) or say_unseen(self, model, self.bn)]
+                if not isinstance(y, Tensor):
+                    targets = modes.enter_context(attack_mode(y, "eval"))
+                    seen.append(bool(targets) or say_unseen(self, y, "eval", "target model"))
+                    networks = [*networks, *targets]
+                coupled = self.bn != "eval" or not all(seen) or uses_batch_statistics(networks)
+                return self.search(Problem(model, x, y, target_classes, mask, sample_ids, coupled), seed)
 
     def loss(self, logits: Tensor, y: Tensor, target_classes: Tensor | None = None, reduction: str = "none") -> Tensor:
         """The loss, float32, that the attack raises (lowers if targeted): of each sample `[B]`, or their "sum"."""

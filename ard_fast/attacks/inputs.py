@@ -139,12 +139,16 @@ _ONCE: WeakKeyDictionary[GradientAttack, set[Hashable]] = WeakKeyDictionary()
 """What is not done again for an attack: kinds of images on CUDA that were inside the bounds, warnings."""
 
 
-def say_unseen(attack: GradientAttack, model: Callable[..., Any], bn: str, name: str = "model") -> None:
-    """Warn, once for an attack and a type of callable, that no module was found behind the model or target model."""
+def say_unseen(attack: GradientAttack, model: Callable[..., Any], bn: str, name: str = "model") -> bool:
+    """Warn, once for an attack and a type of callable, that no module was found behind the model or target model.
+
+    Returns:
+        Whether there is nothing to warn of: a callable that says what it reads has no modes.
+    """
     kind = type(model)
     said = _ONCE.setdefault(attack, set())
-    if kind in said or is_fixed(model):
-        return
+    if is_fixed(model) or kind in said:
+        return is_fixed(model)
     said.add(kind)
     found = model.__qualname__ if isinstance(model, (FunctionType, MethodType)) else kind.__qualname__
     warnings.warn(
@@ -153,6 +157,7 @@ def say_unseen(attack: GradientAttack, model: Callable[..., Any], bn: str, name:
         "torch.nn.Module around it",
         stacklevel=3,
     )
+    return False
 
 
 def check_targets(

@@ -18,9 +18,9 @@ BN_POLICIES = ("eval", "train", "train_frozen")
 
 
 def uses_batch_statistics(networks: Sequence[nn.Module]) -> bool:
-    """Whether the logits of an image depend, in eval mode too, on the other images: without running statistics."""
-    modules = network_modules(*networks)
-    return any(isinstance(module, _BatchNorm) and module.running_mean is None for module in modules)
+    """Whether the logits of an image depend on the other images: in train mode, or without running statistics."""
+    norms = (module for module in network_modules(*networks) if isinstance(module, _BatchNorm))
+    return any(norm.training or norm.running_mean is None for norm in norms)
 
 
 @contextmanager
