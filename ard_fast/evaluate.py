@@ -41,8 +41,8 @@ def make_parser() -> Parser:
     add("--mean", metavar="LIST", help="weights trained on normalised images: means of the channels of pixels in "
         "[0, 1], comma-separated, taken off inside the network [the file's, or none]")  # fmt: skip
     add("--std", metavar="LIST", help="standard deviations likewise [the file's]")
-    add("--weights", metavar="NAME", help="of several sets of weights in RUN the one to take, by its key: ema [not an "
-        "average]")  # fmt: skip
+    add("--weights", metavar="NAME", help="where RUN holds several sets of weights, the key of the one to take, such "
+        "as ema [one that is not an average]")  # fmt: skip
     add("--attacks", metavar="LIST", help=f"{ATTACKS_HELP} [{','.join(DEFAULT_ATTACKS['linf'])}, "
         "but for what needs more classes]")  # fmt: skip
     add("--norm", metavar="NORM", help=f"{' or '.join(NORMS)} [{NORMS[0]}]")

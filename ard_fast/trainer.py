@@ -220,9 +220,10 @@ def merges_last_batch(config: TrainConfig, dataset: Dataset, world: World) -> bo
     if (size >= 2 * parts and not 0 < last < 2 * parts) or not _needs_two_images(config, dataset):
         return False
     if size < 2 * parts:
+        images = f"{size} image{'s' * (size > 1)} in {parts} part{'s' * (parts > 1)}"
         raise ValueError(
-            f"batch_size: {size} images in {parts} part{'s' * (parts > 1)} leave some part a single one, and the batch "
-            f"norm of {config.student} needs two in train mode"
+            f"batch_size: {images} leave a part with one image, but the "
+            f"batch norm of {config.student} needs at least two in train mode"
         )
     return True
 
@@ -380,8 +381,8 @@ class Trainer:
         if self.merges_last:
             last = len(self.env.dataset.train) % self.config.batch_size
             computing.append(
-                f"the last {'image joins' if last == 1 else f'{last} images join'} the batch before: batch norm cannot "
-                "train on one image"
+                f"the last {'image joins' if last == 1 else f'{last} images join'} the previous batch: batch norm "
+                "cannot train on one image"
             )
         lines = describe_run(
             self.config, self.env.dataset, self.student, self.method, self.teachers, computing=computing

@@ -113,7 +113,7 @@ def test_a_folder_of_test_images_has_the_labels_of_the_checkpoint(tmp_path, caps
 
     (path / "test" / "newt").rename(path / "test" / "axolotl")
     code, printed = evaluated("strangers")
-    assert code == 2 and "data_dir: axolotl is no class of the checkpoint, which has cat, dog, newt" in printed.err
+    assert code == 2 and "data_dir: axolotl is not a class of the checkpoint, which has cat, dog, newt" in printed.err
 
     make_folder(path, ("train",), size=(12, 10))  # the classes are known again, and others than in training
     (path / "train" / "newt").rename(path / "train" / "axolotl")

@@ -278,7 +278,7 @@ def test_the_average_of_the_weights_is_named_and_can_be_taken(run, tmp_path, cap
         assert evaluate(*common, *options, "--eps-curve", "none", "--out", tmp_path / name) == 0
     assert read(tmp_path / "model")["clean_acc"] > 50 > read(tmp_path / "ema")["clean_acc"]
     (warning,) = read(tmp_path / "model")["warnings"]
-    assert warning == "weights: the file holds 2 sets of weights: 'model' is taken, not 'ema' (--weights)."
+    assert warning == "weights: the file holds 2 sets of weights: 'model' is taken, not 'ema' (choose with --weights)."
     assert not any(text.startswith("weights") for text in read(tmp_path / "ema")["warnings"])
 
 
@@ -317,7 +317,7 @@ def test_the_checkpoint_says_the_classes_that_test_labels_do_not(run, tmp_path, 
         (["--weights", "ema"], "weights: .* holds one set of weights, not 'ema'"),
         (["--channels-last", "yes"], "channels_last: unknown value 'yes'"),
         (["--threads", "-1"], "threads: expected a whole number of at least 0"),
-        (["--attacks", "pgd40-l2"], r"pgd40-l2 is of the l2 ball, .*--norm l2 and an --eps of its own"),
+        (["--attacks", "pgd40-l2"], r"pgd40-l2 works in the l2 ball, .*--norm l2 and an --eps of its own"),
         (["--attacks", "pdg21"], "attacks: unknown attack 'pdg21'"),
         (["--atacks", "pgd20"], "unknown argument '--atacks'; did you mean --attacks"),
         (["--eps", "8"], r"\(8/255, not 8\)"),

@@ -139,8 +139,8 @@ def test_the_plan_says_what_a_name_stands_for():
         (["autoattack"], "linf", 3, "autoattack needs a model of at least 4 classes"),
         (["cw20"], "l2", 10, "cw20"),
         (["apgd-t20-2"], "linf", 3, "apgd-t20-2 needs a model of at least 4 classes, got 3"),
-        (["pgd20-l2"], "linf", 10, "pgd20-l2 is of the l2 ball, and eps 0.1 is a radius of the linf ball.*--norm l2"),
-        (["pgd20-linf"], "l2", 10, "pgd20-linf is of the linf ball"),
+        (["pgd20-l2"], "linf", 10, "pgd20-l2 works in the l2 ball, but eps 0.1 is a radius of the linf .*--norm l2"),
+        (["pgd20-linf"], "l2", 10, "pgd20-linf works in the linf ball"),
         (["pgd"], "linf", 10, "attacks: attack 'pgd': the number of steps is missing, as in pgd20"),
     ],
 )

@@ -201,10 +201,10 @@ def flat_network():
 @pytest.mark.parametrize(
     ("subset", "extra", "said"),
     [
-        ("97", [], "the last image joins the batch before: batch norm cannot train on one image"),
-        ("98", ["--accumulate", "2"], "the last 2 images join the batch before"),
-        ("99", ["--accumulate", "3"], "the last 3 images join the batch before"),
-        ("97", ["--resident", "never"], "the last image joins the batch before"),
+        ("97", [], "the last image joins the previous batch: batch norm cannot train on one image"),
+        ("98", ["--accumulate", "2"], "the last 2 images join the previous batch"),
+        ("99", ["--accumulate", "3"], "the last 3 images join the previous batch"),
+        ("97", ["--resident", "never"], "the last image joins the previous batch"),
         ("98", [], None),
     ],
 )
@@ -212,7 +212,7 @@ def test_no_batch_leaves_one_image_to_a_batch_norm_that_needs_two(tmp_path, caps
     arguments = ["--method", "at", *TINY, "--epochs", "1", "--student", "test_train:flat_network", "--subset", subset]
     assert main([*arguments, *extra, "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
-    assert said in printed if said else "joins the batch before" not in printed
+    assert said in printed if said else "joins the previous batch" not in printed
     batches = load_file(tmp_path / "run" / "last.safetensors")["2.num_batches_tracked"]
     assert batches == (3 if said else 4) * (int(extra[1]) if "--accumulate" in extra else 1)
 
@@ -220,10 +220,10 @@ def test_no_batch_leaves_one_image_to_a_batch_norm_that_needs_two(tmp_path, caps
 def test_batches_that_all_leave_one_image_to_such_a_batch_norm_are_refused(tmp_path, capsys):
     arguments = ["--method", "at", *TINY, "--student", "test_train:flat_network", "--out", str(tmp_path / "run")]
     assert main([*arguments, "--batch-size", "5", "--accumulate", "3"]) == 2
-    assert "batch_size: 5 images in 3 parts leave some part a single one" in capsys.readouterr().err
+    assert "batch_size: 5 images in 3 parts leave a part with one image" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert main([*AT, "--epochs", "1", "--subset", "97", "--out", str(tmp_path / "run")]) == 0  # spatial: one will do
-    assert "joins the batch before" not in capsys.readouterr().out
+    assert "joins the previous batch" not in capsys.readouterr().out
 
 
 # ---- stopping and going on ----------------------------------------------------------------------------------------
@@ -446,13 +446,13 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("clean", "robust", "counts", "wrong"),
     [
-        (9.8, 9.8, [98, *[100] * 8, 102], "it says the same class for every image (9.80 % are right"),
-        (80.0, 80.0, [80, 20], "it says the same class for every image"),  # far above the chance of two classes
+        (9.8, 9.8, [98, *[100] * 8, 102], "it predicts the same class for every image (9.80 % are right"),
+        (80.0, 80.0, [80, 20], "it predicts the same class for every image"),  # far above the chance of two classes
         (80.0, 79.0, [80, 20], None),
-        (11.0, 3.0, [100] * 10, "11.00 % of the images are right, and guessing gives 10.00 %"),
+        (11.0, 3.0, [100] * 10, "11.00 % of 1000 images are right, not clearly more than guessing gives (10.00 %)"),
         (35.0, 0.0, [100] * 10, None),
         (3.0, 1.0, [10] * 100, None),
-        (1.5, 1.0, [10] * 100, "1.50 % of the images are right"),
+        (1.5, 1.0, [10] * 100, "1.50 % of 1000 images are right"),
     ],
 )
 def test_what_a_collapse_is(clean, robust, counts, wrong):
@@ -533,11 +533,16 @@ def takes_bytes(network):
     [
         ("robust", "ard", r"teacher \S+robust: clean [89]\d\.\d %, PGD-10 [1-9]\d\.\d % on 40 validation images", None),
         ("natural", "kd", r"teacher \S+natural: clean [\d.]+ %, PGD-10 [\d.]+ % on 40 validation images", None),
-        ("natural", "ard", "clean", "PGD-10 .* it is not robust, and this method hands on its robustness"),
+        ("natural", "ard", "clean", "PGD-10 .* it is not robust, but this method relies on a robust teacher"),
         ("bytes", "kd", "clean", r"and [\d.]+ % with --teacher-mean 0 --teacher-std 0.003922: "),
         ("bytes_of_a_run", "kd", "clean", r"and guessing gives 10.0 %"),  # with the normalisation of its training
         ("probabilities", "kd", "clean", "looks like probabilities; .*: the teacher must return logits"),
-        ("random", "ard", "clean", r"and guessing gives 10.0 %. Are its weights loaded, .*\(--teacher-mean and -std\)"),
+        (
+            "random",
+            "ard",
+            "clean",
+            r"and guessing gives 10.0 %. Are its weights loaded, .*\(--teacher-mean and --teacher-std\)",
+        ),
     ],
 )
 def test_every_teacher_is_measured_first(trained, tmp_path, capsys, teacher, method, figures, warning):

@@ -78,7 +78,7 @@ def load_model(
         argument="run",
         model_argument="model",
     )
-    choice = f"{opened.choice()} (--weights)" if opened.others else None
+    choice = f"{opened.choice()} (choose with --weights)" if opened.others else None
     return Loaded(opened.network, opened.name, file, hashlib.sha256(file.read_bytes()).hexdigest(), choice)
 
 
@@ -100,9 +100,9 @@ def match_classes(source: Path | None, dataset: Dataset) -> Dataset:
         own = dataset.class_names
         strangers = [name for name in own if name not in names]
         if names and strangers:
+            which = f"{', '.join(strangers[:5])} {'are not classes' if len(strangers) > 1 else 'is not a class'}"
             raise ValueError(
-                f"data_dir: {', '.join(strangers[:5])} {'are' if len(strangers) > 1 else 'is'} no class of the "
-                f"checkpoint, which has {', '.join(names[:20])}{', ...' * (len(names) > 20)}"
+                f"data_dir: {which} of the checkpoint, which has {', '.join(names[:20])}{', ...' * (len(names) > 20)}"
             )
         if not names and said not in ("", str(len(own))):
             raise ValueError(
@@ -127,8 +127,8 @@ def other_classes(source: Path | None, dataset: Dataset) -> str | None:
         return None
     return (
         f"the checkpoint's classes are {', '.join(names[:20])}{', ...' * (len(names) > 20)}, the folder's "
-        f"{', '.join(dataset.class_names[:20])}{', ...' * (len(dataset.class_names) > 20)}: labels are counted in "
-        "alphabetical order, and other names may be another order."
+        f"{', '.join(dataset.class_names[:20])}{', ...' * (len(dataset.class_names) > 20)}: labels follow "
+        "the alphabetical order of the names, so other names may mean other labels."
     )
 
 

@@ -73,7 +73,7 @@ def make_plan(names: Sequence[str], *, eps: float, norm: str, num_classes: int) 
         standard = _read(name)
         if standard is not None and standard.norm not in (None, norm):
             raise ValueError(
-                f"attacks: {name} is of the {standard.norm} ball, and eps {eps:g} is a radius of the {norm} ball; "
+                f"attacks: {name} works in the {standard.norm} ball, but eps {eps:g} is a radius of the {norm} ball; "
                 f"evaluate with --norm {standard.norm} and an --eps of its own"
             )
         least = _least_classes(name)

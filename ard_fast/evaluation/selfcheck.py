@@ -126,8 +126,8 @@ def check_normalisation(model: nn.Module, x: Tensor, y: Tensor, dataset: str, re
     result.add(
         "normalisation",
         f"{shares[0]:.1f} % of {len(y)} images are right, and {shares[1]:.1f} % {text}: the network seems to have been "
-        "trained on images treated so or nearly so, and no figure here is what it can do. Evaluate it with the "
-        "normalisation of its training.",
+        "trained in that way or nearly so, and the figures here do not show what it can do. Give the normalisation of "
+        "its training.",
     )
 
 

@@ -22,8 +22,8 @@ _SECONDS = 5.0
 def collapsed(accuracy: Accuracy, labels: Tensor, num_classes: int) -> str | None:
     """What is wrong with a network that has not learned, in words; None for others.
 
-    One that says the same class for every image has the same accuracy under attack, the share of that class, which of
-    classes of unequal size may be far above chance.
+    One that predicts the same class for every image has the same accuracy under attack, the share of that class, which
+    of classes of unequal size may be far above chance.
 
     Args:
         accuracy: clean and under attack.
@@ -32,9 +32,10 @@ def collapsed(accuracy: Accuracy, labels: Tensor, num_classes: int) -> str | Non
     """
     right = round(accuracy.clean * len(labels) / 100.0)
     if accuracy.clean == accuracy.robust and right in labels.bincount(minlength=num_classes).tolist():
-        return f"it says the same class for every image ({accuracy.clean:.2f} % are right, clean and under attack)"
+        return f"it predicts the same class for every image ({accuracy.clean:.2f} % are right, clean and under attack)"
     if at_chance(accuracy.clean, len(labels), num_classes):
-        return f"{accuracy.clean:.2f} % of the images are right, and guessing gives {100.0 / num_classes:.2f} %"
+        guessing = f"not clearly more than guessing gives ({100.0 / num_classes:.2f} %)"
+        return f"{accuracy.clean:.2f} % of {len(labels)} images are right, {guessing}"
     return None
 
 
@@ -119,8 +120,8 @@ def doubts(role: str, worth: TeacherWorth, num_classes: int, *, robust: bool, of
     if at_chance(worth.clean, worth.images, num_classes):
         return [
             f"{role}: {found}, and guessing gives {100.0 / num_classes:.1f} %. Are its weights loaded, does it need a "
-            f"normaliser ({flag}-mean and -std), are its classes in this order, was it trained on this data set?"
+            f"normaliser ({flag}-mean and {flag}-std), are its classes in this order, was it trained on this data set?"
         ]
     if robust and worth.robust <= 100.0 / num_classes:
-        return [f"{role}: {found}: it is not robust, and this method hands on its robustness"]
+        return [f"{role}: {found}: it is not robust, but this method relies on a robust teacher"]
     return []
