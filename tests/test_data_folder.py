@@ -292,6 +292,8 @@ def test_one_split_is_taken_from_the_cache_of_all(tmp_path, decoded):
     with pytest.raises(ValueError, match=r"class folder .*/train/ape holds no image"):
         load(tmp_path, image_size=8)
     assert len(load(tmp_path, image_size=8, only="test").test) == 18 and len(decoded) == 18
+    with pytest.raises(FileNotFoundError, match=r"data_dir: no folder .*test/test; expected .*test/test/<class>"):
+        load(tmp_path / "test", image_size=8, only="test")
 
 
 def test_images_are_mapped_and_not_read(tmp_path):

@@ -50,7 +50,10 @@ def load_folder(
     root = Path(data_dir)
     rest = [name for name in ("test", "val") if (root / name).is_dir()]
     if not (root / "train").is_dir() and not (rest and only == "test"):
-        raise FileNotFoundError(f"data_dir: no folder {root / 'train'}; expected {root}/train/<class>/*.png and others")
+        missing = "test" if only == "test" else "train"
+        raise FileNotFoundError(
+            f"data_dir: no folder {root / missing}; expected {root}/{missing}/<class>/*.png and others"
+        )
     if not rest and only in (None, "test"):
         raise FileNotFoundError(f"data_dir: no folder {root / 'test'} or {root / 'val'}")
     source = "train" if (root / "train").is_dir() else rest[0]
