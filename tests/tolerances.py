@@ -10,7 +10,7 @@ GRAD_RTOL = {torch.float32: 1e-4, torch.bfloat16: 8e-3, torch.float16: 2e-3}
 
 # Two codes of one signed attack, of some dozen steps on 8x8 images. Rounding gives a gradient's entries errors of about
 # 1e-6 of the largest, and the sign of an entry below that is either; 64 entries in 10 to 50 steps make it a few images
-# of a hundred (at most 20 of 500 on AVX-512, AVX2 and SSE2, two or three networks each). A wrong formula changes nearly all.
+# of a hundred (at most 20 of 500, eight networks on AVX-512, AVX2 and SSE2). A wrong formula changes nearly all.
 TURNED_IMAGES = 0.1
 # What those may do to the mean loss: by 1 % each, since what turned was a pixel with next to no gradient.
 TURNED_LOSS_RTOL = 1e-3
