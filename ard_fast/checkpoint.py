@@ -134,7 +134,7 @@ def load_network(
         model_argument=model_argument,
     )
     if opened.others and weights is None:
-        warnings.warn(f"{argument}: {opened.choice()}", stacklevel=2)
+        warnings.warn(f"{argument}: {opened.choice()}; {argument}_weights names another", stacklevel=2)
     return opened.network
 
 

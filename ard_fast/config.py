@@ -231,7 +231,7 @@ def for_teacher(config: TrainConfig, role: str) -> TrainConfig:
             student=getattr(config, role),
             student_mean=getattr(config, f"{role}_mean"),
             student_std=getattr(config, f"{role}_std"),
-            **{f"{other}{part}": None for other in ROLES for part in ("", "_model", "_mean", "_std")},
+            **{f"{other}{part}": None for other in ROLES for part in ("", "_model", "_mean", "_std", "_weights")},
             epochs=config.teacher_epochs or config.epochs,
             milestones=None if config.teacher_epochs else config.milestones,
             lr=config.teacher_lr,
@@ -309,6 +309,12 @@ def validate(config: TrainConfig) -> None:
             raise ValueError(f"{network}_mean: mean and std go together, got mean {mean}, std {std}")
         require(f"{network}_mean", mean is None or all(map(math.isfinite, mean)), "finite numbers")
         require(f"{network}_std", std is None or all(0 < value < math.inf for value in std), "numbers above 0")
+    for role in ROLES:
+        require(
+            f"{role}_weights",
+            getattr(config, f"{role}_weights") is None or is_path(role, getattr(config, role)),
+            f"none, unless {role} is a checkpoint file",
+        )
     milestones = config.milestone_epochs()
     require("milestones", list(milestones) == sorted(milestones), "increasing epochs")
     check_device_name(config.device)

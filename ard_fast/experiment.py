@@ -183,6 +183,7 @@ def _load_teacher(config: TrainConfig, role: str, source: str | Path, env: Envir
         model=getattr(config, f"{role}_model"),
         mean=getattr(config, f"{role}_mean"),
         std=getattr(config, f"{role}_std"),
+        weights=getattr(config, f"{role}_weights"),
         argument=role,
         model_argument=f"{role}_model",
     )

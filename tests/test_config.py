@@ -173,6 +173,10 @@ def test_wrong_types_are_refused(name, text, message):
         ({"student": "no_such_module:make"}, "student: cannot import 'no_such_module'"),
         ({"student_mean": (0.5,)}, "student_mean: mean and std go together"),
         ({"teacher_mean": (0.5,), "teacher_std": (0.0,)}, "teacher_std: expected numbers above 0"),
+        (
+            {"teacher": "digits-teacher", "teacher_weights": "ema"},
+            "teacher_weights: expected none, unless teacher is a",
+        ),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"method": "ard", "teacher": None}, "teacher: method ard needs --teacher"),
         ({"method": "kd", "teacher": None}, "teacher: method kd needs --teacher"),

@@ -536,6 +536,7 @@ def takes_bytes(network):
         ("natural", "ard", "clean", "PGD-10 .* it is not robust, but this method relies on a robust teacher"),
         ("bytes", "kd", "clean", r"and [\d.]+ % with --teacher-mean 0 --teacher-std 0.003922: "),
         ("bytes_of_a_run", "kd", "clean", r"and guessing gives 10.0 %"),  # with the normalisation of its training
+        ("average", "kd", "clean", "and guessing gives 10.0 %"),  # of zeros, beside the trained weights
         ("probabilities", "kd", "clean", "looks like probabilities; .*: the teacher must return logits"),
         (
             "random",
@@ -561,6 +562,12 @@ def test_every_teacher_is_measured_first(trained, tmp_path, capsys, teacher, met
         torch.save(nn.Sequential(network).state_dict(), trained / teacher / "best.pt")
         teacher += "/best.pt"
         steps = ["--teacher-model", "test_train:with_softmax"]
+    elif teacher == "average":
+        state = load_network(trained / "natural", num_classes=10, in_channels=1).state_dict()
+        zeros = {key: torch.zeros_like(value) for key, value in state.items()}
+        torch.save({"model": state, "ema": zeros}, trained / teacher / "best.pt")
+        teacher += "/best.pt"
+        steps = ["--teacher-model", "digits-teacher", "--teacher-weights", "ema"]
     arguments = ["--method", method, "--subset", "64", *steps, "--epochs", "1", "--teacher", str(trained / teacher)]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out

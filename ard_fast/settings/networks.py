@@ -29,9 +29,13 @@ class NetworkSettings:
     )
     teacher_mean: tuple[float, ...] | None = option(None, f"teacher: {_MEAN}", "networks")
     teacher_std: tuple[float, ...] | None = option(None, "teacher: standard deviations likewise", "networks")
+    teacher_weights: str | None = option(
+        None, "of several sets of weights in the checkpoint file the one to take, by its key: ema", "networks"
+    )
     clean_teacher: str | None = option(
         None, "mtard, iad-ii: the second teacher, likewise; a network named here is trained on clean images", "networks"
     )
     clean_teacher_model: str | None = option(None, "as teacher_model, for clean_teacher", "networks")
     clean_teacher_mean: tuple[float, ...] | None = option(None, "as teacher_mean, for clean_teacher", "networks")
     clean_teacher_std: tuple[float, ...] | None = option(None, "as teacher_std, for clean_teacher", "networks")
+    clean_teacher_weights: str | None = option(None, "as teacher_weights, for clean_teacher", "networks")
