@@ -11,7 +11,7 @@ Variants, all from x_adv, grad, x (B*C*H*W elements, images in [0, 1], fp32; gra
     compile_inplace  the same written over x_adv: one kernel, 3 reads and 1 write, the least there is
     compile_lean     torch.compile of `lean`: one kernel, 4 reads and 1 write
     cupy             CuPy's fused elementwise kernel, hand-written (CUDA with CuPy only)
-    fused            ard_fast.functional.pgd_linf_step_
+    fused            ard_fast.functional.pgd_linf_step_ with check_bounds=False, as attacks call it
     copy             a copy of as many bytes as the step must move: the ceiling
 
 On CUDA every variant is also timed as a captured graph (`...+graph`), which leaves out launch gaps.
