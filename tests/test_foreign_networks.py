@@ -286,7 +286,7 @@ REFUSED = {
     "Auxiliary": "must return logits [4, 10] for 4 images, got tuple of 2 in train mode",
     "Named": "must return logits [4, 10] for 4 images, got dict with 'logits', 'features'",
     "ThousandClasses": "returns 1000 classes, the data set has 10; give its factory a parameter num_classes",
-    "OneLogit": "returns 1 classes, the data set has 10",
+    "OneLogit": "returns 1 class, the data set has 10",
     "FixedBatch": "cannot take images of shape [3, 1, 8, 8] in eval mode: RuntimeError: shape '[4, 64]' is invalid",
     "NotANumber": "logits of 4 of 4 clean images are not finite",
     "NotANumberInTraining": "logits of 4 of 4 clean images are not finite in train mode",

@@ -32,12 +32,14 @@ struct KdRow {
   float shift, shift_error;  // student_ref - teacher_ref and what its rounding lost
   float inv_temperature;
   float inv_teacher_temperature;
-  float inv_z;          // 1 / sum of teacher weights
-  float log_z;          // its logarithm
-  float mean_gap;       // m
-  float student_max;    // largest student logit; unused in a near row
-  float excess;         // sum q * phi(d - m); unused in a far row
-  float inv_student_z;  // 1 / sum of student weights; far rows only
+  float inv_z;            // 1 / sum of teacher weights
+  float log_z;            // its logarithm
+  float mean_gap;         // m
+  float student_max;      // largest student logit; unused in a near row
+  union {                 // one register
+    float excess;         // sum q * phi(d - m); not of a far row
+    float inv_student_z;  // 1 / sum of student weights, of a far row
+  };
   KdRange range;
 
   ARD_HD bool tempered() const { return inv_teacher_temperature != inv_temperature; }
@@ -77,7 +79,7 @@ ARD_HD KdRow kd_row_begin(float student_at_max, float teacher_max, float inv_tem
   row.shift_error = sub_error(row.student_ref, row.teacher_ref, row.shift);
   row.inv_temperature = inv_temperature;
   row.inv_teacher_temperature = inv_teacher_temperature;
-  row.inv_z = row.log_z = row.mean_gap = row.student_max = row.excess = row.inv_student_z = 0.0f;
+  row.inv_z = row.log_z = row.mean_gap = row.student_max = row.excess = 0.0f;
   row.range = KdRange::near;
   return row;
 }
@@ -196,8 +198,10 @@ ARD_HD float kd_student_grad(const KdRow& row, float student, float teacher, flo
 // From here on kd_student_grad gives its gradients times a power of two.
 ARD_HD void kd_scale_gradient(KdRow& row, float& close_factor, float factor) {
   close_factor *= factor;
-  row.inv_student_z *= factor;
-  if (row.range == KdRange::far) row.inv_z *= factor;
+  if (row.range == KdRange::far) {
+    row.inv_student_z *= factor;
+    row.inv_z *= factor;
+  }
 }
 
 // The KL's derivative to the teacher's scaled logit, -q (d - m): how much more than the mean it
