@@ -189,6 +189,31 @@ void test_kd_loss(std::size_t rows, std::size_t classes, std::size_t offset, std
     CHECK(close(grad_clean, expected_clean, last_place, 1e-4f));
     CHECK(close(grad_teacher, expected_teacher, last_place, 1e-4f));
   }
+  if (!with_grad || !rows) return;
+  // Each row of the gradients times a power of two, which is divided out: next to one the kernel's
+  // and the CPU's may be neighbours.
+  const auto scaled = [&](Buffer<T>& grad, Buffer<T>& grad_teacher, auto&& kernel) {
+    Buffer<float> loss(rows, 0), scale(rows, 0);
+    Buffer<T> grad_clean(clean_grads, 0);
+    p.grad_scale = scale.data();
+    run(loss, grad, grad_clean, grad_teacher, kernel);
+    Buffer<float> out(grad.size() + grad_teacher.size(), 0);
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      const std::size_t at = i % grad.size();
+      out[i] = to_float(i < grad.size() ? grad[at] : grad_teacher[at]) / scale[at / classes];
+    }
+    return out;
+  };
+  Buffer<float> reference =
+      scaled(expected_grad, expected_teacher, [&] { cpu::kd_loss(p, dtype_of<T>(), 0, p.batch); });
+  for (int variant = 0; variant < 3; ++variant) {
+    Buffer<T> grad(grads, 0), grad_teacher(teacher_grads, 0);
+    Buffer<float> got = scaled(grad, grad_teacher, [&] {
+      emu::kd_loss<T>(p, variant == 0 ? cuda::plan_kd_loss(p, sizeof(T), emu::kMaxSharedBytes)
+                                      : emu::block_plan<T>(p, 64, variant == 1));
+    });
+    CHECK(close(got, reference, last_place, 1e-4f));
+  }
 }
 
 template <typename T>
