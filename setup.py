@@ -41,7 +41,7 @@ import torch_install  # noqa: E402
 
 fingerprint = runpy.run_path(str(ROOT / "ard_fast" / "_fingerprint.py"))
 
-MODULES = ("_C", "_C_cuda", "_C_rtc")
+MODULES = ("_C", "_C_cuda")
 PYTHON_ABI = (3, 10)  # one build serves this and every newer Python
 # The oldest torch that the modules run on: headers hide whatever is newer.
 DEFINES = [
@@ -140,20 +140,6 @@ def modules_to_build(
             link_flags=link,
         )
     ]
-    if sys.platform == "linux":
-        # The same launchers by the C++ compiler alone, for kernels that NVRTC compiles at run time: built always, and
-        # loaded only where it is needed. It links nothing of CUDA.
-        by_name = ninja_build.Module(
-            name="_C_rtc",
-            output=folder / f"_C_rtc{suffix}",
-            sources=[
-                *(CSRC / "bindings" / name for name in ("ops_by_name.cpp", "module_by_name.cpp")),
-                *sorted((CSRC / "driver").glob("*.cpp")),
-            ],
-            host_flags=[*host, "-DARD_KERNELS_BY_NAME=1"],
-            link_flags=[*link, "-ldl"],
-        )
-        modules.append(by_name)
     if cuda.toolkit is not None:
         launchers = sorted((CSRC / "cuda").glob("*.cu"))
         threads = plan.nvcc_threads(jobs, len(launchers), len(cuda.archs))
@@ -184,12 +170,6 @@ def modules_to_build(
         )
         modules.insert(0, cuda_module)  # first, because nvcc takes longest
     return modules
-
-
-def kernel_sources() -> list[Path]:
-    """What goes into the package for NVRTC to compile: the kernels, and the headers that they may include."""
-    found = (path for folder in ("core", "cuda") for path in (CSRC / folder).iterdir())
-    return sorted(path for path in found if path.suffix in (".h", ".cuh"))
 
 
 def write_build_info(path: Path, info: dict) -> None:
@@ -245,9 +225,6 @@ class BuildExtensions(build_ext):
             earlier.unlink()
         for module in modules:
             replace_file(module.output, package / module.output.name)
-        if not self.inplace:  # a checkout has them beside its package
-            for source in kernel_sources():
-                replace_file(source, package / "csrc" / source.relative_to(CSRC))
         info = {
             "TORCH_VERSION": torch.version,
             "TORCH_CUDA": torch.cuda,

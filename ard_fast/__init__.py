@@ -6,6 +6,5 @@ the package loads the compiled operators; it never builds anything and needs no 
 
 from ard_fast import attacks, functional
 from ard_fast._version import __version__
-from ard_fast.nvrtc.ahead import compile_kernels
 
-__all__ = ["__version__", "attacks", "compile_kernels", "functional"]
+__all__ = ["__version__", "attacks", "functional"]

@@ -7,22 +7,22 @@ library only, because the build loads this file on its own, before the package c
 import hashlib
 from pathlib import Path
 
-# csrc/testing is the emulator for the tests: it is in no extension module, so editing it makes nothing stale.
-COMPILED_FOLDERS = ("bindings", "core", "cpu", "cuda", "driver")
+# The emulator of the tests is in no extension module, so editing it makes nothing stale.
+TEST_FOLDERS = ("emulator", "testing")
 SOURCE_SUFFIXES = (".h", ".cuh", ".cpp", ".cu")
 
 
 def compiled_sources(csrc: Path) -> list[Path]:
     """List every file under `csrc` that goes into an extension module, headers included, in a fixed order."""
-    found = (path for folder in COMPILED_FOLDERS for path in (csrc / folder).rglob("*"))
-    return sorted(path for path in found if path.suffix in SOURCE_SUFFIXES)
+    found = (path for path in csrc.rglob("*") if path.suffix in SOURCE_SUFFIXES)
+    return sorted(path for path in found if path.relative_to(csrc).parts[0] not in TEST_FOLDERS)
 
 
 def source_fingerprint(csrc: Path) -> str:
     """Hash names and contents of the compiled sources under `csrc`.
 
     Args:
-        csrc: the folder that holds `bindings`, `core`, `cpu`, `cuda` and `driver`.
+        csrc: the folder of the sources.
 
     Returns:
         16 hexadecimal digits.

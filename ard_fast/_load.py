@@ -1,7 +1,7 @@
 """Loads the compiled extension modules, whichever way the package was installed.
 
-`_C` holds the operator schemas and the CPU kernels. The CUDA kernels are in `_C_cuda`, or compiled by NVRTC for
-`_C_rtc`: `_cuda_part.py`. Loading never builds anything and needs no GPU.
+`_C` holds the operator schemas and the CPU kernels, `_C_cuda` the CUDA kernels (`_cuda_part.py`). Loading never builds
+anything and needs no GPU.
 
 Where the modules are. An installed package and an editable one have them beside this file. In a clone of the
 repository after a plain `pip install .` they are not: started from the clone's root, Python takes the source folder
@@ -41,8 +41,7 @@ class Extension:
     """The loaded extension modules."""
 
     c_path: Path
-    cuda_path: Path | None  # of `_C_cuda` or `_C_rtc`, None when neither is loaded
-    cuda_backend: str | None  # "compiled" or "nvrtc"
+    cuda_path: Path | None  # of `_C_cuda`, None when it is not loaded
     cuda_reason: str  # why the CUDA kernels are there or not, a sentence without a full stop
     source_checkout: bool  # the Python files lie in a checkout, beside csrc/
     stale: str | None  # what does not fit, or None
@@ -50,7 +49,7 @@ class Extension:
 
     @property
     def has_cuda_kernels(self) -> bool:
-        """Whether `_C_cuda` or `_C_rtc` is loaded."""
+        """Whether `_C_cuda` is loaded."""
         return self.cuda_path is not None
 
 
@@ -105,8 +104,7 @@ def load() -> Extension:
         What was loaded and why.
 
     Raises:
-        ImportError: there is no `_C`, or it cannot be loaded, or ARD_FAST_CUDA_KERNELS asks for what is not there; the
-            message says what to do.
+        ImportError: there is no `_C`, or it cannot be loaded; the message says what to do.
     """
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
         raise ImportError(f"ard_fast needs torch {'.'.join(map(str, MINIMUM_TORCH))} or newer, got {torch.__version__}")
@@ -139,7 +137,6 @@ def load() -> Extension:
     return Extension(
         c_path=c_path,
         cuda_path=cuda.path,
-        cuda_backend=cuda.backend,
         cuda_reason=cuda.reason,
         source_checkout=csrc is not None,
         stale=stale,

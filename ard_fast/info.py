@@ -13,36 +13,16 @@ import torch
 from ard_fast import _load
 from ard_fast._cuda_part import arch_coverage
 from ard_fast._version import __version__
-from ard_fast.nvrtc import kernels, store, toolchain
 
 
-def _nvrtc() -> dict[str, Any]:
-    """What compiles kernels at first use, and where it keeps them."""
-    try:
-        name, usable = kernels.shared().toolchain.name, True
-    except ImportError as error:
-        name, usable = str(error), False
-    folder = store.folder()
-    return {"compiler": name, "usable": usable, "cache": str(folder), "kept": len(list(folder.glob("*.cubin")))}
-
-
-def nvrtc_coverage(capability: tuple[int, int]) -> tuple[bool, str]:
-    """As `arch_coverage`, for kernels that NVRTC compiles."""
-    try:
-        target = kernels.shared().toolchain.target(capability)
-    except (ImportError, toolchain.CompileError) as error:
-        return False, f"not covered: {error}"
-    return True, f"NVRTC compiles {target} code at first use"
-
-
-def _gpus(backend: str | None, archs: list[str]) -> list[dict[str, Any]]:
+def _gpus(archs: list[str]) -> list[dict[str, Any]]:
     """The visible GPUs, and how the kernels fit each."""
     if not torch.cuda.is_available():
         return []
     gpus = []
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
-        runs, how = nvrtc_coverage(capability) if backend == "nvrtc" else arch_coverage(capability, archs)
+        runs, how = arch_coverage(capability, archs)
         gpus.append(
             {
                 "name": torch.cuda.get_device_name(index),
@@ -91,14 +71,12 @@ def collect() -> dict[str, Any]:
         "extension": str(extension.c_path),
         "cuda_extension": str(extension.cuda_path) if extension.cuda_path else None,
         "cuda_kernels": extension.has_cuda_kernels,
-        "cuda_backend": extension.cuda_backend,
         "cuda_reason": extension.cuda_reason,
         "stale": extension.stale,
         "build": build,
         "simd_level": level,
         "threads": torch.get_num_threads(),
-        "nvrtc": _nvrtc() if extension.cuda_backend == "nvrtc" else None,
-        "gpus": _gpus(extension.cuda_backend, build.get("CUDA_ARCHS", []) if extension.has_cuda_kernels else []),
+        "gpus": _gpus(build.get("CUDA_ARCHS", []) if extension.has_cuda_kernels else []),
         "operators": _operators(extension, level),
     }
 
@@ -122,9 +100,6 @@ def render(report: dict[str, Any]) -> str:
             rows.append(("", f"{' '.join(build['CUDA_ARCHS'])}, from {build['CUDA_ARCHS_FROM']}"))
     rows.append(("CPU kernels", f"run as {report['simd_level']}"))
     rows.append(("CUDA kernels", f"{'loaded' if report['cuda_kernels'] else 'not loaded'}: {report['cuda_reason']}"))
-    if report["nvrtc"]:
-        rows.append(("", report["nvrtc"]["compiler"]))
-        rows.append(("", f"{report['nvrtc']['kept']} compiled kernels kept in {report['nvrtc']['cache']}"))
     for gpu in report["gpus"]:
         how = gpu["how"] if report["cuda_kernels"] else "no CUDA kernels are loaded"
         rows.append(("", f"{gpu['name']} ({gpu['capability']}): {how}"))
@@ -138,14 +113,13 @@ def render(report: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the report; 0, or 1 if the extension is stale, NVRTC is missing or a visible GPU is not covered."""
+    """Print the report; 0, or 1 if the extension is stale or a visible GPU is not covered."""
     parser = argparse.ArgumentParser(prog="python -m ard_fast.info", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
     report = collect()
     print(json.dumps(report, indent=2) if parser.parse_args(argv).json else render(report))
     uncovered = report["cuda_kernels"] and any(not gpu["kernels_run"] for gpu in report["gpus"])
-    no_compiler = report["nvrtc"] is not None and not report["nvrtc"]["usable"]
-    return 1 if report["stale"] or no_compiler or uncovered else 0
+    return 1 if report["stale"] or uncovered else 0
 
 
 if __name__ == "__main__":

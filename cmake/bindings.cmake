@@ -1,5 +1,5 @@
 # The torch-facing sources, so that compile_commands.json covers them (clangd, clang-tidy) and
-# `cmake --build build/dev --target ard_bindings ard_bindings_by_name` type-checks them. Only where torch is
+# `cmake --build build/dev --target ard_bindings` type-checks them. Only where torch is
 # installed for the Python that CMake finds (-DPython3_EXECUTABLE=... chooses); nothing else needs it.
 find_package(Python3 COMPONENTS Interpreter Development.Module QUIET)
 if(Python3_Development.Module_FOUND)
@@ -9,22 +9,14 @@ if(Python3_Development.Module_FOUND)
 endif()
 if(EXISTS "${torch_folder}/include/torch/csrc/stable/library.h")
   file(GLOB ard_binding_sources CONFIGURE_DEPENDS csrc/bindings/*.cpp)
-  list(FILTER ard_binding_sources EXCLUDE REGEX "(_cuda|_by_name)\\.cpp$")
+  list(FILTER ard_binding_sources EXCLUDE REGEX "_cuda\\.cpp$")
   add_library(ard_bindings OBJECT EXCLUDE_FROM_ALL ${ard_binding_sources})
-  # The module without nvcc.
-  file(GLOB ard_by_name_sources CONFIGURE_DEPENDS csrc/bindings/*_by_name.cpp csrc/driver/*.cpp)
-  add_library(ard_bindings_by_name OBJECT EXCLUDE_FROM_ALL ${ard_by_name_sources})
-  target_compile_definitions(ard_bindings_by_name PRIVATE ARD_KERNELS_BY_NAME=1)
-  foreach(bindings ard_bindings ard_bindings_by_name)
-    target_include_directories(${bindings} SYSTEM PRIVATE
-      ${torch_folder}/include ${torch_folder}/include/torch/csrc/api/include ${Python3_INCLUDE_DIRS})
-    # As setup.py: the oldest torch and Python that the modules run on.
-    target_compile_definitions(${bindings} PRIVATE
-      TORCH_TARGET_VERSION=0x020b000000000000 Py_LIMITED_API=0x030a0000)
-    set_target_properties(${bindings} PROPERTIES
-      CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
-    target_compile_features(${bindings} PRIVATE cxx_std_20)
-  endforeach()
+  target_include_directories(ard_bindings SYSTEM PRIVATE
+    ${torch_folder}/include ${torch_folder}/include/torch/csrc/api/include ${Python3_INCLUDE_DIRS})
+  # As setup.py: the oldest torch and Python that the modules run on.
+  target_compile_definitions(ard_bindings PRIVATE TORCH_TARGET_VERSION=0x020b000000000000 Py_LIMITED_API=0x030a0000)
+  set_target_properties(ard_bindings PROPERTIES CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+  target_compile_features(ard_bindings PRIVATE cxx_std_20)
 else()
   message(STATUS "torch is not installed for ${Python3_EXECUTABLE}: the bindings are left out")
 endif()

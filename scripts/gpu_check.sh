@@ -136,7 +136,7 @@ stage_install() {
   "$PYTHON" -m ard_fast.info
   [[ $DEVICE == cuda ]] || return 0
   "$PYTHON" -c 'from ard_fast._load import load
-load().cuda_backend == "compiled" or exit(f"no compiled kernels: {load().cuda_reason}")'
+load().has_cuda_kernels or exit(f"no compiled kernels: {load().cuda_reason}")'
 }
 
 stage_build() {
@@ -161,7 +161,7 @@ several() { # processes: at most 12, each has a CUDA context of its own
 }
 
 RUNS=(tests/test_graphs_runs.py tests/test_graphs.py tests/test_train.py tests/test_bench_train.py)
-COMPILED=(tests/test_ops_compiled.py tests/test_nvrtc_gpu.py)
+COMPILED=(tests/test_ops_compiled.py)
 
 stage_operators() {
   needs_gpu

@@ -26,9 +26,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {"_C", "_C_rtc", "_C_cuda"}
-# What CUDA sources are compiled from at run time, and nothing of csrc besides.
-SHIPPED_SOURCES = re.compile(r"ard_fast/csrc/(core/\w+\.h|cuda/\w+\.(cuh|h))")
+MODULES = {"_C", "_C_cuda"}
 # A source file by its full path, as assertions and messages would have it. The debug lines of nvcc cannot be changed.
 MACHINE_PATH = re.compile(rb"(?<![\w.+-])/[\w.+-]+(?:/[\w.+ -]+)+\.(?:cpp|cuh|cu|h)\b")
 # torch brings these itself, one build of ours serves many of its.
@@ -38,8 +36,8 @@ LEFT_TO_TORCH = ["libtorch*.so", "libc10*.so"]
 def wheel_problems(wheel: Path, root: Path = ROOT) -> list[str]:
     """What is wrong with a wheel of the sources in `root`: a sentence for each finding, none if it is as it should be.
 
-    It holds the package's Python files and data as they are in `root`, the extension modules, the sources that are
-    compiled at run time, the licence, and nothing else; its name, tag and requirements are the package's.
+    It holds the package's Python files and data as they are in `root`, the extension modules,
+    the licence, and nothing else; its name, tag and requirements are the package's.
     """
     problems = []
     version = runpy.run_path(str(root / "ard_fast" / "_version.py"))["__version__"]
@@ -66,9 +64,6 @@ def wheel_problems(wheel: Path, root: Path = ROOT) -> list[str]:
         if module and module[1] in MODULES:
             paths = sorted(set(MACHINE_PATH.findall(content[name]))) if module[1] != "_C_cuda" else []
             problems += [f"{name} holds the path {path.decode()}" for path in paths]
-        elif SHIPPED_SOURCES.fullmatch(name):
-            if content[name] != (root / name.removeprefix("ard_fast/")).read_bytes():
-                problems.append(f"{name} is not as in {root}")
         elif name != "ard_fast/_build_info.py" and not name.startswith(info):
             problems.append(f"{name} does not belong in the wheel")
     metadata = email.message_from_bytes(content.get(f"{info}METADATA", b""))

@@ -55,7 +55,7 @@ problems = [report["stale"]] if report["stale"] else []
 for name, on in report["operators"].items():
     if not on["cpu"].startswith("compiled"):
         problems.append(f"{name}: on CPU tensors {on['cpu']}")
-    if cuda and not on["cuda"].startswith("compiled for"):  # not at first use, by NVRTC
+    if cuda and not on["cuda"].startswith("compiled for"):
         problems.append(f"{name}: on CUDA tensors {on['cuda']}")
 torch.manual_seed(0)
 x, grad = torch.rand(8, 3, 32, 32), torch.randn(8, 3, 32, 32)

@@ -34,7 +34,6 @@ def sources(tmp_path: Path) -> Path:
         "ard_fast/_version.py": '__version__ = "1.2.3"\n',
         "ard_fast/settings/ard.yaml": "eps: 8\n",
         "ard_fast/_build_info.py": "LEFT = 'over'\n",
-        "csrc/cuda/one.cuh": "// one\n",
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -49,7 +48,6 @@ def write_wheel(folder: Path, changes: dict[str, str | None], name: str = "ard_f
         "ard_fast/settings/ard.yaml": "eps: 8\n",
         "ard_fast/_build_info.py": "",
         "ard_fast/_C.abi3.so": "\0csrc/bindings/one.cpp\0",
-        "ard_fast/csrc/cuda/one.cuh": "// one\n",
         "ard_fast-1.2.3.dist-info/licenses/LICENSE": "",
         "ard_fast-1.2.3.dist-info/METADATA": "Version: 1.2.3\nRequires-Dist: numpy\nRequires-Dist: torch>=2.11\n",
     }
@@ -74,7 +72,6 @@ def test_wheel_as_it_should_be_has_no_problems(make_dist, sources: Path, tmp_pat
         ({"ard_fast/deleted_since.py": ""}, "ard_fast/deleted_since.py does not belong in the wheel"),
         ({"tests/test_x.py": ""}, "tests/test_x.py does not belong in the wheel"),
         ({"ard_fast/csrc/testing/emulator.h": ""}, "ard_fast/csrc/testing/emulator.h does not belong in the wheel"),
-        ({"ard_fast/csrc/cuda/one.cuh": "// old\n"}, "ard_fast/csrc/cuda/one.cuh is not as in {root}"),
         ({"ard_fast/_emulator.abi3.so": ""}, "ard_fast/_emulator.abi3.so does not belong in the wheel"),
         ({"ard_fast/_C.abi3.so": "\0/home/me/csrc/one.h\0"}, "ard_fast/_C.abi3.so holds the path /home/me/csrc/one.h"),
         ({"ard_fast/_C.abi3.so": None}, "ard_fast/_C.abi3.so is missing"),

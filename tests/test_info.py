@@ -1,6 +1,5 @@
 """`python -m ard_fast.info`: the report, and the judgement of what runs on which GPU."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -9,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ard_fast import _load, info
+from ard_fast import info
 from ard_fast._cuda_part import arch_coverage
-from ard_fast.nvrtc import kernels, store, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -80,42 +78,3 @@ def test_stale_extension_and_uncovered_gpu_fail_the_command(
     report.update(stale=None, cuda_kernels=True, gpus=[gpu])
     assert info.main([]) == 1
     assert "GPU (7.0): not covered: build again" in capsys.readouterr().out
-
-
-def test_report_of_kernels_that_nvrtc_compiles(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Which compiler, where its results are kept, what each GPU gets; a missing compiler fails the command."""
-
-    class Compiler:
-        name = "NVRTC 13.0 through the test"
-
-        def target(self, capability: tuple[int, int]) -> str:
-            return toolchain.best_target(capability, [80, 90])
-
-    extension = dataclasses.replace(_load.load(), cuda_path=tmp_path, cuda_backend="nvrtc", cuda_reason="at first use")
-    monkeypatch.setattr(_load, "load", lambda: extension)
-    monkeypatch.setattr(kernels, "shared", lambda: kernels.Kernels(Compiler()))
-    monkeypatch.setenv(store.VARIABLE, str(tmp_path))
-    (tmp_path / "_Zone-00.cubin").touch()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (12, 0), (7, 5)][index])
-    assert info.main([]) == 1
-    text = capsys.readouterr().out
-    assert "loaded: at first use" in text
-    assert "NVRTC 13.0 through the test" in text
-    assert f"1 compiled kernels kept in {tmp_path}" in text
-    assert "GPU 0 (9.0): NVRTC compiles sm_90 code at first use" in text
-    assert "GPU 1 (12.0): NVRTC compiles compute_90 code at first use" in text
-    assert "GPU 2 (7.5): not covered: this NVRTC compiles for sm_80 and newer" in text
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert info.main([]) == (1 if extension.stale else 0)
-
-    def missing() -> None:
-        raise ImportError("NVRTC cannot be used (cupy: none)")
-
-    monkeypatch.setattr(kernels, "shared", missing)
-    assert info.main([]) == 1
-    assert "GPU 0 (9.0): not covered: NVRTC cannot be used (cupy: none)" in capsys.readouterr().out

@@ -5,7 +5,6 @@ site-packages folder around the extension that is installed.
 """
 
 import json
-import os
 import pprint
 import shutil
 import subprocess
@@ -31,7 +30,7 @@ print(json.dumps([ard_fast.__file__, str(extension.c_path), extension.stale, [st
 
 def make_checkout(root: Path) -> Path:
     """A source checkout with the package's loader and some sources."""
-    for folder in _fingerprint.COMPILED_FOLDERS:
+    for folder in ("core", "cuda"):
         (root / "csrc" / folder).mkdir(parents=True)
     (root / "csrc" / "core" / "one.h").write_text("// one\n")
     (root / "setup.py").touch()
@@ -59,11 +58,7 @@ def put_extension(folder: Path, fingerprint: str) -> None:
 def import_in(*path: Path) -> tuple[Path, Path, str | None, list[str]]:
     """Import the package with these folders in front of the search path: its file, its extension, stale, warnings."""
     code = REPORT.format(path=[str(folder) for folder in path])
-    # On a torch with CUDA the loader would go on to what compiles the kernels, which is not in the small package.
-    env = {**os.environ, "ARD_FAST_CUDA_KERNELS": "none"}
-    out = subprocess.run(
-        [sys.executable, "-c", code], text=True, capture_output=True, check=False, cwd=path[0], env=env
-    )
+    out = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=False, cwd=path[0])
     assert out.returncode == 0, out.stderr
     package, extension, stale, warned = json.loads(out.stdout.splitlines()[-1])
     return Path(package).parent, Path(extension).parent, stale, [text for text in warned if "ard_fast" in text]
@@ -149,8 +144,9 @@ def test_fingerprint_is_of_compiled_sources_only(tmp_path: Path) -> None:
     (csrc / "cuda" / "new.cuh").touch()
     seen.append(_fingerprint.source_fingerprint(csrc))
     assert len(set(seen)) == 4
-    (csrc / "testing").mkdir()
-    (csrc / "testing" / "emulator.cpp").write_text("int x;\n")
+    for folder in _fingerprint.TEST_FOLDERS:
+        (csrc / folder).mkdir()
+        (csrc / folder / "emulator.cpp").write_text("int x;\n")
     (csrc / "core" / "notes.md").write_text("notes\n")
     assert _fingerprint.source_fingerprint(csrc) == seen[-1]
 

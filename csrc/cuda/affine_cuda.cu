@@ -1,11 +1,8 @@
-#include "cuda/affine_kernels.h"
+#include "cuda/affine_kernels.cuh"
 #include "cuda/affine_launch.h"
 #include "cuda/affine_plan.h"
 #include "cuda/dtypes.h"
 #include "cuda/start.h"
-#if !defined(ARD_KERNELS_BY_NAME)
-#include "cuda/affine_kernels.cuh"
-#endif
 
 namespace ard::cuda {
 
@@ -16,16 +13,16 @@ void launch_affine_relu(const AffineReluParams& p, Dtype dtype, Stream stream) {
     constexpr int kVec = 16 / sizeof(T);
     const AffinePlan plan = plan_affine_relu(p, sizeof(T));
     if (!plan.vector) {
-      start<kAffineKernels, affine_relu_bytes_kernel<T>>({plan.blocks, kAffineThreads}, stream, p);
+      start<affine_relu_bytes_kernel<T>>({plan.blocks, kAffineThreads}, stream, p);
     } else if (plan.spread == Spread::one) {
-      start<kAffineKernels, affine_relu_kernel<T, Spread::one, kVec>>({plan.blocks, kAffineThreads},
-                                                                      stream, p, plan.run);
+      start<affine_relu_kernel<T, Spread::one, kVec>>({plan.blocks, kAffineThreads}, stream, p,
+                                                      plan.run);
     } else if (plan.spread == Spread::row) {
-      start<kAffineKernels, affine_relu_kernel<T, Spread::row, kVec>>({plan.blocks, kAffineThreads},
-                                                                      stream, p, plan.run);
+      start<affine_relu_kernel<T, Spread::row, kVec>>({plan.blocks, kAffineThreads}, stream, p,
+                                                      plan.run);
     } else {
-      start<kAffineKernels, affine_relu_kernel<T, Spread::any, kVec>>({plan.blocks, kAffineThreads},
-                                                                      stream, p, plan.run);
+      start<affine_relu_kernel<T, Spread::any, kVec>>({plan.blocks, kAffineThreads}, stream, p,
+                                                      plan.run);
     }
   });
 }
@@ -37,17 +34,16 @@ void launch_affine_relu_backward(const AffineReluBackwardParams& p, Dtype dtype,
     constexpr int kVec = 16 / sizeof(T);
     const AffinePlan plan = plan_affine_relu_backward(p, sizeof(T));
     if (!plan.vector) {
-      start<kAffineKernels, affine_relu_backward_bytes_kernel<T>>({plan.blocks, kAffineThreads},
-                                                                  stream, p);
+      start<affine_relu_backward_bytes_kernel<T>>({plan.blocks, kAffineThreads}, stream, p);
     } else if (plan.spread == Spread::one) {
-      start<kAffineKernels, affine_relu_backward_kernel<T, Spread::one, kVec>>(
-          {plan.blocks, kAffineThreads}, stream, p, plan.run);
+      start<affine_relu_backward_kernel<T, Spread::one, kVec>>({plan.blocks, kAffineThreads},
+                                                               stream, p, plan.run);
     } else if (plan.spread == Spread::row) {
-      start<kAffineKernels, affine_relu_backward_kernel<T, Spread::row, kVec>>(
-          {plan.blocks, kAffineThreads}, stream, p, plan.run);
+      start<affine_relu_backward_kernel<T, Spread::row, kVec>>({plan.blocks, kAffineThreads},
+                                                               stream, p, plan.run);
     } else {
-      start<kAffineKernels, affine_relu_backward_kernel<T, Spread::any, kVec>>(
-          {plan.blocks, kAffineThreads}, stream, p, plan.run);
+      start<affine_relu_backward_kernel<T, Spread::any, kVec>>({plan.blocks, kAffineThreads},
+                                                               stream, p, plan.run);
     }
   });
 }

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "core/affine_math.h"
-#include "cuda/affine_kernels.h"
+#include "cuda/affine_plan.h"
 #include "cuda/vec.cuh"
 
 namespace ard::cuda {

@@ -4,10 +4,20 @@
 
 #include <stdexcept>
 
-#include "cuda/affine_kernels.h"
+#include "core/affine_params.h"
 #include "cuda/launch_plan.h"
 
 namespace ard::cuda {
+
+constexpr int kAffineThreads = 256;
+constexpr int kAffineVectors = 2;  // of 16 bytes, a thread
+
+// How the 16-byte vectors lie among the channels.
+enum class Spread {
+  one,  // each in one channel, or there are no coefficients
+  row,  // each over consecutive channels, whose coefficients are 16-byte vectors too
+  any,
+};
 
 struct AffinePlan {
   bool vector;  // else a thread takes the 8 elements of a byte of the mask, one by one

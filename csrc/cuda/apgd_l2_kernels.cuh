@@ -2,8 +2,9 @@
 // gradient step; the momentum and the norm that it leads to; the projection.
 #pragma once
 
-#include "cuda/apgd_l2_kernels.h"
+#include "core/params.h"
 #include "cuda/apgd_select.cuh"
+#include "cuda/platform.cuh"
 #include "cuda/sample_group.cuh"
 
 namespace ard::cuda {

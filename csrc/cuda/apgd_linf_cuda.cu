@@ -1,11 +1,8 @@
 #include "cuda/apgd_launch.h"
-#include "cuda/apgd_linf_kernels.h"
+#include "cuda/apgd_linf_kernels.cuh"
 #include "cuda/apgd_plan.h"
 #include "cuda/dtypes.h"
 #include "cuda/start.h"
-#if !defined(ARD_KERNELS_BY_NAME)
-#include "cuda/apgd_linf_kernels.cuh"
-#endif
 
 namespace ard::cuda {
 
@@ -16,11 +13,10 @@ void launch_apgd_linf_step(const ApgdParams& p, Dtype grad_dtype, Stream stream)
     const ApgdLinfPlan plan = plan_apgd_linf_step(p, sizeof(T), kApgdThreads);
     const unsigned per_sample = unsigned(plan.blocks_per_sample);
     if (plan.vector) {
-      start<kApgdLinfKernels, apgd_linf_step_kernel<T, 16 / sizeof(T)>>({plan.blocks, kApgdThreads},
-                                                                        stream, p, per_sample);
+      start<apgd_linf_step_kernel<T, 16 / sizeof(T)>>({plan.blocks, kApgdThreads}, stream, p,
+                                                      per_sample);
     } else {
-      start<kApgdLinfKernels, apgd_linf_step_kernel<T, 1>>({plan.blocks, kApgdThreads}, stream, p,
-                                                           per_sample);
+      start<apgd_linf_step_kernel<T, 1>>({plan.blocks, kApgdThreads}, stream, p, per_sample);
     }
   });
 }
@@ -30,11 +26,9 @@ void launch_apgd_finish(const ApgdParams& p, Stream stream) {
   const ApgdLinfPlan plan = plan_apgd_linf_step(p, sizeof(float), kApgdThreads);
   const unsigned per_sample = unsigned(plan.blocks_per_sample);
   if (plan.vector) {
-    start<kApgdLinfKernels, apgd_finish_kernel<4>>({plan.blocks, kApgdThreads}, stream, p,
-                                                   per_sample);
+    start<apgd_finish_kernel<4>>({plan.blocks, kApgdThreads}, stream, p, per_sample);
   } else {
-    start<kApgdLinfKernels, apgd_finish_kernel<1>>({plan.blocks, kApgdThreads}, stream, p,
-                                                   per_sample);
+    start<apgd_finish_kernel<1>>({plan.blocks, kApgdThreads}, stream, p, per_sample);
   }
 }
 

@@ -2,10 +2,12 @@
 // sample decides alike, from the record that none of them writes, so blocks need no order.
 #pragma once
 
-#include "cuda/apgd_linf_kernels.h"
+#include "core/params.h"
 #include "cuda/apgd_select.cuh"
 
 namespace ard::cuda {
+
+constexpr int kApgdThreads = 256;
 
 // kVec elements of the gradient are 16 bytes, or one element where tensors are not aligned.
 template <typename T, int kVec>

@@ -1,13 +1,10 @@
-#include "cuda/attack_gradient_kernels.h"
+#include "cuda/attack_gradient_kernels.cuh"
 #include "cuda/attack_gradient_launch.h"
 #include "cuda/attack_gradient_plan.h"
 #include "cuda/device.h"
 #include "cuda/dtypes.h"
 #include "cuda/rows.h"
 #include "cuda/start.h"
-#if !defined(ARD_KERNELS_BY_NAME)
-#include "cuda/attack_gradient_kernels.cuh"
-#endif
 
 namespace ard::cuda {
 namespace {
@@ -16,21 +13,18 @@ template <typename T, int kVec>
 void launch_rows(const AttackGradientParams& p, const RowPlan& plan, Stream stream) {
   if (p.loss != AttackLoss::ce) {
     if (plan.warp) {
-      start<kAttackGradientKernels, compared_gradient_warp_kernel<T, kVec>>(
-          {plan.blocks, plan.threads}, stream, p);
+      start<compared_gradient_warp_kernel<T, kVec>>({plan.blocks, plan.threads}, stream, p);
     } else {
-      start<kAttackGradientKernels, compared_gradient_block_kernel<T, kVec>>(
-          {plan.blocks, plan.threads}, stream, p);
+      start<compared_gradient_block_kernel<T, kVec>>({plan.blocks, plan.threads}, stream, p);
     }
   } else if (plan.warp) {
-    start<kAttackGradientKernels, ce_gradient_warp_kernel<T, kVec>>(
-        {plan.blocks, plan.threads, plan.shared_bytes}, stream, p);
+    start<ce_gradient_warp_kernel<T, kVec>>({plan.blocks, plan.threads, plan.shared_bytes}, stream,
+                                            p);
   } else if (plan.cached) {
-    start<kAttackGradientKernels, ce_gradient_block_kernel<T, kVec, true>>(
-        {plan.blocks, plan.threads, plan.shared_bytes}, stream, p);
+    start<ce_gradient_block_kernel<T, kVec, true>>({plan.blocks, plan.threads, plan.shared_bytes},
+                                                   stream, p);
   } else {
-    start<kAttackGradientKernels, ce_gradient_block_kernel<T, kVec, false>>(
-        {plan.blocks, plan.threads}, stream, p);
+    start<ce_gradient_block_kernel<T, kVec, false>>({plan.blocks, plan.threads}, stream, p);
   }
 }
 

@@ -6,8 +6,9 @@
 #pragma once
 
 #include "core/attack_gradient_math.h"
-#include "cuda/attack_gradient_kernels.h"
+#include "core/attack_gradient_params.h"
 #include "cuda/ce_row.cuh"
+#include "cuda/platform.cuh"
 #include "cuda/row_loop.cuh"
 #include "cuda/top4.cuh"
 

@@ -1,18 +1,15 @@
-#include "cuda/crop_flip_kernels.h"
+#include "cuda/crop_flip_kernels.cuh"
 #include "cuda/crop_flip_launch.h"
 #include "cuda/crop_flip_plan.h"
 #include "cuda/start.h"
-#if !defined(ARD_KERNELS_BY_NAME)
-#include "cuda/crop_flip_kernels.cuh"
-#endif
 
 namespace ard::cuda {
 namespace {
 
 template <bool kChannelsLast, int kVec>
 void launch_variant(const CropFlipParams& p, const CropFlipPlan& plan, Stream stream) {
-  start<kCropFlipKernels, crop_flip_kernel<kChannelsLast, kVec>>(
-      {plan.blocks, kCropFlipThreads}, stream, p, uint32_t(plan.blocks_per_sample));
+  start<crop_flip_kernel<kChannelsLast, kVec>>({plan.blocks, kCropFlipThreads}, stream, p,
+                                               uint32_t(plan.blocks_per_sample));
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/crop_flip_math.h"
-#include "cuda/crop_flip_kernels.h"
+#include "cuda/crop_flip_plan.h"
 #include "cuda/vec.cuh"
 
 namespace ard::cuda {

@@ -1,10 +1,12 @@
 // Launch geometry of the augmentation, shared by the CUDA launcher and the host emulator.
 #pragma once
 
-#include "cuda/crop_flip_kernels.h"
+#include "core/crop_flip_params.h"
 #include "cuda/launch_plan.h"
 
 namespace ard::cuda {
+
+constexpr int kCropFlipThreads = 256;
 
 struct CropFlipPlan {
   bool vector;  // 16-byte stores

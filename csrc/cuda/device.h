@@ -1,16 +1,12 @@
-// What the launchers ask of the current device, and of a kernel's code there. The host emulator
-// brings its own versions.
+// What the launchers ask of the current device, and of a kernel's code there.
 #pragma once
 
-#include "cuda/geometry.h"
-#include "cuda/sample_plan.h"
-
-#if defined(ARD_KERNELS_BY_NAME)
-#include "driver/device.h"
-#elif !defined(ARD_CUDA_ON_HOST)
 #include <cuda_runtime_api.h>
 
 #include <atomic>
+
+#include "cuda/geometry.h"
+#include "cuda/sample_plan.h"
 
 namespace ard::cuda {
 
@@ -37,8 +33,8 @@ int code_arch(int device) {
 
 // The device, as plan_samples wants to know it for a kernel without static shared memory. All
 // variants of a kernel are compiled for the same architectures, so any of them may be asked.
-template <const char* kSource, auto kKernel>
-SampleDevice sample_device(Stream) {
+template <auto kKernel>
+SampleDevice sample_device() {
   int device = 0, shared = 0, multiprocessors = 1, clusters = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -49,4 +45,3 @@ SampleDevice sample_device(Stream) {
 }
 
 }  // namespace ard::cuda
-#endif

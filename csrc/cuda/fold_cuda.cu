@@ -1,11 +1,8 @@
 #include "cuda/dtypes.h"
-#include "cuda/fold_kernels.h"
+#include "cuda/fold_kernels.cuh"
 #include "cuda/fold_launch.h"
 #include "cuda/fold_plan.h"
 #include "cuda/start.h"
-#if !defined(ARD_KERNELS_BY_NAME)
-#include "cuda/fold_kernels.cuh"
-#endif
 
 namespace ard::cuda {
 
@@ -17,8 +14,7 @@ void launch_fold_batch_norm(const FoldParams& p, Dtype dtype, Stream stream) {
     const int64_t blocks = table.first_block[count];
     if (blocks == 0) continue;
     for_dtype(dtype, [&](auto element) {
-      start<kFoldKernels, fold_batch_norm_kernel<decltype(element)>>({blocks, kFoldThreads}, stream,
-                                                                     table);
+      start<fold_batch_norm_kernel<decltype(element)>>({blocks, kFoldThreads}, stream, table);
     });
   }
 }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/fold_math.h"
-#include "cuda/fold_kernels.h"
+#include "cuda/fold_plan.h"
 #include "cuda/vec.cuh"
 
 namespace ard::cuda {

@@ -1,10 +1,27 @@
 // Launch geometry of the folding, shared by the CUDA launcher and the host emulator.
 #pragma once
 
-#include "cuda/fold_kernels.h"
+#include "core/fold_params.h"
 #include "cuda/launch_plan.h"
 
 namespace ard::cuda {
+
+constexpr int kFoldThreads = 256;
+// Vectors of 4 weights that a thread folds.
+constexpr int kFoldVectors = 2;
+
+// The layers of one launch lie in the parameters of the kernel, which are 4 KB at most: no copy to
+// the device, and a captured graph holds them.
+constexpr int kFoldTableLayers = 48;
+
+struct FoldTable {
+  FoldLayer layers[kFoldTableLayers];
+  uint32_t first_block[kFoldTableLayers + 1];  // of each layer; from the last one on, of them all
+  int32_t count;
+  void* weights;
+  float* affine;
+};
+static_assert(sizeof(FoldTable) <= 4096, "kernels have 4 KB of parameters");
 
 inline int64_t fold_blocks(const FoldLayer& layer) {
   const int64_t pairs = int64_t(layer.channels) * layer.inner;

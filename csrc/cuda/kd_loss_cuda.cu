@@ -1,13 +1,10 @@
 #include "cuda/device.h"
 #include "cuda/dtypes.h"
-#include "cuda/kd_loss_kernels.h"
+#include "cuda/kd_loss_kernels.cuh"
 #include "cuda/launch.h"
 #include "cuda/launch_plan.h"
 #include "cuda/rows.h"
 #include "cuda/start.h"
-#if !defined(ARD_KERNELS_BY_NAME)
-#include "cuda/kd_loss_kernels.cuh"
-#endif
 
 namespace ard::cuda {
 namespace {
@@ -15,14 +12,12 @@ namespace {
 template <typename T, int kVec>
 void launch_rows(const KdLossParams& p, const RowPlan& plan, Stream stream) {
   if (plan.warp) {
-    start<kKdLossKernels, kd_loss_warp_kernel<T, kVec>>(
-        {plan.blocks, plan.threads, plan.shared_bytes}, stream, p);
+    start<kd_loss_warp_kernel<T, kVec>>({plan.blocks, plan.threads, plan.shared_bytes}, stream, p);
   } else if (plan.cached) {
-    start<kKdLossKernels, kd_loss_block_kernel<T, kVec, true>>(
-        {plan.blocks, plan.threads, plan.shared_bytes}, stream, p);
+    start<kd_loss_block_kernel<T, kVec, true>>({plan.blocks, plan.threads, plan.shared_bytes},
+                                               stream, p);
   } else {
-    start<kKdLossKernels, kd_loss_block_kernel<T, kVec, false>>({plan.blocks, plan.threads}, stream,
-                                                                p);
+    start<kd_loss_block_kernel<T, kVec, false>>({plan.blocks, plan.threads}, stream, p);
   }
 }
 
@@ -44,7 +39,7 @@ void launch_kd_loss(const KdLossParams& p, Dtype dtype, float* total, Stream str
 }
 
 void launch_sum_rows(const float* rows, int64_t count, float* total, Stream stream) {
-  start<kKdLossKernels, sum_rows_kernel>({1, sum_rows_threads(count)}, stream, rows, count, total);
+  start<sum_rows_kernel>({1, sum_rows_threads(count)}, stream, rows, count, total);
 }
 
 void launch_scale_rows(void* grad, Dtype dtype, int64_t numel, int64_t classes, const float* scale,
@@ -56,11 +51,11 @@ void launch_scale_rows(void* grad, Dtype dtype, int64_t numel, int64_t classes, 
         plan_scale_rows(grad, numel, classes, sizeof(T), per_row, kScaleThreads);
     T* data = static_cast<T*>(grad);
     if (plan.vector) {
-      start<kKdLossKernels, scale_rows_kernel<T, 16 / sizeof(T)>>(
-          {plan.blocks, kScaleThreads}, stream, data, numel, classes, scale, per_row, factor);
+      start<scale_rows_kernel<T, 16 / sizeof(T)>>({plan.blocks, kScaleThreads}, stream, data, numel,
+                                                  classes, scale, per_row, factor);
     } else {
-      start<kKdLossKernels, scale_rows_kernel<T, 1>>({plan.blocks, kScaleThreads}, stream, data,
-                                                     numel, classes, scale, per_row, factor);
+      start<scale_rows_kernel<T, 1>>({plan.blocks, kScaleThreads}, stream, data, numel, classes,
+                                     scale, per_row, factor);
     }
   });
 }

@@ -4,11 +4,14 @@
 // rule).
 #pragma once
 
+#include "core/params.h"
 #include "cuda/ce_row.cuh"
-#include "cuda/kd_loss_kernels.h"
 #include "cuda/kl_row.cuh"
+#include "cuda/platform.cuh"
 
 namespace ard::cuda {
+
+constexpr int kScaleThreads = 256;
 
 // The KL of one student's row, with its gradient and the teacher's unless these are null. Unless
 // scale is null both come times a power of two, written there, that brings the student's largest

@@ -4,12 +4,15 @@
 
 #include "core/half.h"
 #include "core/norm_math.h"
+#include "core/norm_params.h"
 #include "core/pgd_math.h"
-#include "cuda/norm_kernels.h"
 #include "cuda/pixels.cuh"
+#include "cuda/platform.cuh"
 #include "cuda/sample_group.cuh"
 
 namespace ard::cuda {
+
+constexpr int kSelectThreads = 256;
 
 // kCached: gradient, iterate and image are read from memory once and kept in shared memory.
 template <typename T, int kVec, bool kCached>

@@ -2,13 +2,10 @@
 #include "cuda/dtypes.h"
 #include "cuda/launch.h"
 #include "cuda/pair_launch.h"
-#include "cuda/pair_loss_kernels.h"
+#include "cuda/pair_loss_kernels.cuh"
 #include "cuda/pair_plan.h"
 #include "cuda/rows.h"
 #include "cuda/start.h"
-#if !defined(ARD_KERNELS_BY_NAME)
-#include "cuda/pair_loss_kernels.cuh"
-#endif
 
 namespace ard::cuda {
 namespace {
@@ -16,14 +13,13 @@ namespace {
 template <typename T, int kVec, bool kMart>
 void launch_rows(const PairLossParams& p, const RowPlan& plan, Stream stream) {
   if (plan.warp) {
-    start<kPairLossKernels, pair_loss_warp_kernel<T, kVec, kMart>>(
-        {plan.blocks, plan.threads, plan.shared_bytes}, stream, p);
+    start<pair_loss_warp_kernel<T, kVec, kMart>>({plan.blocks, plan.threads, plan.shared_bytes},
+                                                 stream, p);
   } else if (plan.cached) {
-    start<kPairLossKernels, pair_loss_block_kernel<T, kVec, kMart, true>>(
+    start<pair_loss_block_kernel<T, kVec, kMart, true>>(
         {plan.blocks, plan.threads, plan.shared_bytes}, stream, p);
   } else {
-    start<kPairLossKernels, pair_loss_block_kernel<T, kVec, kMart, false>>(
-        {plan.blocks, plan.threads}, stream, p);
+    start<pair_loss_block_kernel<T, kVec, kMart, false>>({plan.blocks, plan.threads}, stream, p);
   }
 }
 

@@ -5,8 +5,9 @@
 #pragma once
 
 #include "core/pair_math.h"
+#include "core/pair_params.h"
 #include "cuda/kl_row.cuh"
-#include "cuda/pair_loss_kernels.h"
+#include "cuda/platform.cuh"
 
 namespace ard::cuda {
 

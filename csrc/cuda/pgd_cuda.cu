@@ -1,11 +1,8 @@
 #include "cuda/dtypes.h"
 #include "cuda/launch.h"
 #include "cuda/launch_plan.h"
-#include "cuda/pgd_kernels.h"
-#include "cuda/start.h"
-#if !defined(ARD_KERNELS_BY_NAME)
 #include "cuda/pgd_kernels.cuh"
-#endif
+#include "cuda/start.h"
 
 namespace ard::cuda {
 
@@ -15,10 +12,10 @@ void launch_pgd_linf_step(const PgdLinfParams& p, Dtype grad_dtype, Stream strea
     using T = decltype(example);
     const PgdLinfPlan plan = plan_pgd_linf_step(p, sizeof(T), kPgdThreads);
     if (plan.vector) {
-      start<kPgdKernels, pgd_linf_step_kernel<T, 16 / sizeof(T)>>(
-          {plan.blocks, kPgdThreads}, stream, p, plan.head, plan.vectors);
+      start<pgd_linf_step_kernel<T, 16 / sizeof(T)>>({plan.blocks, kPgdThreads}, stream, p,
+                                                     plan.head, plan.vectors);
     } else {
-      start<kPgdKernels, pgd_linf_step_scalar_kernel<T>>({plan.blocks, kPgdThreads}, stream, p);
+      start<pgd_linf_step_scalar_kernel<T>>({plan.blocks, kPgdThreads}, stream, p);
     }
   });
 }
@@ -27,9 +24,9 @@ void launch_random_start(const RandomStartParams& p, Stream stream) {
   if (p.batch == 0 || p.sample_numel == 0) return;
   const RandomStartPlan plan = plan_random_start(p, kPgdThreads);
   if (plan.vector) {
-    start<kPgdKernels, random_start_kernel<true>>({plan.blocks, kPgdThreads}, stream, p);
+    start<random_start_kernel<true>>({plan.blocks, kPgdThreads}, stream, p);
   } else {
-    start<kPgdKernels, random_start_kernel<false>>({plan.blocks, kPgdThreads}, stream, p);
+    start<random_start_kernel<false>>({plan.blocks, kPgdThreads}, stream, p);
   }
 }
 

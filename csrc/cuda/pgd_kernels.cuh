@@ -2,11 +2,13 @@
 #pragma once
 
 #include "core/half.h"
+#include "core/params.h"
 #include "core/pgd_math.h"
-#include "cuda/pgd_kernels.h"
 #include "cuda/vec.cuh"
 
 namespace ard::cuda {
+
+constexpr int kPgdThreads = 256;
 
 template <typename GradT>
 __device__ __forceinline__ void pgd_linf_step_one(const PgdLinfParams& p, int64_t i) {

@@ -1,23 +1,14 @@
 // Starting a kernel: the one place that knows how. Launchers call
 //
-//   start<kPgdKernels, pgd_linf_step_kernel<float, 4>>({blocks, threads}, stream, arguments...)
-//
-// The first template argument names the file with the kernel's definition. With nvcc that file is
-// part of the launcher's source and the kernel is launched as ever. With ARD_KERNELS_BY_NAME there
-// is no nvcc: the launcher knows the kernel's declaration alone, and a kernel that NVRTC has
-// compiled is started by its name (driver/by_name.h). The host emulator brings its own version.
+//   start<pgd_linf_step_kernel<float, 4>>({blocks, threads}, stream, arguments...)
 #pragma once
 
-#include "cuda/geometry.h"
-
-#if defined(ARD_KERNELS_BY_NAME)
-#include "driver/by_name.h"
-#elif !defined(ARD_CUDA_ON_HOST)
 #include <cuda_runtime_api.h>
 
 #include <atomic>
 
 #include "cuda/device.h"
+#include "cuda/geometry.h"
 
 namespace ard::cuda {
 
@@ -38,7 +29,7 @@ void allow_dynamic_shared() {
 }
 
 // Errors of the launch are left for the caller to read with cudaGetLastError.
-template <const char* kSource, auto kKernel, typename... Arguments>
+template <auto kKernel, typename... Arguments>
 void start(const Geometry& geometry, Stream stream, const Arguments&... arguments) {
   const unsigned grid = grid_size(geometry.blocks), threads = unsigned(geometry.threads);
   const size_t shared = size_t(geometry.shared_bytes);
@@ -62,4 +53,3 @@ void start(const Geometry& geometry, Stream stream, const Arguments&... argument
 }
 
 }  // namespace ard::cuda
-#endif
