@@ -1,10 +1,10 @@
-"""Builds the extension modules: decides CUDA, architectures and jobs, compiles, and records it all.
+"""Builds the extension module: decides CUDA, architectures and jobs, compiles, and records it all.
 
 The metadata are in pyproject.toml; the decisions are functions in build_backend/plan.py; the record is
 ard_fast/_build_info.py. torch is looked for only when compiling, so that an sdist and the metadata need none.
 
 Environment variables:
-    ARD_FAST_CUDA         auto (default): build the CUDA module if torch is a CUDA build and a toolkit is found;
+    ARD_FAST_CUDA         auto (default): build the CUDA kernels if torch is a CUDA build and a toolkit is found;
                           0: do not; 1: do, or fail
     TORCH_CUDA_ARCH_LIST  such as "8.0;9.0+PTX"; default: the visible GPUs, else what torch was built for
     MAX_JOBS              parallel compile jobs; default: by cores and memory
@@ -41,7 +41,6 @@ import torch_install  # noqa: E402
 
 fingerprint = runpy.run_path(str(ROOT / "ard_fast" / "_fingerprint.py"))
 
-MODULES = ("_C", "_C_cuda")
 PYTHON_ABI = (3, 10)  # one build serves this and every newer Python
 # The oldest torch that the modules run on: headers hide whatever is newer.
 DEFINES = [
@@ -70,9 +69,9 @@ def host_flags(release: tuple[int, int]) -> list[str]:
 
 @dataclass(frozen=True)
 class CudaPlan:
-    """Whether and how the CUDA module is built."""
+    """Whether and how the CUDA kernels are built."""
 
-    toolkit: plan.Toolkit | None  # None: it is not built
+    toolkit: plan.Toolkit | None  # None: they are not built
     reason: str
     archs: list[tuple[str, bool]] = field(default_factory=list)  # (arch, also as PTX)
     archs_from: str | None = None
@@ -112,13 +111,14 @@ def decide_cuda(torch: torch_install.TorchInstall) -> CudaPlan:
     return CudaPlan(toolkit, reason, archs, archs_from)
 
 
-def modules_to_build(
+def module_to_build(
     torch: torch_install.TorchInstall, cuda: CudaPlan, jobs: int, folder: Path, suffix: str
-) -> list[ninja_build.Module]:
-    """The extension modules with their flags; their files go to `folder`, with `suffix` after their names."""
-    bindings = sorted((CSRC / "bindings").glob("*.cpp"))
-    for_cuda = [path for path in bindings if path.stem.endswith("_ops_cuda")]
-    for_cpu = [path for path in bindings if path.stem.endswith("_ops")]
+) -> ninja_build.Module:
+    """The extension module with its flags; its file goes to `folder`, with `suffix` after its name."""
+    # The longest compiles come first.
+    names = ["*.cu", "*_ops_cuda.cpp"] if cuda.toolkit else []
+    names += ["*_cpu.cpp", "*_ops.cpp", "module.cpp"]
+    sources = [path for name in names for path in fingerprint["compiled_sources"](CSRC) if path.match(name)]
     # Other people's headers go in by -isystem: warnings are for our sources.
     includes = [f"-I{CSRC}", "-isystem", str(torch.root / "include"), "-isystem", sysconfig.get_path("include")]
     # Error messages name the line that threw them: without this, by the folders of the machine that built it.
@@ -131,17 +131,10 @@ def modules_to_build(
     link = ["-shared", f"-L{torch.root / 'lib'}", *ldflags, "-ltorch_cpu", "-lc10"]
     if sys.platform == "darwin":
         link = ["-bundle", "-undefined", "dynamic_lookup", *link[1:]]
-    modules = [
-        ninja_build.Module(
-            name="_C",
-            output=folder / f"_C{suffix}",
-            sources=[CSRC / "bindings/module.cpp", *for_cpu, *sorted((CSRC / "cpu").glob("*.cpp"))],
-            host_flags=host,
-            link_flags=link,
-        )
-    ]
+    nvcc_flags = []
     if cuda.toolkit is not None:
-        launchers = sorted((CSRC / "cuda").glob("*.cu"))
+        host += ["-DUSE_CUDA", "-isystem", str(cuda.toolkit.include)]
+        launchers = [path for path in sources if path.suffix == ".cu"]
         threads = plan.nvcc_threads(jobs, len(launchers), len(cuda.archs))
         nvcc_flags = [
             *NVCC_FLAGS,
@@ -158,23 +151,13 @@ def modules_to_build(
         # The CUDA runtime is linked in: the module then needs no libcudart of one exact major version, and runs beside
         # torch's own, with which it shares device, context and streams. Its symbols are hidden (--exclude-libs), so
         # that the two are never mixed.
-        runtime = [str(cuda.toolkit.cudart_static), "-lrt", "-lpthread", "-ldl"]
-        cuda_libraries = ["-ltorch_cuda", "-ltorch_cpu", "-lc10", *runtime]
-        cuda_module = ninja_build.Module(
-            name="_C_cuda",
-            output=folder / f"_C_cuda{suffix}",
-            sources=[*launchers, CSRC / "bindings/module_cuda.cpp", *for_cuda],
-            host_flags=[*host, "-DUSE_CUDA", "-isystem", str(cuda.toolkit.include)],
-            nvcc_flags=nvcc_flags,
-            link_flags=["-shared", "-Wl,--exclude-libs,ALL", f"-L{torch.root / 'lib'}", *ldflags, *cuda_libraries],
-        )
-        modules.insert(0, cuda_module)  # first, because nvcc takes longest
-    return modules
+        link += ["-Wl,--exclude-libs,ALL", "-ltorch_cuda", str(cuda.toolkit.cudart_static), "-lrt", "-lpthread", "-ldl"]
+    return ninja_build.Module(folder / f"_C{suffix}", sources, host, nvcc_flags, link)
 
 
 def write_build_info(path: Path, info: dict) -> None:
     """Write ard_fast/_build_info.py."""
-    text = '"""What the compiled extension modules were built from and with. Written by setup.py; do not edit."""\n\n'
+    text = '"""What the compiled extension module was built from and with. Written by setup.py; do not edit."""\n\n'
     path.write_text(text + "".join(f"{key} = {pprint.pformat(value, width=120)}\n" for key, value in info.items()))
 
 
@@ -196,7 +179,7 @@ class BuildExtensions(build_ext):
             raise SetupError(f"ard-fast: {error}") from None
 
     def compile_all(self) -> None:
-        """Decide, compile, put the modules in their place and record what was done."""
+        """Decide, compile, put the module in its place and record what was done."""
         if platform.system() == "Windows":
             raise plan.BuildError("Windows is not supported yet: the flags are those of GCC and Clang")
         torch, looked = torch_install.find_torch()
@@ -212,19 +195,16 @@ class BuildExtensions(build_ext):
         folder = Path(self.build_temp).resolve() / "ninja"
         folder.mkdir(parents=True, exist_ok=True)
         suffix = Path(self.get_ext_filename("ard_fast._C")).name.removeprefix("_C")
-        modules = modules_to_build(torch, cuda, jobs, folder, suffix)
+        module = module_to_build(torch, cuda, jobs, folder, suffix)
         compiler = ninja_build.find_compiler(os.environ)
         nvcc = cuda.toolkit.nvcc if cuda.toolkit else None
-        (folder / "build.ninja").write_text(ninja_build.ninja_file(modules, compiler, nvcc, CSRC, folder))
+        (folder / "build.ninja").write_text(ninja_build.ninja_file(module, compiler, nvcc, CSRC, folder))
         # Taken before compiling: if a source changes meanwhile, the result counts as stale.
         sources = fingerprint["source_fingerprint"](CSRC)
         ninja_build.run_ninja(folder, jobs)
 
         package = ROOT / "ard_fast" if self.inplace else Path(self.build_lib) / "ard_fast"
-        for earlier in package.glob(f"_C*{suffix}"):
-            earlier.unlink()
-        for module in modules:
-            replace_file(module.output, package / module.output.name)
+        replace_file(module.output, package / module.output.name)
         info = {
             "TORCH_VERSION": torch.version,
             "TORCH_CUDA": torch.cuda,
@@ -240,9 +220,6 @@ class BuildExtensions(build_ext):
             "SOURCE_FINGERPRINT": sources,
         }
         write_build_info(package / "_build_info.py", info)
-        # setuptools asks later which modules there are.
-        built = {f"ard_fast.{module.name}" for module in modules}
-        self.extensions = [extension for extension in self.extensions if extension.name in built]
 
 
 class Build(build):
@@ -268,6 +245,6 @@ class StableAbiWheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[Extension(f"ard_fast.{name}", sources=[], py_limited_api=True) for name in MODULES],
+    ext_modules=[Extension("ard_fast._C", sources=[], py_limited_api=True)],
     cmdclass={"build": Build, "build_ext": BuildExtensions, "bdist_wheel": StableAbiWheel},
 )

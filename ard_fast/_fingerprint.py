@@ -1,4 +1,4 @@
-"""A short hash of the C++ and CUDA sources that the extension modules are compiled from.
+"""A short hash of the C++ and CUDA sources that the extension module is compiled from.
 
 The build writes it into `_build_info.py`; `_load.py` compares it with the sources beside the Python files. Standard
 library only, because the build loads this file on its own, before the package can be imported.
@@ -7,13 +7,13 @@ library only, because the build loads this file on its own, before the package c
 import hashlib
 from pathlib import Path
 
-# The emulator of the tests is in no extension module, so editing it makes nothing stale.
+# The emulator of the tests is not in the extension module, so editing it makes nothing stale.
 TEST_FOLDERS = ("emulator", "testing")
 SOURCE_SUFFIXES = (".h", ".cuh", ".cpp", ".cu")
 
 
 def compiled_sources(csrc: Path) -> list[Path]:
-    """List every file under `csrc` that goes into an extension module, headers included, in a fixed order."""
+    """List every file under `csrc` that goes into the extension module, headers included, in a fixed order."""
     found = (path for path in csrc.rglob("*") if path.suffix in SOURCE_SUFFIXES)
     return sorted(path for path in found if path.relative_to(csrc).parts[0] not in TEST_FOLDERS)
 

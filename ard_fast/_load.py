@@ -1,23 +1,26 @@
-"""Loads the compiled extension modules, whichever way the package was installed.
+"""Loads the compiled extension module `_C`, whichever way the package was installed.
 
-`_C` holds the operator schemas and the CPU kernels, `_C_cuda` the CUDA kernels (`_cuda_part.py`). Loading never builds
-anything and needs no GPU.
+`_C` holds the operator schemas, the CPU kernels and, where it was built with CUDA, the CUDA kernels. Loading never
+builds anything and needs no GPU.
 
-Where the modules are. An installed package and an editable one have them beside this file. In a clone of the
-repository after a plain `pip install .` they are not: started from the clone's root, Python takes the source folder
-`ard_fast/` for the package and never looks at the installed one. Then the modules of the installed package serve,
-found along `sys.path`, and the Python files are the clone's own.
+Where it is. An installed package and an editable one have it beside this file. In a clone of the repository after a
+plain `pip install .` it is not: started from the clone's root, Python takes the source folder `ard_fast/` for the
+package and never looks at the installed one. Then the module of the installed package serves, found along `sys.path`,
+and the Python files are the clone's own.
 
-Whether they fit. Beside a source checkout's Python files lies `csrc/`. Its fingerprint must be the one that the
-modules were built from; the first modules that fit are taken. If none do, the first ones found are used, with a
+Whether it fits. Beside a source checkout's Python files lies `csrc/`. Its fingerprint must be the one that the module
+was built from; the first module that fits is taken. If none does, the first one found is used, with a
 `StaleExtensionWarning`.
 """
 
 import functools
+import importlib.machinery
+import importlib.util
+import re
 import runpy
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -25,11 +28,12 @@ from typing import Any
 
 import torch
 
-from ard_fast._cuda_part import import_file, load_cuda_part, module_file
 from ard_fast._fingerprint import source_fingerprint
 
 PACKAGE = Path(__file__).resolve().parent
 MINIMUM_TORCH = (2, 11)
+CLUSTERS = (9, 0)  # the compute capability that brings them; kClusterCode in csrc/cuda/geometry.h
+WITHOUT_CLUSTERS = "without the thread-block clusters that make L2, MI-FGSM and Auto-PGD steps of large images faster"
 
 
 class StaleExtensionWarning(UserWarning):
@@ -38,25 +42,36 @@ class StaleExtensionWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Extension:
-    """The loaded extension modules."""
+    """The loaded extension module."""
 
     c_path: Path
-    cuda_path: Path | None  # of `_C_cuda`, None when it is not loaded
+    has_cuda_kernels: bool
     cuda_reason: str  # why the CUDA kernels are there or not, a sentence without a full stop
     source_checkout: bool  # the Python files lie in a checkout, beside csrc/
     stale: str | None  # what does not fit, or None
     build_info: MappingProxyType[str, Any] = field(repr=False)  # the values of _build_info.py
 
-    @property
-    def has_cuda_kernels(self) -> bool:
-        """Whether `_C_cuda` is loaded."""
-        return self.cuda_path is not None
+
+def extension_file(folder: Path) -> Path | None:
+    """The file of `_C` in `folder`, for this Python."""
+    paths = (folder / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _import_extension(path: Path) -> None:
+    """Import the extension module at `path` under the name it has inside the package."""
+    spec = importlib.util.spec_from_file_location("ard_fast._C", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules["ard_fast._C"] = module
 
 
 def _folders_with_extension(package: Path, search_path: Iterable[str]) -> list[Path]:
     """Folders that hold `_C`: that of the Python files, then every other `ard_fast` folder along the search path."""
     folders = [package, *(Path(entry or ".").resolve() / "ard_fast" for entry in search_path)]
-    return [folder for folder in dict.fromkeys(folders) if module_file(folder, "_C") is not None]
+    return [folder for folder in dict.fromkeys(folders) if extension_file(folder) is not None]
 
 
 def _read_build_info(folder: Path) -> dict[str, Any]:
@@ -68,7 +83,7 @@ def _read_build_info(folder: Path) -> dict[str, Any]:
 
 
 def _choose_folder(folders: list[Path], csrc: Path | None) -> tuple[Path, dict[str, Any], str | None]:
-    """Choose the modules to load.
+    """Choose the module to load.
 
     Args:
         folders: those that hold `_C`, at least one.
@@ -96,9 +111,49 @@ def _install_hint(root: Path | None) -> str:
     return f"Build it: run `pip install .` (or `pip install -e .`) in {root}"
 
 
+def arch_coverage(capability: tuple[int, int], archs: Sequence[str]) -> tuple[bool, str]:
+    """Whether code for `archs` runs on a GPU, and how.
+
+    Args:
+        capability: the GPU's compute capability, such as (9, 0).
+        archs: what was compiled, such as ["sm_80", "compute_80"].
+
+    Returns:
+        Whether it runs, and a phrase that says how or what to do.
+    """
+    major, minor = capability
+    # Machine code runs on its own major version from its own minor version on; "a" and "f" variants have rules of their
+    # own and count only for exactly their GPU.
+    binaries: list[tuple[int, str]] = []
+    ptx: list[tuple[int, int]] = []
+    for name in archs:
+        if match := re.fullmatch(r"sm_(\d+)(\d)([af]?)", name):
+            if int(match[1]) == major and (int(match[2]) == minor or (not match[3] and int(match[2]) < minor)):
+                binaries.append((int(match[2]), name))
+        elif match := re.fullmatch(r"compute_(\d+)(\d)", name):
+            ptx.append((int(match[1]), int(match[2])))
+    if binaries:
+        return True, f"runs its {max(binaries)[1]} code"
+    rebuild = f"build again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+    usable = max((version for version in ptx if version <= capability), default=None)
+    if usable is None:
+        return False, f"not covered: {rebuild}"
+    how = "the driver compiles the kernels from compute_{}{} at first use".format(*usable)
+    return True, f"{how}, {WITHOUT_CLUSTERS}: {rebuild}" if usable < CLUSTERS <= capability else how
+
+
+def _warn_of_other_gpus(archs: Sequence[str]) -> None:
+    """Say which visible GPUs have no code here, or older code than they could run."""
+    for index in range(torch.cuda.device_count() if archs else 0):
+        runs, how = arch_coverage(torch.cuda.get_device_capability(index), archs)
+        if not runs or WITHOUT_CLUSTERS in how:
+            name = torch.cuda.get_device_name(index)
+            warnings.warn(f"ard_fast: cuda:{index} ({name}): {how}", RuntimeWarning, stacklevel=2)
+
+
 @functools.cache
 def load() -> Extension:
-    """Load `_C`, and the CUDA kernels if torch is a CUDA build; once in a process.
+    """Load `_C`; once in a process.
 
     Returns:
         What was loaded and why.
@@ -119,25 +174,31 @@ def load() -> Extension:
             f"Looked in {PACKAGE}, then for an ard_fast folder in: {looked}"
         )
     folder, info, stale = _choose_folder(folders, csrc)
-    c_path = module_file(folder, "_C")
+    c_path = extension_file(folder)
     assert c_path is not None  # that is what the folder was chosen for
+    built = f"It was built against torch {info.get('TORCH_VERSION', 'of an unknown version')}; "
+    built += f"this is torch {torch.__version__}."
+    if info.get("CUDA_BUILT") and torch.version.cuda is None:
+        raise ImportError(f"ard_fast: {c_path} holds CUDA kernels and needs a CUDA build of torch. {built} {hint}")
     try:
-        import_file("ard_fast._C", c_path)
+        _import_extension(c_path)
     except ImportError as error:
-        built = info.get("TORCH_VERSION", "an unknown version")
-        raise ImportError(
-            f"ard_fast: {c_path} could not be loaded: {error}. "
-            f"It was built against torch {built}; this is torch {torch.__version__}. {hint}"
-        ) from error
+        raise ImportError(f"ard_fast: {c_path} could not be loaded: {error}. {built} {hint}") from error
     if stale is not None:
         warnings.warn(
             f"ard_fast: {stale}. Results are those of the old code. {hint}", StaleExtensionWarning, stacklevel=2
         )
-    cuda = load_cuda_part(folder, info)
+    archs = info.get("CUDA_ARCHS", [])
+    if has_cuda_kernels := torch._C._dispatch_has_kernel_for_dispatch_key("ard_fast::pgd_linf_step_", "CUDA"):
+        cuda_reason = f"compiled for {' '.join(archs) or 'unknown architectures'}"
+        # When CUDA is initialized, which loading must not do; at once if it is.
+        torch.cuda._lazy_call(functools.partial(_warn_of_other_gpus, archs))
+    else:
+        cuda_reason = f"the extension was built without CUDA: {info.get('CUDA_REASON', 'no record of why')}"
     return Extension(
         c_path=c_path,
-        cuda_path=cuda.path,
-        cuda_reason=cuda.reason,
+        has_cuda_kernels=has_cuda_kernels,
+        cuda_reason=cuda_reason,
         source_checkout=csrc is not None,
         stale=stale,
         build_info=MappingProxyType(info),

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ard_fast import _load
-from ard_fast._cuda_part import arch_coverage
 from ard_fast._version import __version__
 
 
@@ -22,7 +21,7 @@ def _gpus(archs: list[str]) -> list[dict[str, Any]]:
     gpus = []
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
-        runs, how = arch_coverage(capability, archs)
+        runs, how = _load.arch_coverage(capability, archs)
         gpus.append(
             {
                 "name": torch.cuda.get_device_name(index),
@@ -69,7 +68,6 @@ def collect() -> dict[str, Any]:
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "extension": str(extension.c_path),
-        "cuda_extension": str(extension.cuda_path) if extension.cuda_path else None,
         "cuda_kernels": extension.has_cuda_kernels,
         "cuda_reason": extension.cuda_reason,
         "stale": extension.stale,

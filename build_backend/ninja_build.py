@@ -1,6 +1,6 @@
-"""Compiles and links the extension modules with Ninja, all in one graph, so that every core is busy to the end.
+"""Compiles and links the extension module with Ninja.
 
-torch's own BuildExtension is not used: it builds one module after the other, trusts an nvcc found on PATH to lie in
+torch's own BuildExtension is not used: it trusts an nvcc found on PATH to lie in
 its toolkit, and ties the build to setuptools internals. The stable ABI needs two include folders and two libraries,
 which is little to write down.
 """
@@ -18,9 +18,8 @@ from plan import BuildError
 
 @dataclass
 class Module:
-    """One extension module."""
+    """An extension module."""
 
-    name: str  # such as "_C"
     output: Path
     sources: list[Path]
     host_flags: list[str]
@@ -66,8 +65,8 @@ def _command(words: list[str]) -> str:
     return shlex.join(words).replace("$", "$$")
 
 
-def ninja_file(modules: list[Module], compiler: list[str], nvcc: Path | None, root: Path, folder: Path) -> str:
-    """The text of the Ninja file that builds `modules` with objects under `folder`, for sources under `root`."""
+def ninja_file(module: Module, compiler: list[str], nvcc: Path | None, root: Path, folder: Path) -> str:
+    """The text of the Ninja file that builds `module` with objects under `folder`, for sources under `root`."""
     lines = [
         "ninja_required_version = 1.5",
         f"cxx = {_command(compiler)}",
@@ -86,25 +85,24 @@ def ninja_file(modules: list[Module], compiler: list[str], nvcc: Path | None, ro
         "  command = $cxx $in -o $out $flags",
         "  description = link $name",
     ]
-    for module in modules:
-        objects = []
-        for source in module.sources:
-            name = source.relative_to(root).as_posix()
-            target = folder / module.name / f"{name}.o"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            objects.append(target)
-            cuda = source.suffix == ".cu"
-            lines += [
-                f"build {_escape(target)}: {'compile_cu' if cuda else 'compile_cpp'} {_escape(source)}",
-                f"  flags = {_command(module.nvcc_flags if cuda else module.host_flags)}",
-                f"  name = {name}",
-            ]
-        module.output.parent.mkdir(parents=True, exist_ok=True)
+    objects = []
+    for source in module.sources:
+        name = source.relative_to(root).as_posix()
+        target = folder / f"{name}.o"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        objects.append(target)
+        cuda = source.suffix == ".cu"
         lines += [
-            f"build {_escape(module.output)}: link {' '.join(map(_escape, objects))}",
-            f"  flags = {_command(module.link_flags)}",
-            f"  name = {module.output.name}",
+            f"build {_escape(target)}: {'compile_cu' if cuda else 'compile_cpp'} {_escape(source)}",
+            f"  flags = {_command(module.nvcc_flags if cuda else module.host_flags)}",
+            f"  name = {name}",
         ]
+    module.output.parent.mkdir(parents=True, exist_ok=True)
+    lines += [
+        f"build {_escape(module.output)}: link {' '.join(map(_escape, objects))}",
+        f"  flags = {_command(module.link_flags)}",
+        f"  name = {module.output.name}",
+    ]
     return "\n".join(lines) + "\n"
 
 

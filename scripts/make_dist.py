@@ -26,7 +26,6 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {"_C", "_C_cuda"}
 # A source file by its full path, as assertions and messages would have it. The debug lines of nvcc cannot be changed.
 MACHINE_PATH = re.compile(rb"(?<![\w.+-])/[\w.+-]+(?:/[\w.+ -]+)+\.(?:cpp|cuh|cu|h)\b")
 # torch brings these itself, one build of ours serves many of its.
@@ -36,7 +35,7 @@ LEFT_TO_TORCH = ["libtorch*.so", "libc10*.so"]
 def wheel_problems(wheel: Path, root: Path = ROOT) -> list[str]:
     """What is wrong with a wheel of the sources in `root`: a sentence for each finding, none if it is as it should be.
 
-    It holds the package's Python files and data as they are in `root`, the extension modules,
+    It holds the package's Python files and data as they are in `root`, the extension module,
     the licence, and nothing else; its name, tag and requirements are the package's.
     """
     problems = []
@@ -60,9 +59,9 @@ def wheel_problems(wheel: Path, root: Path = ROOT) -> list[str]:
         if name not in content:
             problems.append(f"{name} is missing")
     for name in sorted(content.keys() - wanted.keys()):
-        module = re.fullmatch(r"ard_fast/(\w+)\.abi3\.so", name)
-        if module and module[1] in MODULES:
-            paths = sorted(set(MACHINE_PATH.findall(content[name]))) if module[1] != "_C_cuda" else []
+        if name == "ard_fast/_C.abi3.so":
+            with_cuda = b"\nCUDA_BUILT = True\n" in content.get("ard_fast/_build_info.py", b"")
+            paths = [] if with_cuda else sorted(set(MACHINE_PATH.findall(content[name])))
             problems += [f"{name} holds the path {path.decode()}" for path in paths]
         elif name != "ard_fast/_build_info.py" and not name.startswith(info):
             problems.append(f"{name} does not belong in the wheel")

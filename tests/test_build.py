@@ -340,14 +340,13 @@ def test_ninja_builds_paths_and_flags_with_spaces_and_dollars(tmp_path: Path) ->
     root.mkdir()
     (root / "one.cpp").write_text('extern "C" const char* text() { return TEXT; }\n')
     module = ninja_build.Module(
-        name="_C",
         output=root / "out" / "_C.so",
         sources=[root / "one.cpp"],
         host_flags=["-fPIC", '-DTEXT="x $y"'],
         link_flags=["-shared"],
     )
     compiler = ninja_build.find_compiler(os.environ)
-    (root / "build.ninja").write_text(ninja_build.ninja_file([module], compiler, None, root, root / "objects"))
+    (root / "build.ninja").write_text(ninja_build.ninja_file(module, compiler, None, root, root / "objects"))
     ninja_build.run_ninja(root, 1)
     code = "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).text; f.restype = ctypes.c_char_p; print(f().decode())"
     assert subprocess.check_output([sys.executable, "-c", code, str(module.output)], text=True) == "x $y\n"

@@ -121,7 +121,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignore = shutil.ignore_patterns(".git", "build", "build-*", "*.egg-info", "__pycache__", "*.so", "_build_info.py")
     shutil.copytree(ROOT, target, ignore=ignore)
     (target / "ard_fast" / "_C.abi3.so").write_bytes(b"left over")
-    (target / "ard_fast" / "_C_cuda.abi3.so").write_bytes(b"left over")
+    (target / "ard_fast" / "_C_old.abi3.so").write_bytes(b"left over")
     (target / "ard_fast" / "_build_info.py").write_text("SOURCE_FINGERPRINT = 'left over'\n")
     (target / "tests" / "__pycache__").mkdir()
     (target / "tests" / "__pycache__" / "left_over.cpython-311.pyc").touch()
@@ -191,7 +191,7 @@ def test_wheel_holds_the_package_and_nothing_else(make_dist, checkout: Path, whe
     with zipfile.ZipFile(wheel) as archive:
         assert b"left over" not in archive.read("ard_fast/_build_info.py")
         assert archive.read("ard_fast/_C.abi3.so").startswith(b"\x7fELF")
-        assert "ard_fast/_C_cuda.abi3.so" not in archive.namelist()
+        assert "ard_fast/_C_old.abi3.so" not in archive.namelist()
 
 
 @pytest.mark.slow

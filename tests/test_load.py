@@ -6,12 +6,15 @@ site-packages folder around the extension that is installed.
 
 import json
 import pprint
+import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from ard_fast import _fingerprint, _load
 
@@ -41,7 +44,7 @@ def make_checkout(root: Path) -> Path:
 def make_package(folder: Path) -> Path:
     """The package's loader, without the rest."""
     folder.mkdir(parents=True)
-    for name in ("_load.py", "_cuda_part.py", "_fingerprint.py"):
+    for name in ("_load.py", "_fingerprint.py"):
         shutil.copy(ROOT / "ard_fast" / name, folder)
     (folder / "__init__.py").write_text("from ard_fast._load import load\n\nload()\n")
     return folder
@@ -116,6 +119,57 @@ def test_broken_extension_is_an_error_that_names_both_torches(tmp_path: Path, mo
         ImportError, match=r"(?s)could not be loaded.*against torch 2\.98\.0; this is torch .*--force-re"
     ):
         _load.load.__wrapped__()
+
+
+def test_extension_with_cuda_kernels_needs_a_cuda_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is opened: the loader of the system would only miss libtorch_cuda.so."""
+    package = make_package(tmp_path / "site" / "ard_fast")
+    (package / "_C.abi3.so").touch()
+    (package / "_build_info.py").write_text("TORCH_VERSION = '2.14.1+cu130'\nCUDA_BUILT = True\n")
+    monkeypatch.setattr(_load, "PACKAGE", package)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    said = r"holds CUDA kernels and needs a CUDA build of torch.*against torch 2\.14\.1\+cu130; this is .*--force-re"
+    with pytest.raises(ImportError, match=said):
+        _load.load.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("archs", "said"),
+    [
+        (["sm_80", "sm_90"], []),
+        (["sm_80", "compute_90"], []),
+        (
+            ["sm_80", "compute_80"],
+            ["compiles the kernels from compute_80 at first use, without .* TORCH_CUDA_ARCH_LIST=9.0"],
+        ),
+        (["sm_80"], ["not covered: build again with TORCH_CUDA_ARCH_LIST=9.0"]),
+    ],
+)
+def test_gpus_without_fitting_code_are_named_when_cuda_is_initialized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archs: list[str], said: list[str]
+) -> None:
+    """cuda:0 is an H100, cuda:1 an A100."""
+    queued = []
+    package = make_package(tmp_path / "site" / "ard_fast")
+    (package / "_C.abi3.so").touch()
+    (package / "_build_info.py").write_text(f"CUDA_BUILT = True\nCUDA_ARCHS = {archs!r}\n")
+    monkeypatch.setattr(_load, "PACKAGE", package)
+    monkeypatch.setattr(_load, "_import_extension", lambda path: None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda name, key: key == "CUDA")
+    monkeypatch.setattr(torch.cuda, "_lazy_call", queued.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (8, 0)][index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: ["H100", "A100"][index])
+    extension = _load.load.__wrapped__()
+    assert (extension.has_cuda_kernels, extension.cuda_reason) == (True, f"compiled for {' '.join(archs)}")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for call in queued:
+            call()
+    assert len(caught) == len(said)
+    for warning, pattern in zip(caught, said, strict=True):
+        assert re.search(r"ard_fast: cuda:0 \(H100\): .*" + pattern, str(warning.message))
 
 
 def test_too_old_torch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
