@@ -93,8 +93,9 @@ def mart_loss(
     rival = adv_logits.detach().scatter(1, label, -torch.inf).argmax(dim=1, keepdim=True)
     rival_probability = F.softmax(adv_logits, dim=1).gather(1, rival).squeeze(1)
     boosted = F.cross_entropy(adv_logits, labels, reduction="none") - torch.log(1.0001 - rival_probability)
-    doubt = 1.0 - F.softmax(clean_logits, dim=1).gather(1, label).squeeze(1)
-    return _reduce(beta * _kl_rows(adv_logits, clean_logits) * doubt, boosted, reduction, weight, adv_logits.shape[1])
+    doubt = F.softmax(clean_logits, dim=1).scatter(1, label, 0.0).sum(dim=1)  # 1 - p_y
+    kl = _kl_rows(adv_logits, clean_logits).masked_fill(doubt == 0, 0.0)
+    return _reduce(beta * kl * doubt, boosted, reduction, weight, adv_logits.shape[1])
 
 
 def _kl_rows(
@@ -106,7 +107,9 @@ def _kl_rows(
         teacher_temperature = teacher_temperature.unsqueeze(1)
     log_p = F.log_softmax(student / temperature, dim=1)
     log_q = F.log_softmax(teacher / teacher_temperature, dim=1)
-    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
+    q = log_q.exp()
+    excluded = q == 0  # 0 * log 0 = 0, of which F.kl_div makes NaN
+    return (q * (log_q.masked_fill(excluded, 0.0) - log_p.masked_fill(excluded, 0.0))).sum(dim=1)
 
 
 def _reduce(kl: Tensor, other: Tensor | float, reduction: str, weight: Tensor | None, classes: int) -> Tensor:

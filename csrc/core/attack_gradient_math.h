@@ -7,8 +7,8 @@
 //   loss = -n / d,   n = z_label - z_other,   d = z_(1) - (a z_(3) + b z_(4)) + 1e-12
 //   dloss/dz_c = (1 / d) * ([c = other] - [c = label] + (n / d) * dd/dz_c)
 //
-// with d = 1 for the margin. z_(k) is the k-th largest logit; among equals the lowest class is
-// first.
+// from halves of n and d, which do not overflow for finite logits, and with d = 1 for the margin.
+// z_(k) is the k-th largest logit; among equals the lowest class is first.
 #pragma once
 
 #include "core/attack_gradient_params.h"
@@ -86,13 +86,15 @@ ARD_HD ComparedRow compared_row(AttackLoss loss, float kappa, const Top4& top, i
     row.third_class = top.at[2].index;
     if (targeted) row.fourth_class = top.at[3].index;
     row.spread_weight = targeted ? 0.5f : 1.0f;
-    const float to_third = top.at[0].value - top.at[2].value;
+    const float half_first = 0.5f * top.at[0].value;
+    const float to_third = half_first - 0.5f * top.at[2].value;
     // The mean of two differences: neither loses digits to the size of the logits.
     const float spread =
-        targeted ? 0.5f * to_third + 0.5f * (top.at[0].value - top.at[3].value) : to_third;
-    const float denominator = spread + 1e-12f;
-    row.scale = 1.0f / denominator;
-    row.ratio = gap / denominator;
+        targeted ? 0.5f * to_third + 0.5f * (half_first - 0.5f * top.at[3].value) : to_third;
+    const float half_gap = 0.5f * label_logit - 0.5f * (targeted ? target_logit : rival.value);
+    const float denominator = spread + 0.5e-12f;
+    row.scale = 0.5f / denominator;
+    row.ratio = half_gap / denominator;
     row.loss = -row.ratio;
   }
   if (has_nan || row.loss != row.loss) row.loss = row.scale = NAN;

@@ -14,6 +14,11 @@
 // gradient p - q = (q * (e^x - 1) - q * excess) / (1 + excess), excess being that sum, follows from
 // the same terms. Rows in which some class is far more likely under the student use the log-sum-exp
 // form instead, which is accurate there because the KL is large.
+//
+// Special values: a NaN, a logit of +inf and a row of -inf only make the sums of their row NaN, and
+// so its loss and all its gradients; a logit of -inf is a class of probability 0. Finite logits
+// never give NaN: a difference that float cannot hold counts as infinite, and where one or their
+// sum decides the mean gap m, the KL is +inf.
 #pragma once
 
 #include "core/math.h"
@@ -96,10 +101,11 @@ ARD_HD KdWeighed kd_weigh(const KdRow& row, bool tempered, float student, float 
   const float v = (teacher - row.teacher_ref) * row.inv_teacher_temperature;
   const float difference = student - teacher;
   // What the differences lost in rounding decides the gap of a student that has nearly become its
-  // teacher. Infinite logits have no such rest.
+  // teacher. There is no such rest where one of them is infinite, be it that it overflows.
   const float rest = sub_error(student, teacher, difference) - row.shift_error;
   const float shifted = difference - row.shift;
-  gap = tempered ? a - v : (rest == rest ? shifted + rest : shifted) * row.inv_temperature;
+  const float apart = (student - row.student_ref) - (teacher - row.teacher_ref);
+  gap = tempered ? a - v : (rest == rest ? shifted + rest : apart) * row.inv_temperature;
   const float weight = exp_f32(v);
   const float excluded = student != student ? student : 0.0f;  // NaN must not pass unseen
   return KdWeighed{a, weight == 0.0f ? excluded : gap, weight};
@@ -119,9 +125,11 @@ ARD_HD bool kd_row_set_sums(KdRow& row, const KdSums& sums) {
 
 ARD_HD void kd_row_set_range(KdRow& row, float student_max) {
   row.student_max = student_max;
-  // The largest log(q e^x) of the row; beyond e^10 the KL itself is of that size. NaN counts as
-  // far.
-  const bool far = !(kd_scaled(row, student_max) - row.log_z - row.mean_gap <= 10.0f);
+  if (!is_finite(student_max)) row.mean_gap = NAN;  // for the teacher's gradient
+  // The largest log(q e^x) of the row; beyond e^10 the KL itself is of that size. NaN and infinite
+  // gaps count as far.
+  const float largest = kd_scaled(row, student_max) - row.log_z - row.mean_gap;
+  const bool far = !(largest <= 10.0f) || !is_finite(row.mean_gap);
   row.range = far ? KdRange::far : KdRange::middle;
 }
 
@@ -170,6 +178,7 @@ ARD_HD float kd_far_weight(const KdRow& row, float student) {
 ARD_HD float kd_row_finish(KdRow& row, float sum) {
   if (row.range == KdRange::far) {
     row.inv_student_z = 1.0f / sum;
+    if (!is_finite(row.mean_gap)) return INFINITY + (log_f32(sum) - row.log_z);
     return (kd_scaled(row, row.student_max) + log_f32(sum)) - row.log_z - row.mean_gap;
   }
   row.excess = sum;
@@ -208,6 +217,13 @@ ARD_HD void kd_scale_gradient(KdRow& row, float& close_factor, float factor) {
 // costs to favour this class. To its logit: that over the teacher's temperature.
 ARD_HD float kd_teacher_grad(const KdRow& row, float gap, float weight) {
   return -(weight * row.inv_z) * (gap - row.mean_gap);
+}
+
+// A row's loss of two terms, in double: the product of two weights may be beyond float where that
+// with the loss is not. A weight of 0 does not hide an infinite term.
+ARD_HD float weighted_loss(float weight, float first_weight, float first, float second_weight,
+                           float second) {
+  return float(weight * (double(first_weight) * first + double(second_weight) * second));
 }
 
 // Cross-entropy, relative to the largest logit z_max: with r the sum of e^(z - z_max) over all

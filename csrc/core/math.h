@@ -27,7 +27,11 @@ ARD_HD float bits_to_float(uint32_t bits) {
 #endif
 }
 
-// Host code is compiled with -ffp-contract=off, which gives the plain operators the same meaning.
+// Host code is compiled with -ffp-contract=off, which gives the plain operators the same meaning;
+// but see cpu/fused.h.
+#if defined(ARD_MAY_FUSE)
+float mul_rn(float, float) = delete;
+#else
 ARD_HD float mul_rn(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(a, b);
@@ -35,6 +39,7 @@ ARD_HD float mul_rn(float a, float b) {
   return a * b;
 #endif
 }
+#endif
 
 ARD_HD float add_rn(float a, float b) {
 #if defined(__CUDA_ARCH__)
@@ -81,6 +86,8 @@ ARD_HD float max_or_second(float a, float b) { return a > b ? a : b; }
 ARD_HD float min_or_second(float a, float b) { return a < b ? a : b; }
 
 ARD_HD float magnitude(float value) { return bits_to_float(float_to_bits(value) & 0x7fffffffu); }
+
+ARD_HD bool is_finite(float value) { return magnitude(value) < INFINITY; }
 
 // The power of two that brings a magnitude into [1, 2), so that multiplying by it, or by its
 // inverse, is exact: from 2^-126 to 2^126, which is also that of 0; 1 for an infinity and NaN.

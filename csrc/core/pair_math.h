@@ -25,8 +25,8 @@ ARD_HD float ce_grad_of_weight(const CeRow& row, float weight, bool is_label) {
   return is_label ? at_label : p;
 }
 
-// The weights of the two terms in a row's loss or gradient.
-struct PairWeights {
+// The two terms of a row's loss, or what these are multiplied by in its gradient.
+struct PairTerms {
   float kl, ce;
 };
 
@@ -35,13 +35,9 @@ struct PairGrads {
   float adv, clean;
 };
 
-ARD_HD float trades_loss(const CeRow& clean, float label_logit, float kl, PairWeights weight) {
-  return weight.ce * ce_loss(clean, label_logit) + weight.kl * kl;
-}
-
 // The gradient to one clean logit. kl_grad: kd_teacher_grad of the class.
 ARD_HD float trades_clean_grad(const CeRow& clean, float clean_weight, bool is_label, float kl_grad,
-                               PairWeights weight) {
+                               PairTerms weight) {
   return weight.ce * ce_grad_of_weight(clean, clean_weight, is_label) + weight.kl * kl_grad;
 }
 
@@ -70,13 +66,15 @@ ARD_HD MartRow mart_row(const CeRow& adv, float rival_logit, const CeRow& clean,
   return row;
 }
 
-ARD_HD float mart_loss(const MartRow& row, float label_logit, float kl, PairWeights weight) {
-  return weight.ce * (ce_loss(row.adv, label_logit) + row.margin) + weight.kl * row.doubt * kl;
+ARD_HD PairTerms mart_terms(const MartRow& row, float label_logit, float kl) {
+  // A row without doubt has no such term, even where the KL is infinite.
+  return PairTerms{row.doubt == 0.0f ? 0.0f : row.doubt * kl,
+                   ce_loss(row.adv, label_logit) + row.margin};
 }
 
 // The gradient to one adversarial logit. kl_grad: p - q of the class.
 ARD_HD float mart_adv_grad(const MartRow& row, float logit, bool is_label, bool is_rival,
-                           float kl_grad, PairWeights weight) {
+                           float kl_grad, PairTerms weight) {
   const float ce = ce_grad(row.adv, logit, is_label);
   const float margin = -ce_grad(row.adv, logit, is_rival) * row.slope;
   return weight.ce * (ce + margin) + weight.kl * row.doubt * kl_grad;
@@ -84,7 +82,7 @@ ARD_HD float mart_adv_grad(const MartRow& row, float logit, bool is_label, bool 
 
 // The gradient to one clean logit. kl_grad: kd_teacher_grad of the class.
 ARD_HD float mart_clean_grad(const MartRow& row, float clean_weight, bool is_label, float kl,
-                             float kl_grad, PairWeights weight) {
+                             float kl_grad, PairTerms weight) {
   const float doubt_grad = row.q_label * ce_grad_of_weight(row.clean, clean_weight, is_label);
   return weight.kl * (row.doubt * kl_grad + kl * doubt_grad);
 }

@@ -1,7 +1,4 @@
-// Compared by tolerance, not by bits: multiply-adds may fuse here (see kd_loss_cpu.cpp).
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast")
-#endif
+#include "cpu/fused.h"  // before all others
 
 #include "cpu/attack_gradient.h"
 

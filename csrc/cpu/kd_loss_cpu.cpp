@@ -1,8 +1,4 @@
-// The loss is compared by tolerance, not by bits: multiply-adds may fuse here, unlike elsewhere,
-// which is 13 % of the time. Compilers that do not know the pragma lose only that.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast")
-#endif
+#include "cpu/fused.h"  // before all others
 
 #include "cpu/ce_row.h"
 #include "cpu/kernels.h"
@@ -43,7 +39,7 @@ ARD_HD void kd_rows(const KdLossParams& p, const KlScratch& b, int64_t begin, in
   const bool kl_of_clean = p.clean && !p.labels;
   for (int64_t i = begin; i < end; ++i) {
     const float weight = p.weight ? p.weight[i] : 1.0f;
-    float loss = 0.0f;
+    float terms[2] = {};
     for (int part = 0; part < (kl_of_clean ? 2 : 1); ++part) {
       const bool second = part == 1;
       const void* logits = second ? p.clean : p.student;
@@ -67,7 +63,7 @@ ARD_HD void kd_rows(const KdLossParams& p, const KlScratch& b, int64_t begin, in
                  row_or_null<T>(second ? p.grad_clean : p.grad_student, i, p.classes), scale,
                  teacher_gradient);
       if (scale) teacher_gradient.finish(*scale);
-      loss += (second ? p.clean_weight : p.kl_weight) * kl;
+      terms[part] = kl;
     }
     if (p.labels) {
       const RowView clean = view_row(static_cast<const T*>(p.clean) + i * p.clean_stride, p.classes,
@@ -77,9 +73,9 @@ ARD_HD void kd_rows(const KdLossParams& p, const KlScratch& b, int64_t begin, in
         ce_row_grad(clean, row, p.labels[i], p.classes, weight * p.clean_grad_weight,
                     row_or_null<T>(p.grad_clean, i, p.classes));
       }
-      loss += p.clean_weight * ce_loss(row, clean.data[p.labels[i]]);
+      terms[1] = ce_loss(row, clean.data[p.labels[i]]);
     }
-    p.loss_rows[i] = weight * loss;
+    p.loss_rows[i] = weighted_loss(weight, p.kl_weight, terms[0], p.clean_weight, terms[1]);
   }
 }
 

@@ -1,7 +1,4 @@
-// Compared by tolerance, not by bits: multiply-adds may fuse here (see kd_loss_cpu.cpp).
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast")
-#endif
+#include "cpu/fused.h"  // before all others
 
 #include "core/pair_math.h"
 #include "cpu/ce_row.h"
@@ -62,7 +59,7 @@ template <typename T>
 struct TradesClean {
   T* __restrict grad;
   int64_t classes, padded, label;
-  PairWeights weight;
+  PairTerms weight;
   CeRow* ce;
 
   ARD_HD T element(const KdRow& row, float gap, float w, bool is_label) const {
@@ -78,8 +75,8 @@ struct TradesClean {
 };
 
 template <typename T>
-ARD_HD float trades_row(const PairLossParams& p, const RowView& adv, const RowView& clean,
-                        const KlScratch& b, int64_t index, PairWeights grad_weight) {
+ARD_HD PairTerms trades_row(const PairLossParams& p, const RowView& adv, const RowView& clean,
+                            const KlScratch& b, int64_t index, PairTerms grad_weight) {
   const int64_t label = p.labels[index];
   const float label_logit = clean.data[label];
   CeRow ce{};
@@ -87,7 +84,7 @@ ARD_HD float trades_row(const PairLossParams& p, const RowView& adv, const RowVi
       row_or_null<T>(p.grad_clean, index, p.classes), p.classes, b.padded, label, grad_weight, &ce};
   const float kl = kl_row(adv, clean, b, 1.0f, 1.0f, p.classes, grad_weight.kl,
                           row_or_null<T>(p.grad_adv, index, p.classes), nullptr, of_clean);
-  return trades_loss(ce, label_logit, kl, PairWeights{p.kl_weight, p.ce_weight});
+  return PairTerms{kl, ce_loss(ce, label_logit)};
 }
 
 // Keeps what MART needs of the clean row, where its loss decides the weights: the classes' weights
@@ -108,8 +105,8 @@ struct MartClean {
 };
 
 template <typename T>
-ARD_HD float mart_row_of(const PairLossParams& p, const RowView& adv, const RowView& clean,
-                         const KlScratch& b, int64_t index, PairWeights grad_weight) {
+ARD_HD PairTerms mart_row_of(const PairLossParams& p, const RowView& adv, const RowView& clean,
+                             const KlScratch& b, int64_t index, PairTerms grad_weight) {
   const int64_t label = p.labels[index];
   float* const clean_weights = b.extra(0);
   float* const clean_kl_grad = b.extra(1);
@@ -142,7 +139,7 @@ ARD_HD float mart_row_of(const PairLossParams& p, const RowView& adv, const RowV
     grad[label] = from_float<T>(
         mart_clean_grad(row, clean_weights[label], true, kl, clean_kl_grad[label], grad_weight));
   }
-  return mart_loss(row, adv.data[label], kl, PairWeights{p.kl_weight, p.ce_weight});
+  return mart_terms(row, adv.data[label], kl);
 }
 
 template <typename T>
@@ -154,9 +151,10 @@ ARD_HD void pair_rows(const PairLossParams& p, const KlScratch& b, int64_t begin
                                  b.padded, b.s, tails[0]);
     const RowView clean = view_row(static_cast<const T*>(p.clean) + i * p.clean_stride, p.classes,
                                    b.padded, b.t, tails[1]);
-    const PairWeights grad_weight{weight * p.kl_grad_weight, weight * p.ce_grad_weight};
-    p.loss_rows[i] = weight * (p.mart ? mart_row_of<T>(p, adv, clean, b, i, grad_weight)
-                                      : trades_row<T>(p, adv, clean, b, i, grad_weight));
+    const PairTerms grad_weight{weight * p.kl_grad_weight, weight * p.ce_grad_weight};
+    const PairTerms terms = p.mart ? mart_row_of<T>(p, adv, clean, b, i, grad_weight)
+                                   : trades_row<T>(p, adv, clean, b, i, grad_weight);
+    p.loss_rows[i] = weighted_loss(weight, p.kl_weight, terms.kl, p.ce_weight, terms.ce);
   }
 }
 

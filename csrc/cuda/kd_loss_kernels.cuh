@@ -90,18 +90,17 @@ __device__ __forceinline__ void kd_loss_of_row(const KdLossParams& p, Group& gro
   z.staged_teacher = staged + padded_row<T>(p.classes);
   z.classes = p.classes;
   z.teacher_is_staged = false;
-  float loss =
-      p.kl_weight * kd_row_loss<T, kVec, kCached>(
-                        z, p.inv_temperature,
-                        kd_inv_temperature(p.teacher_temperature, index, p.inv_teacher_temperature),
-                        weight * p.kl_grad_weight, grad_row<T>(p.grad_student, index, p.classes),
-                        grad_row<T>(p.grad_teacher, index, p.classes),
-                        p.grad_scale ? p.grad_scale + index : nullptr, group);
+  const float first = kd_row_loss<T, kVec, kCached>(
+      z, p.inv_temperature,
+      kd_inv_temperature(p.teacher_temperature, index, p.inv_teacher_temperature),
+      weight * p.kl_grad_weight, grad_row<T>(p.grad_student, index, p.classes),
+      grad_row<T>(p.grad_teacher, index, p.classes), p.grad_scale ? p.grad_scale + index : nullptr,
+      group);
+  float second = 0.0f;
   if (p.clean) {
     const T* clean = static_cast<const T*>(p.clean) + index * p.clean_stride;
     const float grad_weight = weight * p.clean_grad_weight;
     T* grad = grad_row<T>(p.grad_clean, index, p.classes);
-    float second;
     if (p.labels) {
       second = ce_row_loss<T, kVec, kCached>(clean, p.classes, p.labels[index], staged, grad_weight,
                                              grad, nullptr, nullptr, group);
@@ -113,9 +112,10 @@ __device__ __forceinline__ void kd_loss_of_row(const KdLossParams& p, Group& gro
           kd_inv_temperature(p.clean_teacher_temperature, index, p.inv_clean_teacher_temperature),
           grad_weight, grad, static_cast<T*>(nullptr), nullptr, group);
     }
-    loss += p.clean_weight * second;
   }
-  if (group.rank() == 0) p.loss_rows[index] = weight * loss;
+  if (group.rank() == 0) {
+    p.loss_rows[index] = weighted_loss(weight, p.kl_weight, first, p.clean_weight, second);
+  }
 }
 
 template <typename T, int kVec>

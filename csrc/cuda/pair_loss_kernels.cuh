@@ -111,12 +111,11 @@ __device__ __forceinline__ void pair_loss_of_row(const PairLossParams& p, Group&
   const int64_t label = valid ? given : 0;
   const float row_weight = p.weight ? p.weight[index] : 1.0f;
   const float weight = valid ? row_weight : NAN;
-  const PairWeights loss_weight{weight * p.kl_weight, weight * p.ce_weight};
-  const PairWeights grad_weight{weight * p.kl_grad_weight, weight * p.ce_grad_weight};
+  const PairTerms grad_weight{weight * p.kl_grad_weight, weight * p.ce_grad_weight};
   const float clean_logit = to_float(z.teacher[label]);
 
   KdRow row;
-  float loss;
+  PairTerms terms;
   if constexpr (kMart) {
     const float adv_logit = to_float(z.student[label]);
     MartSums sums(label, adv_logit);
@@ -125,7 +124,7 @@ __device__ __forceinline__ void pair_loss_of_row(const PairLossParams& p, Group&
         mart_row(ce_row(sums.max, sums.weight_sum, sums.max_count), sums.rival.value,
                  ce_row(row.teacher_ref, sums.clean.rest, sums.clean.count),
                  exp_f32(clean_logit - row.teacher_ref));
-    loss = mart_loss(mart, adv_logit, kl, loss_weight);
+    terms = mart_terms(mart, adv_logit, kl);
     write_pair_grads<T, kVec, kCached>(
         p, z, row, index, group,
         [&](int64_t c, float adv, float clean_weight, float to_adv, float to_clean) {
@@ -137,7 +136,7 @@ __device__ __forceinline__ void pair_loss_of_row(const PairLossParams& p, Group&
     TradesSums sums;
     const float kl = kl_row<kVec, kCached>(z, 1.0f, 1.0f, group, row, sums);
     const CeRow ce = ce_row(row.teacher_ref, sums.rest, sums.count);
-    loss = trades_loss(ce, clean_logit, kl, loss_weight);
+    terms = PairTerms{kl, ce_loss(ce, clean_logit)};
     write_pair_grads<T, kVec, kCached>(
         p, z, row, index, group,
         [&](int64_t c, float, float clean_weight, float to_adv, float to_clean) {
@@ -145,7 +144,9 @@ __device__ __forceinline__ void pair_loss_of_row(const PairLossParams& p, Group&
                            trades_clean_grad(ce, clean_weight, c == label, to_clean, grad_weight)};
         });
   }
-  if (group.rank() == 0) p.loss_rows[index] = loss;
+  if (group.rank() == 0) {
+    p.loss_rows[index] = weighted_loss(weight, p.kl_weight, terms.kl, p.ce_weight, terms.ce);
+  }
 }
 
 template <typename T, int kVec, bool kMart>
