@@ -188,21 +188,10 @@ def test_scaled_is_accurate_where_the_network_is_sure(device):
     torch.testing.assert_close(grad.double(), exact, rtol=2e-6, atol=0)
 
 
-def test_scaled_rows_that_have_no_scale(device):
-    """NaN stays NaN throughout, a gradient beyond float32 saturates: as without, and their factor is 1."""
-    labels = torch.tensor([0, 0, 0], device=device)
-    odd = torch.tensor([[math.nan, 0.0, 1.0, 2.0], [3e38, -3e38, 3e38, 3e38], [1.0, 2.0, 3.0, 5.0]], device=device)
-    for loss in ("ce", "margin", "dlr", "dlr_targeted"):
-        settings = settings_of(loss, labels)
-        target = torch.ones_like(labels) if loss == "dlr_targeted" else labels
-        grad, scale = F.attack_gradient(odd, target, scaled=True, **settings)
-        plain = F.attack_gradient(odd, target, **settings)
-        assert grad[0].isnan().all() and scale[0] == 1
-        torch.testing.assert_close(grad, plain * scale[:, None], rtol=1e-6, atol=0, equal_nan=True)
-    grad, scale = F.attack_gradient(odd, odd.roll(1, 1), loss="kl", scaled=True)
-    assert grad[0].isnan().all() and scale[0] == 1
-    # DLR of equal logits: 1e12, which float16 cannot hold.
-    grad, scale = F.attack_gradient(torch.zeros(1, 4, device=device).half(), labels[:1], loss="dlr", scaled=True)
+def test_scaled_is_finite_where_float16_is_not(device):
+    """DLR of equal logits: 1e12."""
+    labels = torch.tensor([0], device=device)
+    grad, scale = F.attack_gradient(torch.zeros(1, 4, device=device).half(), labels, loss="dlr", scaled=True)
     assert scale.item() == 2.0**-39 and grad.isfinite().all() and 1 <= grad.abs().max() < 2
 
 
@@ -275,28 +264,6 @@ def test_all_logits_equal(dtype, device):
     expected[0], expected[7] = 0, largest
     grad = F.attack_gradient(logits, targets, loss="dlr_targeted", labels=labels)
     torch.testing.assert_close(grad[0].float().cpu(), expected, rtol=8e-3, atol=0)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("classes", [4, 10, 16, 17, 100, 1500])
-@pytest.mark.parametrize("loss", ["ce", "margin", "dlr", "dlr_targeted"])
-def test_not_finite(loss, classes, dtype, device):
-    """One odd logit in each row but the last, at the label, elsewhere and at the end; the last row is untouched."""
-    for value in (math.nan, math.inf, -math.inf):
-        logits = make_logits("plain", 4, classes, 0).to(device, dtype)
-        labels = torch.tensor([1, 1, 1, 1], device=device)
-        expected = F.attack_gradient(logits, labels, **settings_of(loss, labels), with_rows=True)
-        logits[0, 1] = logits[1, 2] = logits[2, classes - 1] = value
-        grad, rows, correct = F.attack_gradient(logits, labels, **settings_of(loss, labels), with_rows=True)
-        assert grad[3].equal(expected.grad[3]) and rows[3] == expected.loss[3] and correct[3] == expected.correct[3]
-        exact_rows = reference.attack_loss(logits.double(), labels, **settings_of(loss, labels))
-        if math.isnan(value):
-            assert rows[:3].isnan().all() and grad[:3].isnan().all() and not correct[:3].any()
-            continue
-        torch.testing.assert_close(rows.double(), exact_rows, rtol=LOSS_RTOL, atol=1e-6, equal_nan=True)
-        assert correct.equal(logits.argmax(1) == settings_of(loss, labels).get("labels", labels))
-        assert grad.isnan().any(1).equal(rows.isnan()) and grad.isnan().all(1).equal(rows.isnan())
-        assert grad[~rows.isnan()].isfinite().all()
 
 
 def settings_of(loss: str, labels: torch.Tensor) -> dict:

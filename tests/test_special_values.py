@@ -115,7 +115,7 @@ CASES = [
     (kl, (0,), {"temperature": 2.0, "teacher_temperature": 5.0}),
     (kl, (0, 1), {"temperature": 4.0}),
     (ard, (0, 2), {"temperature": 1.0}),
-    (rslad, (0, 2), {"temperature": 3.0}),
+    (rslad, (0, 2), {"temperature": 3.0, "teacher_temperature": 2.0}),
     (trades, (0, 1), {"beta": 6.0}),
     (mart, (0, 1), {"beta": 5.0}),
 ]
@@ -172,6 +172,22 @@ def test_attack_gradients(loss, classes, dtype, device):
     if loss == "dlr":  # flat for a label in the third place, but for float64's noise
         known &= logits.sort(dim=1, descending=True, stable=True).indices[:, 2].cpu() != labels.cpu()
     assert_gradient(scaled, exact * factors[:, None], [logits], known, 1e-3)
+    assert factors[rows.isnan()].eq(1).all()
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", CLASSES)
+def test_scaled_gradients_of_the_divergence(classes, dtype, device):
+    (logits, target), _ = table(2, classes, dtype, device)
+    grad, rows, _ = F.attack_gradient(logits, target, loss="kl", temperature=4.0, with_rows=True)
+    scaled, factors = F.attack_gradient(logits, target, loss="kl", temperature=4.0, scaled=True)
+    (exact,) = rows_and_gradients(
+        functools.partial(kl, module=reference), [logits.double(), target.double()], (0,), labels=None, temperature=4.0
+    )[1]
+    assert torch.equal(exact.isnan().all(1), rows.isnan())
+    assert_gradient(grad, exact, [logits, target], floor=2e-6)
+    assert_gradient(scaled, exact * factors[:, None], [logits, target], floor=2e-6 * factors[:, None].cpu())
     assert factors[rows.isnan()].eq(1).all()
 
 

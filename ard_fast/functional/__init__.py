@@ -8,6 +8,15 @@ Of several logits and labels a loss takes only the first by position, those of t
 name: papers and codes differ in their order, and a wrong one would run. `kl_distill_loss(student_logits,
 teacher_logits)` and `attack_gradient(logits, target)` have the order of torch's losses.
 
+Special values: the losses and `attack_gradient` give what torch computes in float64, rounded, on every device. A row
+with a NaN logit has a NaN loss and NaN throughout its gradients. So has a row with a logit of +inf, or with all of them
+-inf, but for margin and DLR, which are what their differences are. A logit of -inf is a class of probability 0, and
+0 * log 0 = 0, of which torch makes NaN. Where the teacher allows a class that the student excludes, the KL is inf, with
+a finite gradient for the student and inf or NaN in the teacher's. Finite logits give no other NaN: a difference of
+logits, or a sum of these, that float32 cannot hold counts as infinite, and the loss may be inf where float64 has a
+number. Teacher probabilities below e^-87 of the largest count as 0. A sample's weight multiplies its row by the rules
+of IEEE 754: an infinite loss times 0 is NaN.
+
 Arrays of NumPy, CuPy and other libraries that speak DLPack serve wherever a tensor does, without a copy: a function
 that writes in place (its name ends in `_`) writes into the array given, and results are torch tensors.
 

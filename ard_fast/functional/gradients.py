@@ -117,8 +117,8 @@ def attack_gradient(
     - "dlr": -(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12) (Croce & Hein 2020, equation 6); C >= 3.
     - "dlr_targeted": -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12) (the same, equation 7); C >= 4.
 
-    Rows whose margin or DLR is NaN have NaN throughout their gradient. Float16 and bfloat16 results are finite where
-    the loss is: they saturate.
+    Rows whose loss is NaN have NaN throughout their gradient. All other gradients are finite: margin and DLR saturate.
+    NaN, infinite and huge logits: see "Special values" in `ard_fast.functional`.
 
     The gradient of a row that the network is sure of is small: of a confidence of 0.99999 at most 1e-5, which float16
     rounds to a multiple of 6e-8, or to 0, here or on its way through the layers below. `scaled=True` multiplies each

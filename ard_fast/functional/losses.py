@@ -29,6 +29,7 @@ def kl_distill_loss(
 
     Loss and gradients come from one pass over the logits, in float32 arithmetic whatever the dtype of the logits, and
     are accurate where `F.kl_div` is not: at high temperature and for a student close to its teacher.
+    NaN, infinite and huge logits: see "Special values" in `ard_fast.functional`.
 
     Args:
         student_logits: `[B, C]`, float32, float16 or bfloat16. The gradient flows here, in the same dtype.
@@ -79,7 +80,7 @@ def ard_loss(
     """The ARD loss (Goldblum et al., AAAI 2020, equation of section "Adversarially Robust Distillation"), fused.
 
     alpha * T^2 * KL(teacher^T(x) || student^T(x')) + (1 - alpha) * CE(student(x), labels), with the cross-entropy at
-    temperature 1 as in the authors' code.
+    temperature 1 as in the authors' code. NaN, infinite and huge logits: see "Special values" in `ard_fast.functional`.
 
     Args:
         student_adv_logits: `[B, C]`, the student on the adversarial images x'.
@@ -138,6 +139,7 @@ def rslad_loss(
 
     T^2 * (adv_weight * KL(teacher(x) || student(x')) + clean_weight * KL(teacher(x) || student(x))). The defaults are
     those of the authors' code, and the two teacher temperatures those of ABSLD (Zhao et al. 2024).
+    NaN, infinite and huge logits: see "Special values" in `ard_fast.functional`.
 
     Args:
         student_adv_logits: `[B, C]`, the student on the adversarial images x'; float32, float16 or bfloat16.

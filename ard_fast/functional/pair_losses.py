@@ -27,6 +27,7 @@ def trades_loss(
     """The TRADES loss (Zhang et al., ICML 2019, equation 5), fused; the gradient flows through both logits.
 
     CE(clean, labels) + beta * KL(softmax(clean) || softmax(adv)). Neither side is detached, as in the authors' code.
+    NaN, infinite and huge logits: see "Special values" in `ard_fast.functional`.
 
     Args:
         adv_logits: `[B, C]`, on the adversarial images; float32, float16 or bfloat16.
@@ -62,7 +63,8 @@ def mart_loss(
     BCE(adv, y) + beta * KL(q || p) * (1 - q_y), with p and q the softmax of the adversarial and the clean logits, y the
     label and BCE(adv, y) = CE(adv, y) - log(1.0001 - max_{j != y} p_j); among equal p_j the lowest class is meant. The
     authors' 1.0001 is kept: it bounds that term by log(10^4) = 9.2. What their code adds to other terms only to keep a
-    logarithm finite is not needed here and left out.
+    logarithm finite is not needed here and left out. Where q_y = 1 there is no KL term, be the KL infinite.
+    NaN, infinite and huge logits: see "Special values" in `ard_fast.functional`.
 
     Args:
         adv_logits: `[B, C]` with C >= 2, on the adversarial images; float32, float16 or bfloat16.
