@@ -31,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 # As setup.py: no --use_fast_math. Host warnings of torch's own headers are not ours to fix: -isystem.
-FLAGS = ["-O3", "-lineinfo", "--expt-relaxed-constexpr", "-DNDEBUG", "-Xptxas", "-v"]
+FLAGS = ["-O3", "--expt-relaxed-constexpr", "-DNDEBUG", "-Xptxas", "-v"]
 FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"]
 WARNINGS = ["-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Wno-unused-parameter,-Werror"]
 DEFINES = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]

@@ -142,7 +142,7 @@ load().has_cuda_kernels or exit(f"no compiled kernels: {load().cuda_reason}")'
 stage_build() {
   local cuda=1 # with 1 a missing toolkit is an error, not a CPU-only build
   [[ $DEVICE == cuda ]] || cuda=auto
-  ARD_FAST_CUDA=${ARD_FAST_CUDA:-$cuda} "$PYTHON" -m pip install -v --no-build-isolation --no-deps .
+  NVCC_APPEND_FLAGS=-lineinfo ARD_FAST_CUDA=${ARD_FAST_CUDA:-$cuda} "$PYTHON" -m pip install -v --no-build-isolation --no-deps .
 }
 
 # tests ARGUMENT...: pytest behind the command in PREFIX. At least one test must have passed: a run that skips all
@@ -281,7 +281,8 @@ prepare() {
   "$PYTHON" -m venv "$venv"
   "$venv/bin/pip" install "torch==${PREPARE_TORCH:-2.11.0}"
   rm -f "$WHEELS"/ard_fast-*.whl
-  ARD_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0} \
+  # The lines of the sources are for compute-sanitizer and ncu.
+  NVCC_APPEND_FLAGS=-lineinfo ARD_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0} \
     "$venv/bin/pip" wheel --no-deps -w "$WHEELS" "$ROOT"
   # shellcheck disable=SC2086  # the words are requirements
   "$venv/bin/pip" download --python-version "${PREPARE_PYTHON:-3.12}" --only-binary=:all: -d "$WHEELS" \

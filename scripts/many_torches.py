@@ -91,7 +91,7 @@ class Environment:
             Failed: its exit status is not 0.
         """
         # The caller's own torch, packages and settings must not leak in.
-        kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "ARD_FAST_TORCH_SITE")}
+        kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         settings = {**kept, "VIRTUAL_ENV": str(self.folder), "PYTHONNOUSERSITE": "1", **env}
         words = [str(self.python), *map(str, command)]
         with open(log, "w+") if log else tempfile.TemporaryFile("w+") as out:
