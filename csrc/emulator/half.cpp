@@ -18,8 +18,14 @@ struct Subtract {
 struct Multiply {
   static double of(double a, double b, double) { return a * b; }
 };
+// The product is exact. A sum that is not is made odd, so that the second rounding sees the rest.
 struct Fma {
-  static double of(double a, double b, double c) { return a * b + c; }  // the product is exact
+  static double of(double a, double b, double c) {
+    const double product = a * b, sum = product + c;
+    const double back = sum - product, rest = (product - (sum - back)) + (c - back);
+    if (!(std::fabs(rest) > 0.0) || bits_of(sum) & 1) return sum;
+    return std::nextafter(sum, rest > 0.0 ? INFINITY : -INFINITY);
+  }
 };
 struct Minimum {
   static double of(double a, double b, double) { return minimum(a, b); }

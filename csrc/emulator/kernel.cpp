@@ -97,11 +97,9 @@ void Body::read() {
 }
 
 void Body::label(std::string_view name) {
-  if (reader_.peek() == '.') {
-    const std::string_view list = trimmed(reader_.until(';'));
-    constexpr std::string_view kDirective = ".branchtargets";
-    if (list.substr(0, kDirective.size()) == kDirective)
-      lists_[name] = split(list.substr(kDirective.size()));
+  constexpr std::string_view kList = ".branchtargets";
+  if (!reader_.done() && reader_.text.substr(reader_.at, kList.size()) == kList) {
+    lists_[name] = split(trimmed(reader_.until(';')).substr(kList.size()));
     return;
   }
   const uint32_t at = static_cast<uint32_t>(code_.instructions.size());
