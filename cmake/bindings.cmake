@@ -12,7 +12,7 @@ if(EXISTS "${torch_folder}/include/torch/csrc/stable/library.h")
   add_library(ard_bindings OBJECT EXCLUDE_FROM_ALL ${ard_binding_sources})
   target_include_directories(ard_bindings SYSTEM PRIVATE
     ${torch_folder}/include ${torch_folder}/include/torch/csrc/api/include ${Python3_INCLUDE_DIRS})
-  # As setup.py: the oldest torch and Python that the modules run on.
+  # As setup.py: the oldest torch and Python that the module runs on.
   target_compile_definitions(ard_bindings PRIVATE TORCH_TARGET_VERSION=0x020b000000000000 Py_LIMITED_API=0x030a0000)
   set_target_properties(ard_bindings PROPERTIES CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
   target_compile_features(ard_bindings PRIVATE cxx_std_20)

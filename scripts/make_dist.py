@@ -26,7 +26,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# A source file by its full path, as assertions and messages would have it. The debug lines of nvcc cannot be changed.
+# A source file by its full path, as assertions and messages would have it.
 MACHINE_PATH = re.compile(rb"(?<![\w.+-])/[\w.+-]+(?:/[\w.+ -]+)+\.(?:cpp|cuh|cu|h)\b")
 # torch brings these itself, one build of ours serves many of its.
 LEFT_TO_TORCH = ["libtorch*.so", "libc10*.so"]
@@ -60,8 +60,7 @@ def wheel_problems(wheel: Path, root: Path = ROOT) -> list[str]:
             problems.append(f"{name} is missing")
     for name in sorted(content.keys() - wanted.keys()):
         if name == "ard_fast/_C.abi3.so":
-            with_cuda = b"\nCUDA_BUILT = True\n" in content.get("ard_fast/_build_info.py", b"")
-            paths = [] if with_cuda else sorted(set(MACHINE_PATH.findall(content[name])))
+            paths = sorted(set(MACHINE_PATH.findall(content[name])))
             problems += [f"{name} holds the path {path.decode()}" for path in paths]
         elif name != "ard_fast/_build_info.py" and not name.startswith(info):
             problems.append(f"{name} does not belong in the wheel")
