@@ -114,8 +114,13 @@ __device__ __forceinline__ void pair_loss_of_row(const PairLossParams& p, Group&
   const PairTerms grad_weight{weight * p.kl_grad_weight, weight * p.ce_grad_weight};
   const float clean_logit = to_float(z.teacher[label]);
 
+  // Before the gradients: what a loss is made of need not be kept until they are done.
+  const auto store_loss = [&](PairTerms terms) {
+    if (group.rank() != 0) return;
+    p.loss_rows[index] = weighted_loss(weight, p.kl_weight, terms.kl, p.ce_weight, terms.ce);
+  };
+
   KdRow row;
-  PairTerms terms;
   if constexpr (kMart) {
     const float adv_logit = to_float(z.student[label]);
     MartSums sums(label, adv_logit);
@@ -124,7 +129,7 @@ __device__ __forceinline__ void pair_loss_of_row(const PairLossParams& p, Group&
         mart_row(ce_row(sums.max, sums.weight_sum, sums.max_count), sums.rival.value,
                  ce_row(row.teacher_ref, sums.clean.rest, sums.clean.count),
                  exp_f32(clean_logit - row.teacher_ref));
-    terms = mart_terms(mart, adv_logit, kl);
+    store_loss(mart_terms(mart, adv_logit, kl));
     write_pair_grads<T, kVec, kCached>(
         p, z, row, index, group,
         [&](int64_t c, float adv, float clean_weight, float to_adv, float to_clean) {
@@ -136,16 +141,13 @@ __device__ __forceinline__ void pair_loss_of_row(const PairLossParams& p, Group&
     TradesSums sums;
     const float kl = kl_row<kVec, kCached>(z, 1.0f, 1.0f, group, row, sums);
     const CeRow ce = ce_row(row.teacher_ref, sums.rest, sums.count);
-    terms = PairTerms{kl, ce_loss(ce, clean_logit)};
+    store_loss(PairTerms{kl, ce_loss(ce, clean_logit)});
     write_pair_grads<T, kVec, kCached>(
         p, z, row, index, group,
         [&](int64_t c, float, float clean_weight, float to_adv, float to_clean) {
           return PairGrads{grad_weight.kl * to_adv,
                            trades_clean_grad(ce, clean_weight, c == label, to_clean, grad_weight)};
         });
-  }
-  if (group.rank() == 0) {
-    p.loss_rows[index] = weighted_loss(weight, p.kl_weight, terms.kl, p.ce_weight, terms.ce);
   }
 }
 
