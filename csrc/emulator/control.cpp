@@ -1,71 +1,167 @@
-// Branches, ends and barriers of blocks and clusters: what the scheduler itself carries out.
+// Branches, barriers, and what the threads of a warp do together: the scheduler calls those
+// handlers with all lanes of the mask active.
+#include <algorithm>
+
 #include "emulator/decoder.h"
+#include "emulator/machine.h"
 
 namespace ard::emulator {
 namespace {
 
-// bar.sync number{, threads}; bar.red.op result, number{, threads}, {!}predicate.
-// Operands: result or none, number, threads or none, predicate or none. Mode: 0, 1 + operation, + 4
-// if negated.
+enum Shuffle : u8 { kUp, kDown, kButterfly, kIndex };
+
+// Operands: result, predicate or none, a, b, c, mask.
+void shuffle(Warp& warp, const Instruction& i) {
+  const u64 *a = warp.slot(i.operands[2]), *b = warp.slot(i.operands[3]),
+            *c = warp.slot(i.operands[4]);
+  u32 values[kLanes];
+  warp.each([&](unsigned lane) { values[lane] = get<u32>(a[lane]); });
+  warp.each([&](unsigned lane) {
+    const int self = int(lane), amount = b[lane] & 31, clamp = c[lane] & 31,
+              segment = c[lane] >> 8 & 31;
+    const int highest = (self & segment) | (clamp & ~segment);
+    const int froms[] = {self - amount, self + amount, self ^ amount,
+                         (self & segment) | (amount & ~segment)};
+    const bool inside = i.mode == kUp ? froms[kUp] >= highest : froms[i.mode] <= highest;
+    const int from = inside ? froms[i.mode] : self;
+    if (!(warp.active >> from & 1)) {
+      fault(warp, lane, i, "shfl from lane " + std::to_string(from) + ", which does not take part");
+    }
+    put<u32>(warp.out(i.operands[0])[lane], values[from]);
+    if (i.operands[1] != kNoOperand) warp.out(i.operands[1])[lane] = inside;
+  });
+}
+
+enum Vote : u8 { kAll, kAny, kUniform, kBallot };
+constexpr u8 kNegated = 4;
+
+// Operands: result, predicate, and at 5 the mask.
+void vote(Warp& warp, const Instruction& i) {
+  const u64* predicate = warp.slot(i.operands[1]);
+  u32 ballot = 0;
+  warp.each(
+      [&](unsigned lane) { ballot |= u32((predicate[lane] & 1) != i.mode / kNegated) << lane; });
+  const bool all = ballot == warp.active;
+  const u32 results[] = {all, ballot != 0, all || !ballot, ballot};
+  warp.each([&](unsigned lane) { warp.out(i.operands[0])[lane] = results[i.mode % kNegated]; });
+}
+
+enum Reduction : u8 { kAdd, kMinimum, kMaximum, kAnd, kOr, kXor };
+
+template <class T>
+void reduce(Warp& warp, const Instruction& i) {
+  const u64* a = warp.slot(i.operands[1]);
+  const u32 first = u32(__builtin_ctz(warp.active));
+  T result = get<T>(a[first]);
+  warp.each([&](unsigned lane) {
+    const T value = get<T>(a[lane]);
+    if (lane == first) return;
+    switch (i.mode) {
+      case kAdd:
+        result = T(u32(result) + u32(value));
+        break;
+      case kMinimum:
+        result = std::min(result, value);
+        break;
+      case kMaximum:
+        result = std::max(result, value);
+        break;
+      case kAnd:
+        result &= value;
+        break;
+      case kOr:
+        result |= value;
+        break;
+      default:
+        result ^= value;
+    }
+  });
+  warp.each([&](unsigned lane) { put<T>(warp.out(i.operands[0])[lane], result); });
+}
+
+// bar.warp.sync: the threads' memory accesses before come before those behind.
+void synchronize(Warp& warp, const Instruction&) {
+  if (warp.seen.empty()) warp.seen.assign(kLanes * kLanes, 0);
+  warp.each([&](unsigned lane) {
+    warp.seen[lane * kLanes + lane] = ++warp.clocks[lane].syncs;
+    warp.clocks[lane].epoch = 0;
+  });
+  for (unsigned other = 0; other < kLanes;
+       ++other) {  // each knows what any of them knew of the other
+    u32 latest = 0;
+    warp.each([&](unsigned lane) { latest = std::max(latest, warp.seen[lane * kLanes + other]); });
+    warp.each([&](unsigned lane) { warp.seen[lane * kLanes + other] = latest; });
+  }
+}
+
+void decode_warp(Decoder& d) {
+  d.out.control = Control::warp;
+  if (d.opcode == "bar") {
+    d.drop({"warp", "sync"});
+    d.expect(1);
+    d.out.run = synchronize;
+  } else if (d.opcode == "shfl") {
+    d.out.mode = u8(d.take_one_of({"up", "down", "bfly", "idx"}));
+    d.expect(5);
+    d.destinations(d.operands[0]);
+    for (size_t at = 1; at < 4; ++at) d.out.operands[at + 1] = d.source(d.operands[at], Type::b32);
+    if (d.take("sync") && size_of(d.take_type()) == 4) d.out.run = shuffle;
+  } else {
+    const bool votes = d.opcode == "vote";
+    const int how = votes ? d.take_one_of({"all", "any", "uni", "ballot"})
+                          : d.take_one_of({"add", "min", "max", "and", "or", "xor"});
+    const Type type = d.take_type();
+    d.out.mode = u8(how);
+    d.expect(3);
+    d.out.operands[0] = d.destination(d.operands[0]);
+    if (d.negatable(d.operands[1], &d.out.operands[1])) d.out.mode |= kNegated;
+    if (how < 0 || !d.take("sync")) return;
+    if (votes)
+      d.out.run = vote;
+    else if (size_of(type) == 4)
+      d.out.run = type == Type::s32 ? reduce<s32> : reduce<u32>;
+  }
+  d.out.operands[5] = d.source(d.operands.back(), Type::b32);
+}
+
+// bar.sync number{, threads}. Operands: number, threads or none.
 void decode_barrier(Decoder& d) {
   d.out.control = Control::block;
-  d.drop("cta", "aligned");
-  if (d.take("sync")) {
-    if (d.operands.size() > 2) d.expect(2);
-    d.out.operands[1] = d.source(d.operands.at(0), Type::u32);
-    if (d.operands.size() == 2) d.out.operands[2] = d.source(d.operands[1], Type::u32);
-    return;
-  }
-  if (!d.take("red")) return;
-  d.out.mode = static_cast<uint8_t>(1 + d.take_one_of({"popc", "and", "or"}));
-  d.take_type();
-  if (d.operands.size() != 4) d.expect(3);
-  const std::string_view predicate = d.operands.back();
-  const bool negated = predicate[0] == '!';
-  if (negated) d.out.mode |= 4;
-  d.out.operands[0] = d.destination(d.operands[0]);
-  d.out.operands[1] = d.source(d.operands[1], Type::u32);
-  if (d.operands.size() == 4) d.out.operands[2] = d.source(d.operands[2], Type::u32);
-  d.out.operands[3] = d.predicate(predicate.substr(negated ? 1 : 0));
+  d.drop({"cta", "aligned"});
+  const bool counted = d.operands.size() == 2;
+  d.expect(counted ? 2 : 1);
+  if (!d.take("sync")) throw Fault("unknown barrier");
+  d.out.operands[0] = d.source(d.operands[0], Type::u32);
+  if (counted) d.out.operands[1] = d.source(d.operands[1], Type::u32);
 }
 
 }  // namespace
 
 bool decode_control(Decoder& d) {
-  if (d.opcode == "bra") {
-    d.take("uni");
-    d.expect(1);
-    d.out.control = Control::branch;
-    d.label = d.operands[0];
-    return true;
-  }
-  if (d.opcode == "brx") {
-    d.drop("idx", "uni");
-    d.expect(2);
-    d.out.control = Control::table;
-    d.out.operands[0] = d.source(d.operands[0], Type::u32);
-    d.label = d.operands[1];
-    return true;
-  }
-  if (d.opcode == "ret" || d.opcode == "exit") {
+  const bool barrier = d.opcode == "bar" || d.opcode == "barrier";
+  if (d.opcode == "bra" || d.opcode == "brx") {
+    const bool one = d.opcode == "bra";
+    d.drop({"uni", "idx"});
+    d.expect(one ? 1 : 2);
+    d.out.control = one ? Control::branch : Control::table;
+    d.label = d.operands.back();
+    if (!one) d.out.operands[0] = d.source(d.operands[0], Type::u32);
+  } else if (d.opcode == "ret" || d.opcode == "exit") {
     d.take("uni");
     d.out.control = Control::exit;
-    return true;
-  }
-  if (d.opcode == "trap" || d.opcode == "brkpt") {
+  } else if (d.opcode == "trap") {
     d.out.control = Control::trap;
-    return true;
+  } else if (barrier && d.take("cluster")) {  // .relaxed, which orders nothing, is not supported
+    d.out.control = d.take("arrive") ? Control::cluster_arrive : Control::cluster_wait;
+    d.drop({"wait", "aligned", d.out.control == Control::cluster_arrive ? "release" : "acquire"});
+  } else if (d.opcode == "shfl" || d.opcode == "vote" || d.opcode == "redux" ||
+             (barrier && d.has("warp"))) {
+    decode_warp(d);
+  } else if (barrier) {
+    decode_barrier(d);
+  } else {
+    return false;
   }
-  if (d.opcode != "bar" && d.opcode != "barrier") return false;
-  if (d.take("cluster")) {
-    const int which = d.take_one_of({"arrive", "wait"});
-    d.out.control = which == 0 ? Control::cluster_arrive : Control::cluster_wait;
-    // .relaxed would order nothing: not supported
-    d.drop("aligned", which == 0 ? "release" : "acquire");
-    return true;
-  }
-  if (d.has("warp")) return false;
-  decode_barrier(d);
   return true;
 }
 

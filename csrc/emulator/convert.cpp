@@ -4,37 +4,15 @@
 
 #include "emulator/decoder.h"
 #include "emulator/floats.h"
-#include "emulator/warp.h"
+#include "emulator/machine.h"
 
 namespace ard::emulator {
 namespace {
 
-// mode of an instruction
-constexpr uint8_t kFtz = 1, kSat = 2, kIntegral = 4;
+constexpr u8 kSaturates = 1, kIntegral = 2;  // mode
 
-// Floats by their bits in a register; `Value` is what they are computed as.
-struct F16 {
-  using Value = float;
-  static float read(uint64_t slot) { return from_f16(static_cast<uint16_t>(slot)); }
-  static uint64_t write(double value, Rounding rounding) { return to_half(value, kF16, rounding); }
-};
-struct Bf16 {
-  using Value = float;
-  static float read(uint64_t slot) { return from_bf16(static_cast<uint16_t>(slot)); }
-  static uint64_t write(double value, Rounding rounding) { return to_half(value, kBf16, rounding); }
-};
-struct F32 {  // a RoundingScope holds where these are written
-  using Value = float;
-  static float read(uint64_t slot) { return get<float>(slot); }
-  static uint64_t write(double value, Rounding) {
-    return bits_of(canonical(static_cast<float>(value)));
-  }
-};
-struct F64 {
-  using Value = double;
-  static double read(uint64_t slot) { return get<double>(slot); }
-  static uint64_t write(double value, Rounding) { return bits_of(canonical(value)); }
-};
+template <class Format>
+constexpr bool kIsHalf = std::is_same_v<Format, F16> || std::is_same_v<Format, Bf16>;
 
 double integral(double value, Rounding rounding) {
   switch (rounding) {
@@ -49,141 +27,113 @@ double integral(double value, Rounding rounding) {
   }
 }
 
-// The nearest value that there is.
-template <class T>
-T clamped(__int128 value) {
-  const __int128 lowest = std::numeric_limits<T>::min(), highest = std::numeric_limits<T>::max();
-  return static_cast<T>(value < lowest ? lowest : value > highest ? highest : value);
-}
-
-// NaN: 0, but with 64 bits on either side the highest bit alone.
-template <class T, bool kFromF64>
-T to_integer(double value, Rounding rounding) {
-  if (value != value) {
-    return kFromF64 || sizeof(T) == 8 ? static_cast<T>(uint64_t{1} << (8 * sizeof(T) - 1)) : T{0};
-  }
-  const double whole = integral(value, rounding);
-  // The bounds are powers of two, which T itself may round away.
-  const double above = std::ldexp(1.0, std::numeric_limits<T>::digits);
-  const double lowest = std::numeric_limits<T>::is_signed ? -above : 0.0;
-  if (whole >= above) return std::numeric_limits<T>::max();
-  if (whole < lowest) return std::numeric_limits<T>::min();
-  return static_cast<T>(whole);
-}
-
 template <class To, class From>
 void integer_to_integer(Warp& warp, const Instruction& i) {
-  if (i.mode & kSat) {
-    unary<To, From>(warp, i, [](From a) { return clamped<To>(a); });
-  } else {
-    unary<To, From>(warp, i, [](From a) { return static_cast<To>(a); });
-  }
+  const auto f = [saturates = i.mode & kSaturates](From a, u8, u8) {
+    constexpr __int128 kLowest = std::numeric_limits<To>::min(),
+                       kHighest = std::numeric_limits<To>::max();
+    return To(!saturates ? a : a < kLowest ? kLowest : a > kHighest ? kHighest : a);
+  };
+  map(warp, i, f, static_cast<To (*)(From, u8, u8)>(nullptr));
 }
 
+// Saturates. NaN: 0, but with 64 bits on either side the highest bit alone.
 template <class To, class From>
 void float_to_integer(Warp& warp, const Instruction& i) {
-  const uint64_t* a = warp.slot(i.operands[1]);
-  uint64_t* to = warp.out(i.operands[0]);
-  warp.each([&](unsigned lane) {
-    typename From::Value value = From::read(a[lane]);
-    if (i.mode & kFtz) value = flushed<true>(value);
-    put<To>(to[lane], to_integer<To, std::is_same_v<From, F64>>(value, i.rounding));
-  });
+  constexpr To kNan =
+      std::is_same_v<From, F64> || sizeof(To) == 8 ? To(u64{1} << (8 * sizeof(To) - 1)) : To(0);
+  // The bounds are powers of two, which the format may round its own highest value to.
+  constexpr double kAbove = 2.0 * double(u64{1} << (std::numeric_limits<To>::digits - 1));
+  constexpr double kLowest = std::is_signed_v<To> ? -kAbove : 0.0;
+  const auto f = [&](u64 a, u8, u8) {
+    const double value = From::read(a), whole = integral(value, i.rounding);
+    if (value != value) return kNan;
+    if (whole >= kAbove) return std::numeric_limits<To>::max();
+    return whole < kLowest ? std::numeric_limits<To>::min() : To(whole);
+  };
+  map(warp, i, f, static_cast<To (*)(u64, u8, u8)>(nullptr));
+}
+
+template <class Value, class From>
+void integer_to_float(Warp& warp, const Instruction& i) {
+  const RoundingScope scope(i.rounding);
+  map(
+      warp, i, [](From a, u8, u8) { return Value(a); },
+      static_cast<Value (*)(From, u8, u8)>(nullptr));
 }
 
 template <class To, class From>
-void integer_to_float(Warp& warp, const Instruction& i) {
-  constexpr bool kHalf = std::is_same_v<To, F16> || std::is_same_v<To, Bf16>;
-  using Value = std::conditional_t<std::is_same_v<To, F32>, float, double>;
-  // A 64-bit integer rounds to double first; with the lowest bit set where it was inexact, the
-  // second rounding is right.
-  const RoundingScope scope(kHalf ? Rounding::zero : i.rounding);
-  const uint64_t* a = warp.slot(i.operands[1]);
-  uint64_t* to = warp.out(i.operands[0]);
-  warp.each([&](unsigned lane) {
-    const From whole = get<From>(a[lane]);
-    const Value value = static_cast<Value>(whole);
-    if constexpr (kHalf) {
-      const bool exact = static_cast<__int128>(value) == static_cast<__int128>(whole);
-      to[lane] = To::write(exact ? value : double_of(bits_of(value) | 1), i.rounding);
-    } else {
-      put<Value>(to[lane], value);
-    }
-  });
+void integer_to_half(Warp& warp, const Instruction& i) {
+  const RoundingScope scope(Rounding::zero);
+  const auto f = [&](From a, u8, u8) {
+    const double value = double(a);
+    // Where that is inexact its last bit is set, so that the second rounding is right.
+    const bool exact = __int128(value) == __int128(a);
+    return To::write(exact ? value : double_of(bits_of(value) | 1), i.rounding);
+  };
+  map(warp, i, f, static_cast<u64 (*)(From, u8, u8)>(nullptr));
 }
 
 template <class To, class From>
 void float_to_float(Warp& warp, const Instruction& i) {
   const RoundingScope scope(i.mode & kIntegral ? Rounding::none : i.rounding);
-  const uint64_t* a = warp.slot(i.operands[1]);
-  uint64_t* to = warp.out(i.operands[0]);
-  warp.each([&](unsigned lane) {
-    typename From::Value source = From::read(a[lane]);
-    if (i.mode & kFtz) source = flushed<true>(source);
-    double value = source;
+  const auto f = [&](u64 a, u8, u8) {
+    double value = From::read(a);
     if (i.mode & kIntegral) value = std::copysign(integral(value, i.rounding), value);
-    if (i.mode & kSat) value = saturated<true>(value);
-    uint64_t bits = To::write(value, i.rounding);
-    if (i.mode & kFtz && std::is_same_v<To, F32>) bits = bits_of(flushed<true>(get<float>(bits)));
-    to[lane] = bits;
-  });
+    if (i.mode & kSaturates) value = saturated<true>(value);
+    return To::write(value, i.rounding);
+  };
+  map(warp, i, f, static_cast<u64 (*)(u64, u8, u8)>(nullptr));
 }
 
 // cvt.rn.f16x2.f32 d, a, b: a above b
 template <class To>
 void pair_to_halves(Warp& warp, const Instruction& i) {
-  binary<uint32_t, float, float>(warp, i, [&](float a, float b) {
-    return static_cast<uint32_t>(To::write(a, i.rounding) << 16 | To::write(b, i.rounding));
-  });
+  const auto f = [&](float a, float b, u8) {
+    return u32(To::write(a, i.rounding) << 16 | To::write(b, i.rounding));
+  };
+  map(warp, i, f, static_cast<u32 (*)(float, float, u8)>(nullptr));
 }
 
+// make(Tag<...>) of an integer or of a format.
 template <class F>
-Handler by_float(Type type, F make) {
+Handler by_type(Type type, bool ftz, F make) {
   switch (type) {
+    case Type::b8:
+    case Type::u8:
+      return make(Tag<u8>());
+    case Type::s8:
+      return make(Tag<s8>());
     case Type::f16:
       return make(Tag<F16>());
     case Type::bf16:
       return make(Tag<Bf16>());
     case Type::f32:
-      return make(Tag<F32>());
+      return ftz ? make(Tag<F32<true>>()) : make(Tag<F32<false>>());
     case Type::f64:
       return make(Tag<F64>());
     default:
-      return nullptr;
+      return by_integer(type, make);
   }
 }
-template <class F>
-Handler by_any_integer(Type type, F make) {
-  if (type == Type::u8 || type == Type::b8) return make(Tag<uint8_t>());
-  if (type == Type::s8) return make(Tag<int8_t>());
-  return by_integer(type, make);
-}
 
-Handler conversion(Type to, Type from) {
-  const auto integer_source = [&](auto target, bool to_float) {
-    return by_any_integer(from, [&](auto source) -> Handler {
-      using From = typename decltype(source)::type;
+Handler conversion(Type to, Type from, bool ftz) {
+  return by_type(to, ftz, [&](auto target) {
+    return by_type(from, ftz, [&](auto source) -> Handler {
       using To = typename decltype(target)::type;
-      if constexpr (std::is_integral_v<To>)
+      using From = typename decltype(source)::type;
+      if constexpr (std::is_integral_v<To> && std::is_integral_v<From>)
         return integer_to_integer<To, From>;
-      else
-        return to_float ? integer_to_float<To, From> : nullptr;
-    });
-  };
-  const auto float_source = [&](auto target) {
-    return by_float(from, [&](auto source) -> Handler {
-      using From = typename decltype(source)::type;
-      using To = typename decltype(target)::type;
-      if constexpr (std::is_integral_v<To>)
+      else if constexpr (std::is_integral_v<To>)
         return float_to_integer<To, From>;
+      else if constexpr (kIsHalf<To> && std::is_integral_v<From>)
+        return integer_to_half<To, From>;
+      else if constexpr (std::is_integral_v<From>)
+        return integer_to_float<typename To::Value, From>;
       else
         return float_to_float<To, From>;
     });
-  };
-  const auto any_source = [&](auto target) {
-    return is_float(from) ? float_source(target) : integer_source(target, is_float(to));
-  };
-  return is_float(to) ? by_float(to, any_source) : by_any_integer(to, any_source);
+  });
 }
 
 }  // namespace
@@ -191,21 +141,19 @@ Handler conversion(Type to, Type from) {
 bool decode_convert(Decoder& d) {
   if (d.opcode != "cvt") return false;
   const int whole = d.take_one_of({"rni", "rzi", "rmi", "rpi"});
-  const Rounding rounding = whole < 0 ? d.take_rounding() : static_cast<Rounding>(whole + 1);
-  d.out.rounding = rounding;
-  d.out.mode = static_cast<uint8_t>((d.take("ftz") ? kFtz : 0) | (d.take("sat") ? kSat : 0));
-  if (whole >= 0) d.out.mode |= kIntegral;
+  d.out.rounding = whole < 0 ? d.take_rounding() : Rounding(whole + 1);
+  d.out.mode = u8((d.take("sat") ? kSaturates : 0) | (whole < 0 ? 0 : kIntegral));
+  const bool ftz = d.take("ftz");
   const Type to = d.take_type(), from = d.take_type();
   if (to == Type::f16x2 || to == Type::bf16x2) {
     d.simple(3, from);
-    if (from == Type::f32 && whole < 0 && !d.out.mode) {
+    if (from == Type::f32 && !d.out.mode)
       d.out.run = to == Type::f16x2 ? pair_to_halves<F16> : pair_to_halves<Bf16>;
-    }
     return true;
   }
   d.simple(2, from);
-  if (is_float(from) && !is_float(to) && whole < 0) return true;  // these must say how
-  d.out.run = conversion(to, from);
+  // To an integer it must be said how.
+  if (!is_float(from) || is_float(to) || whole >= 0) d.out.run = conversion(to, from, ftz);
   return true;
 }
 

@@ -3,122 +3,100 @@
 // decoder takes it; one that nobody takes makes the instruction unsupported.
 #pragma once
 
-#include <string>
-#include <string_view>
+#include <initializer_list>
 #include <unordered_map>
-#include <vector>
 
 #include "emulator/instruction.h"
-#include "emulator/source.h"
+#include "emulator/text.h"
 
 namespace ard::emulator {
 
-// Names of variables and where they are.
 struct Symbol {
   Space space = Space::generic;
-  uint64_t address = 0;
-  bool dynamic = false;  // of dynamic shared memory, which lies behind the static
+  u64 address = 0;
+  bool dynamic = false;  // in dynamic shared memory, whose place is known when all variables are
 };
 
 // What an instruction does to floating point, for the contraction.
 struct FloatForm {
-  enum Kind : uint8_t { other, multiply, add, subtract } kind = other;
+  enum Kind : u8 { other, multiply, add, subtract } kind = other;
   Type type = Type::none;
   bool ftz = false;
 };
 
 class Decoder {
  public:
-  Decoder(Code& code, std::unordered_map<std::string_view, Symbol>& symbols)
-      : code_(code), symbols_(symbols) {}
+  explicit Decoder(Code& code) : code_(code) {}
 
-  // Declarations and scopes of a body.
   void declare_registers(std::string_view names);  // "%r<9>" or "a, b"
   void open_scope() { scopes_.emplace_back(); }
   void close_scope() { scopes_.pop_back(); }
+  std::unordered_map<std::string_view, Symbol> symbols;
 
-  // The next instruction; throws Fault where an operand is unknown, or with why it is not
-  // supported.
-  struct Result {
-    Instruction instruction;
-    FloatForm form;
-    std::string_view label;  // of a branch: label or name of a table
-  };
-  Result decode(std::string_view text);
-  // Writes the addresses that were not known before all variables were.
+  // The next instruction into `out`, `form` and `label`; throws Fault with why it is not supported.
+  void decode(std::string_view text);
+  // Places dynamic shared memory.
   void finish();
 
-  // --- for the families
-  std::string_view opcode;
-  std::vector<std::string_view> operands;
   Instruction out;
   FloatForm form;
-  std::string_view label;
+  std::string_view label;  // of a branch: label, or name of a list of them
 
+  // For the families.
+  std::string_view opcode;
+  std::vector<std::string_view> operands;
   bool has(std::string_view modifier) const;
   bool take(std::string_view modifier);
-  template <class... Names>
-  void drop(Names... names) {
-    (take(names), ...);
-  }
-  Type take_type();  // the first one that is left, else none
-  Type peek_type() const;
-  Rounding take_rounding();
-  // The name of the list that is a modifier, as its index, else -1.
-  int take_one_of(std::initializer_list<std::string_view> names);
-
+  int take_one_of(std::initializer_list<std::string_view> names);  // its index, else -1
+  void drop(std::initializer_list<std::string_view> names);
+  Type peek_type() const;  // the first one that is left, else none
+  Type take_type();
+  Rounding take_rounding() { return Rounding(take_one_of({"rn", "rz", "rm", "rp"}) + 1); }
   void expect(size_t count) const;
   Operand destination(std::string_view text);
+  void destinations(std::string_view text);  // "p" or "p|q": the first operands
   Operand source(std::string_view text, Type type);
-  Operand predicate(std::string_view text);
-  Operand constant(uint64_t value);
-  // Destination and sources of one type, `count` in all.
-  void simple(size_t count, Type type);
-  // "[register+offset]" or "[variable+offset]".
-  void address(std::string_view text, unsigned place, Space space);
-  const Symbol* symbol(std::string_view name) const;
-  // That the instruction touches so many bytes there: what the race check of shared memory has to
-  // tell apart.
-  void note_access(Space space, unsigned bytes);
+  bool negatable(std::string_view text, Operand* operand);  // "{!}p"; whether it is negated
+  void simple(size_t count, Type type);  // destination and sources, `count` in all
+  void address(std::string_view text, unsigned place,
+               Space space);  // "[register+offset]", "[variable+offset]"
+  void note_access(Space space,
+                   unsigned bytes);  // what the race check of shared memory has to tell apart
 
  private:
   struct Scope {
-    struct Many {
-      Operand first;
-      unsigned count;
-    };
     std::unordered_map<std::string_view, Operand> names;
-    std::unordered_map<std::string_view, Many> numbered;
+    std::unordered_map<std::string_view, std::pair<Operand, unsigned>> numbered;  // first, count
   };
-
   Operand find_register(std::string_view name) const;  // or kNoOperand
-  Operand special(std::string_view name);              // or kNoOperand
-  Operand variable(std::string_view text);             // "name" or "name+offset"
+  Operand special(std::string_view name);
+  Operand constant(u64 value);
+  Operand variable(std::string_view text);
 
   Code& code_;
-  std::unordered_map<std::string_view, Symbol>& symbols_;
   std::vector<Scope> scopes_ = std::vector<Scope>(1);
-  std::unordered_map<uint64_t, Operand> constants_;
+  std::unordered_map<u64, Operand> constants_;
   std::unordered_map<std::string_view, Operand> specials_;
-  std::vector<Operand> dynamic_;  // constants that are to be moved behind the static shared memory
+  std::vector<Operand> dynamic_;  // constants that are relative to dynamic shared memory
   std::vector<std::string_view> modifiers_;
 };
 
-// Of a type, the handler that a family has for it; null: none.
 bool decode_integer(Decoder& decoder);
-bool decode_bits(Decoder& decoder);
 bool decode_float(Decoder& decoder);
-bool decode_approximate(Decoder& decoder);
-bool decode_half(Decoder& decoder);
 bool decode_compare(Decoder& decoder);
 bool decode_convert(Decoder& decoder);
-bool decode_move(Decoder& decoder);
 bool decode_memory(Decoder& decoder);
 bool decode_control(Decoder& decoder);
-bool decode_warp(Decoder& decoder);
 
-// a * b + c with the product (1) or the addend (2) negated: the handler that contraction puts in.
+// The handler of a contraction, a * b + c; mode 1 negates the product, 2 the addend.
 Handler fused(Type type, bool ftz);
+
+// An opcode, the operands with the destination, and the handler of each type or null.
+struct Operation {
+  std::string_view name;
+  size_t operands;
+  Handler (*make)(Type);
+};
 
 template <class T>
 struct Tag {
@@ -129,19 +107,19 @@ Handler by_integer(Type type, F make) {
   switch (type) {
     case Type::b16:
     case Type::u16:
-      return make(Tag<uint16_t>());
+      return make(Tag<u16>());
     case Type::s16:
-      return make(Tag<int16_t>());
+      return make(Tag<s16>());
     case Type::b32:
     case Type::u32:
-      return make(Tag<uint32_t>());
+      return make(Tag<u32>());
     case Type::s32:
-      return make(Tag<int32_t>());
+      return make(Tag<s32>());
     case Type::b64:
     case Type::u64:
-      return make(Tag<uint64_t>());
+      return make(Tag<u64>());
     case Type::s64:
-      return make(Tag<int64_t>());
+      return make(Tag<s64>());
     default:
       return nullptr;
   }
@@ -150,13 +128,13 @@ template <class F>
 Handler by_size(Type type, F make) {
   switch (size_of(type)) {
     case 1:
-      return make(Tag<uint8_t>());
+      return make(Tag<u8>());
     case 2:
-      return make(Tag<uint16_t>());
+      return make(Tag<u16>());
     case 4:
-      return make(Tag<uint32_t>());
+      return make(Tag<u32>());
     default:
-      return make(Tag<uint64_t>());
+      return make(Tag<u64>());
   }
 }
 

@@ -1,201 +1,348 @@
-// Arithmetic on f32 and f64 as IEEE has it.
+// Floating-point arithmetic and comparisons.
 #include <cmath>
 
 #include "emulator/decoder.h"
 #include "emulator/floats.h"
-#include "emulator/warp.h"
+#include "emulator/machine.h"
 
 namespace ard::emulator {
 namespace {
 
-struct Add {
-  template <class T>
-  static T of(T a, T b) {
-    return a + b;
-  }
-};
-struct Subtract {
-  template <class T>
-  static T of(T a, T b) {
-    return a - b;
-  }
-};
-struct Multiply {
-  template <class T>
-  static T of(T a, T b) {
-    return a * b;
-  }
-};
-struct Divide {
-  template <class T>
-  static T of(T a, T b) {
-    return a / b;
-  }
-};
-struct Minimum {
-  template <class T>
-  static T of(T a, T b) {
-    return minimum(a, b);
-  }
-};
-struct Maximum {
-  template <class T>
-  static T of(T a, T b) {
-    return maximum(a, b);
-  }
-};
-struct CopySign {  // the first operand's sign
-  template <class T>
-  static T of(T a, T b) {
-    return std::copysign(b, a);
-  }
-};
-struct SquareRoot {
-  template <class T>
-  static T of(T a) {
-    return std::sqrt(a);
-  }
-};
-struct Reciprocal {
-  template <class T>
-  static T of(T a) {
-    return T{1} / a;
-  }
-};
-struct Negate {
-  template <class T>
-  static T of(T a) {
-    return -a;
-  }
-};
-struct Absolute {
-  template <class T>
-  static T of(T a) {
-    return std::fabs(a);
-  }
-};
+// clang-format off
+template <class T> T add(T a, T b) { return a + b; }
+template <class T> T subtract(T a, T b) { return a - b; }
+template <class T> T multiply(T a, T b) { return a * b; }
+template <class T> T divide(T a, T b) { return a / b; }
+template <class T> T copy_sign(T a, T b) { return std::copysign(b, a); }
+template <class T> T square_root(T a) { return std::sqrt(a); }
+template <class T> T reciprocal(T a) { return T(1) / a; }
+template <class T> T negative(T a) { return -a; }
+template <class T> T absolute(T a) { return std::fabs(a); }
+// -0 is less than +0; a NaN gives the other operand.
+template <class T> T minimum(T a, T b) { return a != a || b < a || (a == b && std::signbit(b)) ? b : a; }
+template <class T> T maximum(T a, T b) { return a != a || b > a || (a == b && std::signbit(a)) ? b : a; }
+// clang-format on
 
-template <class Operation, class T, bool kFlush, bool kSaturate>
-void one_source(Warp& warp, const Instruction& i) {
-  const RoundingScope scope(i.rounding);
-  unary<T, T>(warp, i, [](T a) {
-    const T result = Operation::template of<T>(flushed<kFlush>(a));
-    return canonical(saturated<kSaturate>(flushed<kFlush>(result)));
-  });
+inline __attribute__((always_inline)) float fma(float a, float b, float c) {
+  return __builtin_fmaf(a, b, c);
 }
-template <class Operation, class T, bool kFlush, bool kSaturate>
-void two_sources(Warp& warp, const Instruction& i) {
-  const RoundingScope scope(i.rounding);
-  binary<T, T, T>(warp, i, [](T a, T b) {
-    const T result = Operation::template of<T>(flushed<kFlush>(a), flushed<kFlush>(b));
-    return canonical(saturated<kSaturate>(flushed<kFlush>(result)));
-  });
+inline __attribute__((always_inline)) double fma(double a, double b, double c) {
+  return __builtin_fma(a, b, c);
 }
 
-inline float fma_of(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-inline double fma_of(double a, double b, double c) { return __builtin_fma(a, b, c); }
+// The double that rounds to 16 bits as the exact a * b + c does. The product is exact; a sum that
+// is not is made odd.
+double fma_of_halves(double a, double b, double c) {
+  const double product = a * b, sum = product + c;
+  const double back = sum - product, rest = (product - (sum - back)) + (c - back);
+  if (!(std::fabs(rest) > 0.0) || bits_of(sum) & 1) return sum;
+  return std::nextafter(sum, rest > 0.0 ? INFINITY : -INFINITY);
+}
 
-template <class T, bool kFlush, bool kSaturate>
-inline __attribute__((always_inline)) void fma_lanes(Warp& warp, const Instruction& i) {
-  const RoundingScope scope(i.rounding);
-  ternary<T, T, T, T>(warp, i, [](T a, T b, T c) __attribute__((always_inline)) {
-    const T result = fma_of(flushed<kFlush>(a), flushed<kFlush>(b), flushed<kFlush>(c));
-    return canonical(saturated<kSaturate>(flushed<kFlush>(result)));
-  });
+// --- approximate functions, within the error that the PTX ISA documents
+
+double ulp(float value) {
+  const float magnitude = std::fabs(value);
+  return magnitude < 0x1p-126f ? 0x1p-149 : double(std::nextafter(magnitude, INFINITY)) - magnitude;
 }
-// Of a contraction. mode: 1 negates the product, 2 the addend.
-template <class T, bool kFlush, bool>
-void fma_signed(Warp& warp, const Instruction& i) {
-  ternary<T, T, T, T>(warp, i, [mode = i.mode](T a, T b, T c) {
-    const T product = flushed<kFlush>(a), addend = flushed<kFlush>(c);
-    const T result =
-        fma_of(mode & 1 ? -product : product, flushed<kFlush>(b), mode & 2 ? -addend : addend);
-    return canonical(flushed<kFlush>(result));
-  });
-}
-template <class T, bool kFlush, bool kSaturate>
-void fma_library(Warp& warp, const Instruction& i) {
-  fma_lanes<T, kFlush, kSaturate>(warp, i);
-}
-// The same with the processor's instruction instead of a call.
-template <class T, bool kFlush, bool kSaturate>
-__attribute__((target("fma"))) void fma_hardware(Warp& warp, const Instruction& i) {
-  fma_lanes<T, kFlush, kSaturate>(warp, i);
-}
-template <class T, bool kFlush, bool kSaturate>
-struct Fma {
-  static Handler handler() {
-    static const bool has = __builtin_cpu_supports("fma");
-    return has ? fma_hardware<T, kFlush, kSaturate> : fma_library<T, kFlush, kSaturate>;
-  }
+
+struct Approximate {
+  float result;  // correctly rounded
+  double bound;
 };
+Approximate exp2_of(float a, float) {
+  const float result = float(std::exp2(double(a)));
+  return {result, a == 0.0f ? 0.0 : 2 * ulp(result)};
+}
+Approximate log2_of(float a, float) {
+  const float result = float(std::log2(double(a)));
+  return {result, a > 0.5f && a < 2.0f ? 0x1p-22 : 0x1p-22 * std::fabs(result)};
+}
+Approximate reciprocal_of(float a, float) { return {1.0f / a, ulp(1.0f / a)}; }
+Approximate square_root_of(float a, float) { return {std::sqrt(a), 0x1p-23 * std::sqrt(a)}; }
+Approximate inverse_root_of(float a, float) {
+  const float result = float(1.0 / std::sqrt(double(a)));
+  return {result, 0x1.1p-23 * std::fabs(result)};  // 2^-22.9
+}
+Approximate quotient_of(float a, float b) { return {a / b, 2 * ulp(a / b)}; }
 
-template <class T, bool kFlush, bool kSaturate>
-struct SignedFma {
-  static Handler handler() { return fma_signed<T, kFlush, kSaturate>; }
-};
+u64 mixed(u64 x) {
+  x = (x ^ x >> 33) * 0xff51afd7ed558ccdu;
+  x = (x ^ x >> 33) * 0xc4ceb9fe1a85ec53u;
+  return x ^ x >> 33;
+}
 
-template <class Operation>
-struct Of {
-  template <class T, bool kFlush, bool kSaturate>
-  struct One {
-    static Handler handler() { return one_source<Operation, T, kFlush, kSaturate>; }
+// What hardware may give: the same for the same operation, operands and seed.
+float disturbed(const Approximate& exact, const Options& options, u64 operation, float a, float b) {
+  const float result = exact.result;
+  if (options.approximation == Approximation::exact || !std::isfinite(result) || result == 0.0f)
+    return result;
+  const u64 operands = u64(bits_of(a)) << 32 | bits_of(b);
+  const u64 random = mixed(mixed(operands) ^ mixed(operation + options.seed * 0x9e3779b97f4a7c15u));
+  const bool extreme = options.approximation == Approximation::extreme;
+  const double share = extreme ? (random & 1 ? 1.0 : -1.0) : double(s64(random)) * 0x1p-63;
+  const float other = float(result + share * exact.bound);
+  // Rounding must not lead beyond the bound.
+  return std::fabs(double(other) - result) > exact.bound ? std::nextafter(other, result) : other;
+}
+
+template <Approximate (*kFunction)(float, float), bool kFlush>
+void approximate(Warp& warp, const Instruction& i) {
+  const auto f = [&](float a, float b, u8) {
+    a = flushed<kFlush>(a);
+    b = flushed<kFlush>(b);
+    return canonical(
+        flushed<kFlush>(disturbed(kFunction(a, b), warp.launch->options, i.mode, a, b)));
   };
-  template <class T, bool kFlush, bool kSaturate>
-  struct Two {
-    static Handler handler() { return two_sources<Operation, T, kFlush, kSaturate>; }
-  };
-};
-
-template <template <class, bool, bool> class Form>
-Handler choose(Type type, bool ftz, bool sat) {
-  if (type == Type::f64) return ftz || sat ? nullptr : Form<double, false, false>::handler();
-  if (type != Type::f32) return nullptr;
-  if (ftz) return sat ? Form<float, true, true>::handler() : Form<float, true, false>::handler();
-  return sat ? Form<float, false, true>::handler() : Form<float, false, false>::handler();
+  map(warp, i, f, static_cast<float (*)(float, float, u8)>(nullptr));
 }
 
+// --- handlers of f32 and f64; F: a function that is called with up to three operands
+
+template <class T, bool kFlush, bool kSaturate, class F>
+inline __attribute__((always_inline)) void compute(Warp& warp, const Instruction& i, F f) {
+  const RoundingScope scope(i.rounding);
+  const auto whole = [&](T a, T b, T c) __attribute__((always_inline)) {
+    const T result = f(flushed<kFlush>(a), flushed<kFlush>(b), flushed<kFlush>(c));
+    return canonical(saturated<kSaturate>(flushed<kFlush>(result)));
+  };
+  map(warp, i, whole, static_cast<T (*)(T, T, T)>(nullptr));
+}
+
+#define FLOAT_HANDLER(name, attributes, expression)                    \
+  template <class T, bool kFlush, bool kSaturate>                      \
+  attributes void name(Warp& warp, const Instruction& i) {             \
+    const auto f = [&](T a, T b, T c) __attribute__((always_inline)) { \
+      (void)b, (void)c;                                                \
+      return T(expression);                                            \
+    };                                                                 \
+    compute<T, kFlush, kSaturate>(warp, i, f);                         \
+  }
+FLOAT_HANDLER(run_add, , add(a, b))
+FLOAT_HANDLER(run_subtract, , subtract(a, b))
+FLOAT_HANDLER(run_multiply, , multiply(a, b))
+FLOAT_HANDLER(run_divide, , divide(a, b))
+FLOAT_HANDLER(run_minimum, , minimum(a, b))
+FLOAT_HANDLER(run_maximum, , maximum(a, b))
+FLOAT_HANDLER(run_copy_sign, , copy_sign(a, b))
+FLOAT_HANDLER(run_square_root, , square_root(a))
+FLOAT_HANDLER(run_reciprocal, , reciprocal(a))
+FLOAT_HANDLER(run_negative, , negative(a))
+FLOAT_HANDLER(run_absolute, , absolute(a))
+FLOAT_HANDLER(run_fma, , fma(a, b, c))
+// The same by the processor's instruction instead of a call.
+FLOAT_HANDLER(run_fma_fast, __attribute__((target("fma"))), fma(a, b, c))
+FLOAT_HANDLER(run_fused, , fma(i.mode & 1 ? -a : a, b, i.mode & 2 ? -c : c))
+
+#define CHOOSE(name)                                                                          \
+  [](Type type, bool ftz, bool sat) -> Handler {                                              \
+    if (type == Type::f64) return ftz || sat ? nullptr : Handler(name<double, false, false>); \
+    if (ftz) return sat ? name<float, true, true> : name<float, true, false>;                 \
+    return sat ? name<float, false, true> : name<float, false, false>;                        \
+  }
+
+using Kind = FloatForm::Kind;
 constexpr struct {
   std::string_view name;
   size_t operands;
-  FloatForm::Kind kind;
-  bool needs_rounding;
+  Kind kind;
   Handler (*make)(Type, bool, bool);
 } kOperations[] = {
-    {"fma", 4, FloatForm::other, true, choose<Fma>},
-    {"add", 3, FloatForm::add, false, choose<Of<Add>::Two>},
-    {"sub", 3, FloatForm::subtract, false, choose<Of<Subtract>::Two>},
-    {"mul", 3, FloatForm::multiply, false, choose<Of<Multiply>::Two>},
-    {"div", 3, FloatForm::other, true, choose<Of<Divide>::Two>},
-    {"min", 3, FloatForm::other, false, choose<Of<Minimum>::Two>},
-    {"max", 3, FloatForm::other, false, choose<Of<Maximum>::Two>},
-    {"copysign", 3, FloatForm::other, false, choose<Of<CopySign>::Two>},
-    {"sqrt", 2, FloatForm::other, true, choose<Of<SquareRoot>::One>},
-    {"rcp", 2, FloatForm::other, true, choose<Of<Reciprocal>::One>},
-    {"neg", 2, FloatForm::other, false, choose<Of<Negate>::One>},
-    {"abs", 2, FloatForm::other, false, choose<Of<Absolute>::One>},
+    {"add", 3, Kind::add, CHOOSE(run_add)},
+    {"sub", 3, Kind::subtract, CHOOSE(run_subtract)},
+    {"mul", 3, Kind::multiply, CHOOSE(run_multiply)},
+    {"div", 3, Kind::other, CHOOSE(run_divide)},
+    {"min", 3, Kind::other, CHOOSE(run_minimum)},
+    {"max", 3, Kind::other, CHOOSE(run_maximum)},
+    {"copysign", 3, Kind::other, CHOOSE(run_copy_sign)},
+    {"sqrt", 2, Kind::other, CHOOSE(run_square_root)},
+    {"rcp", 2, Kind::other, CHOOSE(run_reciprocal)},
+    {"neg", 2, Kind::other, CHOOSE(run_negative)},
+    {"abs", 2, Kind::other, CHOOSE(run_absolute)},
+    {"fma", 4, Kind::other, CHOOSE(run_fma)},
+};
+
+#define PLAIN_AND_FTZ(function) {approximate<function, false>, approximate<function, true>}
+constexpr struct {
+  std::string_view name, modifier;
+  size_t operands;
+  Handler handlers[2];
+} kApproximations[] = {
+    {"ex2", "approx", 2, PLAIN_AND_FTZ(exp2_of)},
+    {"lg2", "approx", 2, PLAIN_AND_FTZ(log2_of)},
+    {"rcp", "approx", 2, PLAIN_AND_FTZ(reciprocal_of)},
+    {"sqrt", "approx", 2, PLAIN_AND_FTZ(square_root_of)},
+    {"rsqrt", "approx", 2, PLAIN_AND_FTZ(inverse_root_of)},
+    {"div", "full", 3, PLAIN_AND_FTZ(quotient_of)},
+};
+
+// f16 and bf16, single and packed by two: computed as double, which rounds to 16 bits as the exact
+// results would.
+constexpr struct {
+  std::string_view name;
+  size_t operands;
+  double (*function)(double, double, double);
+} kHalfOperations[] = {
+    {"add", 3, [](double a, double b, double) { return a + b; }},
+    {"sub", 3, [](double a, double b, double) { return a - b; }},
+    {"mul", 3, [](double a, double b, double) { return a * b; }},
+    {"fma", 4, fma_of_halves},
+    {"min", 3, [](double a, double b, double) { return minimum(a, b); }},
+    {"max", 3, [](double a, double b, double) { return maximum(a, b); }},
+    {"neg", 2, [](double a, double, double) { return -a; }},
+    {"abs", 2, [](double a, double, double) { return std::fabs(a); }},
+};
+
+template <class Format, unsigned kCount>
+void halves(Warp& warp, const Instruction& i) {
+  const auto f = [&](u32 a, u32 b, u32 c) {
+    u32 result = 0;
+    for (unsigned shift = 0; shift < 16 * kCount; shift += 16) {
+      const double value = kHalfOperations[i.mode].function(
+          Format::read(a >> shift), Format::read(b >> shift), Format::read(c >> shift));
+      result |= u32(Format::write(value, Rounding::nearest)) << shift;
+    }
+    return result;
+  };
+  map(warp, i, f, static_cast<u32 (*)(u32, u32, u32)>(nullptr));
+}
+
+bool decode_halves(Decoder& d, Type type) {
+  for (const auto& operation : kHalfOperations) {
+    if (operation.name != d.opcode) continue;
+    d.take_type();
+    d.take("rn");
+    d.simple(operation.operands, type);
+    d.out.mode = u8(&operation - kHalfOperations);
+    d.out.run = type == Type::f16     ? halves<F16, 1>
+                : type == Type::bf16  ? halves<Bf16, 1>
+                : type == Type::f16x2 ? halves<F16, 2>
+                                      : halves<Bf16, 2>;
+    return true;
+  }
+  return false;
+}
+
+// --- setp
+
+// mode of a comparison: what is tested, how the result is turned, what it is combined with
+enum Test : u8 { kEqual, kLess, kLessEqual, kNumber };  // kNumber: no NaN
+constexpr u8 kInverted = 4, kUnordered = 8, kNegated = 128;
+constexpr unsigned kCombineShift = 4;  // 1 and, 2 or, 3 xor
+
+// Operands: result, its inverse or none, a, b, another predicate or none.
+template <class Format>
+void compare(Warp& warp, const Instruction& i) {
+  using T = typename Format::Value;
+  const u64 *a = warp.slot(i.operands[2]), *b = warp.slot(i.operands[3]);
+  u64* to = warp.out(i.operands[0]);
+  const u8 combines = i.mode >> kCombineShift & 3, test = i.mode & 3;
+  const bool inverted = i.mode & kInverted, unordered = i.mode & kUnordered;
+  const auto combined = [&](bool result, bool other) {
+    return combines == 1 ? result && other : combines == 2 ? result || other : result != other;
+  };
+  warp.each([&](unsigned lane) {
+    const T x = Format::read(a[lane]), y = Format::read(b[lane]);
+    bool result = test == kLess ? x < y : test == kLessEqual ? x <= y : test == kNumber || x == y;
+    result = x != x || y != y ? unordered : result != inverted;
+    if (i.operands[1] == kNoOperand && !combines) {
+      to[lane] = result;
+      return;
+    }
+    const bool other = combines && (warp.slot(i.operands[4])[lane] & 1) != i.mode / kNegated;
+    to[lane] = combines ? combined(result, other) : result;
+    if (i.operands[1] != kNoOperand)
+      warp.out(i.operands[1])[lane] = combines ? combined(!result, other) : !result;
+  });
+}
+
+Handler comparison(Type type, bool ftz) {
+  switch (type) {
+    case Type::f16:
+      return compare<F16>;
+    case Type::bf16:
+      return compare<Bf16>;
+    case Type::f32:
+      return ftz ? compare<F32<true>> : compare<F32<false>>;
+    case Type::f64:
+      return compare<F64>;
+    default:
+      return by_integer(
+          type, [](auto tag) -> Handler { return compare<Integer<typename decltype(tag)::type>>; });
+  }
+}
+
+// Ordered comparisons are false with NaN, those with a u behind are true. a > b is b < a.
+constexpr struct {
+  std::string_view name;
+  u8 mode;
+  bool exchanged;
+} kComparisons[] = {
+    {"eq", kEqual, false}, {"ne", kEqual | kInverted, false},
+    {"lt", kLess, false},  {"le", kLessEqual, false},
+    {"gt", kLess, true},   {"ge", kLessEqual, true},
+    {"lo", kLess, false},  {"ls", kLessEqual, false},
+    {"hi", kLess, true},   {"hs", kLessEqual, true},
 };
 
 }  // namespace
 
 bool decode_float(Decoder& d) {
   const Type type = d.peek_type();
-  if (type != Type::f32 && type != Type::f64) return false;
+  if (type == Type::f32) {
+    for (const auto& operation : kApproximations) {
+      if (operation.name != d.opcode || !d.take(operation.modifier)) continue;
+      d.take_type();
+      d.out.mode = u8(&operation - kApproximations);
+      d.out.run = operation.handlers[d.take("ftz")];
+      d.simple(operation.operands, type);
+      return true;
+    }
+  }
+  if (type != Type::f32 && type != Type::f64) return is_float(type) && decode_halves(d, type);
   for (const auto& operation : kOperations) {
     if (operation.name != d.opcode) continue;
-    const Rounding rounding = d.take_rounding();
-    if (operation.needs_rounding && rounding == Rounding::none) return false;  // .approx, .full
     d.take_type();
-    const bool ftz = d.take("ftz"), sat = d.take("sat");
+    d.out.rounding = d.take_rounding();
+    const bool ftz = d.take("ftz"), sat = d.take("sat"), rounds = d.out.rounding != Rounding::none;
     d.simple(operation.operands, type);
-    d.out.rounding = rounding;
     d.out.run = operation.make(type, ftz, sat);
-    if (rounding == Rounding::none && !sat) d.form = {operation.kind, type, ftz};
+    if (d.opcode == "fma" && __builtin_cpu_supports("fma"))
+      d.out.run = CHOOSE(run_fma_fast)(type, ftz, sat);
+    if (!rounds && !sat) d.form = {operation.kind, type, ftz};
     return true;
   }
   return false;
 }
 
-Handler fused(Type type, bool ftz) { return choose<SignedFma>(type, ftz, false); }
+Handler fused(Type type, bool ftz) { return CHOOSE(run_fused)(type, ftz, false); }
+
+bool decode_compare(Decoder& d) {
+  if (d.opcode != "setp") return false;
+  const Type type = d.take_type();
+  const bool ftz = is_float(type) && d.take("ftz");
+  bool exchanged = false, known = false;
+  for (const auto& each : kComparisons) {
+    const bool unordered = is_float(type) && d.take(std::string(each.name) + "u");
+    if (known || !(unordered || d.take(each.name))) continue;
+    d.out.mode = u8(each.mode | (unordered ? kUnordered : 0));
+    exchanged = each.exchanged;
+    known = true;
+  }
+  if (!known && is_float(type)) {
+    const bool nan = d.take("nan");
+    d.out.mode = u8(kNumber | (nan ? kInverted | kUnordered : 0));
+    known = nan || d.take("num");
+  }
+  d.out.run = known ? comparison(type, ftz) : nullptr;
+  const int combines = d.take_one_of({"and", "or", "xor"}) + 1;
+  d.out.mode |= u8(combines << kCombineShift);
+  d.expect(combines ? 4 : 3);
+  d.destinations(d.operands[0]);
+  d.out.operands[exchanged ? 3 : 2] = d.source(d.operands[1], type);
+  d.out.operands[exchanged ? 2 : 3] = d.source(d.operands[2], type);
+  if (combines && d.negatable(d.operands[3], &d.out.operands[4])) d.out.mode |= kNegated;
+  return true;
+}
 
 }  // namespace ard::emulator

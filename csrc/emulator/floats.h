@@ -1,24 +1,26 @@
-// What the floating-point instructions share: rounding modes, flushing, NaN, 16-bit formats.
+// What the floating-point instructions share: rounding modes, flushing, NaN, formats.
 #pragma once
 
 #include <immintrin.h>
 
-#include <cstdint>
-#include <cstring>
-
-#include "emulator/instruction.h"
+#include "emulator/machine.h"
 
 namespace ard::emulator {
+
+// The bits of NaN that arithmetic gives.
+constexpr u32 kNan32 = 0x7fffffffu;
+constexpr u64 kNan64 = 0xfff8000000000000u;
+constexpr u16 kNan16 = 0x7fffu;
 
 // Sets the processor's rounding for a scope. Operands and results are in memory, which the barriers
 // keep in place.
 class RoundingScope {
  public:
-  explicit RoundingScope(Rounding rounding) : old_(0) {
+  explicit RoundingScope(Rounding rounding) {
     if (rounding <= Rounding::nearest) return;
     constexpr unsigned kBits[] = {0, 0, 0x6000, 0x2000, 0x4000};
     old_ = _mm_getcsr();
-    _mm_setcsr((old_ & ~0x6000u) | kBits[static_cast<unsigned>(rounding)]);
+    _mm_setcsr((old_ & ~0x6000u) | kBits[unsigned(rounding)]);
     asm volatile("" ::: "memory");
   }
   ~RoundingScope() {
@@ -26,40 +28,29 @@ class RoundingScope {
     asm volatile("" ::: "memory");
     _mm_setcsr(old_);
   }
-  RoundingScope(const RoundingScope&) = delete;
-  RoundingScope& operator=(const RoundingScope&) = delete;
 
  private:
-  unsigned old_;
+  unsigned old_ = 0;
 };
 
-inline uint32_t bits_of(float value) {
-  uint32_t bits;
+inline u32 bits_of(float value) {
+  u32 bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
-inline uint64_t bits_of(double value) {
-  uint64_t bits;
+inline u64 bits_of(double value) {
+  u64 bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
-inline float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-inline double double_of(uint64_t bits) {
-  double value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
+inline float float_of(u32 bits) { return get<float>(bits); }
+inline double double_of(u64 bits) { return get<double>(bits); }
 
 // .ftz: subnormal numbers become zeros of their sign.
 template <bool kFlush>
 inline float flushed(float value) {
   if constexpr (!kFlush) return value;
-  const uint32_t bits = bits_of(value);
-  return float_of(bits & 0x7f800000u ? bits : bits & 0x80000000u);
+  return bits_of(value) & 0x7f800000u ? value : float_of(bits_of(value) & 0x80000000u);
 }
 template <bool>
 inline double flushed(double value) {
@@ -69,69 +60,71 @@ inline double flushed(double value) {
 template <bool kSaturate, class T>
 inline T saturated(T value) {
   if constexpr (!kSaturate) return value;
-  if (!(value > T{0})) return T{0};
-  return value > T{1} ? T{1} : value;
+  if (!(value > T(0))) return T(0);
+  return value > T(1) ? T(1) : value;
 }
 inline float canonical(float value) { return value != value ? float_of(kNan32) : value; }
 inline double canonical(double value) { return value != value ? double_of(kNan64) : value; }
 
-// -0 is less than +0; a NaN gives the other operand.
-template <class T>
-inline T minimum(T a, T b) {
-  if (a != a) return b;
-  if (b != b) return a;
-  if (a == b) return __builtin_signbit(a) ? a : b;
-  return a < b ? a : b;
-}
-template <class T>
-inline T maximum(T a, T b) {
-  if (a != a) return b;
-  if (b != b) return a;
-  if (a == b) return __builtin_signbit(a) ? b : a;
-  return a > b ? a : b;
-}
-
-inline float from_bf16(uint16_t half) { return float_of(static_cast<uint32_t>(half) << 16); }
-inline float from_f16(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
-  const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fff) << 13;
-  if (magnitude >= 0x0f800000u) return float_of(sign | magnitude | 0x7f800000u);  // infinity, NaN
-  return float_of(sign |
-                  bits_of(float_of(magnitude) * 0x1p112f));  // exact, also of subnormal numbers
-}
-
 // Any double in a format of 16 bits.
-struct HalfFormat {
-  int mantissa_bits, min_exponent;
-  uint16_t infinity;
-};
-constexpr HalfFormat kF16 = {10, -14, 0x7c00};
-constexpr HalfFormat kBf16 = {7, -126, 0x7f80};
-
-inline uint16_t to_half(double value, const HalfFormat& format, Rounding rounding) {
+inline u16 to_half(double value, int mantissa_bits, int lowest_exponent, u16 infinity,
+                   Rounding rounding) {
   if (value != value) return kNan16;
-  const uint64_t bits = bits_of(value);
+  const u64 bits = bits_of(value);
   const bool negative = bits >> 63;
-  const uint16_t sign = negative ? 0x8000 : 0;
-  const int biased = static_cast<int>(bits >> 52 & 0x7ff);
-  if (biased == 0x7ff) return sign | format.infinity;
-  const int exponent = biased ? biased - 1023 : -1022;
-  const uint64_t significand =
-      (bits & ((uint64_t{1} << 52) - 1)) | (biased ? uint64_t{1} << 52 : 0);
-  const int below = exponent < format.min_exponent ? format.min_exponent - exponent : 0;
-  const int shift = 52 - format.mantissa_bits + below < 63 ? 52 - format.mantissa_bits + below : 63;
-  uint64_t kept = significand >> shift;
-  const uint64_t rest = significand & ((uint64_t{1} << shift) - 1),
-                 half = uint64_t{1} << (shift - 1);
-  const bool nearest = rounding <= Rounding::nearest;
-  const bool away = rounding == (negative ? Rounding::down : Rounding::up);
-  if (nearest ? rest > half || (rest == half && kept & 1) : away && rest) ++kept;
+  const u16 sign = negative ? 0x8000 : 0;
+  const int biased = int(bits >> 52 & 0x7ff), exponent = biased ? biased - 1023 : -1022;
+  if (biased == 0x7ff) return sign | infinity;
+  const u64 significand = (bits & ((u64{1} << 52) - 1)) | (biased ? u64{1} << 52 : 0);
+  const int below = exponent < lowest_exponent ? lowest_exponent - exponent : 0;  // subnormal
+  const int shift = 52 - mantissa_bits + below < 63 ? 52 - mantissa_bits + below : 63;
+  const u64 kept = significand >> shift, rest = significand & ((u64{1} << shift) - 1),
+            half = u64{1} << (shift - 1);
+  const bool nearest = rounding <= Rounding::nearest,
+             away = rounding == (negative ? Rounding::down : Rounding::up);
+  const bool up = nearest ? rest > half || (rest == half && kept & 1) : away && rest;
   // The leading bit of a normal number counts up the exponent, and so does a carry.
-  const uint64_t result =
-      kept +
-      (below ? 0 : static_cast<uint64_t>(exponent - format.min_exponent) << format.mantissa_bits);
-  if (result < format.infinity) return sign | static_cast<uint16_t>(result);
-  return sign | static_cast<uint16_t>(nearest || away ? format.infinity : format.infinity - 1);
+  const u64 result = kept + up + (below ? 0 : u64(exponent - lowest_exponent) << mantissa_bits);
+  return sign | u16(result < infinity ? result : nearest || away ? infinity : infinity - 1);
 }
+
+// How a register holds a value, and what it is computed as.
+struct F16 {
+  using Value = float;
+  static float read(u64 slot) {
+    const u32 sign = u32(slot & 0x8000) << 16, magnitude = u32(slot & 0x7fff) << 13;
+    if (magnitude >= 0x0f800000u) return float_of(sign | magnitude | 0x7f800000u);  // infinity, NaN
+    return float_of(sign |
+                    bits_of(float_of(magnitude) * 0x1p112f));  // exact, of subnormal numbers too
+  }
+  static u64 write(double value, Rounding rounding) {
+    return to_half(value, 10, -14, 0x7c00, rounding);
+  }
+};
+struct Bf16 {
+  using Value = float;
+  static float read(u64 slot) { return float_of(u32(slot & 0xffff) << 16); }
+  static u64 write(double value, Rounding rounding) {
+    return to_half(value, 7, -126, 0x7f80, rounding);
+  }
+};
+template <bool kFlush>
+struct F32 {  // a RoundingScope holds where it is written
+  using Value = float;
+  static float read(u64 slot) { return flushed<kFlush>(get<float>(slot)); }
+  static u64 write(double value, Rounding) {
+    return bits_of(canonical(flushed<kFlush>(float(value))));
+  }
+};
+struct F64 {
+  using Value = double;
+  static double read(u64 slot) { return get<double>(slot); }
+  static u64 write(double value, Rounding) { return bits_of(canonical(value)); }
+};
+template <class T>
+struct Integer {
+  using Value = T;
+  static T read(u64 slot) { return get<T>(slot); }
+};
 
 }  // namespace ard::emulator

@@ -2,25 +2,25 @@
 #pragma once
 
 #include <memory>
-#include <string>
-#include <string_view>
-#include <unordered_map>
-#include <vector>
 
 #include "emulator/decoder.h"
-#include "emulator/instruction.h"
 #include "emulator/interpreter.h"
 
 namespace ard::emulator {
 
-// What the kernels of a module share.
+// What the kernels of a module share. All string_views point into the source.
 struct ModuleData {
-  std::string source;  // without comments: all string_views of the module point into it
+  std::string source;
   int target = 0;
-  std::unordered_map<std::string_view, Symbol> symbols;  // of .global and .const
+  std::unordered_map<std::string_view, Symbol> symbols;  // .global, .const
   std::unordered_map<std::string_view, Variable> shared;
-  std::vector<std::unique_ptr<uint64_t[]>> storage;  // of symbols
+  std::vector<std::unique_ptr<u64[]>> storage;
   GlobalMemory memory;
+};
+
+struct Parameter {
+  std::string_view name;
+  unsigned offset, bytes;
 };
 
 struct KernelData {
@@ -28,23 +28,22 @@ struct KernelData {
   std::string name;
   std::string_view body;  // between the braces
   unsigned line = 0;      // where it begins
-  unsigned max_threads = 0;
-  std::vector<unsigned> parameter_sizes, parameter_offsets;
-  std::vector<std::string_view> parameter_names;
-  unsigned parameter_bytes = 0;
+  unsigned max_threads = 0, parameter_bytes = 0;
+  std::vector<Parameter> parameters;
+  std::vector<unsigned> parameter_sizes;
 
-  uint64_t launches = 0, executed = 0;
-  std::vector<uint8_t> reached;  // by instruction, of either form
+  u64 launches = 0, executed = 0;
+  std::vector<u8> reached;  // by instruction
   std::vector<Place> places;
 
-  const Code& code(bool contract);
+  const Code& code(bool contracted);
 
  private:
-  std::unique_ptr<Code> decode(bool contract);
-  std::unique_ptr<Code> plain_, contracted_;
+  std::unique_ptr<Code> codes_[2];  // as written, contracted
 };
 
-// Turns add and sub of a product into fma where neither has a rounding mode: contraction.cpp.
-void contract(Code& code, const std::vector<FloatForm>& forms, const std::vector<uint32_t>& labels);
+// Fuses add and sub with the product that they take where neither has a rounding mode; `labels`:
+// instructions that branches lead to.
+void contract(Code& code, const std::vector<FloatForm>& forms, const std::vector<u32>& labels);
 
 }  // namespace ard::emulator

@@ -3,24 +3,21 @@
 #include <numeric>
 
 #include "emulator/floats.h"
-#include "emulator/kernel.h"
 #include "emulator/scheduler.h"
-#include "emulator/warp.h"
 
 namespace ard::emulator {
 namespace {
 
-// The registers that a thread finds set, of all threads.
-uint64_t value_of(Special special, const Launch& launch, const Block& block, const Warp& warp,
-                  unsigned lane) {
+u64 value_of(Special special, const Launch& launch, const Warp& warp, unsigned lane) {
   const LaunchShape& shape = launch.shape;
+  const u64 bit = u64{1} << lane, all = ~u32{0};
   switch (special) {
     case Special::tid:
       return warp.thread(lane);
     case Special::ntid:
       return shape.block;
     case Special::ctaid:
-      return block.index;
+      return warp.block->index;
     case Special::nctaid:
       return shape.grid;
     case Special::laneid:
@@ -28,21 +25,21 @@ uint64_t value_of(Special special, const Launch& launch, const Block& block, con
     case Special::warpid:
       return warp.index;
     case Special::lanemask_eq:
-      return uint32_t{1} << lane;
+      return bit;
     case Special::lanemask_lt:
-      return (uint32_t{1} << lane) - 1;
+      return bit - 1;
     case Special::lanemask_le:
-      return (uint64_t{2} << lane) - 1;
+      return 2 * bit - 1;
     case Special::lanemask_gt:
-      return static_cast<uint32_t>(~((uint64_t{2} << lane) - 1));
+      return all & ~(2 * bit - 1);
     case Special::lanemask_ge:
-      return static_cast<uint32_t>(~((uint64_t{1} << lane) - 1));
+      return all & ~(bit - 1);
     case Special::cluster_ctarank:
-      return block.rank;
+      return warp.block->rank;
     case Special::cluster_nctarank:
       return shape.cluster;
     case Special::clusterid:
-      return block.index / shape.cluster;
+      return warp.block->index / shape.cluster;
     case Special::nclusterid:
       return shape.grid / shape.cluster;
     case Special::zero:
@@ -56,52 +53,71 @@ void check(const Kernel& kernel, const LaunchShape& shape) {
   const auto refuse = [&](const std::string& what) {
     throw Fault("launch of " + kernel.name() + ": " + what);
   };
-  const auto number = [](unsigned value) { return std::to_string(value); };
+  const std::string threads = std::to_string(shape.block) + " threads a block, ";
+  const std::string clusters = "clusters of " + std::to_string(shape.cluster) + " blocks";
   if (!shape.grid || !shape.block) refuse("an empty grid or block");
-  if (shape.block > 1024)
-    refuse(number(shape.block) + " threads a block, at most 1024 are possible");
-  if (!shape.cluster || shape.cluster > 16)
-    refuse("clusters of " + number(shape.cluster) + " blocks");
-  if (shape.grid % shape.cluster) {
-    refuse("a grid of " + number(shape.grid) + " blocks in clusters of " + number(shape.cluster));
-  }
+  if (shape.block > 1024) refuse(threads + "at most 1024 are possible");
+  if (!shape.cluster || shape.cluster > 16) refuse(clusters);
+  if (shape.grid % shape.cluster)
+    refuse("a grid of " + std::to_string(shape.grid) + " blocks in " + clusters);
   if (kernel.max_threads() && shape.block > kernel.max_threads()) {
-    refuse(number(shape.block) + " threads a block, its launch bounds allow " +
-           number(kernel.max_threads()));
+    refuse(threads + "its launch bounds allow " + std::to_string(kernel.max_threads()));
   }
 }
 
-// Memory of all warps of a cluster, of which there is one at a time.
+// Memory of all threads of a cluster; clusters use it one after the other.
 struct Storage {
-  std::vector<uint64_t> registers;
-  std::vector<uint8_t> local, local_written;
+  std::vector<u64> registers;
+  std::vector<u8> local, local_written;
+  std::vector<Warp*> warps;
 
-  Storage(size_t warps, const Code& code)
-      // A signalling NaN, and no address: nothing should read it.
-      : registers(warps * kLanes * code.registers, 0x7ff7dead7ff7deadu),
-        local(warps * kLanes * code.local_bytes, 0xff),
-        local_written(local.size()) {}
+  explicit Storage(Launch& launch) {
+    const unsigned count = (launch.shape.block + kLanes - 1) / kLanes;
+    const size_t lanes = size_t{count} * launch.shape.cluster * kLanes;
+    registers.assign(lanes * launch.code.registers,
+                     0x7ff7dead7ff7deadu);  // signalling NaN, and no address
+    local.assign(lanes * launch.code.local_bytes, 0xff);
+    local_written.resize(local.size());
+    launch.blocks.resize(launch.shape.cluster);
+    for (Block& block : launch.blocks) {
+      block.rank = unsigned(&block - launch.blocks.data());
+      block.threads = launch.shape.block;
+      block.warps.resize(count);
+      for (Warp& warp : block.warps) add(launch, block, warp);
+    }
+  }
+
+ private:
+  void add(Launch& launch, Block& block, Warp& warp) {
+    const size_t before = warps.size() * kLanes;
+    warp.launch = &launch;
+    warp.block = &block;
+    warp.index = unsigned(&warp - block.warps.data());
+    warp.registers = registers.data() + before * launch.code.registers;
+    warp.constants = launch.code.constants.data();
+    warp.local = local.data() + before * launch.code.local_bytes;
+    warp.local_written = local_written.data() + before * launch.code.local_bytes;
+    const unsigned lanes = std::min(launch.shape.block - warp.index * kLanes, kLanes);
+    warp.present = u32((u64{1} << lanes) - 1);
+    warps.push_back(&warp);
+  }
 };
 
 void start(Launch& launch, Block& block, unsigned cluster) {
   block.index = cluster * launch.shape.cluster + block.rank;
   block.live = block.threads;
   block.barriers = 0;
-  const unsigned alignment = launch.code.dynamic_alignment;
-  const unsigned dynamic = (launch.code.static_shared + alignment - 1) / alignment * alignment;
-  block.shared.reset(dynamic + launch.shape.dynamic_shared, launch.code.granule);
+  block.shared.reset(launch.code.dynamic_offset() + launch.shape.dynamic_shared,
+                     launch.code.granule);
   for (Warp& warp : block.warps) {
     warp.running = warp.present;
-    warp.in_warp = warp.in_block = warp.in_cluster = 0;
     std::fill_n(warp.pc, kLanes, 0);
     std::fill_n(warp.clocks, kLanes, ThreadClock());
     warp.seen.clear();
-    if (warp.local_written)
-      std::fill_n(warp.local_written, kLanes * launch.code.local_bytes, uint8_t{0});
-    for (const auto& [special, operand] : launch.code.specials) {
-      for (unsigned lane = 0; lane < kLanes; ++lane) {
-        warp.out(operand)[lane] = value_of(special, launch, block, warp, lane);
-      }
+    std::fill_n(warp.local_written, size_t{kLanes} * launch.code.local_bytes, u8{0});
+    for (const auto& [special, slot] : launch.code.specials) {
+      for (unsigned lane = 0; lane < kLanes; ++lane)
+        warp.out(slot)[lane] = value_of(special, launch, warp, lane);
     }
   }
 }
@@ -119,18 +135,12 @@ class ProcessorState {
 
 }  // namespace
 
-void fault(const Warp& warp, unsigned lane, const Instruction& instruction,
-           const std::string& what) {
-  const Launch& launch = *warp.launch;
-  const KernelData& kernel = launch.kernel.data();
-  const size_t at = static_cast<size_t>(&instruction - launch.code.instructions.data());
-  std::string where = ", at the end";
-  if (at < kernel.places.size()) {
-    where = ", line " + std::to_string(kernel.places[at].line) + " '" +
-            std::string(kernel.places[at].text) + "'";
-  }
+void fault(const Warp& warp, unsigned lane, const Instruction& i, const std::string& what) {
+  const KernelData& kernel = warp.launch->kernel.data();
+  const Place& place = kernel.places[size_t(&i - warp.launch->code.instructions.data())];
   throw Fault(kernel.name + ", block " + std::to_string(warp.block->index) + ", thread " +
-              std::to_string(warp.thread(lane)) + where + ": " + what);
+              std::to_string(warp.thread(lane)) + ", line " + std::to_string(place.line) + " '" +
+              std::string(place.text) + "': " + what);
 }
 
 void run(const Kernel& kernel, const LaunchShape& shape, void* const* parameters,
@@ -138,50 +148,27 @@ void run(const Kernel& kernel, const LaunchShape& shape, void* const* parameters
   check(kernel, shape);
   KernelData& data = kernel.data();
   const Code& code = data.code(options.contract);
-  ++data.launches;
   const ProcessorState state;
-  Launch launch{kernel, code, shape, memory, data.module->memory, options, {}, {}, {}, {}, {}};
+  std::mt19937_64 random(options.seed * 7919 + ++data.launches);
+  Launch launch{kernel, code, shape, options, {&memory, &data.module->memory}, {}, {}, {}, {}};
   launch.parameters.resize(data.parameter_bytes);
-  for (size_t n = 0; n < data.parameter_sizes.size(); ++n) {
-    std::memcpy(launch.parameters.data() + data.parameter_offsets[n], parameters[n],
-                data.parameter_sizes[n]);
+  for (const Parameter& each : data.parameters) {
+    std::memcpy(launch.parameters.data() + each.offset, *parameters++, each.bytes);
   }
-  const unsigned warps = (shape.block + kLanes - 1) / kLanes;
-  Storage storage(size_t{warps} * shape.cluster, code);
-  launch.blocks.resize(shape.cluster);
-  std::vector<Warp*> all;
-  for (Block& block : launch.blocks) {
-    block.rank = static_cast<unsigned>(&block - launch.blocks.data());
-    block.threads = shape.block;
-    block.warps.resize(warps);
-    for (Warp& warp : block.warps) {
-      warp.launch = &launch;
-      warp.block = &block;
-      warp.index = static_cast<unsigned>(&warp - block.warps.data());
-      warp.registers = storage.registers.data() + all.size() * kLanes * code.registers;
-      warp.constants = code.constants.data();
-      if (code.local_bytes) {
-        warp.local = storage.local.data() + all.size() * kLanes * code.local_bytes;
-        warp.local_written = storage.local_written.data() + all.size() * kLanes * code.local_bytes;
-      }
-      const unsigned lanes = std::min(shape.block - warp.index * kLanes, kLanes);
-      warp.present = lanes == kLanes ? ~uint32_t{0} : (uint32_t{1} << lanes) - 1;
-      all.push_back(&warp);
-    }
-  }
-  Scheduler scheduler(launch, data);
+  Storage storage(launch);
   std::vector<unsigned> clusters(shape.grid / shape.cluster);
   std::iota(clusters.begin(), clusters.end(), 0u);
   if (options.order == ThreadOrder::reverse) {
     std::reverse(clusters.begin(), clusters.end());
-    std::reverse(all.begin(), all.end());
+    std::reverse(storage.warps.begin(), storage.warps.end());
   }
   if (options.order == ThreadOrder::shuffled)
-    std::shuffle(clusters.begin(), clusters.end(), scheduler.random());
+    std::shuffle(clusters.begin(), clusters.end(), random);
+  Scheduler scheduler(launch, data, random);
   for (const unsigned cluster : clusters) {
     launch.epochs.clear();
     for (Block& block : launch.blocks) start(launch, block, cluster);
-    scheduler.run_cluster(all);
+    scheduler.run_cluster(storage.warps);
   }
 }
 

@@ -2,92 +2,78 @@
 #include <algorithm>
 
 #include "emulator/decoder.h"
-#include "emulator/warp.h"
+#include "emulator/machine.h"
 
 namespace ard::emulator {
 namespace {
 
-constexpr uint64_t kWindowSize = uint64_t{1} << 32;
-
-uint8_t* shared_at(Warp& warp, unsigned lane, const Instruction& i, uint32_t address,
-                   unsigned bytes, Access access) {
-  Block* block = warp.block;
-  const uint32_t rank = address >> kRankShift, offset = address & ((1u << kRankShift) - 1);
-  if (rank) {
-    if (rank > warp.launch->shape.cluster)
-      fault(warp, lane, i, "shared address of no block of the cluster");
-    block = &warp.launch->blocks[rank - 1];
-  }
-  if (offset < kSharedStart || offset + bytes > kSharedStart + block->shared.size()) {
+u8* shared_at(Warp& warp, unsigned lane, const Instruction& i, u32 address, unsigned bytes,
+              Access access) {
+  Launch& launch = *warp.launch;
+  const u32 rank = address >> kRankShift, offset = address & ((1u << kRankShift) - 1);
+  if (rank > launch.shape.cluster)
+    fault(warp, lane, i, "shared address of no block of the cluster");
+  Block& block = rank ? launch.blocks[rank - 1] : *warp.block;
+  if (offset < kSharedStart || offset + bytes > kSharedStart + block.shared.size()) {
     fault(warp, lane, i,
-          "shared memory: offset " + std::to_string(static_cast<int64_t>(offset) - kSharedStart) +
-              " + " + std::to_string(bytes) + " of " + std::to_string(block->shared.size()) +
-              " bytes");
+          "shared memory: offset " + std::to_string(s64(offset) - kSharedStart) + " + " +
+              std::to_string(bytes) + " of " + std::to_string(block.shared.size()) + " bytes");
   }
-  if (block != warp.block) {
+  if (&block != warp.block) {
     if (!warp.clocks[lane].waits)
       fault(warp, lane, i, "another block's shared memory before any cluster barrier");
-    if (block->live != block->threads) {
+    if (block.live != block.threads)
       fault(warp, lane, i, "shared memory of a block of which threads have exited");
-    }
   }
-  const uint32_t at = offset - kSharedStart;
   const std::string problem =
-      block->shared.check(warp.launch->epochs, warp, lane, at, bytes, access);
+      block.shared.check(launch.epochs, warp, lane, offset - kSharedStart, bytes, access);
   if (!problem.empty()) fault(warp, lane, i, problem);
-  return block->shared.at(at);
+  return block.shared.at(offset - kSharedStart);
 }
 
-uint8_t* local_at(Warp& warp, unsigned lane, const Instruction& i, uint64_t address, unsigned bytes,
-                  Access access) {
+u8* local_at(Warp& warp, unsigned lane, const Instruction& i, u64 address, unsigned bytes,
+             Access access) {
   const unsigned size = warp.launch->code.local_bytes;
   if (address + bytes > size) fault(warp, lane, i, "local memory out of bounds");
   const size_t at = size_t{lane} * size + address;
-  if (access == Access::write) {
-    std::fill_n(warp.local_written + at, bytes, uint8_t{1});
-  } else if (!std::all_of(warp.local_written + at, warp.local_written + at + bytes,
-                          [](uint8_t b) { return b; })) {
+  u8* written = warp.local_written + at;
+  if (access == Access::write) std::fill_n(written, bytes, u8{1});
+  if (std::count(written, written + bytes, u8{0}))
     fault(warp, lane, i, "read of local memory that has not been written");
-  }
   return warp.local + at;
 }
 
-uint8_t* parameter_at(Warp& warp, unsigned lane, const Instruction& i, uint64_t address,
-                      unsigned bytes, Access access) {
+u8* parameter_at(Warp& warp, unsigned lane, const Instruction& i, u64 address, unsigned bytes,
+                 Access access) {
+  std::vector<u8>& parameters = warp.launch->parameters;
   if (access != Access::read) fault(warp, lane, i, "write to a parameter");
-  if (address + bytes > warp.launch->parameters.size())
-    fault(warp, lane, i, "parameter out of bounds");
-  return warp.launch->parameters.data() + address;
+  if (address + bytes > parameters.size()) fault(warp, lane, i, "parameter out of bounds");
+  return parameters.data() + address;
 }
 
-uint8_t* global_at(Warp& warp, unsigned lane, const Instruction& i, uint64_t address,
-                   unsigned bytes, Access access) {
-  Launch& launch = *warp.launch;
+u8* global_at(Warp& warp, unsigned lane, const Instruction& i, u64 address, unsigned bytes,
+              Access access) {
   const bool write = access != Access::read;
-  GlobalMemory::Range& last = write ? launch.last_write : launch.last_read;
-  if (!last.contains(address, address + bytes)) {
-    const GlobalMemory::Range* found = launch.memory.find(address, address + bytes, write);
-    if (!found) found = launch.module_memory.find(address, address + bytes, write);
-    if (!found) {
-      const bool readable = write && (launch.memory.find(address, address + bytes, false) ||
-                                      launch.module_memory.find(address, address + bytes, false));
-      fault(warp, lane, i,
-            readable
-                ? "write to global memory that is read-only"
-                : std::string(write ? "write to" : "read of") + " global memory out of bounds");
+  GlobalMemory::Range& last = warp.launch->last[write];
+  if (last.contains(address, address + bytes)) return reinterpret_cast<u8*>(address);
+  bool readable = false;
+  for (const GlobalMemory* memory : warp.launch->memories) {
+    if (const GlobalMemory::Range* found = memory->find(address, address + bytes, write)) {
+      last = *found;
+      return reinterpret_cast<u8*>(address);
     }
-    last = *found;
+    readable |= memory->find(address, address + bytes, false) != nullptr;
   }
-  return reinterpret_cast<uint8_t*>(address);
+  if (readable) fault(warp, lane, i, "write to global memory that is read-only");
+  fault(warp, lane, i,
+        std::string(write ? "write to" : "read of") + " global memory out of bounds");
 }
 
 template <Space kSpace>
-inline uint8_t* locate(Warp& warp, unsigned lane, const Instruction& i, uint64_t base,
-                       unsigned bytes, Access access) {
-  // Addresses of shared memory have 32 bits.
-  const uint64_t address = kSpace == Space::shared
-                               ? static_cast<uint32_t>(base + static_cast<int64_t>(i.offset))
-                               : base + static_cast<int64_t>(i.offset);
+inline u8* locate(Warp& warp, unsigned lane, const Instruction& i, u64 base, unsigned bytes,
+                  Access access) {
+  const u64 whole = base + u64(s64(i.offset)),
+            address = kSpace == Space::shared ? u32(whole) : whole;
   if (address & (bytes - 1)) {
     fault(warp, lane, i,
           "misaligned address " + std::to_string(address) + " for " + std::to_string(bytes) +
@@ -95,7 +81,7 @@ inline uint8_t* locate(Warp& warp, unsigned lane, const Instruction& i, uint64_t
   }
   switch (kSpace) {
     case Space::shared:
-      return shared_at(warp, lane, i, static_cast<uint32_t>(address), bytes, access);
+      return shared_at(warp, lane, i, u32(address), bytes, access);
     case Space::local:
       return local_at(warp, lane, i, address, bytes, access);
     case Space::param:
@@ -105,32 +91,21 @@ inline uint8_t* locate(Warp& warp, unsigned lane, const Instruction& i, uint64_t
     case Space::generic:
       break;
   }
-  if (address - kSharedWindow < kWindowSize) {
-    return shared_at(warp, lane, i, static_cast<uint32_t>(address - kSharedWindow), bytes, access);
-  }
-  if (address - kLocalWindow < kWindowSize)
-    return local_at(warp, lane, i, address - kLocalWindow, bytes, access);
+  const u64 shared = address - kSharedWindow, local = address - kLocalWindow;
+  if (shared < kWindowSize) return shared_at(warp, lane, i, u32(shared), bytes, access);
+  if (local < kWindowSize) return local_at(warp, lane, i, local, bytes, access);
   return global_at(warp, lane, i, address, bytes, access);
 }
 
 // Operands: up to four destinations, the address at 4.
 template <class T, Space kSpace>
 void load(Warp& warp, const Instruction& i) {
-  const uint64_t* addresses = warp.slot(i.operands[4]);
-  const unsigned bytes = static_cast<unsigned>(sizeof(T)) * i.vector;
-  if (i.vector == 1) {
-    uint64_t* to = warp.out(i.operands[0]);
-    warp.each([&](unsigned lane) {
-      T value;
-      std::memcpy(&value, locate<kSpace>(warp, lane, i, addresses[lane], bytes, Access::read),
-                  sizeof value);
-      put<T>(to[lane], value);
-    });
-    return;
-  }
+  const u64* addresses = warp.slot(i.operands[4]);
+  const unsigned bytes = unsigned(sizeof(T)) * i.vector;
   warp.each([&](unsigned lane) {
+    const u8* from = locate<kSpace>(warp, lane, i, addresses[lane], bytes, Access::read);
     T values[4];
-    std::memcpy(values, locate<kSpace>(warp, lane, i, addresses[lane], bytes, Access::read), bytes);
+    std::memcpy(values, from, bytes);  // a destination may be the address
     for (unsigned part = 0; part < i.vector; ++part)
       put<T>(warp.out(i.operands[part])[lane], values[part]);
   });
@@ -139,264 +114,178 @@ void load(Warp& warp, const Instruction& i) {
 // Operands: the address, up to four sources.
 template <class T, Space kSpace>
 void store(Warp& warp, const Instruction& i) {
-  const uint64_t* addresses = warp.slot(i.operands[0]);
-  const unsigned bytes = static_cast<unsigned>(sizeof(T)) * i.vector;
+  const u64* addresses = warp.slot(i.operands[0]);
+  const unsigned bytes = unsigned(sizeof(T)) * i.vector;
   warp.each([&](unsigned lane) {
-    T values[4];
-    for (unsigned part = 0; part < i.vector; ++part)
-      values[part] = get<T>(warp.slot(i.operands[1 + part])[lane]);
-    std::memcpy(locate<kSpace>(warp, lane, i, addresses[lane], bytes, Access::write), values,
-                bytes);
+    u8* to = locate<kSpace>(warp, lane, i, addresses[lane], bytes, Access::write);
+    for (unsigned part = 0; part < i.vector; ++part) {
+      std::memcpy(to + part * sizeof(T), &warp.slot(i.operands[1 + part])[lane], sizeof(T));
+    }
   });
 }
 
-enum class Update : uint8_t {
-  add,
-  minimum,
-  maximum,
-  conjunction,
-  disjunction,
-  difference,
-  exchange,
-  compare
-};
+enum Update : u8 { kAdd, kMinimum, kMaximum, kAnd, kOr, kXor, kExchange, kCompare };
 
 template <class T>
-T updated(Update update, T old, T b, T c) {
+T updated(u8 update, T old, T b, T c) {
   if constexpr (std::is_integral_v<T>) {
-    using U = std::make_unsigned_t<T>;
     switch (update) {
-      case Update::add:
-        return static_cast<T>(U(old) + U(b));
-      case Update::minimum:
+      case kAdd:
+        return T(u64(old) + u64(b));
+      case kMinimum:
         return std::min(old, b);
-      case Update::maximum:
+      case kMaximum:
         return std::max(old, b);
-      case Update::conjunction:
+      case kAnd:
         return old & b;
-      case Update::disjunction:
+      case kOr:
         return old | b;
-      case Update::difference:
+      case kXor:
         return old ^ b;
-      case Update::exchange:
+      case kExchange:
         return b;
-      case Update::compare:
+      default:
         return old == b ? c : old;
     }
   }
   return old + b;
 }
 
-// One lane after the other, and so atomic. Operands: the old value or none, address, b, c or none.
+// One lane after the other, and so atomic. Operands: the old value or none, address, b, c.
 template <class T, Space kSpace>
 void update(Warp& warp, const Instruction& i) {
-  const uint64_t *addresses = warp.slot(i.operands[1]), *b = warp.slot(i.operands[2]);
-  const uint64_t* c = i.operands[3] == kNoOperand ? b : warp.slot(i.operands[3]);
+  const u64 *addresses = warp.slot(i.operands[1]), *b = warp.slot(i.operands[2]),
+            *c = warp.slot(i.operands[3]);
   warp.each([&](unsigned lane) {
-    uint8_t* at = locate<kSpace>(warp, lane, i, addresses[lane], sizeof(T), Access::atomic);
+    u8* at = locate<kSpace>(warp, lane, i, addresses[lane], sizeof(T), Access::atomic);
     T old;
     std::memcpy(&old, at, sizeof old);
-    const T result = updated<T>(static_cast<Update>(i.mode), old, get<T>(b[lane]), get<T>(c[lane]));
+    const T result = updated<T>(i.mode, old, get<T>(b[lane]), get<T>(c[lane]));
     std::memcpy(at, &result, sizeof result);
     if (i.operands[0] != kNoOperand) put<T>(warp.out(i.operands[0])[lane], old);
   });
 }
 
-uint64_t window_of(const Instruction& i) {
-  const Space space = static_cast<Space>(i.mode);
-  return space == Space::shared ? kSharedWindow : space == Space::local ? kLocalWindow : 0;
-}
-void to_generic(Warp& warp, const Instruction& i) {
-  unary<uint64_t, uint64_t>(warp, i, [window = window_of(i)](uint64_t a) { return a + window; });
-}
-// An address of another space becomes 0, which is nobody's.
-void from_generic(Warp& warp, const Instruction& i) {
-  unary<uint64_t, uint64_t>(warp, i, [window = window_of(i)](uint64_t a) {
-    return !window || a - window < kWindowSize ? a - window : uint64_t{0};
-  });
-}
+u64 to_shared(u64 a) {
+  return a - kSharedWindow < kWindowSize ? a - kSharedWindow : 0;
+}  // 0 is nobody's
+u64 from_shared(u64 a) { return a + kSharedWindow; }
+u64 to_local(u64 a) { return a - kLocalWindow; }
+u64 from_local(u64 a) { return a + kLocalWindow; }
+u64 same(u64 a) { return a; }
 
-// The address in another block of the cluster; mode 1: of 32 bits, in shared memory; else generic.
+// The address of the same place in another block of the cluster: in shared memory, or generic.
+template <bool kGeneric>
 void map_to_block(Warp& warp, const Instruction& i) {
-  const uint64_t *a = warp.slot(i.operands[1]), *ranks = warp.slot(i.operands[2]);
-  uint64_t* to = warp.out(i.operands[0]);
+  const u64 *addresses = warp.slot(i.operands[1]), *ranks = warp.slot(i.operands[2]);
   warp.each([&](unsigned lane) {
-    const uint32_t rank = get<uint32_t>(ranks[lane]);
+    const u32 rank = get<u32>(ranks[lane]);
     if (rank >= warp.launch->shape.cluster) {
       fault(warp, lane, i, "mapa: the cluster has no block " + std::to_string(rank));
     }
-    const uint32_t offset = static_cast<uint32_t>(a[lane]) & ((1u << kRankShift) - 1);
-    to[lane] = (offset | (rank + 1) << kRankShift) | (i.mode ? 0 : kSharedWindow);
+    const u32 offset = u32(addresses[lane]) & ((1u << kRankShift) - 1);
+    warp.out(i.operands[0])[lane] =
+        (offset | (rank + 1) << kRankShift) | (kGeneric ? kSharedWindow : 0);
   });
 }
 
 void nothing(Warp&, const Instruction&) {}
 
+#define BY_SPACE(handler, T)                            \
+  (space == Space::global   ? handler<T, Space::global> \
+   : space == Space::shared ? handler<T, Space::shared> \
+   : space == Space::local  ? handler<T, Space::local>  \
+   : space == Space::param  ? handler<T, Space::param>  \
+                            : Handler(handler<T, Space::generic>))
+
 Space take_space(Decoder& d) {
-  constexpr struct {
-    std::string_view name;
-    Space space;
-  } kSpaces[] = {
-      {"global", Space::global},          {"shared", Space::shared}, {"shared::cta", Space::shared},
-      {"shared::cluster", Space::shared}, {"local", Space::local},   {"param", Space::param},
-      {"const", Space::global},
-  };
-  for (const auto& each : kSpaces) {
-    if (d.take(each.name)) return each.space;
-  }
-  return Space::generic;
+  if (d.take_one_of({"global", "const"}) >= 0) return Space::global;
+  if (d.take_one_of({"shared", "shared::cta", "shared::cluster"}) >= 0) return Space::shared;
+  if (d.take("local")) return Space::local;
+  return d.take("param") ? Space::param : Space::generic;
 }
 
 // Cache hints; orders and scopes, which mean nothing where threads run one after another.
 void drop_hints(Decoder& d) {
-  d.drop("nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "weak", "relaxed", "acquire", "release",
-         "acq_rel");
-  d.drop("volatile", "cta", "cluster", "gpu", "sys");
-  for (const char* level : {"L1::", "L2::"}) {
-    for (const char* hint : {"evict_normal", "evict_unchanged", "evict_first", "evict_last",
-                             "no_allocate", "64B", "128B", "256B"}) {
-      d.take(std::string(level) + hint);
-    }
-  }
+  d.drop({"nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "L1::evict_normal", "L1::evict_unchanged",
+          "L1::evict_first", "L1::evict_last", "L1::no_allocate", "L2::evict_first",
+          "L2::evict_last", "L2::64B", "L2::128B", "L2::256B"});
+  d.drop({"volatile", "weak", "relaxed", "acquire", "release", "acq_rel", "sc", "cta", "cluster",
+          "gpu", "sys"});
 }
 
-template <class T, template <class, Space> class Form>
-Handler by_space(Space space) {
-  switch (space) {
-    case Space::global:
-      return Form<T, Space::global>::handler;
-    case Space::shared:
-      return Form<T, Space::shared>::handler;
-    case Space::local:
-      return Form<T, Space::local>::handler;
-    case Space::param:
-      return Form<T, Space::param>::handler;
-    default:
-      return Form<T, Space::generic>::handler;
-  }
-}
-template <class T, Space kSpace>
-struct Load {
-  static constexpr Handler handler = load<T, kSpace>;
-};
-template <class T, Space kSpace>
-struct Store {
-  static constexpr Handler handler = store<T, kSpace>;
-};
-template <class T, Space kSpace>
-struct Atomic {
-  static constexpr Handler handler = update<T, kSpace>;
-};
-
-std::vector<std::string_view> elements(std::string_view text) {
-  if (text[0] != '{') return {text};
-  return split(text.substr(1, text.size() - 2));
-}
-
-unsigned take_vector(Decoder& d) { return d.take("v2") ? 2 : d.take("v4") ? 4 : 1; }
-
-void decode_load(Decoder& d) {
+void decode_load_or_store(Decoder& d, bool loads) {
   const Space space = take_space(d);
   drop_hints(d);
-  d.out.vector = static_cast<uint8_t>(take_vector(d));
+  d.out.vector = d.take("v2") ? 2 : d.take("v4") ? 4 : 1;
   const Type type = d.take_type();
   d.expect(2);
-  const auto parts = elements(d.operands[0]);
+  const auto parts = elements(d.operands[loads ? 0 : 1]);
   if (parts.size() != d.out.vector) throw Fault("another number of elements than the vector has");
-  for (size_t part = 0; part < parts.size(); ++part)
-    d.out.operands[part] = d.destination(parts[part]);
-  d.address(d.operands[1], 4, space);
-  if (type == Type::s8)
-    d.out.run = by_space<int8_t, Load>(space);
-  else if (type == Type::s16)
-    d.out.run = by_space<int16_t, Load>(space);
-  else if (type == Type::s32)
-    d.out.run = by_space<int32_t, Load>(space);
-  else
-    d.out.run = by_size(
-        type, [&](auto tag) { return by_space<typename decltype(tag)::type, Load>(space); });
+  for (size_t part = 0; part < parts.size(); ++part) {
+    if (loads)
+      d.out.operands[part] = d.destination(parts[part]);
+    else
+      d.out.operands[1 + part] = d.source(parts[part], type);
+  }
+  d.address(d.operands[loads ? 1 : 0], loads ? 4 : 0, space);
   d.note_access(space, size_of(type) * d.out.vector);
+  d.out.run = by_size(type, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    if (!loads) return BY_SPACE(store, T);
+    const bool extends = type == Type::s8 || type == Type::s16 || type == Type::s32;
+    return extends ? BY_SPACE(load, std::make_signed_t<T>) : BY_SPACE(load, T);
+  });
 }
 
-void decode_store(Decoder& d) {
+void decode_atomic(Decoder& d, bool reduces) {
   const Space space = take_space(d);
   drop_hints(d);
-  d.out.vector = static_cast<uint8_t>(take_vector(d));
-  const Type type = d.take_type();
-  d.expect(2);
-  d.address(d.operands[0], 0, space);
-  const auto parts = elements(d.operands[1]);
-  if (parts.size() != d.out.vector) throw Fault("another number of elements than the vector has");
-  for (size_t part = 0; part < parts.size(); ++part)
-    d.out.operands[1 + part] = d.source(parts[part], type);
-  d.out.run =
-      by_size(type, [&](auto tag) { return by_space<typename decltype(tag)::type, Store>(space); });
-  d.note_access(space, size_of(type) * d.out.vector);
-}
-
-void decode_atomic(Decoder& d) {
-  const Space space = take_space(d);
-  drop_hints(d);
-  const bool reduction = d.opcode == "red";
   const int what = d.take_one_of({"add", "min", "max", "and", "or", "xor", "exch", "cas"});
   const Type type = d.take_type();
-  const size_t first = reduction ? 0 : 1;
-  d.expect(first + (what == 7 ? 3 : 2));
-  if (!reduction) d.out.operands[0] = d.destination(d.operands[0]);
-  d.address(d.operands[first], 1, space);
-  d.out.operands[2] = d.source(d.operands[first + 1], type);
-  if (what == 7) d.out.operands[3] = d.source(d.operands[first + 2], type);
-  if (what < 0) return;
-  d.out.mode = static_cast<uint8_t>(what);
-  if (type == Type::f32 && what == 0) d.out.run = by_space<float, Atomic>(space);
-  if (type == Type::f64 && what == 0) d.out.run = by_space<double, Atomic>(space);
-  if (!is_float(type) && size_of(type) >= 4) {
-    d.out.run = by_integer(
-        type, [&](auto tag) { return by_space<typename decltype(tag)::type, Atomic>(space); });
-  }
+  const size_t at = reduces ? 0 : 1;
+  d.expect(at + (what == kCompare ? 3 : 2));
+  if (!reduces) d.out.operands[0] = d.destination(d.operands[0]);
+  d.address(d.operands[at], 1, space);
+  d.out.operands[2] = d.source(d.operands[at + 1], type);
+  d.out.operands[3] = d.source(d.operands.back(), type);
   d.note_access(space, size_of(type));
+  d.out.mode = u8(what);
+  if (type == Type::f32 && what == kAdd) d.out.run = BY_SPACE(update, float);
+  if (type == Type::f64 && what == kAdd) d.out.run = BY_SPACE(update, double);
+  if (is_float(type) || what < 0 || size_of(type) < 4) return;
+  d.out.run =
+      by_integer(type, [&](auto tag) { return BY_SPACE(update, typename decltype(tag)::type); });
 }
 
 }  // namespace
 
 bool decode_memory(Decoder& d) {
-  if (d.opcode == "ld" || d.opcode == "ldu") {
-    decode_load(d);
-    return true;
-  }
-  if (d.opcode == "st") {
-    decode_store(d);
-    return true;
-  }
-  if (d.opcode == "atom" || d.opcode == "red") {
-    decode_atomic(d);
-    return true;
-  }
-  if (d.opcode == "cvta") {
+  if (d.opcode == "ld" || d.opcode == "st") {
+    decode_load_or_store(d, d.opcode == "ld");
+  } else if (d.opcode == "atom" || d.opcode == "red") {
+    decode_atomic(d, d.opcode == "red");
+  } else if (d.opcode == "cvta") {
     const bool to = d.take("to");
     const Space space = take_space(d);
     const Type type = d.take_type();
     d.simple(2, type);
-    d.out.mode = static_cast<uint8_t>(space);
-    if (space != Space::generic && size_of(type) == 8) d.out.run = to ? from_generic : to_generic;
-    return true;
-  }
-  if (d.opcode == "mapa") {
-    const Space space = take_space(d);
-    const Type type = d.take_type();
-    d.simple(3, type);
-    d.out.mode = space == Space::shared;
-    d.out.run = map_to_block;
-    return true;
-  }
-  if (d.opcode == "prefetch" || d.opcode == "membar" || d.opcode == "fence") {
+    if (size_of(type) != 8 || space == Space::generic) return true;
+    d.out.run = Apply<same>::run;
+    if (space == Space::shared) d.out.run = to ? Apply<to_shared>::run : Apply<from_shared>::run;
+    if (space == Space::local) d.out.run = to ? Apply<to_local>::run : Apply<from_local>::run;
+  } else if (d.opcode == "mapa") {
+    d.out.run = take_space(d) == Space::shared ? map_to_block<false> : map_to_block<true>;
+    d.simple(3, d.take_type());
+  } else if (d.opcode == "prefetch" || d.opcode == "membar" || d.opcode == "fence") {
     take_space(d);
     drop_hints(d);
-    d.drop("sc", "gl", "L1", "L2");
+    d.drop({"gl", "L1", "L2"});
     d.out.run = nothing;
-    return true;
+  } else {
+    return false;
   }
-  return false;
+  return true;
 }
 
 }  // namespace ard::emulator

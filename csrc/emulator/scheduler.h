@@ -3,42 +3,34 @@
 #pragma once
 
 #include <random>
-#include <vector>
 
 #include "emulator/kernel.h"
-#include "emulator/warp.h"
+#include "emulator/machine.h"
 
 namespace ard::emulator {
 
 class Scheduler {
  public:
-  Scheduler(Launch& launch, KernelData& kernel)
-      : launch_(launch),
-        kernel_(kernel),
-        code_(launch.code),
-        random_(launch.options.seed * 7919 + kernel.launches) {}
-
+  Scheduler(Launch& launch, KernelData& kernel, std::mt19937_64& random)
+      : launch_(launch), kernel_(kernel), code_(launch.code), random_(random) {}
   void run_cluster(std::vector<Warp*>& warps);
-  std::mt19937_64& random() { return random_; }
 
  private:
   void run_warp(Warp& warp);
-  uint32_t pick(Warp& warp, uint32_t* stop);
-  void run_lanes(Warp& warp, uint32_t lanes, uint32_t stop);
-  bool control(Warp& warp, const Instruction& i, uint32_t& pc);
-  void branch(Warp& warp, uint32_t taken, uint32_t target, uint32_t next);
-  void wait(Warp& warp, uint32_t& waiting, uint32_t pc);
+  u32 pick(Warp& warp, u32* stop);
+  void run_lanes(Warp& warp, u32 stop);
+  bool control(Warp& warp, const Instruction& i, u32& pc);
+  void wait(Warp& warp, u32& waiting, u32 pc);
   bool finish_warp(Warp& warp);
-  void check_mask(const Warp& warp, unsigned lane, const Instruction& i, uint32_t mask) const;
   bool finish_block(Block& block);
-  void reduce(Block& block, const Instruction& i);
   bool finish_cluster();
-  void deadlock();
+  template <class F>
+  void each_warp(F f);
 
   Launch& launch_;
   KernelData& kernel_;
   const Code& code_;
-  std::mt19937_64 random_;
+  std::mt19937_64& random_;
 };
 
 }  // namespace ard::emulator

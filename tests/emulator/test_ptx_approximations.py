@@ -24,9 +24,6 @@ FUNCTIONS = {
     "rcp.approx": (lambda x: 1 / x, lambda x, y: ulp(y)),
     "sqrt.approx": (np.sqrt, lambda x, y: np.abs(y) * 2.0**-23),
     "rsqrt.approx": (lambda x: 1 / np.sqrt(x), lambda x, y: np.abs(y) * 2.0**-22.9),
-    "sin.approx": (np.sin, lambda x, y: 0 * y + 2.0**-20.5),
-    "cos.approx": (np.cos, lambda x, y: 0 * y + 2.0**-20.5),
-    "tanh.approx": (np.tanh, lambda x, y: np.abs(y) * 2.0**-11),
 }
 
 
@@ -61,8 +58,7 @@ def test_flushed_exponential() -> None:
     assert list(got) == [0, 0x800000, 0, 0x3F800000, 0x7F800000, 0, 0x7F800000, 0x7FFFFFFF]
 
 
-@pytest.mark.parametrize("name", ["div.full", "div.approx"])
-def test_division(name: str) -> None:
+def test_division() -> None:
     a, b = floats("f32", 500, 0), floats("f32", 500, 1)
     x, y = decode(a, "f32"), decode(b, "f32")
     keep = (np.abs(y) >= 2.0**-126) & (np.abs(y) <= 2.0**126) & np.isfinite(x)
@@ -70,12 +66,9 @@ def test_division(name: str) -> None:
     with np.errstate(all="ignore"):
         finite = np.isfinite(exact.astype(np.float32)) & (np.abs(exact) > 2.0**-120)
         for mode in MODES:
-            got = decode(apply(f"{name}.f32 %d, %s0, %s1;", "f32", F32 * 2, [a, b], approximation=mode), "f32")[keep]
+            got = decode(apply("div.full.f32 %d, %s0, %s1;", "f32", F32 * 2, [a, b], approximation=mode), "f32")[keep]
             assert (np.abs(got - exact)[finite] <= 2.51 * ulp(exact[finite])).all()
             assert np.any(got[finite] != exact.astype(np.float32)[finite]) == (mode != "exact")
-    large = [encode(np.array(v), "f32") for v in ([1.0, np.inf, -1.0], [2.0**127] * 3)]
-    got = apply("div.approx.f32 %d, %s0, %s1;", "f32", F32 * 2, large)
-    assert list(got) == [0, 0x7FFFFFFF, 1 << 31]
 
 
 def test_contraction() -> None:

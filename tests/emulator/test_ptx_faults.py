@@ -59,7 +59,7 @@ FAULTS = [
         {},
     ),
     (
-        "at different places",
+        "at another place",
         "setp.lt.u32 %p1, %r0, 5; @%p1 bra A; bar.warp.sync -1; bra.uni B; A: bar.warp.sync -1; B:",
         {},
     ),

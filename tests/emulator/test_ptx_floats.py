@@ -169,14 +169,3 @@ def test_comparisons(kind: str) -> None:
             selp.u16 %d, 1, 0, %p3; @%p4 add.u16 %d, %d, 2;"""
         wanted = combine(tests["eq"], tests["gt"]) + 2 * combine(~tests["eq"], tests["gt"])
         assert np.array_equal(apply(text, "u16", [kind] * 2, bits), wanted), name
-
-
-def test_properties() -> None:
-    bits = np.array(EDGES["f32"], np.uint32)
-    value = decode(bits, "f32")
-    subnormal = (bits & 0x7F800000 == 0) & (value != 0)
-    tests = {"finite": np.isfinite(value), "infinite": np.isinf(value), "number": ~np.isnan(value)}
-    tests |= {"notanumber": np.isnan(value), "subnormal": subnormal}
-    for name, wanted in (tests | {"normal": np.isfinite(value) & ~subnormal & (value != 0)}).items():
-        text = f"testp.{name}.f32 %p1, %s0; selp.u16 %d, 1, 0, %p1;"
-        assert np.array_equal(apply(text, "u16", ["f32"], [bits]), wanted), name

@@ -142,8 +142,6 @@ def test_bytes_and_funnels() -> None:
         byte = both >> 8 * (nibble & 7) & 255
         wanted |= np.where(nibble & 8, (byte >> 7) * 255, byte) << 8 * k
     check("prmt.b32 %d, %s0, %s1, %s2;", "u32", ["u32"] * 3, bits, wanted)
-    for table, logic in {0x96: a ^ b ^ c, 0xE8: (a & b) | (a & c) | (b & c), 0xCA: (a & b) | (~a & c)}.items():
-        check(f"lop3.b32 %d, %s0, %s1, %s2, {table};", "u32", ["u32"] * 3, bits, logic)
     amounts = np.resize(np.arange(40, dtype=np.uint32), a.size)
     for mode, n in {"wrap": amounts.astype(object) & 31, "clamp": np.minimum(amounts, 32).astype(object)}.items():
         for side, moved in {"l": (both << n) >> 32, "r": both >> n}.items():

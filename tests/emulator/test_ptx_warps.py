@@ -43,7 +43,6 @@ def test_votes_and_reductions(order: str) -> None:
         "sub.u32 %r4, %r0, 9; redux.sync.max.u32 %r9, %r4, -1;": 2**32 - 1,
         "redux.sync.or.b32 %r9, %r0, -1;": 31,
         "redux.sync.xor.b32 %r9, %r0, -1;": 0,
-        "shr.u32 %r4, %r0, 3; match.any.sync.b32 %r9, %r4, -1;": 0xFF << lanes // 8 * 8,
         "mov.u32 %r9, %lanemask_lt;": (1 << lanes.astype(np.uint64)) - 1,
         "mov.u32 %r9, %laneid;": lanes,
     }.items():
@@ -77,15 +76,6 @@ def test_block_barrier(order: str) -> None:
 def test_warp_barrier(order: str) -> None:
     text = MIRROR.format(barrier="bar.warp.sync -1;", last="31")
     assert list(run(text + PUT, shared=128, order=order, seed=2)) == list(range(31, -1, -1))
-
-
-def test_reducing_barrier(order: str) -> None:
-    for text, wanted in {
-        "bar.red.popc.u32 %r9, 0, %p1;": 40,
-        "barrier.cta.red.and.pred %p2, 0, %p1; selp.u32 %r9, 1, 0, %p2;": 0,
-        "bar.red.or.pred %p2, 0, !%p1; selp.u32 %r9, 1, 0, %p2;": 1,
-    }.items():
-        assert set(run("setp.lt.u32 %p1, %r0, 40;" + text + PUT, block=64, order=order)) == {wanted}, text
 
 
 # Block r of a cluster writes 100 + r into slot r of every block.
