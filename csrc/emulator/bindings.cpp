@@ -32,28 +32,19 @@ void launch(const Program& program, const std::string& name, const py::args& arg
   GlobalMemory memory;
   std::vector<std::vector<uint8_t>> values;
   for (const py::handle& argument : arguments) {
-    const unsigned size = sizes[values.size()];
-    values.emplace_back(size);
-    const void* from = nullptr;
-    const void* pointer = nullptr;
-    size_t bytes = 0;
     const py::array array = py::array::ensure(argument);
     if (!array) throw py::type_error("arguments are NumPy arrays and scalars");
-    if (py::isinstance<py::array>(argument)) {
-      pointer = array.data();
-      memory.add(pointer, static_cast<size_t>(array.nbytes()), array.writeable());
-      from = &pointer;
-      bytes = sizeof pointer;
-    } else {
-      from = array.data();
-      bytes = static_cast<size_t>(array.nbytes());
-    }
+    const bool by_pointer = py::isinstance<py::array>(argument);
+    const void* data = array.data();
+    const size_t bytes = by_pointer ? sizeof data : size_t(array.nbytes());
+    const size_t index = values.size(), size = sizes[index];
     if (bytes != size) {
-      throw py::value_error("argument " + std::to_string(values.size() - 1) + " of " + name +
-                            " has " + std::to_string(size) + " bytes, got " +
-                            std::to_string(bytes));
+      throw py::value_error("argument " + std::to_string(index) + " of " + name + " has " +
+                            std::to_string(size) + " bytes, got " + std::to_string(bytes));
     }
-    std::memcpy(values.back().data(), from, bytes);
+    values.emplace_back(size);
+    std::memcpy(values.back().data(), by_pointer ? static_cast<const void*>(&data) : data, bytes);
+    if (by_pointer) memory.add(data, size_t(array.nbytes()), array.writeable());
   }
   std::vector<void*> parameters;
   for (std::vector<uint8_t>& value : values) parameters.push_back(value.data());
@@ -92,31 +83,23 @@ void bind(py::module_& module) {
       .def_readwrite("order", &Options::order)
       .def_readwrite("contract", &Options::contract)
       .def_readwrite("seed", &Options::seed);
+  py::class_<Kernel>(module, "Kernel")
+      .def_property_readonly("static_shared", &Kernel::static_shared)
+      .def_property_readonly("max_threads", &Kernel::max_threads)
+      .def_property_readonly("parameter_sizes", &Kernel::parameter_sizes)
+      .def_property_readonly("launches", &Kernel::launches)
+      .def_property_readonly("executed", &Kernel::executed)
+      .def_property_readonly("instructions", &Kernel::instructions)
+      .def("never_executed", &Kernel::never_executed);
   py::class_<Program>(module, "Program")
       .def(py::init<const std::string&>(), py::arg("ptx"))
       .def_property_readonly("target", &Program::target)
       .def("kernels", &Program::kernels)
+      .def("kernel", &kernel_of, py::return_value_policy::reference_internal)
       .def("launch", &launch, py::arg("name"), py::kw_only(), py::arg("grid") = 1,
            py::arg("block") = 1, py::arg("dynamic_shared") = 0, py::arg("cluster") = 1,
            py::arg("options") = Options())
-      .def("counters", &counters, "kernel -> (launches, executed instructions)")
-      .def("static_shared",
-           [](const Program& p, const std::string& name) {
-             return kernel_of(p, name).static_shared();
-           })
-      .def("max_threads", [](const Program& p,
-                             const std::string& name) { return kernel_of(p, name).max_threads(); })
-      .def("parameter_sizes",
-           [](const Program& p, const std::string& name) {
-             return kernel_of(p, name).parameter_sizes();
-           })
-      .def(
-          "coverage",
-          [](const Program& p, const std::string& name) {
-            const Kernel& kernel = kernel_of(p, name);
-            return py::make_tuple(kernel.instructions(), kernel.never_executed());
-          },
-          "instructions, and those that no launch has reached");
+      .def("counters", &counters, "kernel -> (launches, executed instructions)");
 }
 
 }  // namespace ard::emulator

@@ -46,7 +46,7 @@ void vote(Warp& warp, const Instruction& i) {
   warp.each([&](unsigned lane) { warp.out(i.operands[0])[lane] = results[i.mode % kNegated]; });
 }
 
-enum Reduction : u8 { kAdd, kMinimum, kMaximum, kAnd, kOr, kXor };
+// mode: add, min, max, and, or, xor
 
 template <class T>
 void reduce(Warp& warp, const Instruction& i) {
@@ -54,27 +54,14 @@ void reduce(Warp& warp, const Instruction& i) {
   const u32 first = u32(__builtin_ctz(warp.active));
   T result = get<T>(a[first]);
   warp.each([&](unsigned lane) {
-    const T value = get<T>(a[lane]);
-    if (lane == first) return;
-    switch (i.mode) {
-      case kAdd:
-        result = T(u32(result) + u32(value));
-        break;
-      case kMinimum:
-        result = std::min(result, value);
-        break;
-      case kMaximum:
-        result = std::max(result, value);
-        break;
-      case kAnd:
-        result &= value;
-        break;
-      case kOr:
-        result |= value;
-        break;
-      default:
-        result ^= value;
-    }
+    const T x = get<T>(a[lane]);
+    const T results[] = {T(u32(result) + u32(x)),
+                         std::min(result, x),
+                         std::max(result, x),
+                         result & x,
+                         result | x,
+                         result ^ x};
+    if (lane != first) result = results[i.mode];
   });
   warp.each([&](unsigned lane) { put<T>(warp.out(i.operands[0])[lane], result); });
 }

@@ -58,10 +58,10 @@ class Decoder {
   Operand source(std::string_view text, Type type);
   bool negatable(std::string_view text, Operand* operand);  // "{!}p"; whether it is negated
   void simple(size_t count, Type type);  // destination and sources, `count` in all
-  void address(std::string_view text, unsigned place,
-               Space space);  // "[register+offset]", "[variable+offset]"
-  void note_access(Space space,
-                   unsigned bytes);  // what the race check of shared memory has to tell apart
+  // "[register+offset]" or "[variable+offset]".
+  void address(std::string_view text, unsigned place, Space space);
+  // What the race check of shared memory has to tell apart.
+  void note_access(Space space, unsigned bytes);
 
  private:
   struct Scope {
@@ -102,40 +102,19 @@ template <class T>
 struct Tag {
   using type = T;
 };
+// make(Tag<T>()) of the integer that the type is; null if it is none of at least 16 bits.
 template <class F>
 Handler by_integer(Type type, F make) {
-  switch (type) {
-    case Type::b16:
-    case Type::u16:
-      return make(Tag<u16>());
-    case Type::s16:
-      return make(Tag<s16>());
-    case Type::b32:
-    case Type::u32:
-      return make(Tag<u32>());
-    case Type::s32:
-      return make(Tag<s32>());
-    case Type::b64:
-    case Type::u64:
-      return make(Tag<u64>());
-    case Type::s64:
-      return make(Tag<s64>());
-    default:
-      return nullptr;
-  }
+  const bool is_signed = type >= Type::s16 && type <= Type::s64;
+  if (is_float(type) || size_of(type) == 1) return nullptr;
+  if (size_of(type) == 2) return is_signed ? make(Tag<s16>()) : make(Tag<u16>());
+  if (size_of(type) == 4) return is_signed ? make(Tag<s32>()) : make(Tag<u32>());
+  return is_signed ? make(Tag<s64>()) : make(Tag<u64>());
 }
 template <class F>
 Handler by_size(Type type, F make) {
-  switch (size_of(type)) {
-    case 1:
-      return make(Tag<u8>());
-    case 2:
-      return make(Tag<u16>());
-    case 4:
-      return make(Tag<u32>());
-    default:
-      return make(Tag<u64>());
-  }
+  if (size_of(type) <= 2) return size_of(type) == 1 ? make(Tag<u8>()) : make(Tag<u16>());
+  return size_of(type) == 4 ? make(Tag<u32>()) : make(Tag<u64>());
 }
 
 }  // namespace ard::emulator

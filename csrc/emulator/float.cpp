@@ -9,15 +9,6 @@ namespace ard::emulator {
 namespace {
 
 // clang-format off
-template <class T> T add(T a, T b) { return a + b; }
-template <class T> T subtract(T a, T b) { return a - b; }
-template <class T> T multiply(T a, T b) { return a * b; }
-template <class T> T divide(T a, T b) { return a / b; }
-template <class T> T copy_sign(T a, T b) { return std::copysign(b, a); }
-template <class T> T square_root(T a) { return std::sqrt(a); }
-template <class T> T reciprocal(T a) { return T(1) / a; }
-template <class T> T negative(T a) { return -a; }
-template <class T> T absolute(T a) { return std::fabs(a); }
 // -0 is less than +0; a NaN gives the other operand.
 template <class T> T minimum(T a, T b) { return a != a || b < a || (a == b && std::signbit(b)) ? b : a; }
 template <class T> T maximum(T a, T b) { return a != a || b > a || (a == b && std::signbit(a)) ? b : a; }
@@ -88,13 +79,13 @@ float disturbed(const Approximate& exact, const Options& options, u64 operation,
 
 template <Approximate (*kFunction)(float, float), bool kFlush>
 void approximate(Warp& warp, const Instruction& i) {
-  const auto f = [&](float a, float b, u8) {
+  const auto f = [&](float a, float b) {
     a = flushed<kFlush>(a);
     b = flushed<kFlush>(b);
     return canonical(
         flushed<kFlush>(disturbed(kFunction(a, b), warp.launch->options, i.mode, a, b)));
   };
-  map(warp, i, f, static_cast<float (*)(float, float, u8)>(nullptr));
+  map<float(float, float)>(warp, i, f);
 }
 
 // --- handlers of f32 and f64; F: a function that is called with up to three operands
@@ -106,33 +97,31 @@ inline __attribute__((always_inline)) void compute(Warp& warp, const Instruction
     const T result = f(flushed<kFlush>(a), flushed<kFlush>(b), flushed<kFlush>(c));
     return canonical(saturated<kSaturate>(flushed<kFlush>(result)));
   };
-  map(warp, i, whole, static_cast<T (*)(T, T, T)>(nullptr));
+  map<T(T, T, T)>(warp, i, whole);
 }
 
-#define FLOAT_HANDLER(name, attributes, expression)                    \
-  template <class T, bool kFlush, bool kSaturate>                      \
-  attributes void name(Warp& warp, const Instruction& i) {             \
-    const auto f = [&](T a, T b, T c) __attribute__((always_inline)) { \
-      (void)b, (void)c;                                                \
-      return T(expression);                                            \
-    };                                                                 \
-    compute<T, kFlush, kSaturate>(warp, i, f);                         \
+#define FLOAT_HANDLER(name, attributes, expression)                              \
+  template <class T, bool kFlush, bool kSaturate>                                \
+  attributes void name(Warp& warp, const Instruction& i) {                       \
+    const auto f = [&](T a, [[maybe_unused]] T b, [[maybe_unused]] T c)          \
+                       __attribute__((always_inline)) { return T(expression); }; \
+    compute<T, kFlush, kSaturate>(warp, i, f);                                   \
   }
-FLOAT_HANDLER(run_add, , add(a, b))
-FLOAT_HANDLER(run_subtract, , subtract(a, b))
-FLOAT_HANDLER(run_multiply, , multiply(a, b))
-FLOAT_HANDLER(run_divide, , divide(a, b))
-FLOAT_HANDLER(run_minimum, , minimum(a, b))
-FLOAT_HANDLER(run_maximum, , maximum(a, b))
-FLOAT_HANDLER(run_copy_sign, , copy_sign(a, b))
-FLOAT_HANDLER(run_square_root, , square_root(a))
-FLOAT_HANDLER(run_reciprocal, , reciprocal(a))
-FLOAT_HANDLER(run_negative, , negative(a))
-FLOAT_HANDLER(run_absolute, , absolute(a))
-FLOAT_HANDLER(run_fma, , fma(a, b, c))
+FLOAT_HANDLER(add, , a + b)
+FLOAT_HANDLER(subtract, , a - b)
+FLOAT_HANDLER(multiply, , a* b)
+FLOAT_HANDLER(divide, , a / b)
+FLOAT_HANDLER(lesser, , minimum(a, b))
+FLOAT_HANDLER(greater, , maximum(a, b))
+FLOAT_HANDLER(copy_sign, , std::copysign(b, a))
+FLOAT_HANDLER(square_root, , std::sqrt(a))
+FLOAT_HANDLER(reciprocal, , T(1) / a)
+FLOAT_HANDLER(negative, , -a)
+FLOAT_HANDLER(absolute, , std::fabs(a))
+FLOAT_HANDLER(fused_plain, , fma(a, b, c))
 // The same by the processor's instruction instead of a call.
-FLOAT_HANDLER(run_fma_fast, __attribute__((target("fma"))), fma(a, b, c))
-FLOAT_HANDLER(run_fused, , fma(i.mode & 1 ? -a : a, b, i.mode & 2 ? -c : c))
+FLOAT_HANDLER(fused_fast, __attribute__((target("fma"))), fma(a, b, c))
+FLOAT_HANDLER(fused_signed, , fma(i.mode & 1 ? -a : a, b, i.mode & 2 ? -c : c))
 
 #define CHOOSE(name)                                                                          \
   [](Type type, bool ftz, bool sat) -> Handler {                                              \
@@ -148,18 +137,18 @@ constexpr struct {
   Kind kind;
   Handler (*make)(Type, bool, bool);
 } kOperations[] = {
-    {"add", 3, Kind::add, CHOOSE(run_add)},
-    {"sub", 3, Kind::subtract, CHOOSE(run_subtract)},
-    {"mul", 3, Kind::multiply, CHOOSE(run_multiply)},
-    {"div", 3, Kind::other, CHOOSE(run_divide)},
-    {"min", 3, Kind::other, CHOOSE(run_minimum)},
-    {"max", 3, Kind::other, CHOOSE(run_maximum)},
-    {"copysign", 3, Kind::other, CHOOSE(run_copy_sign)},
-    {"sqrt", 2, Kind::other, CHOOSE(run_square_root)},
-    {"rcp", 2, Kind::other, CHOOSE(run_reciprocal)},
-    {"neg", 2, Kind::other, CHOOSE(run_negative)},
-    {"abs", 2, Kind::other, CHOOSE(run_absolute)},
-    {"fma", 4, Kind::other, CHOOSE(run_fma)},
+    {"add", 3, Kind::add, CHOOSE(add)},
+    {"sub", 3, Kind::subtract, CHOOSE(subtract)},
+    {"mul", 3, Kind::multiply, CHOOSE(multiply)},
+    {"div", 3, Kind::other, CHOOSE(divide)},
+    {"min", 3, Kind::other, CHOOSE(lesser)},
+    {"max", 3, Kind::other, CHOOSE(greater)},
+    {"copysign", 3, Kind::other, CHOOSE(copy_sign)},
+    {"sqrt", 2, Kind::other, CHOOSE(square_root)},
+    {"rcp", 2, Kind::other, CHOOSE(reciprocal)},
+    {"neg", 2, Kind::other, CHOOSE(negative)},
+    {"abs", 2, Kind::other, CHOOSE(absolute)},
+    {"fma", 4, Kind::other, CHOOSE(fused_plain)},
 };
 
 #define PLAIN_AND_FTZ(function) {approximate<function, false>, approximate<function, true>}
@@ -204,7 +193,7 @@ void halves(Warp& warp, const Instruction& i) {
     }
     return result;
   };
-  map(warp, i, f, static_cast<u32 (*)(u32, u32, u32)>(nullptr));
+  map<u32(u32, u32, u32)>(warp, i, f);
 }
 
 bool decode_halves(Decoder& d, Type type) {
@@ -257,19 +246,12 @@ void compare(Warp& warp, const Instruction& i) {
 }
 
 Handler comparison(Type type, bool ftz) {
-  switch (type) {
-    case Type::f16:
-      return compare<F16>;
-    case Type::bf16:
-      return compare<Bf16>;
-    case Type::f32:
-      return ftz ? compare<F32<true>> : compare<F32<false>>;
-    case Type::f64:
-      return compare<F64>;
-    default:
-      return by_integer(
-          type, [](auto tag) -> Handler { return compare<Integer<typename decltype(tag)::type>>; });
-  }
+  if (type == Type::f16) return compare<F16>;
+  if (type == Type::bf16) return compare<Bf16>;
+  if (type == Type::f32) return ftz ? compare<F32<true>> : compare<F32<false>>;
+  if (type == Type::f64) return compare<F64>;
+  return by_integer(
+      type, [](auto tag) -> Handler { return compare<Integer<typename decltype(tag)::type>>; });
 }
 
 // Ordered comparisons are false with NaN, those with a u behind are true. a > b is b < a.
@@ -308,14 +290,14 @@ bool decode_float(Decoder& d) {
     d.simple(operation.operands, type);
     d.out.run = operation.make(type, ftz, sat);
     if (d.opcode == "fma" && __builtin_cpu_supports("fma"))
-      d.out.run = CHOOSE(run_fma_fast)(type, ftz, sat);
+      d.out.run = CHOOSE(fused_fast)(type, ftz, sat);
     if (!rounds && !sat) d.form = {operation.kind, type, ftz};
     return true;
   }
   return false;
 }
 
-Handler fused(Type type, bool ftz) { return CHOOSE(run_fused)(type, ftz, false); }
+Handler fused(Type type, bool ftz) { return CHOOSE(fused_signed)(type, ftz, false); }
 
 bool decode_compare(Decoder& d) {
   if (d.opcode != "setp") return false;

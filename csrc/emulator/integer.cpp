@@ -8,17 +8,15 @@
 namespace ard::emulator {
 namespace {
 
+template <class T, class Of16, class Of32, class Of64>
+using BySize =
+    std::conditional_t<sizeof(T) == 2, Of16, std::conditional_t<sizeof(T) == 4, Of32, Of64>>;
 // As wide as int at least, which small operands would become.
 template <class T>
-using Unsigned =
-    std::conditional_t<(sizeof(T) < 4), u32,
-                       std::make_unsigned_t<std::conditional_t<(sizeof(T) < 4), u32, T>>>;
+using Unsigned = std::conditional_t<sizeof(T) == 16, unsigned __int128, BySize<T, u32, u32, u64>>;
 template <class T>
-using Wide = std::conditional_t<
-    std::is_signed_v<T>,
-    std::conditional_t<sizeof(T) == 2, s32, std::conditional_t<sizeof(T) == 4, s64, __int128>>,
-    std::conditional_t<sizeof(T) == 2, u32,
-                       std::conditional_t<sizeof(T) == 4, u64, unsigned __int128>>>;
+using Wide = std::conditional_t<std::is_signed_v<T>, BySize<T, s32, s64, __int128>,
+                                BySize<T, u32, u64, unsigned __int128>>;
 template <class T>
 constexpr u32 kWidth = 8 * sizeof(T);
 
@@ -80,16 +78,9 @@ T extract_field(T a, u8 position, u8 length) {
 
 // b with the lowest `length` bits of a put in at `position`.
 template <class T>
-void insert_field(Warp& warp, const Instruction& i) {
-  const u64* lengths = warp.slot(i.operands[4]);
-  const u64 *a = warp.slot(i.operands[1]), *b = warp.slot(i.operands[2]),
-            *positions = warp.slot(i.operands[3]);
-  warp.each([&](unsigned lane) {
-    const u32 position = get<u8>(positions[lane]);
-    const T mask = shift_left<T>(low_bits<T>(get<u8>(lengths[lane])), position);
-    const T field = shift_left<T>(get<T>(a[lane]), position);
-    put<T>(warp.out(i.operands[0])[lane], T((get<T>(b[lane]) & ~mask) | (field & mask)));
-  });
+T insert_field(T a, T b, u8 position, u8 length) {
+  const T mask = shift_left<T>(low_bits<T>(length), position);
+  return T((b & ~mask) | (shift_left<T>(a, position) & mask));
 }
 
 // Four bytes of the eight of a and b, each as a nibble of the selector says; its highest bit copies
@@ -113,25 +104,24 @@ u32 funnel_shift(u32 a, u32 b, u32 amount) {
   return u32(kRight ? both >> n : (both << n) >> 32);
 }
 
-// Division by zero has no documented result: a fault. That of the lowest number by -1 overflows.
-template <class T, bool kRemainder>
-void divide(Warp& warp, const Instruction& i) {
-  const u64 *a = warp.slot(i.operands[1]), *b = warp.slot(i.operands[2]);
-  u64* to = warp.out(i.operands[0]);
-  warp.each([&](unsigned lane) {
-    const T x = get<T>(a[lane]), y = get<T>(b[lane]);
-    if (y == 0) fault(warp, lane, i, "integer division by zero");
-    const bool negates = std::is_signed_v<T> && y == T(-1);
-    if (kRemainder)
-      put<T>(to[lane], negates ? T(0) : T(x % y));
-    else
-      put<T>(to[lane], negates ? negative(x) : T(x / y));
-  });
+// That of the lowest number by -1 overflows.
+template <class T>
+T quotient(T a, T b) {
+  return std::is_signed_v<T> && b == T(-1) ? negative(a) : T(a / b);
 }
 template <class T>
-constexpr Handler quotient = divide<T, false>;
-template <class T>
-constexpr Handler remainder = divide<T, true>;
+T remainder(T a, T b) {
+  return std::is_signed_v<T> && b == T(-1) ? T(0) : T(a % b);
+}
+// Division by zero has no documented result: a fault.
+template <class T, T (*kFunction)(T, T)>
+void divide(Warp& warp, const Instruction& i) {
+  warp.each([&](unsigned lane) {
+    if (get<T>(warp.slot(i.operands[2])[lane]) == 0)
+      fault(warp, lane, i, "integer division by zero");
+  });
+  apply<kFunction>(warp, i);
+}
 
 // mov d, {parts}
 template <class T>
@@ -155,28 +145,23 @@ void unpack(Warp& warp, const Instruction& i) {
   });
 }
 
-#define INTEGERS(handler)                             \
-  [](Type type) -> Handler {                          \
-    return by_integer(type, [](auto tag) -> Handler { \
-      using T = typename decltype(tag)::type;         \
-      return handler;                                 \
-    });                                               \
+#define BY(choose, handler)                       \
+  [](Type type) -> Handler {                      \
+    return choose(type, [](auto tag) -> Handler { \
+      using T = typename decltype(tag)::type;     \
+      return handler;                             \
+    });                                           \
   }
-#define BITS(handler)                              \
-  [](Type type) -> Handler {                       \
-    return by_size(type, [](auto tag) -> Handler { \
-      using T = typename decltype(tag)::type;      \
-      return handler;                              \
-    });                                            \
-  }
-#define APPLY(function) Apply<function<T>>::run
+#define INTEGERS(handler) BY(by_integer, handler)
+#define BITS(handler) BY(by_size, handler)
+#define APPLY(function) apply<function<T>>
 
 template <class T>
 Handler wide(bool adds) {
   if constexpr (sizeof(T) == 8)
     return nullptr;
   else
-    return adds ? Apply<add_wide<T>>::run : Apply<multiply_wide<T>>::run;
+    return adds ? apply<add_wide<T>> : apply<multiply_wide<T>>;
 }
 
 constexpr Operation kOperations[] = {
@@ -184,8 +169,8 @@ constexpr Operation kOperations[] = {
     {"sub", 3, INTEGERS(APPLY(subtract))},
     {"min", 3, INTEGERS(APPLY(minimum))},
     {"max", 3, INTEGERS(APPLY(maximum))},
-    {"div", 3, INTEGERS(quotient<T>)},
-    {"rem", 3, INTEGERS(remainder<T>)},
+    {"div", 3, INTEGERS((divide<T, quotient<T>>))},
+    {"rem", 3, INTEGERS((divide<T, remainder<T>>))},
     {"neg", 2, INTEGERS(APPLY(negative))},
     {"abs", 2, INTEGERS(APPLY(absolute))},
     {"mul.lo", 3, INTEGERS(APPLY(multiply_low))},
@@ -204,10 +189,10 @@ constexpr Operation kOperations[] = {
     {"or", 3, BITS(APPLY(disjunction))},
     {"xor", 3, BITS(APPLY(difference))},
     {"not", 2, BITS(APPLY(inverse))},
-    {"bfi", 5, BITS(insert_field<T>)},
+    {"bfi", 5, BITS(APPLY(insert_field))},
     {"selp", 4, BITS(APPLY(select))},
     {"mov", 2, BITS(APPLY(copy))},
-    {"prmt", 4, [](Type) -> Handler { return Apply<permute>::run; }},
+    {"prmt", 4, [](Type) -> Handler { return apply<permute>; }},
 };
 
 void decode_parts(Decoder& d, Type type) {
@@ -223,17 +208,10 @@ void decode_parts(Decoder& d, Type type) {
       d.out.operands[1 + part] = d.source(parts[part], Type::b32);
   }
   if (unpacks) d.out.operands[5] = d.source(d.operands[1], type);
-  switch (size_of(type) / parts.size()) {
-    case 1:
-      d.out.run = unpacks ? unpack<u8> : pack<u8>;
-      break;
-    case 2:
-      d.out.run = unpacks ? unpack<u16> : pack<u16>;
-      break;
-    case 4:
-      d.out.run = unpacks ? unpack<u32> : pack<u32>;
-      break;
-  }
+  const size_t each = size_of(type) / parts.size();
+  if (each == 1) d.out.run = unpacks ? unpack<u8> : pack<u8>;
+  if (each == 2) d.out.run = unpacks ? unpack<u16> : pack<u16>;
+  if (each == 4) d.out.run = unpacks ? unpack<u32> : pack<u32>;
 }
 
 }  // namespace
@@ -244,8 +222,8 @@ bool decode_integer(Decoder& d) {
   if (is_float(type) && !moves) return false;
   if (d.opcode == "shf") {
     constexpr Handler kShifts[] = {
-        Apply<funnel_shift<false, false>>::run, Apply<funnel_shift<true, false>>::run,
-        Apply<funnel_shift<false, true>>::run, Apply<funnel_shift<true, true>>::run};
+        apply<funnel_shift<false, false>>, apply<funnel_shift<true, false>>,
+        apply<funnel_shift<false, true>>, apply<funnel_shift<true, true>>};
     d.out.run = kShifts[d.take_one_of({"l", "r"}) + 2 * d.take_one_of({"wrap", "clamp"})];
     d.simple(4, d.take_type());
     return true;
@@ -262,8 +240,8 @@ bool decode_integer(Decoder& d) {
     }
     d.simple(operation.operands, type);
     d.out.run = operation.make(type);
-    if (type == Type::pred && opcode == "mov") d.out.run = Apply<copy_predicate>::run;
-    if (type == Type::pred && opcode == "not") d.out.run = Apply<inverse_predicate>::run;
+    if (type == Type::pred && opcode == "mov") d.out.run = apply<copy_predicate>;
+    if (type == Type::pred && opcode == "not") d.out.run = apply<inverse_predicate>;
     return true;
   }
   return false;

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstring>
+#include <utility>
 
 #include "emulator/instruction.h"
 #include "emulator/interpreter.h"
@@ -148,37 +149,30 @@ inline void put(u64& slot, T value) {
   }
 }
 
-// operands[0] = f(operands[1], [2], [3]) of each lane, with the types of a function.
-template <class F, class R, class A, class B, class C>
-inline __attribute__((always_inline)) void map(Warp& warp, const Instruction& i, F f,
-                                               R (*)(A, B, C)) {
-  const u64 *a = warp.slot(i.operands[1]), *b = warp.slot(i.operands[2]),
-            *c = warp.slot(i.operands[3]);
-  u64* to = warp.out(i.operands[0]);
-  warp.each([&](unsigned lane) __attribute__((always_inline)) {
-    put<R>(to[lane], f(get<A>(a[lane]), get<B>(b[lane]), get<C>(c[lane])));
-  });
+template <class Signature>
+struct Lanes;
+template <class R, class... A>
+struct Lanes<R(A...)> {
+  template <class F, size_t... n>
+  static inline __attribute__((always_inline)) void map(Warp& warp, const Instruction& i, F f,
+                                                        std::index_sequence<n...>) {
+    const u64* sources[] = {warp.slot(i.operands[1 + n])...};
+    u64* to = warp.out(i.operands[0]);
+    warp.each([&](unsigned lane) __attribute__((always_inline)) {
+      put<R>(to[lane], f(get<A>(sources[n][lane])...));
+    });
+  }
+  using Sources = std::index_sequence_for<A...>;
+};
+// operands[0] = f(operands[1], ..) of each active lane.
+template <class Signature, class F>
+inline __attribute__((always_inline)) void map(Warp& warp, const Instruction& i, F f) {
+  Lanes<Signature>::map(warp, i, f, typename Lanes<Signature>::Sources());
 }
-// A handler of a function of one to three operands.
+// The handler of a function.
 template <auto kFunction>
-struct Apply;
-template <class R, class A, class B, class C, R (*kFunction)(A, B, C)>
-struct Apply<kFunction> {
-  static void run(Warp& warp, const Instruction& i) { map(warp, i, kFunction, kFunction); }
-};
-template <class R, class A, class B, R (*kFunction)(A, B)>
-struct Apply<kFunction> {
-  static void run(Warp& warp, const Instruction& i) {
-    const auto f = [](A a, B b, u8) { return kFunction(a, b); };
-    map(warp, i, f, static_cast<R (*)(A, B, u8)>(nullptr));
-  }
-};
-template <class R, class A, R (*kFunction)(A)>
-struct Apply<kFunction> {
-  static void run(Warp& warp, const Instruction& i) {
-    const auto f = [](A a, u8, u8) { return kFunction(a); };
-    map(warp, i, f, static_cast<R (*)(A, u8, u8)>(nullptr));
-  }
-};
+void apply(Warp& warp, const Instruction& i) {
+  map<std::remove_pointer_t<decltype(kFunction)>>(warp, i, kFunction);
+}
 
 }  // namespace ard::emulator

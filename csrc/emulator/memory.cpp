@@ -79,18 +79,10 @@ inline u8* locate(Warp& warp, unsigned lane, const Instruction& i, u64 base, uns
           "misaligned address " + std::to_string(address) + " for " + std::to_string(bytes) +
               " bytes");
   }
-  switch (kSpace) {
-    case Space::shared:
-      return shared_at(warp, lane, i, u32(address), bytes, access);
-    case Space::local:
-      return local_at(warp, lane, i, address, bytes, access);
-    case Space::param:
-      return parameter_at(warp, lane, i, address, bytes, access);
-    case Space::global:
-      return global_at(warp, lane, i, address, bytes, access);
-    case Space::generic:
-      break;
-  }
+  if (kSpace == Space::shared) return shared_at(warp, lane, i, u32(address), bytes, access);
+  if (kSpace == Space::local) return local_at(warp, lane, i, address, bytes, access);
+  if (kSpace == Space::param) return parameter_at(warp, lane, i, address, bytes, access);
+  if (kSpace == Space::global) return global_at(warp, lane, i, address, bytes, access);
   const u64 shared = address - kSharedWindow, local = address - kLocalWindow;
   if (shared < kWindowSize) return shared_at(warp, lane, i, u32(shared), bytes, access);
   if (local < kWindowSize) return local_at(warp, lane, i, local, bytes, access);
@@ -129,24 +121,15 @@ enum Update : u8 { kAdd, kMinimum, kMaximum, kAnd, kOr, kXor, kExchange, kCompar
 template <class T>
 T updated(u8 update, T old, T b, T c) {
   if constexpr (std::is_integral_v<T>) {
-    switch (update) {
-      case kAdd:
-        return T(u64(old) + u64(b));
-      case kMinimum:
-        return std::min(old, b);
-      case kMaximum:
-        return std::max(old, b);
-      case kAnd:
-        return old & b;
-      case kOr:
-        return old | b;
-      case kXor:
-        return old ^ b;
-      case kExchange:
-        return b;
-      default:
-        return old == b ? c : old;
-    }
+    const T results[] = {T(u64(old) + u64(b)),
+                         std::min(old, b),
+                         std::max(old, b),
+                         T(old & b),
+                         T(old | b),
+                         T(old ^ b),
+                         b,
+                         old == b ? c : old};
+    return results[update];
   }
   return old + b;
 }
@@ -166,9 +149,8 @@ void update(Warp& warp, const Instruction& i) {
   });
 }
 
-u64 to_shared(u64 a) {
-  return a - kSharedWindow < kWindowSize ? a - kSharedWindow : 0;
-}  // 0 is nobody's
+// Of an address in another space 0, which is nobody's.
+u64 to_shared(u64 a) { return a - kSharedWindow < kWindowSize ? a - kSharedWindow : 0; }
 u64 from_shared(u64 a) { return a + kSharedWindow; }
 u64 to_local(u64 a) { return a - kLocalWindow; }
 u64 from_local(u64 a) { return a + kLocalWindow; }
@@ -271,9 +253,9 @@ bool decode_memory(Decoder& d) {
     const Type type = d.take_type();
     d.simple(2, type);
     if (size_of(type) != 8 || space == Space::generic) return true;
-    d.out.run = Apply<same>::run;
-    if (space == Space::shared) d.out.run = to ? Apply<to_shared>::run : Apply<from_shared>::run;
-    if (space == Space::local) d.out.run = to ? Apply<to_local>::run : Apply<from_local>::run;
+    d.out.run = apply<same>;
+    if (space == Space::shared) d.out.run = to ? apply<to_shared> : apply<from_shared>;
+    if (space == Space::local) d.out.run = to ? apply<to_local> : apply<from_local>;
   } else if (d.opcode == "mapa") {
     d.out.run = take_space(d) == Space::shared ? map_to_block<false> : map_to_block<true>;
     d.simple(3, d.take_type());

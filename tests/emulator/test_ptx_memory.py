@@ -48,7 +48,7 @@ def test_parameters_have_their_natural_places() -> None:
     arguments = [np.uint8(200), np.float64(2.5), np.uint16(60000), np.uint32(7), np.uint8(9), np.uint64(1 << 63)]
     pack = np.array((1, 77, 3), "u8,u8,u8")[()]
     program = load().Program(text)
-    assert program.parameter_sizes("k") == [1, 8, 2, 4, 1, 8, 8, 24]
+    assert program.kernel("k").parameter_sizes == [1, 8, 2, 4, 1, 8, 8, 24]
     program.launch("k", *arguments, out, pack)
     assert list(out) == [200, int(np.float64(2.5).view(np.uint64)), 60000, 7, 9, 1 << 63, 77]
 
@@ -94,17 +94,12 @@ def test_vector_stores_in_shared_memory() -> None:
 def test_counters_and_coverage() -> None:
     program = kernel("setp.gt.u32 %p1, %r0, 99; @!%p1 bra L; mov.u32 %r9, 1; L:" + PUT, directives=".maxntid 64, 1, 1")
     out = np.zeros(64, np.uint32)
-    assert (program.target, program.kernels(), program.max_threads("k"), program.static_shared("k")) == (
-        90,
-        ["k"],
-        64,
-        256,
-    )
+    k = program.kernel("k")
+    assert (program.target, program.kernels(), k.max_threads, k.static_shared) == (90, ["k"], 64, 256)
     for _ in range(2):
         program.launch("k", out, block=64)
-    count, never = program.coverage("k")
-    assert [line.split(": ")[1] for line in never] == ["mov.u32 %r9, 1"]
-    assert program.counters() == {"k": (2, 2 * 64 * (count - 1))}
+    assert [line.split(": ")[1] for line in k.never_executed()] == ["mov.u32 %r9, 1"]
+    assert program.counters() == {"k": (2, 2 * 64 * (k.instructions - 1))}
 
 
 def test_arguments_are_checked() -> None:
