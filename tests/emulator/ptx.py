@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -54,26 +56,29 @@ def _build() -> Path:
         digest.update(path.name.encode() + path.read_bytes())
     builds = ROOT / "build" / "emulator"
     library = builds / digest.hexdigest()[:16] / "_interpreter.so"
-    if library.exists():
-        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with (library.parent / "lock").open("w") as lock:  # another process may be building the same
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile(command, sources, library)
     for old in builds.glob("*"):
-        if time.time() - old.stat().st_mtime > 24 * 3600:
+        if time.time() - old.stat().st_mtime > 24 * 3600 and old != library.parent:
             shutil.rmtree(old, ignore_errors=True)
-    unfinished = library.with_name(f"tmp{os.getpid()}")  # another process may be building the same
-    unfinished.mkdir(parents=True)
+    return library
 
+
+def _compile(command: list[str], sources: list[Path], library: Path) -> None:
     def call(arguments: list[str]) -> None:
         run = subprocess.run([*command, *arguments], capture_output=True, text=True)
         if run.returncode != 0:
             raise RuntimeError(f"compiling the PTX interpreter failed:\n{shlex.join(arguments)}\n{run.stderr[-8000:]}")
 
-    objects = [unfinished / f"{source.stem}.o" for source in sources]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(lambda s, o: call(["-c", str(s), "-o", str(o)]), sources, objects))
-    call(["-shared", *map(str, objects), "-o", str(unfinished / library.name)])
-    os.replace(unfinished / library.name, library)
-    shutil.rmtree(unfinished)
-    return library
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        objects = [f"{folder}/{source.stem}.o" for source in sources]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(lambda source, name: call(["-c", str(source), "-o", name]), sources, objects))
+        call(["-shared", *objects, "-o", f"{folder}/{library.name}"])
+        os.replace(f"{folder}/{library.name}", library)
 
 
 @lru_cache(maxsize=1)
