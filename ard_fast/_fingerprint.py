@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 
 # The emulator of the tests is not in the extension module, so editing it makes nothing stale.
-TEST_FOLDERS = ("emulator", "testing")
+TEST_FOLDERS = ("emulator",)
 SOURCE_SUFFIXES = (".h", ".cuh", ".cpp", ".cu")
 
 

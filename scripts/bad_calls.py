@@ -2,7 +2,7 @@
 """Call every public function wrongly, many times; each call must be refused clearly or be legal.
 
 python scripts/bad_calls.py --calls 1000 --seed 0
-python scripts/bad_calls.py --sanitize                          # under AddressSanitizer and UBSan; GCC
+scripts/variant.sh sanitized python scripts/bad_calls.py        # under AddressSanitizer and UBSan
 python scripts/bad_calls.py --only functional.crop_flip --number 17   # one call again
 
 Each call is a valid one with one or two arguments changed: types, dtypes, shapes, devices, strides, shared memory, odd
@@ -17,7 +17,6 @@ import argparse
 import faulthandler
 import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -26,22 +25,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 60  # seconds that one call may take
-SANITIZE = "-fsanitize=address,undefined"
-FLAGS = f"-O1 -g1 -fno-omit-frame-pointer {SANITIZE},float-cast-overflow -fno-sanitize=vptr -fno-sanitize-recover=all"
-
-
-def sanitized_environment() -> dict[str, str]:
-    """Build the package with sanitizers into build/sanitized; the environment in which it is the one imported."""
-    build = ROOT / "build" / "sanitized"
-    flags = {"CXXFLAGS": f"{FLAGS} -DARD_CPU_LEVEL=1", "LDFLAGS": SANITIZE, "ARD_FAST_CUDA": "0"}
-    command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(build), "--build-lib", str(build / "lib")]
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, **flags})
-    libraries = [
-        subprocess.run(["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", "PYTHONMALLOC": "malloc"}
-    return {**os.environ, "LD_PRELOAD": ":".join(libraries), "PYTHONPATH": str(build / "lib"), **options}
 
 
 def run_calls(target: Any, calls: int, seed: int, at: Any, results: Connection) -> None:
@@ -90,11 +73,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="functions whose names contain this")
     parser.add_argument("--number", type=int, help="this call only, with its traceback")
     parser.add_argument("--show", type=int, default=5, help="unclear answers to print of each function")
-    parser.add_argument("--sanitize", action="store_true", help="build with ASan and UBSan, and run with them")
     args = parser.parse_args()
-    if args.sanitize:
-        rest = [word for word in sys.argv if word != "--sanitize"]
-        return subprocess.run([sys.executable, *rest], env=sanitized_environment(), check=False).returncode
 
     import torch
     from abuse.bad_call import one_call

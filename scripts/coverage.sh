@@ -3,12 +3,11 @@
 #
 #   scripts/coverage.sh                 run the tests for both (about 15 minutes on two cores), then report
 #   scripts/coverage.sh python          the default test suite
-#   scripts/coverage.sh cpp             the C++ tests with ASan and UBSan, built in build/coverage: the maths, the CPU
-#                                       loops and, on the host emulator, the CUDA kernels
+#   scripts/coverage.sh cpp             the CPU kernels under the operators' tests, with ASan and UBSan
 #   scripts/coverage.sh python-report   only report what `pytest --cov` left in .coverage
-#   scripts/coverage.sh cpp-report DIR  only report what tests built in DIR with CXXFLAGS=--coverage LDFLAGS=--coverage left
+#   scripts/coverage.sh cpp-report      only report what tests under `scripts/variant.sh sanitized` left
 #
-# Needs the extras test and dev. What only a GPU reaches counts as not reached.
+# Needs the extras test and dev. That every CUDA kernel runs is a test of its own: tests/ops/test_kernels.py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -26,16 +25,16 @@ python_report() {
 }
 
 cpp_tests() {
-  CXXFLAGS=--coverage LDFLAGS=--coverage cmake --preset address -B build/coverage --log-level=WARNING
-  cmake --build build/coverage
-  ctest --test-dir build/coverage --output-on-failure --quiet
+  OMP_NUM_THREADS=1 scripts/variant.sh sanitized python -m pytest -q -n auto tests/ops -k "not sm_" \
+    --ignore tests/ops/test_ops_compiled.py --ignore tests/ops/test_kernels.py
 }
 
-cpp_report() { # cpp_report DIR
+cpp_report() {
   echo "== C++, lines"
+  local build=build/variant-sanitized
   # Branches are left out: gcc counts one for every operation that may throw. A template's functions are one function.
-  gcovr --root . --filter csrc/core/ --filter csrc/cpu/ --filter csrc/cuda/ --object-directory "$1" "$1" \
-    --exclude-directories ".*CompilerIdCXX.*" --gcov-ignore-parse-errors=negative_hits.warn --merge-mode-functions=merge-use-line-0 \
+  gcovr --root $build/tree --filter $build/tree/csrc/ --object-directory $build $build \
+    --gcov-ignore-parse-errors=negative_hits.warn --merge-mode-functions=merge-use-line-0 \
     --exclude-throw-branches --fail-under-line "$CPP_FLOOR" --print-summary
 }
 
@@ -44,12 +43,12 @@ case ${1:-both} in
     python_tests
     cpp_tests
     python_report
-    cpp_report build/coverage
+    cpp_report
     ;;
   python) python_tests && python_report ;;
-  cpp) cpp_tests && cpp_report build/coverage ;;
+  cpp) cpp_tests && cpp_report ;;
   python-report) python_report ;;
-  cpp-report) cpp_report "${2:?the folder of the build}" ;;
+  cpp-report) cpp_report ;;
   *)
     echo "expected python, cpp, python-report or cpp-report, got $1" >&2
     exit 2

@@ -31,11 +31,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RELEASES = ["2.11.0", "2.12.0", "2.13.0", "2.14.1", "2.15.0"]
 # What hangs most on torch, a minute of one core: every op's contract with it, results, gradients, networks, graphs.
 QUICK = [
-    "tests/test_ops_contract.py",
-    "tests/test_pgd_step.py",
-    "tests/test_kd_loss.py",
-    "tests/test_crop_flip.py",
-    "tests/test_fold.py",
+    "tests/ops/test_ops_contract.py",
+    "tests/ops/test_pgd_step.py",
+    "tests/ops/test_kd_loss.py",
+    "tests/ops/test_crop_flip.py",
+    "tests/ops/test_fold.py",
     "tests/test_attacks_ops.py",
     "tests/test_graphs.py",
     "tests/test_lean_network.py",

@@ -32,6 +32,12 @@ def full_float32(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Of the emulated GPU: tests/ops/conftest.py."""
+    parser.addoption("--gpu", default="sm_90", help="generations of the emulated GPU, such as sm_80,sm_90,sm_120")
+    parser.addoption("--gpu-seed", type=int, default=0, help="draws the modes of the emulated GPU")
+
+
 def pytest_report_header() -> list[str]:
     """Say what is tested: which torch, which compiled extension, and whether it fits the sources."""
     try:

@@ -46,7 +46,7 @@ Tensor affine_relu_backward_cuda(const Tensor grad, std::optional<Tensor> mask,
 }  // namespace
 }  // namespace ard
 
-STABLE_TORCH_LIBRARY_IMPL(ard_fast, CUDA, m) {
+ARD_CUDA_IMPLEMENTATIONS(m) {
   m.impl("affine_relu_", TORCH_BOX(&ard::affine_relu_in_place_cuda));
   m.impl("affine_relu", TORCH_BOX(&ard::affine_relu_cuda));
   m.impl("affine_relu_backward", TORCH_BOX(&ard::affine_relu_backward_cuda));

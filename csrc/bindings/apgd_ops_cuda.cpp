@@ -28,6 +28,6 @@ void apgd_step_cuda(Tensor x_adv, Tensor x_prev, Tensor x_best, Tensor grad_best
 }  // namespace
 }  // namespace ard
 
-STABLE_TORCH_LIBRARY_IMPL(ard_fast, CUDA, m) {
+ARD_CUDA_IMPLEMENTATIONS(m) {
   m.impl("apgd_step_", TORCH_BOX(&ard::apgd_step_cuda));
 }

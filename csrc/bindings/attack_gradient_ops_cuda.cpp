@@ -21,6 +21,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attack_gradient_cuda(
 }  // namespace
 }  // namespace ard
 
-STABLE_TORCH_LIBRARY_IMPL(ard_fast, CUDA, m) {
+ARD_CUDA_IMPLEMENTATIONS(m) {
   m.impl("attack_gradient", TORCH_BOX(&ard::attack_gradient_cuda));
 }

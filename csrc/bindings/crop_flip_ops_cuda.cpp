@@ -22,6 +22,6 @@ std::tuple<Tensor, Tensor> crop_flip_cuda(const Tensor images, const Tensor posi
 }  // namespace
 }  // namespace ard
 
-STABLE_TORCH_LIBRARY_IMPL(ard_fast, CUDA, m) {
+ARD_CUDA_IMPLEMENTATIONS(m) {
   m.impl("crop_flip", TORCH_BOX(&ard::crop_flip_cuda));
 }

@@ -8,6 +8,14 @@
 #include "bindings/checks.h"
 #include "cuda/geometry.h"
 
+// Registers the operators' CUDA implementations: in the tests' build for the emulated GPU those of
+// operators of its own, on CPU tensors (csrc/emulator).
+#if defined(ARD_EMULATED)
+#define ARD_CUDA_IMPLEMENTATIONS(m) STABLE_TORCH_LIBRARY_IMPL(ard_fast_emulated, CPU, m)
+#else
+#define ARD_CUDA_IMPLEMENTATIONS(m) STABLE_TORCH_LIBRARY_IMPL(ard_fast, CUDA, m)
+#endif
+
 namespace ard {
 
 // The tensor's device for as long as it lives, and torch's current stream there.

@@ -19,6 +19,6 @@ void fold_batch_norm_cuda(Tensor weights, Tensor affine,
 }  // namespace
 }  // namespace ard
 
-STABLE_TORCH_LIBRARY_IMPL(ard_fast, CUDA, m) {
+ARD_CUDA_IMPLEMENTATIONS(m) {
   m.impl("fold_batch_norm_", TORCH_BOX(&ard::fold_batch_norm_cuda));
 }

@@ -45,7 +45,7 @@ void scale_rows_cuda(Tensor grad, const Tensor scale, double factor) {
 }  // namespace
 }  // namespace ard
 
-STABLE_TORCH_LIBRARY_IMPL(ard_fast, CUDA, m) {
+ARD_CUDA_IMPLEMENTATIONS(m) {
   m.impl("kd_loss", TORCH_BOX(&ard::kd_loss_cuda));
   m.impl("scale_rows_", TORCH_BOX(&ard::scale_rows_cuda));
 }

@@ -15,7 +15,11 @@ std::string simd_level() { return cpu::simd_level(); }
 }  // namespace
 }  // namespace ard
 
+#if defined(ARD_EMULATED)
+STABLE_TORCH_LIBRARY(ard_fast_emulated, m) {
+#else
 STABLE_TORCH_LIBRARY(ard_fast, m) {
+#endif
   m.def(
       "pgd_linf_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, Tensor? step_size_per_sample, "
       "Tensor? eps_per_sample, float step_size, float eps, bool targeted, float lower, "
@@ -95,6 +99,7 @@ STABLE_TORCH_LIBRARY(ard_fast, m) {
   m.def("simd_level() -> str");
 }
 
+#if !defined(ARD_EMULATED)
 STABLE_TORCH_LIBRARY_IMPL(ard_fast, CompositeExplicitAutograd, m) {
   m.impl("simd_level", TORCH_BOX(&ard::simd_level));
 }
@@ -105,3 +110,4 @@ PyMODINIT_FUNC PyInit__C() {
       PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }
+#endif

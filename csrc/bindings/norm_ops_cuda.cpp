@@ -40,7 +40,7 @@ void select_best_cuda(Tensor best, const Tensor candidate, const Tensor best_los
 }  // namespace
 }  // namespace ard
 
-STABLE_TORCH_LIBRARY_IMPL(ard_fast, CUDA, m) {
+ARD_CUDA_IMPLEMENTATIONS(m) {
   m.impl("pgd_l2_step_", TORCH_BOX(&ard::pgd_l2_step_cuda));
   m.impl("mifgsm_step_", TORCH_BOX(&ard::mifgsm_step_cuda));
   m.impl("select_best_", TORCH_BOX(&ard::select_best_cuda));

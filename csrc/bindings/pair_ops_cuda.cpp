@@ -30,6 +30,6 @@ std::tuple<Tensor, Tensor, Tensor> pair_loss_cuda(const Tensor adv, const Tensor
 }  // namespace
 }  // namespace ard
 
-STABLE_TORCH_LIBRARY_IMPL(ard_fast, CUDA, m) {
+ARD_CUDA_IMPLEMENTATIONS(m) {
   m.impl("pair_loss", TORCH_BOX(&ard::pair_loss_cuda));
 }

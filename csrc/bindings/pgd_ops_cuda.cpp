@@ -33,7 +33,7 @@ Tensor random_start_cuda(const Tensor x, std::optional<Tensor> eps_per_sample, d
 }  // namespace
 }  // namespace ard
 
-STABLE_TORCH_LIBRARY_IMPL(ard_fast, CUDA, m) {
+ARD_CUDA_IMPLEMENTATIONS(m) {
   m.impl("pgd_linf_step_", TORCH_BOX(&ard::pgd_linf_step_cuda));
   m.impl("random_start", TORCH_BOX(&ard::random_start_cuda));
 }

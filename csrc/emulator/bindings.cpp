@@ -64,16 +64,16 @@ py::dict counters(const Program& program) {
 }  // namespace
 
 void bind(py::module_& module) {
-  py::register_exception<Fault>(module, "Fault", PyExc_RuntimeError);
-  py::enum_<Approximation>(module, "Approximation")
+  py::register_local_exception<Fault>(module, "Fault", PyExc_RuntimeError);
+  py::enum_<Approximation>(module, "Approximation", py::module_local())
       .value("exact", Approximation::exact)
       .value("extreme", Approximation::extreme)
       .value("random", Approximation::random);
-  py::enum_<ThreadOrder>(module, "ThreadOrder")
+  py::enum_<ThreadOrder>(module, "ThreadOrder", py::module_local())
       .value("forward", ThreadOrder::forward)
       .value("reverse", ThreadOrder::reverse)
       .value("shuffled", ThreadOrder::shuffled);
-  py::class_<Options>(module, "Options")
+  py::class_<Options>(module, "Options", py::module_local())
       .def(py::init([](Approximation approximation, ThreadOrder order, bool contract,
                        uint64_t seed) { return Options{approximation, order, contract, seed}; }),
            py::kw_only(), py::arg("approximation") = Approximation::exact,
@@ -83,7 +83,7 @@ void bind(py::module_& module) {
       .def_readwrite("order", &Options::order)
       .def_readwrite("contract", &Options::contract)
       .def_readwrite("seed", &Options::seed);
-  py::class_<Kernel>(module, "Kernel")
+  py::class_<Kernel>(module, "Kernel", py::module_local())
       .def_property_readonly("static_shared", &Kernel::static_shared)
       .def_property_readonly("max_threads", &Kernel::max_threads)
       .def_property_readonly("parameter_sizes", &Kernel::parameter_sizes)
@@ -91,7 +91,7 @@ void bind(py::module_& module) {
       .def_property_readonly("executed", &Kernel::executed)
       .def_property_readonly("instructions", &Kernel::instructions)
       .def("never_executed", &Kernel::never_executed);
-  py::class_<Program>(module, "Program")
+  py::class_<Program>(module, "Program", py::module_local())
       .def(py::init<const std::string&>(), py::arg("ptx"))
       .def_property_readonly("target", &Program::target)
       .def("kernels", &Program::kernels)

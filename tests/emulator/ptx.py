@@ -1,95 +1,16 @@
-"""Builds the PTX interpreter of ``csrc/emulator`` with the C++ compiler alone, and runs pieces of PTX on arrays."""
+"""Runs pieces of PTX on arrays, by the interpreter of ``csrc/emulator``."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import importlib.machinery
-import importlib.util
-import os
-import shlex
-import shutil
-import subprocess
-import sys
-import sysconfig
-import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "csrc" / "emulator"
-# Results must not depend on what the processor can do: no -march, no contraction, rounding modes are changed.
-FLAGS = [
-    "-std=c++17",
-    "-O2",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",
-    "-frounding-math",
-    "-Wall",
-    "-Wextra",
-]
+from emulated_gpu import interpreter as load
 
 HEADER = ".version 9.0\n.target sm_90\n.address_size 64\n"
 WIDTH = {"pred": 1} | {letter + str(8 * size): size for letter in "bus" for size in (1, 2, 4, 8)}
 WIDTH |= {"f16": 2, "bf16": 2, "f16x2": 4, "bf16x2": 4, "f32": 4, "f64": 8}
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-
-
-def _build() -> Path:
-    import pybind11
-
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
-    if not shutil.which(compiler[0]):
-        raise RuntimeError(f"the PTX interpreter needs a C++ compiler, {compiler[0]!r} was not found; set CXX")
-    includes = [f"-I{ROOT / 'csrc'}", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
-    command = [*compiler, *FLAGS, *includes]
-    digest = hashlib.sha256("\0".join([*command, sys.version]).encode())
-    sources = sorted(FOLDER.glob("*.cpp"))
-    for path in sorted([*sources, *FOLDER.glob("*.h")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    builds = ROOT / "build" / "emulator"
-    library = builds / digest.hexdigest()[:16] / "_interpreter.so"
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with (library.parent / "lock").open("w") as lock:  # another process may be building the same
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            _compile(command, sources, library)
-    for old in builds.glob("*"):
-        if time.time() - old.stat().st_mtime > 24 * 3600 and old != library.parent:
-            shutil.rmtree(old, ignore_errors=True)
-    return library
-
-
-def _compile(command: list[str], sources: list[Path], library: Path) -> None:
-    def call(arguments: list[str]) -> None:
-        run = subprocess.run([*command, *arguments], capture_output=True, text=True)
-        if run.returncode != 0:
-            raise RuntimeError(f"compiling the PTX interpreter failed:\n{shlex.join(arguments)}\n{run.stderr[-8000:]}")
-
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        objects = [f"{folder}/{source.stem}.o" for source in sources]
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            list(pool.map(lambda source, name: call(["-c", str(source), "-o", name]), sources, objects))
-        call(["-shared", *objects, "-o", f"{folder}/{library.name}"])
-        os.replace(f"{folder}/{library.name}", library)
-
-
-@lru_cache(maxsize=1)
-def load() -> ModuleType:
-    """The extension module, compiled if the sources have changed since the last time."""
-    loader = importlib.machinery.ExtensionFileLoader("_interpreter", str(_build()))
-    spec = importlib.util.spec_from_loader("_interpreter", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
 
 
 def options(approximation: str = "exact", order: str = "forward", **others: Any) -> Any:
