@@ -97,7 +97,7 @@ def ninja_file(torch: found.Torch, toolkit: found.Toolkit | None, archs: list[st
     # The sources, those that take longest first.
     names = ["*_cpu.cpp", "*_ops.cpp", "module.cpp"]
     if toolkit is not None:
-        names = ["*.cu", "*_ops_cuda.cpp", *names]
+        names = ["*.cu", *names]
         flags["cpp"] += ["-DUSE_CUDA", "-isystem", str(toolkit.include)]
         flags["cu"] = [*NVCC_FLAGS, language(torch), *DEFINES, *includes, *gencode(archs)]
         flags["cu"] += [word for flag in [*FIXED_HOST_FLAGS, *WARNINGS, *short_names] for word in ("-Xcompiler", flag)]

@@ -1,6 +1,6 @@
 """Checks of arguments that are numbers, shared by the functions and the attacks.
 
-What depends on tensors (shapes, dtypes, devices, layouts) is checked once, in csrc/bindings/checks.h.
+What depends on tensors (shapes, dtypes, devices, layouts) is checked once, in csrc/common/checks.h.
 """
 
 from __future__ import annotations

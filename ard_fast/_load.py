@@ -32,7 +32,7 @@ from ard_fast._fingerprint import source_fingerprint
 
 PACKAGE = Path(__file__).resolve().parent
 MINIMUM_TORCH = (2, 11)
-CLUSTERS = (9, 0)  # the compute capability that brings them; kClusterCode in csrc/cuda/geometry.h
+CLUSTERS = (9, 0)  # the compute capability that brings them; kClusterCode in csrc/common/sample_group.cuh
 WITHOUT_CLUSTERS = "without the thread-block clusters that make L2, MI-FGSM and Auto-PGD steps of large images faster"
 
 

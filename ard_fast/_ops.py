@@ -1,4 +1,4 @@
-"""Handles of the compiled operators and their shape functions. Schemas: csrc/bindings/module.cpp."""
+"""Handles of the compiled operators and their shape functions. Schemas: csrc/module.cpp."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -79,7 +79,7 @@ class Kernel:
             found.append(f"uses {self.stack} bytes of local memory")
         if self.shared > MOST_SHARED:
             found.append(
-                f"has {self.shared} bytes of static shared memory, at most {MOST_SHARED} (csrc/cuda/geometry.h)"
+                f"has {self.shared} bytes of static shared memory, at most {MOST_SHARED} (csrc/common/launch.h)"
             )
         family, _, arguments = self.name.partition("<")
         elements = int(arguments.rstrip(">").rsplit(",", 1)[-1]) if family in WIDE_TENSORS else 1

@@ -40,7 +40,7 @@ ORDERS = ("forward", "reverse", "shuffled")
 APPROXIMATIONS = ("exact", "extreme")
 NAMESPACE = "ard_fast_emulated"
 # The extension's sources, by the ends of their names, and the emulator's that belong to the GPU alone.
-EXTENSION = (".cu", "_ops_cuda.cpp", "bindings/module.cpp")
+EXTENSION = (".cu", "_ops.cpp", "csrc/module.cpp")
 FOR_GPU = ("cuda_runtime.cpp", "device.cpp", "fat_binary.cpp", "gpu_module.cpp", "torch_shims.cpp")
 # What the emulator stands between: allocations of libtorch.
 ONE_CALL = threading.Lock()

@@ -173,7 +173,7 @@ def test_sdist_holds_what_a_build_and_its_tests_need(checkout: Path, sdist: Path
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {
         "setup.py",
-        "csrc/core/config.h",
+        "csrc/common/config.h",
         "build_backend/backend.py",
         "tests/conftest.py",
         "docs/methods.md",

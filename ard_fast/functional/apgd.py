@@ -14,7 +14,7 @@ from ard_fast._typing import known
 from ard_fast.functional._bounds import check_precondition
 from ard_fast.functional._layout import is_plain, with_layout_of
 
-# Rows of the state, as in csrc/core/apgd_math.h.
+# Rows of the state, as in csrc/apgd/apgd.h.
 _STATE_ROWS = 7
 _STEP_SIZE, _LOSS_BEST, _FOOLED = 0, 1, 6
 _MOST_STEPS = 1 << 24  # the state counts them in float32

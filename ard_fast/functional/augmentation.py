@@ -25,7 +25,7 @@ def crop_flip(
 
     One kernel from bytes to float32: no padded copy of the images, no index tensors. The draw comes from Philox4x32-10
     keyed by (seed, id of the image): the same on CPU and CUDA, and for a given id whatever batch the image is in. Row
-    and column of the crop are uniform on 0 ... 2 * padding (off by less than 2^-32 each, see csrc/core).
+    and column of the crop are uniform on 0 ... 2 * padding (off by less than 2^-32 each, see csrc/images/crop_flip.h).
 
     A view of an image is one number, `view = (row * (2 * padding + 1) + column) * 2 + flip`, with row and column of the
     crop inside the padded image. Without padding and flips it is 0, the image itself.

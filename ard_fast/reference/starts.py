@@ -46,7 +46,7 @@ def random_start(
 
 
 def philox_uniform(shape: torch.Size | tuple[int, ...], *, seed: int, sample_ids: Tensor | None = None) -> Tensor:
-    """float32 `shape` on (-1, 1): Philox4x32-10 keyed by (seed, sample id, element), as csrc/core/philox.h."""
+    """float32 `shape` on (-1, 1): Philox4x32-10 keyed by (seed, sample id, element), as csrc/common/philox.h."""
     batch, numel = shape[0], torch.Size(shape[1:]).numel()
     ids = torch.arange(batch) if sample_ids is None else sample_ids.cpu()
     bits = philox_bits(numel, seed=seed, sample_ids=ids)

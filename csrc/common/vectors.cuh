@@ -1,0 +1,72 @@
+// Elements that one thread moves together by one load or store: 16 bytes when N * sizeof(T) is 16.
+#pragma once
+
+#include "common/config.h"
+
+namespace ard::cuda {
+
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Vec {
+  T v[N];
+};
+
+template <int N, typename T>
+__device__ __forceinline__ Vec<T, N> load_vec(const T* from) {
+  return *reinterpret_cast<const Vec<T, N>*>(from);
+}
+
+template <int N, typename T>
+__device__ __forceinline__ void store_vec(T* to, const Vec<T, N>& value) {
+  *reinterpret_cast<Vec<T, N>*>(to) = value;
+}
+
+// As store_vec, to global memory, and surely at once: between branches the compiler may store the
+// elements of a struct one by one.
+template <int N, typename T>
+__device__ __forceinline__ void store_global(T* to, const Vec<T, N>& value) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(value) == 16) {
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(value.v);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+    return;
+  }
+#endif
+  store_vec<N>(to, value);
+}
+
+// Pixels that one thread handles together, as many as the elements of a gradient vector: floats in
+// 16-byte vectors, or one.
+template <int kVec>
+struct Pixels {
+  static constexpr int kWide = kVec == 1 ? 1 : 4;
+  Vec<float, kWide> quad[kVec / kWide];
+  __device__ __forceinline__ float& operator[](int j) { return quad[j / kWide].v[j % kWide]; }
+  __device__ __forceinline__ float operator[](int j) const { return quad[j / kWide].v[j % kWide]; }
+};
+
+template <int kVec>
+__device__ __forceinline__ Pixels<kVec> load_pixels(const float* from) {
+  constexpr int kWide = Pixels<kVec>::kWide;
+  Pixels<kVec> out;
+#pragma unroll
+  for (int q = 0; q < kVec / kWide; ++q) out.quad[q] = load_vec<kWide>(from + kWide * q);
+  return out;
+}
+
+template <int kVec>
+__device__ __forceinline__ void store_pixels(float* to, const Pixels<kVec>& pixels) {
+  constexpr int kWide = Pixels<kVec>::kWide;
+#pragma unroll
+  for (int q = 0; q < kVec / kWide; ++q) store_vec<kWide>(to + kWide * q, pixels.quad[q]);
+}
+
+template <int kVec>
+__device__ __forceinline__ void store_pixels_global(float* to, const Pixels<kVec>& pixels) {
+  constexpr int kWide = Pixels<kVec>::kWide;
+#pragma unroll
+  for (int q = 0; q < kVec / kWide; ++q) store_global<kWide>(to + kWide * q, pixels.quad[q]);
+}
+
+}  // namespace ard::cuda

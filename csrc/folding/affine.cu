@@ -1,0 +1,319 @@
+// affine_relu and its backward pass: one pass over the tensors, and a bit an element beside them.
+//
+// Lanes of a warp load and store 16-byte vectors that follow one another. One of float holds half a
+// byte of the mask: two lanes make a whole one between them, which keeps every access to the
+// tensors a full line (8 floats a lane would touch each line twice).
+#include "common/launch.h"
+#include "common/vectors.cuh"
+#include "folding/affine.h"
+
+namespace ard::cuda {
+
+constexpr int kAffineThreads = 256;
+constexpr int kAffineVectors = 2;  // of 16 bytes, a thread
+
+// How the 16-byte vectors lie among the channels.
+enum class Spread {
+  one,  // each in one channel, or there are no coefficients
+  row,  // each over consecutive channels, whose coefficients are 16-byte vectors too
+  any,
+};
+
+struct AffinePlan {
+  bool vector;  // else a thread takes the 8 elements of a byte of the mask, one by one
+  Spread spread;
+  uint32_t run;     // one: vectors of a channel in a row; row: vectors of all channels
+  uint32_t blocks;  // each of kAffineThreads
+};
+
+// The coefficients of the kVec elements of vector v; `absent` without any.
+template <Spread kSpread, int kVec>
+__device__ __forceinline__ void load_coefficients(const float* values, float absent,
+                                                  uint32_t channels, uint32_t inner, uint32_t run,
+                                                  uint32_t v, float (&out)[kVec]) {
+  if (!values) {
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) out[j] = absent;
+    return;
+  }
+  if constexpr (kSpread == Spread::one) {
+    const float value = values[v / run % channels];
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) out[j] = value;
+  } else if constexpr (kSpread == Spread::row) {
+    const float* from = values + v % run * kVec;
+#pragma unroll
+    for (int j = 0; j < kVec; j += 4) {
+      const Vec<float, 4> four = load_vec<4>(from + j);
+#pragma unroll
+      for (int l = 0; l < 4; ++l) out[j + l] = four.v[l];
+    }
+  } else {
+    // Channel and place in it of element v * kVec, whose number may need more than 32 bits.
+    const uint32_t plane = v / inner, ahead = (v - plane * inner) * kVec;
+    uint32_t channel = (plane % channels * kVec + ahead / inner) % channels;
+    uint32_t place = ahead % inner;
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      out[j] = values[channel];
+      if (++place == inner) {
+        place = 0;
+        if (++channel == channels) channel = 0;
+      }
+    }
+  }
+}
+
+// The coefficients of elements [kCount * v, kCount * v + kCount), whatever the layout.
+template <int kCount>
+__device__ __forceinline__ void gather_coefficients(const float* values, float absent,
+                                                    int64_t channels, int64_t inner, uint32_t v,
+                                                    float (&out)[kCount]) {
+  load_coefficients<Spread::any>(values, absent, uint32_t(channels), uint32_t(inner), 1, v, out);
+}
+
+// Elements [kCount * v, kCount * v + kCount) as far as there are any, one by one; returns their
+// bits of the mask.
+template <int kCount, typename T>
+__device__ __forceinline__ uint32_t affine_relu_few(const AffineReluParams& p, uint32_t v) {
+  const int64_t begin = int64_t(v) * kCount;
+  const int left = p.numel - begin < kCount ? int(p.numel - begin) : kCount;
+  const T* x = static_cast<const T*>(p.x) + begin;
+  const T* residual = static_cast<const T*>(p.residual) + (p.residual ? begin : 0);
+  T* out = static_cast<T*>(p.y) + begin;
+  float scale[kCount], shift[kCount];
+  gather_coefficients(p.scale, kNoScale, p.channels, p.inner, v, scale);
+  gather_coefficients(p.shift, kNoAddend, p.channels, p.inner, v, shift);
+  const float floor = relu_floor(p.relu);
+  uint32_t bits = 0;
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+    if (j < left) {
+      const float added = residual ? to_float(residual[j]) : kNoAddend;
+      const T y =
+          from_float<T>(affine_relu_element(to_float(x[j]), scale[j], shift[j], added, floor));
+      out[j] = y;
+      bits |= passes(y) << j;
+    }
+  }
+  return bits;
+}
+
+// The mask's bytes of the vectors at `first` and kAffineThreads further on, of which `bits` are
+// this thread's.
+template <int kVec>
+__device__ __forceinline__ void store_bits(uint8_t* mask, int64_t numel, uint32_t first,
+                                           const uint32_t (&bits)[kAffineVectors]) {
+  const uint32_t bytes = uint32_t((numel + 7) / 8);
+  if constexpr (kVec == 8) {
+#pragma unroll
+    for (int k = 0; k < kAffineVectors; ++k) {
+      const uint32_t at = first + k * kAffineThreads;
+      if (at < bytes) mask[at] = uint8_t(bits[k]);
+    }
+  } else {
+    static_assert(kVec == 4 && kAffineVectors == 2, "a pair of lanes makes a pair of bytes");
+    // The even lane makes the byte of the first vectors, the odd one that of the second ones.
+    const bool odd = threadIdx.x % 2 != 0;
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? bits[0] : bits[1], 1);
+    const uint32_t byte = odd ? other | bits[1] << 4 : bits[0] | other << 4;
+    const uint32_t at = first / 2 + (odd ? kAffineThreads / 2 : 0);
+    if (at < bytes) mask[at] = uint8_t(byte);
+  }
+}
+
+// One block at least on a multiprocessor: without that word the compiler chose fewer registers for
+// itself than it needs, and spilled.
+template <typename T, Spread kSpread, int kVec>
+__global__ void __launch_bounds__(kAffineThreads, 1)
+    affine_relu_kernel(AffineReluParams p, uint32_t run) {
+  static_assert(kVec * sizeof(T) == 16, "vectors of 16 bytes");
+  const uint32_t first = blockIdx.x * (kAffineThreads * kAffineVectors) + threadIdx.x;
+  const uint32_t vectors = uint32_t(p.numel / kVec);
+  const T* x = static_cast<const T*>(p.x);
+  const T* residual = static_cast<const T*>(p.residual);
+  Vec<T, kVec> values[kAffineVectors], added[kAffineVectors];
+#pragma unroll
+  for (int k = 0; k < kAffineVectors; ++k) {
+    const uint32_t v = first + k * kAffineThreads;
+    if (v < vectors) {
+      values[k] = load_vec<kVec>(x + int64_t(v) * kVec);
+      if (residual) added[k] = load_vec<kVec>(residual + int64_t(v) * kVec);
+    }
+  }
+  const float floor = relu_floor(p.relu);
+  uint32_t bits[kAffineVectors] = {};
+#pragma unroll
+  for (int k = 0; k < kAffineVectors; ++k) {
+    const uint32_t v = first + k * kAffineThreads;
+    if (v < vectors) {
+      float scale[kVec], shift[kVec];
+      load_coefficients<kSpread>(p.scale, kNoScale, uint32_t(p.channels), uint32_t(p.inner), run, v,
+                                 scale);
+      load_coefficients<kSpread>(p.shift, kNoAddend, uint32_t(p.channels), uint32_t(p.inner), run,
+                                 v, shift);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) {
+        const float extra = residual ? to_float(added[k].v[j]) : kNoAddend;
+        values[k].v[j] = from_float<T>(
+            affine_relu_element(to_float(values[k].v[j]), scale[j], shift[j], extra, floor));
+        bits[k] |= passes(values[k].v[j]) << j;
+      }
+      store_global<kVec>(static_cast<T*>(p.y) + int64_t(v) * kVec, values[k]);
+    } else if (int64_t(v) * kVec < p.numel) {  // a part of a vector
+      bits[k] = affine_relu_few<kVec, T>(p, v);
+    }
+  }
+  if (p.mask) store_bits<kVec>(p.mask, p.numel, first, bits);
+}
+
+// For tensors that are not aligned.
+template <typename T>
+__global__ void __launch_bounds__(kAffineThreads) affine_relu_bytes_kernel(AffineReluParams p) {
+  const uint32_t byte = blockIdx.x * kAffineThreads + threadIdx.x;
+  if (int64_t(byte) * 8 >= p.numel) return;
+  const uint32_t bits = affine_relu_few<8, T>(p, byte);
+  if (p.mask) p.mask[byte] = uint8_t(bits);
+}
+
+template <int kCount, typename T>
+__device__ __forceinline__ void affine_relu_backward_few(const AffineReluBackwardParams& p,
+                                                         uint32_t v) {
+  const int64_t begin = int64_t(v) * kCount;
+  const int left = p.numel - begin < kCount ? int(p.numel - begin) : kCount;
+  const T* grad = static_cast<const T*>(p.grad) + begin;
+  T* out = static_cast<T*>(p.out) + begin;
+  // kCount elements lie within one byte of the mask.
+  const uint32_t bits = p.mask ? uint32_t(p.mask[begin / 8]) >> (begin % 8) : ~0u;
+  float scale[kCount];
+  gather_coefficients(p.scale, kNoScale, p.channels, p.inner, v, scale);
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+    if (j < left) {
+      out[j] = from_float<T>(mul_rn(where_bit(to_float(grad[j]), (bits >> j) & 1u), scale[j]));
+    }
+  }
+}
+
+template <typename T, Spread kSpread, int kVec>
+__global__ void __launch_bounds__(kAffineThreads)
+    affine_relu_backward_kernel(AffineReluBackwardParams p, uint32_t run) {
+  static_assert(kVec * sizeof(T) == 16, "vectors of 16 bytes");
+  const uint32_t first = blockIdx.x * (kAffineThreads * kAffineVectors) + threadIdx.x;
+  const uint32_t vectors = uint32_t(p.numel / kVec);
+  const T* grad = static_cast<const T*>(p.grad);
+  Vec<T, kVec> values[kAffineVectors];
+  uint32_t bits[kAffineVectors];
+#pragma unroll
+  for (int k = 0; k < kAffineVectors; ++k) {
+    const uint32_t v = first + k * kAffineThreads;
+    bits[k] = ~0u;
+    if (v < vectors) {
+      values[k] = load_vec<kVec>(grad + int64_t(v) * kVec);
+      if (p.mask) bits[k] = kVec == 8 ? p.mask[v] : uint32_t(p.mask[v / 2]) >> (v % 2 * 4);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kAffineVectors; ++k) {
+    const uint32_t v = first + k * kAffineThreads;
+    if (v < vectors) {
+      float scale[kVec];
+      load_coefficients<kSpread>(p.scale, kNoScale, uint32_t(p.channels), uint32_t(p.inner), run, v,
+                                 scale);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) {
+        const float kept = where_bit(to_float(values[k].v[j]), (bits[k] >> j) & 1u);
+        values[k].v[j] = from_float<T>(mul_rn(kept, scale[j]));
+      }
+      store_global<kVec>(static_cast<T*>(p.out) + int64_t(v) * kVec, values[k]);
+    } else if (int64_t(v) * kVec < p.numel) {  // a part of a vector
+      affine_relu_backward_few<kVec, T>(p, v);
+    }
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kAffineThreads)
+    affine_relu_backward_bytes_kernel(AffineReluBackwardParams p) {
+  const uint32_t byte = blockIdx.x * kAffineThreads + threadIdx.x;
+  if (int64_t(byte) * 8 < p.numel) affine_relu_backward_few<8, T>(p, byte);
+}
+
+inline bool fits(const void* pointer) { return pointer == nullptr || aligned16(pointer); }
+
+// aligned: whether all tensors are; the coefficients may be null.
+inline AffinePlan plan_affine(int64_t numel, int64_t channels, int64_t inner, const float* scale,
+                              const float* shift, bool aligned, int item_size) {
+  const int64_t vec = 16 / item_size;
+  AffinePlan plan{};
+  // The kernels count vectors and places in a channel in 32 bits: 64-bit division is slow there.
+  constexpr int64_t kMost = int64_t(1) << 28;
+  const int64_t most = kMost * 8 * vec;
+  if (numel > most || channels > kMost || inner > kMost) {
+    throw std::runtime_error(
+        "ard_fast: affine_relu on CUDA takes up to 2^28 channels and pixels "
+        "and, of this dtype, " +
+        std::to_string(most) + " elements, got " + std::to_string(channels) + ", " +
+        std::to_string(inner) + " and " + std::to_string(numel));
+  }
+  plan.vector = aligned;
+  const int64_t tile = kAffineThreads * (aligned ? kAffineVectors * vec : 8);
+  plan.blocks = uint32_t(ceil_div(numel, tile));
+  if ((!scale && !shift) || (inner > 1 && inner % vec == 0)) {
+    plan.spread = Spread::one;
+    plan.run = uint32_t(inner % vec == 0 ? inner / vec : 1);
+  } else if (inner == 1 && channels % vec == 0 && fits(scale) && fits(shift)) {
+    plan.spread = Spread::row;
+    plan.run = uint32_t(channels / vec);
+  } else {
+    plan.spread = Spread::any;
+    plan.run = 1;
+  }
+  return plan;
+}
+
+inline AffinePlan plan_affine_relu(const AffineReluParams& p, int item_size) {
+  const bool aligned = aligned16(p.x) && aligned16(p.y) && fits(p.residual);
+  return plan_affine(p.numel, p.channels, p.inner, p.scale, p.shift, aligned, item_size);
+}
+
+inline AffinePlan plan_affine_relu_backward(const AffineReluBackwardParams& p, int item_size) {
+  const bool aligned = aligned16(p.grad) && aligned16(p.out);
+  return plan_affine(p.numel, p.channels, p.inner, p.scale, nullptr, aligned, item_size);
+}
+
+template <typename Body>
+void for_spread(Spread spread, Body body) {
+  if (spread == Spread::one) return body(std::integral_constant<Spread, Spread::one>{});
+  if (spread == Spread::row) return body(std::integral_constant<Spread, Spread::row>{});
+  body(std::integral_constant<Spread, Spread::any>{});
+}
+
+void launch_affine_relu(const AffineReluParams& p, Dtype dtype, Stream stream) {
+  if (p.numel == 0) return;
+  for_dtype(dtype, [&](auto example) {
+    using T = decltype(example);
+    const AffinePlan plan = plan_affine_relu(p, sizeof(T));
+    const Geometry geometry{plan.blocks, kAffineThreads};
+    if (!plan.vector) return start<affine_relu_bytes_kernel<T>>(geometry, stream, p);
+    for_spread(plan.spread, [&](auto spread) {
+      start<affine_relu_kernel<T, spread.value, 16 / sizeof(T)>>(geometry, stream, p, plan.run);
+    });
+  });
+}
+
+void launch_affine_relu_backward(const AffineReluBackwardParams& p, Dtype dtype, Stream stream) {
+  if (p.numel == 0) return;
+  for_dtype(dtype, [&](auto example) {
+    using T = decltype(example);
+    const AffinePlan plan = plan_affine_relu_backward(p, sizeof(T));
+    const Geometry geometry{plan.blocks, kAffineThreads};
+    if (!plan.vector) return start<affine_relu_backward_bytes_kernel<T>>(geometry, stream, p);
+    for_spread(plan.spread, [&](auto spread) {
+      start<affine_relu_backward_kernel<T, spread.value, 16 / sizeof(T)>>(geometry, stream, p,
+                                                                          plan.run);
+    });
+  });
+}
+
+}  // namespace ard::cuda

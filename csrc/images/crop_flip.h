@@ -1,0 +1,121 @@
+// The augmentation of one image: which view of it to take, and one pixel of that view.
+#pragma once
+
+#include "common/math.h"
+#include "common/philox.h"
+
+namespace ard {
+
+// B batch, N images.
+struct CropFlipParams {
+  const uint8_t* images;     // [N, C, H, W] contiguous
+  const int64_t* positions;  // [B] which image
+  const int64_t* seed;       // [1], or null when the views are given
+  const int64_t* ids;        // [N] what the draw of each image is keyed by, or null: its position
+  const int64_t* given;      // [B] views, or null when they are drawn
+  float* x;                  // [B, C, H, W], or [B, H, W, C] when channels_last
+  int64_t* view;             // [B]
+  int64_t count;             // N
+  int64_t batch;
+  int32_t channels, height, width;  // C * H * W < 2^31
+  int32_t padding;                  // of zeros, on all four sides
+  float scale_high, scale_low;      // of to_unit, from unit_scale
+  bool flip;                        // whether to draw flips
+  bool channels_last;
+};
+
+// A view is one of the crops of the zero-padded image, then flipped or not. Written as one number:
+// (row * (2p + 1) + column) * 2 + flip.
+struct CropView {
+  int32_t row, column;  // of the source where the crop begins, -p ... p
+  bool flip;
+};
+
+ARD_HD int64_t crop_span(int32_t padding) { return 2 * int64_t(padding) + 1; }
+
+ARD_HD int64_t view_count(int32_t padding) { return 2 * crop_span(padding) * crop_span(padding); }
+
+// 0 ... span - 1 from 32 random bits by their product's upper half (Lemire, "Fast random integer
+// generation in an interval", 2019, without the rejection): the probability of a value is off by
+// less than 2^-32, so with a padding below 2^15 by less than 2^-16 of itself, and for a padding of
+// 4 by 2^-28.
+ARD_HD uint32_t bounded(uint32_t bits, uint32_t span) {
+  return uint32_t((uint64_t(bits) * span) >> 32);
+}
+
+// The view of sample `id` under `seed`; without padding and flips always view 0.
+ARD_HD int64_t draw_view(uint64_t seed, uint64_t id, int32_t padding, bool flip) {
+  const PhiloxBlock bits = philox_for_group(seed, id, 0);
+  const int64_t span = crop_span(padding);
+  const int64_t row = bounded(bits.v[0], uint32_t(span));
+  const int64_t column = bounded(bits.v[1], uint32_t(span));
+  return (row * span + column) * 2 + (flip ? bits.v[2] >> 31 : 0);
+}
+
+ARD_HD CropView read_view(int64_t view, int32_t padding) {
+  const int64_t span = crop_span(padding);
+  const int64_t crop = view / 2;
+  return {int32_t(crop / span) - padding, int32_t(crop % span) - padding, view % 2 != 0};
+}
+
+constexpr int64_t kNoView = -1;
+
+// The view of place b in the batch: drawn or given; kNoView when the position or the given view
+// does not exist.
+ARD_HD int64_t view_of(const CropFlipParams& p, int64_t b) {
+  const int64_t position = p.positions[b];
+  if (position < 0 || position >= p.count) return kNoView;
+  if (p.given) {
+    const int64_t view = p.given[b];
+    return view >= 0 && view < view_count(p.padding) ? view : kNoView;
+  }
+  return draw_view(uint64_t(*p.seed), uint64_t(p.ids ? p.ids[position] : position), p.padding,
+                   p.flip);
+}
+
+// 1 / levels in two parts; the upper one has 16 bits, so that its product with a byte is exact.
+ARD_HD void unit_scale(int64_t levels, float* high, float* low) {
+  const double scale = 1.0 / double(levels);
+  *high = bits_to_float(float_to_bits(float(scale)) & 0xffffff00u);
+  *low = float(scale - double(*high));
+}
+
+// value / levels as a float, the same bits as the division has: the sum before its rounding is
+// within 2^-38 of the quotient, which (unless it is a float itself) stays 2^-33 away from any point
+// halfway between two floats. Contracting it to a fused multiply-add would give the same bits.
+ARD_HD float to_unit(uint8_t value, float high, float low) {
+  const float v = float(value);
+  return add_rn(mul_rn(v, high), mul_rn(v, low));
+}
+
+// The pixel at (channel, y, x) of a view.
+ARD_HD float crop_flip_pixel(const CropFlipParams& p, const uint8_t* image, const CropView& view,
+                             int32_t channel, int32_t y, int32_t x) {
+  const int32_t row = y + view.row;
+  const int32_t column = (view.flip ? p.width - 1 - x : x) + view.column;
+  const bool inside = uint32_t(row) < uint32_t(p.height) && uint32_t(column) < uint32_t(p.width);
+  // The address is inside the image in any case.
+  const uint8_t value = image[inside ? (channel * p.height + row) * p.width + column : 0];
+  return inside ? to_unit(value, p.scale_high, p.scale_low) : 0.0f;
+}
+
+namespace cpu {
+
+// A line is what one thread writes in one go: an image row of one channel, or of all channels when
+// the output is channels_last.
+inline int64_t crop_flip_lines(const CropFlipParams& p) {
+  return int64_t(p.height) * (p.channels_last ? 1 : p.channels);
+}
+
+// Lines [begin, end) of the whole batch, in memory order. Every position and given view must exist.
+void crop_flip(const CropFlipParams& p, int64_t begin, int64_t end);
+
+}  // namespace cpu
+
+namespace cuda {
+
+void launch_crop_flip(const CropFlipParams& p, Stream stream);
+
+}  // namespace cuda
+
+}  // namespace ard
