@@ -6,6 +6,7 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,8 +16,6 @@ from ard_fast.losses import ARDLoss
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from abuse.bad_call import BadCall, attempt, try_calls
-from abuse.functional_targets import FUNCTIONAL
-from abuse.op_targets import OPS
 from abuse.target import Target
 from abuse.targets import all_targets
 
@@ -36,8 +35,10 @@ def test_the_calls_that_are_changed_are_valid_before(name):
 
 def test_no_public_function_is_left_out():
     kinds = {"AttackGradient"}  # what functions return
-    assert FUNCTIONAL.keys() == set(functional.__all__) - kinds
-    assert OPS.keys() == {name for name, op in vars(_ops).items() if isinstance(op, torch._ops.OpOverload)}
+    functions = {name.partition(".")[2] for name in TARGETS if name.startswith("functional.")}
+    assert functions == set(functional.__all__) - kinds
+    operators = {name for name, op in vars(_ops).items() if isinstance(op, torch._ops.OpOverload)}
+    assert {name.rpartition(".")[2] for name in TARGETS if name.startswith("torch.ops.")} == operators
     called = {name.partition(".")[2] for name in TARGETS if name.startswith(("attacks.", "adapters."))}
     bases = {"GradientAttack", "Problem", "BN_POLICIES", "PRESETS", "as_graph", "FromFoolbox", "FromTorchattacks"}
     assert set(attacks.__all__) | set(adapters.__all__) <= called | bases
@@ -202,3 +203,13 @@ def test_a_start_on_another_device_than_the_images():
 def test_a_class_is_no_target_model():
     with pytest.raises(TypeError, match=r"y must be target logits, a target model, or None .*, got type"):
         attacks.KLPGD(steps=1)(lambda x: x.flatten(1), X, float)
+
+
+def test_an_eps_without_numbers_is_named():
+    with pytest.raises(RuntimeError, match=r"^ard_fast: eps must"):
+        functional.pgd_linf_step_(X.clone(), X, X, step_size=0.1, eps=torch.empty(0))
+
+
+def test_check_bounds_is_a_flag():
+    with pytest.raises(TypeError, match=r"^check_bounds must be True or False, got"):
+        functional.pgd_linf_step_(X.clone(), X, X, step_size=0.1, eps=0.1, check_bounds=np.zeros(3))

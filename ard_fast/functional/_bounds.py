@@ -62,13 +62,16 @@ def check_radius(eps: float | Tensor, bounds: Bounds, norm: str, numel: int = 1)
     width = bounds[1] - bounds[0]
     if norm == "l2":
         width *= math.sqrt(numel)
-    largest = float(eps.max()) if isinstance(eps, Tensor) else eps
-    if not largest > width * (1.0 + torch.finfo(torch.float32).eps):
+    if isinstance(eps, Tensor):
+        if not can_be_read(eps) or not eps.numel():
+            return  # the operator refuses it
+        eps = float(eps.max())
+    if not eps > width * (1.0 + torch.finfo(torch.float32).eps):
         return
     limit = "the width" if norm == "linf" else f"the diagonal for {numel} pixels"
-    levels = bounds == (0.0, 1.0) and largest <= 255.0
-    hint = f": eps is in the units of the pixels, {largest:g}/255, not {largest:g}" if levels else ""
-    raise ValueError(f"eps must be at most {width:.4g}, {limit} of bounds={bounds}, got {largest:g}{hint}")
+    levels = bounds == (0.0, 1.0) and eps <= 255.0
+    hint = f": eps is in the units of the pixels, {eps:g}/255, not {eps:g}" if levels else ""
+    raise ValueError(f"eps must be at most {width:.4g}, {limit} of bounds={bounds}, got {eps:g}{hint}")
 
 
 def _range(x: Tensor) -> tuple[float, float]:

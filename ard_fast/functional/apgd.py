@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ard_fast import _ops
-from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample, one_of
+from ard_fast._arguments import bounds_pair, flag, nonnegative, number_or_per_sample, one_of
 from ard_fast._arrays import Array, tensor
 from ard_fast._typing import known
 from ard_fast.functional._bounds import check_precondition
@@ -123,7 +123,7 @@ class APGDRun:
         self._lower, self._upper = bounds_pair(bounds)
         self._eps, self._eps_tensor = number_or_per_sample(eps, "eps", x)
         x = x.detach()
-        if check_bounds and x.device.type == "cpu":
+        if flag(check_bounds, "check_bounds") and x.device.type == "cpu":
             radius = self._eps if self._eps_tensor is None else self._eps_tensor
             check_precondition(x, radius, (self._lower, self._upper), norm)
         self._x = x if is_plain(x) else x.contiguous()

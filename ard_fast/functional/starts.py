@@ -67,7 +67,7 @@ def random_start(
         sample_ids = tensor(sample_ids, "sample_ids")
     if not is_plain(x):
         x = x.contiguous()
-    clamp = flag(clamp, "clamp")
+    clamp, check_bounds = flag(clamp, "clamp"), flag(check_bounds, "check_bounds")
     eps_scalar, eps_tensor = number_or_per_sample(eps, "eps", x)
     if check_bounds and clamp and x.device.type == "cpu":
         radius = eps_scalar if eps_tensor is None else eps_tensor

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ard_fast import _ops
-from ard_fast._arguments import bounds_pair, nonnegative, number_or_per_sample
+from ard_fast._arguments import bounds_pair, flag, nonnegative, number_or_per_sample
 from ard_fast._arrays import Array, tensor, written_tensor
 from ard_fast.functional._bounds import check_precondition
 from ard_fast.functional._layout import with_layout_of
@@ -50,7 +50,9 @@ def pgd_linf_step_(
             is not inside `bounds` or eps is wider.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
-    x_adv, grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds, "linf" if check_bounds else None)
+    x_adv, grad, x, sizes, bounds = _prepare(
+        x_adv, grad, x, step_size, eps, bounds, "linf" if flag(check_bounds, "check_bounds") else None
+    )
     _ops.pgd_linf_step_(x_adv, grad, x, *sizes, targeted, *bounds)
     # The dispatcher does not count the write of an operator like this one; without the count autograd would not
     # notice that a tensor it saved has changed.
@@ -98,7 +100,9 @@ def pgd_l2_step_(
             is not inside `bounds` or eps is wider.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
-    x_adv, grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds, "l2" if check_bounds else None)
+    x_adv, grad, x, sizes, bounds = _prepare(
+        x_adv, grad, x, step_size, eps, bounds, "l2" if flag(check_bounds, "check_bounds") else None
+    )
     _ops.pgd_l2_step_(x_adv, grad, x, *sizes, targeted, *bounds)
     torch.autograd.graph.increment_version(x_adv)
     return x_adv
@@ -148,7 +152,9 @@ def mifgsm_step_(
     momentum = written_tensor(momentum, "momentum")
     if momentum.requires_grad and torch.is_grad_enabled():
         raise ValueError("momentum must not require grad: the step is not differentiable; pass momentum.detach()")
-    x_adv, grad, x, sizes, bounds = _prepare(x_adv, grad, x, step_size, eps, bounds, "linf" if check_bounds else None)
+    x_adv, grad, x, sizes, bounds = _prepare(
+        x_adv, grad, x, step_size, eps, bounds, "linf" if flag(check_bounds, "check_bounds") else None
+    )
     _ops.mifgsm_step_(x_adv, momentum, grad, x, *sizes, decay, targeted, *bounds)
     torch.autograd.graph.increment_version((x_adv, momentum))
     return x_adv
