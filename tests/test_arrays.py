@@ -6,79 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from op_cases import CALLS, logits, pixels
 
 from ard_fast import functional as F
 
-
-def pixels(seed=0):
-    return torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(seed))
-
-
-def logits(seed=0):
-    return torch.randn(3, 6, generator=torch.Generator().manual_seed(seed))
-
-
-LABELS, SIZES = torch.tensor([0, 5, 2]), torch.tensor([0.1, 0.2, 0.05])
-CHANNELS = torch.tensor([0.5, -2.0])
-GRAD = pixels(1) - 0.5
-
-
-def apgd(x, start, grad, loss, correct, eps):
-    run = F.APGDRun(x, start, eps=eps, steps=2)
-    run.step(grad, loss, correct)
-    run = run.take(LABELS.clamp(max=2) if isinstance(x, torch.Tensor) else LABELS.clamp(max=2).numpy())
-    run.step(grad, loss, correct)
-    run.finish(loss, correct)
-    return run.x_best, run.x_fooled, run.state
-
-
-# Function, arguments that are tensors or arrays, and the others.
-CALLS = {
-    "pgd_linf_step_": (F.pgd_linf_step_, (pixels(), GRAD, pixels(2)), {"eps": SIZES, "step_size": SIZES}),
-    "pgd_l2_step_": (F.pgd_l2_step_, (pixels(), GRAD, pixels(2)), {"eps": 0.3, "step_size": SIZES}),
-    "mifgsm_step_": (F.mifgsm_step_, (pixels(), pixels(3), GRAD, pixels(2)), {"eps": SIZES, "step_size": 0.1}),
-    "select_best_": (F.select_best_, (pixels(), SIZES, pixels(1), SIZES.flip(0)), {}),
-    "random_start": (F.random_start, (pixels(),), {"eps": SIZES, "seed": torch.tensor([7]), "sample_ids": LABELS}),
-    "kl_distill_loss": (F.kl_distill_loss, (logits(), logits(1)), {"weight": SIZES, "teacher_temperature": SIZES}),
-    "ard_loss": (
-        F.ard_loss,
-        (logits(),),
-        {"teacher_logits": logits(1), "student_logits": logits(2), "labels": LABELS, "alpha": 0.5, "weight": SIZES},
-    ),
-    "rslad_loss": (
-        F.rslad_loss,
-        (logits(),),
-        {"student_logits": logits(1), "teacher_logits": logits(2), "clean_teacher_temperature": SIZES},
-    ),
-    "trades_loss": (F.trades_loss, (logits(),), {"clean_logits": logits(1), "labels": LABELS, "weight": SIZES}),
-    "mart_loss": (F.mart_loss, (logits(),), {"clean_logits": logits(1), "labels": LABELS}),
-    "attack_gradient": (F.attack_gradient, (logits(), LABELS), {"with_rows": True}),
-    "attack_gradient targeted": (
-        F.attack_gradient,
-        (logits(), LABELS),
-        {"loss": "dlr_targeted", "labels": LABELS.flip(0)},
-    ),
-    "attack_gradient kl": (F.attack_gradient, (logits(), logits(1)), {"loss": "kl"}),
-    "attack_gradient scaled": (F.attack_gradient, (logits(), LABELS), {"scaled": True}),
-    "crop_flip": (
-        F.crop_flip,
-        ((pixels() * 255).to(torch.uint8), LABELS.clamp(max=2)),
-        {"padding": 1, "levels": 255, "seed": torch.tensor([3]), "ids": LABELS},
-    ),
-    "crop_flip views": (
-        F.crop_flip,
-        ((pixels() * 255).to(torch.uint8), LABELS.clamp(max=2)),
-        {"padding": 1, "levels": 255, "views": LABELS},
-    ),
-    "affine_relu": (F.affine_relu, (pixels(), CHANNELS, CHANNELS, pixels(1)), {"mask": True}),
-    "affine_relu_": (F.affine_relu_, (pixels(), CHANNELS, CHANNELS, pixels(1)), {"mask": True}),
-    "affine_relu_backward": (
-        F.affine_relu_backward,
-        (pixels(), torch.arange(15, dtype=torch.uint8), CHANNELS),
-        {},
-    ),
-    "APGDRun": (apgd, (pixels(), pixels(), GRAD, SIZES, LABELS > 1, SIZES), {}),
-}
 WRITTEN = {
     "pgd_linf_step_": ("x_adv",),
     "pgd_l2_step_": ("x_adv",),
