@@ -2,7 +2,7 @@
 
 The default is for every run of the suite: few examples, always the same ones, seconds. The long one is for people:
 
-    HYPOTHESIS_PROFILE=long HYPOTHESIS_EXAMPLES=2000 python -m pytest tests/ops/test_properties_*.py tests/test_fuzz_*.py
+    HYPOTHESIS_PROFILE=long HYPOTHESIS_EXAMPLES=2000 pytest tests/ops/test_properties_*.py tests/test_fuzz_*.py
 
 Each test of the long profile tries that many, other ones every time.
 """
