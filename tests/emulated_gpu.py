@@ -140,9 +140,11 @@ def _loaded(name: str, path: Path) -> ModuleType:
 
 @functools.cache
 def interpreter() -> ModuleType:
-    """The interpreter alone, which needs no nvcc; $ARD_FAST_INTERPRETER names one that CMake has built."""
+    """The interpreter: alone where there is no nvcc; $ARD_FAST_INTERPRETER names one that CMake has built."""
     built = os.environ.get("ARD_FAST_INTERPRETER")
-    return _loaded("_interpreter", Path(built)) if built else _built("_interpreter")
+    if built:
+        return _loaded("_interpreter", Path(built))
+    return _built("_interpreter") if nvcc() is None else build()
 
 
 @functools.cache

@@ -157,6 +157,20 @@ void Device::restore_ptx() {
   for (auto& [key, code] : code_) code.programs.clear();
 }
 
+std::map<std::string, std::pair<uint64_t, uint64_t>> Device::counters() {
+  const std::lock_guard lock(mutex_);
+  std::map<std::string, std::pair<uint64_t, uint64_t>> all;
+  for (const auto& [host, function] : functions_) {
+    for (const auto& [arch, program] : code_.at(function.fat_binary).programs) {
+      const Kernel* const kernel = program->find(function.name);
+      if (!kernel || !kernel->launches()) continue;
+      all[function.name].first += kernel->launches();
+      all[function.name].second += kernel->executed();
+    }
+  }
+  return all;
+}
+
 std::vector<std::string> Device::kernel_names() {
   const std::lock_guard lock(mutex_);
   std::vector<std::string> names;

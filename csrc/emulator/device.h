@@ -63,6 +63,9 @@ class Device {
   // not.
   bool grants_shared = true;
 
+  // Launches and instructions executed so far, counted by thread, of each kernel that has run.
+  std::map<std::string, std::pair<uint64_t, uint64_t>> counters();
+
   // A kernel's PTX from its .entry to its closing brace, and another one to run instead, to see
   // that the tests notice.
   std::vector<std::string> kernel_names();
