@@ -25,6 +25,7 @@ python_report() {
 }
 
 cpp_tests() {
+  rm -rf build/variant-sanitized # with the counters of other runs, and of sources that are gone
   OMP_NUM_THREADS=1 scripts/variant.sh sanitized python -m pytest -q -n auto tests/ops -k "not sm_" \
     --ignore tests/ops/test_ops_compiled.py --ignore tests/ops/test_kernels.py
 }
@@ -35,7 +36,7 @@ cpp_report() {
   # Branches are left out: gcc counts one for every operation that may throw. A template's functions are one function.
   gcovr --root $build/tree --filter $build/tree/csrc/ --object-directory $build $build \
     --gcov-ignore-parse-errors=negative_hits.warn --merge-mode-functions=merge-use-line-0 \
-    --exclude-throw-branches --fail-under-line "$CPP_FLOOR" --print-summary
+    --merge-lines --exclude-throw-branches --fail-under-line "$CPP_FLOOR" --print-summary
 }
 
 case ${1:-both} in

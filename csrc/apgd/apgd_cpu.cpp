@@ -7,7 +7,7 @@ namespace {
 
 template <typename T>
 void copy_elements(T* to, const T* from, int64_t count) {
-  std::memcpy(to, from, size_t(count) * sizeof(T));
+  if (count > 0) std::memcpy(to, from, size_t(count) * sizeof(T));  // else perhaps from null
 }
 
 // Keeps what the decision says, and returns the gradient to step along from x_adv.
