@@ -11,8 +11,18 @@ from ard_fast.data.splits import pixels
 
 pytestmark = pytest.mark.sanitizer
 
-# One pixel, digits, CIFAR, odd sizes, rows longer than a block of the CPU loop, more channels than colours.
-SHAPES = [(1, 1, 1, 1), (5, 1, 8, 8), (4, 3, 32, 32), (3, 3, 7, 5), (2, 2, 9, 13), (2, 5, 3, 17), (2, 3, 2, 2050)]
+# One pixel, channels that end within a vector, digits, CIFAR, odd sizes, rows longer than a block of the CPU loop, more
+# channels than colours.
+SHAPES = [
+    (1, 1, 1, 1),
+    (2, 4, 3, 3),
+    (5, 1, 8, 8),
+    (4, 3, 32, 32),
+    (3, 3, 7, 5),
+    (2, 2, 9, 13),
+    (2, 5, 3, 17),
+    (2, 3, 2, 2050),
+]
 
 
 def images_of(shape, device="cpu"):

@@ -13,7 +13,7 @@ import emulated_gpu
 import pytest
 import torch
 from emulated_gpu import Mode
-from op_cases import CASES, mapped, prepared, tensors
+from op_cases import AROUND_48_KIB, CASES, mapped, prepared, tensors
 
 from ard_fast import _ops
 
@@ -212,6 +212,49 @@ def test_any_size_and_alignment(family, dtype, gpu, request):
     if gpu != "sm_90":  # another plan for what is large, and nothing else
         sizes, offsets = [n for n in FAMILIES[family][1] if n > 1000], OFFSETS[:2]
     compare(family, dtype, gpu, sizes, offsets, Mode.drawn(request.node.nodeid))
+
+
+@pytest.mark.parametrize("alone", range(9))
+@pytest.mark.parametrize("family", ["steps", "apgd", "losses", "layers"])
+def test_one_tensor_unaligned(family, alone):
+    """Each tensor's alignment counts: 16-byte accesses need that of all."""
+    compare(family, torch.float32, "sm_90", [16], [tuple(int(place == alone) for place in range(12))])
+
+
+@pytest.mark.parametrize("alone", range(3))
+def test_one_tensor_with_unaligned_rows(alone):
+    """Rows of 16 classes, of which one tensor's lie 17 elements apart."""
+    torch.manual_seed(0)
+    first, second, clean = (torch.randn(4, 17 if k == alone else 16)[:, :16] for k in range(3))
+    labels, numbers = torch.arange(4), (2.0, 3.0, 4.0, 0.75, 0.25, 0.75, 0.25)
+    kd = _ops.kd_loss, first, second, clean, labels, None, None, None, *numbers, True, True, True
+    trades = _ops.pair_loss, first, second, labels, None, False, 5.0, 1.0, 5.0, 1.0, True, True
+    for call in (Call(*kd, within=LOSSES), Call(*trades, within=LOSSES)):
+        expected = call.run()
+        with emulated_gpu.active():
+            call.check(call.run(), expected)
+
+
+@pytest.mark.parametrize(("loss", "rows", "dtype", "classes"), AROUND_48_KIB)
+def test_rows_of_about_48_kib(loss, rows, dtype, classes):
+    """Of shared memory: from where on a launch must have asked for it, static arrays included."""
+    torch.manual_seed(0)
+    arguments = *torch.randn(2, 2, classes).to(dtype).unbind(), torch.tensor([0, classes - 1])
+    expected = loss(*arguments)
+    with emulated_gpu.active():
+        for a, b in zip(tensors(loss(*arguments)), tensors(expected), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=1e-5)
+
+
+def test_rows_are_summed_in_double():
+    """Small losses between two that cancel: float32 would lose them."""
+    weight, logits = torch.ones(3000), torch.zeros(3000, 2)
+    weight[:2] = torch.tensor([3e7, -3e7])
+    labels, numbers = torch.zeros(3000, dtype=torch.int64), (5.0, 1.0, 5.0, 1.0, True, True)
+    call = Call(_ops.pair_loss, logits, logits.clone(), labels, weight, False, *numbers, within=LOSSES)
+    expected = call.run()
+    with emulated_gpu.active():
+        call.check(call.run(), expected)
 
 
 def test_every_kernel_runs():
