@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT / "build_backend"))
 
 import found  # noqa: E402
 
-fingerprint = runpy.run_path(str(ROOT / "ard_fast" / "_fingerprint.py"))
+fingerprint = runpy.run_path(str(ROOT / "ard_fast" / "functional" / "_fingerprint.py"))
 
 COMPILER = shlex.split(os.environ.get("CXX") or "c++")
 # The oldest torch and Python that the module runs on: headers hide whatever is newer.

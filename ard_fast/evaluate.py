@@ -12,14 +12,14 @@ from collections.abc import Sequence
 
 import torch
 
+from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
+from ard_fast._interrupts import Interrupted, StopRequest
 from ard_fast.attacks.base import NORMS
-from ard_fast.commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from ard_fast.data import DATASETS
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
 from ard_fast.evaluation.job import Job
 from ard_fast.evaluation.plan import ATTACKS_HELP, DEFAULT_ATTACKS
 from ard_fast.evaluation.settings import SPLITS, resolve_settings
-from ard_fast.interrupts import Interrupted, StopRequest
 
 
 def make_parser() -> Parser:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ard_fast import _load
 from ard_fast._version import __version__
+from ard_fast.functional import _load
 
 
 def _gpus(archs: list[str]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ard_fast import functional as F
-from ard_fast._arguments import fraction, positive
+from ard_fast.functional._arguments import fraction, positive
 from ard_fast.functional._reductions import check_reduction
 
 

@@ -16,10 +16,14 @@ from typing import Any
 
 import torch
 
-from ard_fast.attacked import compile_error, failed_to_compile
-from ard_fast.checkpoint import DamagedRun
-from ard_fast.commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
-from ard_fast.config import (
+from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
+from ard_fast._devices import device_note, resolve_device
+from ard_fast._files import alone_in
+from ard_fast._interrupts import Interrupted, StopRequest
+from ard_fast._threads import set_threads
+from ard_fast.training.attacked_form import compile_error, failed_to_compile
+from ard_fast.training.checkpoint import DamagedRun
+from ard_fast.training.config import (
     PATHS,
     PLACES,
     PRESETS,
@@ -35,15 +39,11 @@ from ard_fast.config import (
     to_yaml,
     validate,
 )
-from ard_fast.descriptions import describe_default
-from ard_fast.devices import device_note, resolve_device
-from ard_fast.distributed import World, connect, lost_process
-from ard_fast.experiment import prepare, run
-from ard_fast.files import alone_in
-from ard_fast.interrupts import Interrupted, StopRequest
-from ard_fast.runfolder import RunFolder
-from ard_fast.threads import set_threads
-from ard_fast.trainer import NonFiniteLoss
+from ard_fast.training.descriptions import describe_default
+from ard_fast.training.distributed import World, connect, lost_process
+from ard_fast.training.run_folder import RunFolder
+from ard_fast.training.runs import prepare, run
+from ard_fast.training.trainer import NonFiniteLoss
 
 
 def make_parser() -> Parser:

@@ -27,7 +27,7 @@ from _timing import Variant, cache_bytes, rotation_sets
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ard_fast.lean.weights import FoldLayer
+    from ard_fast.folding.weights import FoldLayer
 
 MEMORY, SHORT = "memory", "short"
 ATTACK_IMAGES = "imagenet-128"
@@ -71,7 +71,7 @@ def loss(kind: str, device: torch.device) -> Call:
 
     Without autograd's own kernels: in training its first backward launches one more, which returns at once.
     """
-    from ard_fast import _ops
+    from ard_fast.functional import _ops
 
     shape = bench_kd_loss.CASES["c10-128" if kind == SHORT else "c1000-4096"]
     numel = torch.Size(shape).numel()
@@ -153,7 +153,7 @@ def affine(kind: str, device: torch.device, dtype: torch.dtype) -> Call:
 
 def fold(kind: str, device: torch.device, dtype: torch.dtype) -> Call:
     """All batch norms of a ResNet-18 into its convolutions, as once an iteration."""
-    from ard_fast.lean.weights import FoldedWeights
+    from ard_fast.folding.weights import FoldedWeights
     from ard_fast.models import build_model
 
     network = build_model("resnet18", 10).to(device)
@@ -178,7 +178,7 @@ def fold(kind: str, device: torch.device, dtype: torch.dtype) -> Call:
 
 def _conv_norms(network: nn.Module) -> list[FoldLayer]:
     """Convolutions and the batch norm behind each, in a network that registers them in this order."""
-    from ard_fast.lean.weights import FoldLayer
+    from ard_fast.folding.weights import FoldLayer
 
     modules = list(network.modules())
     return [

@@ -210,11 +210,11 @@ def method_passes(method: str, steps: int | None, cached: bool) -> dict[str, Pas
     Returns:
         For "student" and each teacher's role.
     """
-    from ard_fast.config import resolve
     from ard_fast.data import Batch
     from ard_fast.methods import METHODS, MethodContext, build_method
     from ard_fast.models import build_model
     from ard_fast.teachers import Teacher
+    from ard_fast.training.config import resolve
 
     settings = {"method": method, "dataset": "digits", **({} if steps is None else {"steps": steps})}
     roles, count, classes = METHODS[method].teachers, 4, 10

@@ -17,16 +17,16 @@ from _published import Part, PublishedIteration, Recipe, distillation, published
 from _training_case import PADDING, TrainingCase
 from torch import Tensor
 
-from ard_fast.config import TrainConfig, resolve
+from ard_fast._interrupts import StopRequest
+from ard_fast._precision import training_arithmetic
 from ard_fast.data import Batch
-from ard_fast.distributed import World
-from ard_fast.interrupts import StopRequest
-from ard_fast.lean import FoldedNetwork
-from ard_fast.machine import resolve_machine
-from ard_fast.precision import training_arithmetic
-from ard_fast.runfolder import RunFolder
+from ard_fast.folding import FoldedNetwork
 from ard_fast.teachers import LeanNetwork, Teacher, TeacherAhead, TeacherAlongside, Views, build_teacher
-from ard_fast.trainer import Environment, Trainer
+from ard_fast.training.compute import resolve_machine
+from ard_fast.training.config import TrainConfig, resolve
+from ard_fast.training.distributed import World
+from ard_fast.training.run_folder import RunFolder
+from ard_fast.training.trainer import Environment, Trainer
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as tf
 from torch import Tensor, nn
 
+from ard_fast._precision import training_arithmetic
 from ard_fast.data import Batch
-from ard_fast.precision import training_arithmetic
 
 Noise = Callable[[Batch], Tensor]
 Part = tuple[object, str, str]

@@ -132,7 +132,7 @@ def problem(norm: str, size: str, dtype: torch.dtype, device: torch.device, n_se
             x_fooled[i].copy_(x0)
 
     def fused(i: int) -> Tensor:
-        from ard_fast import _ops
+        from ard_fast.functional import _ops
 
         _ops.apgd_step_(
             *state(i)[:5], remembered, remembered_next, grad[i], x[i], loss, correct, None, eps, l2, False, 0, RHO,

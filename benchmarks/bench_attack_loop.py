@@ -59,10 +59,10 @@ from _training_case import settled
 from torch import Tensor, nn
 
 from ard_fast import functional as F
+from ard_fast._precision import training_arithmetic
 from ard_fast.attacks import PGD, GraphedPGD
-from ard_fast.lean import FoldedNetwork
+from ard_fast.folding import FoldedNetwork
 from ard_fast.models import build_model
-from ard_fast.precision import training_arithmetic
 
 CASES = {"mobilenetv2": (3, 32), "resnet18": (3, 32), "digits-student": (1, 8)}
 """Networks, and channels and size of their images."""

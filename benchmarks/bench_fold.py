@@ -9,7 +9,7 @@ memory of their own that stays where it is, channels_last, as a captured attack 
     foreach    scales and shifts of all layers by torch._foreach_*, then one product a layer straight into its place
                (torch._foreach_mul goes one by one too where shapes differ, with an intermediate)
     compile    torch.compile of the first form over all layers
-    fused      ard_fast.lean.FoldedWeights.refresh
+    fused      ard_fast.folding.FoldedWeights.refresh
 
 Least traffic: each weight read as float32 and written in the dtype, four vectors read and one written for each output
 channel. Every variant is checked against float64 before anything is timed, and a difference ends the run with exit
@@ -122,7 +122,7 @@ def least_traffic(pairs: Pairs, dtype: torch.dtype) -> int:
 def make_problem(name: str, channels_last: bool, dtype_name: str, device: torch.device, n_sets: int) -> Problem:
     """Returns the networks of a case: `n_sets` of them, each in other memory."""
     from ard_fast import reference
-    from ard_fast.lean import FoldedWeights, FoldLayer
+    from ard_fast.folding import FoldedWeights, FoldLayer
 
     dtype = DTYPES[dtype_name]
     networks = [make_pairs(name, channels_last, device, seed) for seed in range(n_sets)]

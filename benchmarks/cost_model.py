@@ -274,11 +274,11 @@ def points() -> list[Setup]:
 
 def make_iteration(setup: Setup) -> Callable[[], object]:
     """Returns an update of the method, with SGD, on random images; teachers as plain networks."""
-    from ard_fast.config import resolve
     from ard_fast.data import Batch
     from ard_fast.methods import METHODS, MethodContext, build_method
     from ard_fast.models import build_model
     from ard_fast.teachers import Teacher
+    from ard_fast.training.config import resolve
 
     torch.manual_seed(0)
     student = build_model(setup.student, setup.classes).train()

@@ -135,7 +135,7 @@ stage_install() {
   fi
   "$PYTHON" -m ard_fast.info
   [[ $DEVICE == cuda ]] || return 0
-  "$PYTHON" -c 'from ard_fast._load import load
+  "$PYTHON" -c 'from ard_fast.functional._load import load
 load().has_cuda_kernels or exit(f"no compiled kernels: {load().cuda_reason}")'
 }
 
@@ -160,7 +160,7 @@ several() { # processes: at most 12, each has a CUDA context of its own
   echo "$((cores < 12 ? cores : 12))"
 }
 
-RUNS=(tests/test_graphs_runs.py tests/test_graphs.py tests/test_train.py tests/test_bench_train.py)
+RUNS=(tests/training/test_graphs_runs.py tests/attacks/test_graphs.py tests/training/test_train.py tests/test_bench_train.py)
 COMPILED=(tests/ops/test_ops_compiled.py)
 
 stage_operators() {

@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ard_fast.checkpoint import load_state
 from ard_fast.data import load_dataset
 from ard_fast.methods import find_method
-from ard_fast.runfolder import RunFolder
 from ard_fast.train import main as train
+from ard_fast.training.checkpoint import load_state
+from ard_fast.training.run_folder import RunFolder
 
 _ASIDE = ("images_per_s", "elapsed_s", "teacher_cache_hits", "clean_teacher_cache_hits")  # of the process, no results
 _LONGEST = 0.6  # of the whole run's time, start of the process included

@@ -36,10 +36,10 @@ QUICK = [
     "tests/ops/test_kd_loss.py",
     "tests/ops/test_crop_flip.py",
     "tests/ops/test_fold.py",
-    "tests/test_attacks_ops.py",
-    "tests/test_graphs.py",
-    "tests/test_lean_network.py",
-    "tests/test_sgd.py",
+    "tests/attacks/test_attacks_ops.py",
+    "tests/attacks/test_graphs.py",
+    "tests/models/test_folding_network.py",
+    "tests/training/test_sgd.py",
 ]
 # What --tests needs beside torch: extras of the package, and others.
 NEEDED = {"none": ("", []), "quick": ("", ["pytest>=8", "pytest-timeout", "pytest-xdist"]), "all": ("[test]", [])}
@@ -47,7 +47,8 @@ NEEDED = {"none": ("", []), "quick": ("", ["pytest>=8", "pytest-timeout", "pytes
 CHECK = """
 import json, sys
 import torch
-from ard_fast import _load, functional, info, reference
+from ard_fast import functional, info, reference
+from ard_fast.functional import _load
 
 report = info.collect()
 cuda = sys.argv[1] == "cuda"

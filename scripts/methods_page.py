@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from _timing import cpu_model  # noqa: E402
 
-from ard_fast.comparison.groups import mean_sd  # noqa: E402
-from ard_fast.files import write_text  # noqa: E402
+from ard_fast._files import write_text  # noqa: E402
 from ard_fast.methods import METHODS, MethodSpec  # noqa: E402
-from ard_fast.report import markdown_table  # noqa: E402
+from ard_fast.training.comparison.groups import mean_sd  # noqa: E402
+from ard_fast.training.report import markdown_table  # noqa: E402
 
 PAGE = ROOT / "docs" / "methods.md"
 RECORD = ROOT / "benchmarks" / "results" / "methods_digits.json"

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from _timing import GRAPH_SUFFIX  # noqa: E402
 
-from ard_fast.files import write_text  # noqa: E402
-from ard_fast.report import markdown_table  # noqa: E402
+from ard_fast._files import write_text  # noqa: E402
+from ard_fast.training.report import markdown_table  # noqa: E402
 
 PAGE = ROOT / "docs" / "numbers.md"
 RESULTS = ROOT / "benchmarks" / "results"

@@ -16,11 +16,11 @@ import json
 import sys
 from pathlib import Path
 
-from ard_fast.config import to_yaml
-from ard_fast.files import write_text
-from ard_fast.report import markdown_table
-from ard_fast.runfolder import RunFolder
+from ard_fast._files import write_text
 from ard_fast.train import main as train
+from ard_fast.training.config import to_yaml
+from ard_fast.training.report import markdown_table
+from ard_fast.training.run_folder import RunFolder
 
 PAPER_EPOCHS = 200
 ROLE = "teacher"

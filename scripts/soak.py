@@ -33,7 +33,7 @@ from kill_resume import differences
 
 from ard_fast.data import load_dataset
 from ard_fast.train import main as train
-from ard_fast.trainer import Trainer
+from ard_fast.training.trainer import Trainer
 
 _SETTINGS = ["--method", "ard", "--epochs", "3", "--subset", "256", "--val-steps", "2", "--steps", "3",
              "--test-subset", "50", "--save-every-seconds", "0.05", "--threads", "1"]  # fmt: skip
@@ -143,7 +143,7 @@ def disk_full_once(run: Round) -> int:
     at = run.chance.randint(1, 6)
 
     def fail() -> None:
-        import ard_fast.files as files
+        import ard_fast._files as files
 
         real, done = files._sync, 0
 

@@ -26,7 +26,7 @@ def full_float32(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("gpu") is None:
         yield
         return
-    from ard_fast.precision import full_precision
+    from ard_fast._precision import full_precision
 
     with full_precision():
         yield
@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_report_header() -> list[str]:
     """Say what is tested: which torch, which compiled extension, and whether it fits the sources."""
     try:
-        from ard_fast import _load
+        from ard_fast.functional import _load
     except ImportError as error:
         # Tests that need no extension, such as those of the build, still run; the others fail with this message.
         return [f"ard_fast cannot be imported: {error}"]

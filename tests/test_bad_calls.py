@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from ard_fast import _ops, adapters, attacks, functional, reference
+from ard_fast import attacks, functional, reference
+from ard_fast.attacks import adapters
+from ard_fast.functional import _ops
 from ard_fast.losses import ARDLoss
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import _timing
 import bench_fold
 
-from ard_fast import lean
+from ard_fast import folding as lean
 
 # Compiling takes a minute a case.
 EAGER = ["--variants", "layers,foreach,fused", "--rounds", "2", "--min-sample-ms", "0.05", "--warm"]

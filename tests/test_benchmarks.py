@@ -458,7 +458,7 @@ def test_gpu_check_runs_a_plan(gpu_check, plan, tmp_path):
         for benchmark in ("bench_pgd", "bench_kd_loss", "bench_steps"):
             assert f"{benchmark}.py --device cuda --json" in found.commands
         # each test file on the GPU runs once
-        assert "--ignore=tests/test_graphs_runs.py" in found.commands
+        assert "--ignore=tests/training/test_graphs_runs.py" in found.commands
         assert "--ignore=tests/ops/test_ops_compiled.py" in found.commands
     else:
         assert "-m pip install -v --no-build-isolation --no-deps ." in found.commands

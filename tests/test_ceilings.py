@@ -136,8 +136,8 @@ def test_a_wrong_result_is_not_timed(case, monkeypatch, capsys):
     call.check()
     spoil = {
         "affine": ("ard_fast.functional.affine_relu_", lambda x, *a, **k: torch.zeros(9, dtype=torch.uint8)),
-        "fold": ("ard_fast.lean.weights.FoldedWeights.weight", lambda self, i: torch.zeros(())),
-        "loss": ("ard_fast._ops.kd_loss", lambda s, *a: (torch.zeros(()), torch.zeros_like(s))),
+        "fold": ("ard_fast.folding.weights.FoldedWeights.weight", lambda self, i: torch.zeros(())),
+        "loss": ("ard_fast.functional._ops.kd_loss", lambda s, *a: (torch.zeros(()), torch.zeros_like(s))),
     }[case]
     monkeypatch.setattr(*spoil)
     monkeypatch.setattr(ceilings, "time_call", wrong)

@@ -17,11 +17,11 @@ import cost_model  # noqa: E402
 from _cost_count import Cost, Network, Passes, Tally, counted, method_passes  # noqa: E402
 from cost_model import Machine, Setup, iteration  # noqa: E402
 
-from ard_fast.config import resolve  # noqa: E402
 from ard_fast.data import Batch  # noqa: E402
 from ard_fast.methods import METHODS, MethodContext, build_method  # noqa: E402
 from ard_fast.models import build_model  # noqa: E402
 from ard_fast.teachers import Teacher  # noqa: E402
+from ard_fast.training.config import resolve  # noqa: E402
 
 
 def test_a_grouped_convolution_by_hand():

@@ -32,7 +32,7 @@ def sources(tmp_path: Path) -> Path:
     for name, text in {
         "ard_fast/__init__.py": "",
         "ard_fast/_version.py": '__version__ = "1.2.3"\n',
-        "ard_fast/settings/ard.yaml": "eps: 8\n",
+        "ard_fast/training/settings/ard.yaml": "eps: 8\n",
         "ard_fast/_build_info.py": "LEFT = 'over'\n",
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def write_wheel(folder: Path, changes: dict[str, str | None], name: str = "ard_f
     content = {
         "ard_fast/__init__.py": "",
         "ard_fast/_version.py": '__version__ = "1.2.3"\n',
-        "ard_fast/settings/ard.yaml": "eps: 8\n",
+        "ard_fast/training/settings/ard.yaml": "eps: 8\n",
         "ard_fast/_build_info.py": "",
         "ard_fast/_C.abi3.so": "\0csrc/bindings/one.cpp\0",
         "ard_fast-1.2.3.dist-info/licenses/LICENSE": "",
@@ -67,7 +67,7 @@ def test_wheel_as_it_should_be_has_no_problems(make_dist, sources: Path, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"ard_fast/settings/ard.yaml": None}, "ard_fast/settings/ard.yaml is missing"),
+        ({"ard_fast/training/settings/ard.yaml": None}, "ard_fast/training/settings/ard.yaml is missing"),
         ({"ard_fast/__init__.py": "changed"}, "ard_fast/__init__.py is not as in {root}"),
         ({"ard_fast/deleted_since.py": ""}, "ard_fast/deleted_since.py does not belong in the wheel"),
         ({"tests/test_x.py": ""}, "tests/test_x.py does not belong in the wheel"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ard_fast import info
-from ard_fast._load import arch_coverage
+from ard_fast.functional._load import arch_coverage
 
 ROOT = Path(__file__).resolve().parent.parent
 

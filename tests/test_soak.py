@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ard_fast._files import InUse, alone_in
 from ard_fast.data import streamed
-from ard_fast.files import InUse, alone_in
 from ard_fast.train import main
 
 ROOT = Path(__file__).resolve().parent.parent

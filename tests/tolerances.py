@@ -18,6 +18,6 @@ TURNED_LOSS_RTOL = 1e-3
 # the sphere, so that it is nearer than they are: to 6e-6 there.
 DIRECTION_LOSS_RTOL = 5e-5
 
-# Weights after the eight updates of tests/test_distributed.py, which move them by 0.2. Sums in another order are some
-# 1e-5 of that; the smallest mistake there is to find, noise drawn for other images, is 2e-2.
+# Weights after the eight updates of tests/training/test_distributed.py, which move them by 0.2. Sums in another order
+# are some 1e-5 of that; the smallest mistake there is to find, noise drawn for other images, is 2e-2.
 SAME_RUN_ATOL = 1e-3

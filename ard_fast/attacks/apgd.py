@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ard_fast import functional as F
-from ard_fast._arguments import int_between, nonnegative, one_of, positive_int, seed_tensor
 from ard_fast._typing import known
 from ard_fast.attacks.base import GradientAttack, Problem
 from ard_fast.attacks.inputs import check_labels
 from ard_fast.functional import AttackGradient
+from ard_fast.functional._arguments import int_between, nonnegative, one_of, positive_int, seed_tensor
 
 APGD_LOSSES = ("ce", "dlr", "dlr_targeted")
 

@@ -37,7 +37,6 @@ import torch
 from torch import Tensor, nn
 
 from ard_fast import functional as F
-from ard_fast._arguments import bounds_pair, confidence, flag, nonnegative, one_of, positive, positive_int
 from ard_fast._typing import known
 from ard_fast.attacks.inputs import (
     as_mask,
@@ -54,6 +53,7 @@ from ard_fast.attacks.model_state import BN_POLICIES, attack_mode, uses_batch_st
 from ard_fast.attacks.modules import without_gradient_sync
 from ard_fast.attacks.settings import Configured
 from ard_fast.functional import AttackGradient
+from ard_fast.functional._arguments import bounds_pair, confidence, flag, nonnegative, one_of, positive, positive_int
 from ard_fast.functional._bounds import check_radius
 from ard_fast.functional._layout import is_plain
 from ard_fast.functional.gradients import one_scale, scaled_rows

@@ -11,12 +11,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ard_fast._arguments import positive_int, seed_tensor
 from ard_fast.attacks.base import GradientAttack, Model
+from ard_fast.attacks.graphs.capture import GraphBackend, GraphedFunction, GraphWarning
+from ard_fast.attacks.graphs.cuda import CudaGraphs
+from ard_fast.attacks.graphs.network import network_modes, network_tensors
 from ard_fast.attacks.modules import is_fixed
-from ard_fast.graphs.capture import GraphBackend, GraphedFunction, GraphWarning
-from ard_fast.graphs.cuda import CudaGraphs
-from ard_fast.graphs.network import network_modes, network_tensors
+from ard_fast.functional._arguments import positive_int, seed_tensor
 
 _OPTIONAL = ("sample_ids", "mask", "target_classes")
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ard_fast import functional as F
-from ard_fast._arguments import nonnegative, positive_int
 from ard_fast.attacks.base import Problem
 from ard_fast.attacks.pgd import PGD
 from ard_fast.functional import AttackGradient
+from ard_fast.functional._arguments import nonnegative, positive_int
 
 
 class MIFGSM(PGD):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ard_fast.attacks.graphs.network import network_modules
 from ard_fast.attacks.modules import modules_behind
-from ard_fast.graphs.network import network_modules
 
 BN_POLICIES = ("eval", "train", "train_frozen")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ard_fast.graphs.network import network_modules
+from ard_fast.attacks.graphs.network import network_modules
 
 _DEPTH = 6
 """How many objects deep: a lambda in a partial in an attribute of a list in an attribute is five."""

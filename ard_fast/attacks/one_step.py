@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ard_fast import functional as F
-from ard_fast._arguments import nonnegative
 from ard_fast.attacks.base import Problem
 from ard_fast.attacks.pgd import PGD
 from ard_fast.functional import AttackGradient
+from ard_fast.functional._arguments import nonnegative
 
 
 class FGSM(PGD):

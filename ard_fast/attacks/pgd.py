@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from ard_fast import functional as F
-from ard_fast._arguments import nonnegative, seed_tensor
 from ard_fast.attacks.base import GradientAttack, Problem
 from ard_fast.functional import AttackGradient
+from ard_fast.functional._arguments import nonnegative, seed_tensor
 
 
 class PGD(GradientAttack):

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ard_fast._arguments import one_of
 from ard_fast.attacks.apgd import APGD, APGDT
 from ard_fast.attacks.base import GradientAttack
 from ard_fast.attacks.in_turn import InTurn
 from ard_fast.attacks.kl import KLPGD
 from ard_fast.attacks.pgd import PGD
+from ard_fast.functional._arguments import one_of
 
 
 def preset(name: str, eps: float | Tensor | None = None, **changes: Any) -> GradientAttack | InTurn:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ard_fast._arguments import nonnegative
+from ard_fast.functional._arguments import nonnegative
 
 Self = TypeVar("Self", bound="Configured")
 

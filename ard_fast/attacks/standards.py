@@ -28,14 +28,14 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from ard_fast._arguments import one_of, positive_int
+from ard_fast._names import unknown
 from ard_fast.attacks.apgd import APGD, APGDT
 from ard_fast.attacks.base import NORMS, GradientAttack
 from ard_fast.attacks.cw import CWLinf
 from ard_fast.attacks.mifgsm import MIFGSM
 from ard_fast.attacks.one_step import FGSM
 from ard_fast.attacks.pgd import PGD
-from ard_fast.names import unknown
+from ard_fast.functional._arguments import one_of, positive_int
 
 GRAMMAR = (
     "pgdN, cwN, mifgsmN, apgd-ceN, apgd-dlrN, apgd-tN with N steps, -R for R restarts (pgd50-10), -trades for the "

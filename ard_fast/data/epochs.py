@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ard_fast import functional as F
-from ard_fast._arguments import int_between, positive_int
 from ard_fast.data.batches import Batch, EpochPlan
 from ard_fast.data.shards import Share, share_of_step
 from ard_fast.data.splits import Split
+from ard_fast.functional._arguments import int_between, positive_int
 
 
 class EpochLoader:

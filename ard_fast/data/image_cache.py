@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ard_fast._files import exclusive
 from ard_fast.data.images import decode
-from ard_fast.files import exclusive
 
 _MAX_WORKERS = 16
 _MAX_NAMED = 10  # damaged images that an error names

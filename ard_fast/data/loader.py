@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import torch
 
-from ard_fast._arguments import one_of
 from ard_fast.data.batches import Batch
 from ard_fast.data.epochs import EpochLoader
 from ard_fast.data.splits import Split
 from ard_fast.data.streamed import StreamedLoader
+from ard_fast.functional._arguments import one_of
 
 RESIDENT = ("auto", "always", "never")
 _RESIDENT_SHARE = 0.5  # of the free memory; the rest is for activations, and they are not there yet

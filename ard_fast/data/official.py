@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ard_fast._files import exclusive
 from ard_fast.data import cifar, mnist
 from ard_fast.data.download import Source, fetch, unpack
-from ard_fast.files import exclusive
 
 _CIFAR = "https://www.cs.toronto.edu/~kriz/"
 CIFAR_ARCHIVES = {

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from ard_fast._names import unknown
 from ard_fast._typing import known
 from ard_fast.data.cifar import CIFAR10, CIFAR100, load_cifar10, load_cifar100
 from ard_fast.data.digits import load_digits
@@ -15,7 +16,6 @@ from ard_fast.data.mnist import FASHION_MNIST, FILES, MNIST, load_mnist
 from ard_fast.data.npz import load_npz
 from ard_fast.data.official import DOWNLOADABLE, provide
 from ard_fast.data.splits import SPLITS, Dataset, Split
-from ard_fast.names import unknown
 
 # What --data-dir must name, for the data sets that need it.
 _DATA_DIR = {

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ard_fast._precision import full_precision
 from ard_fast.attacks import PGD, as_graph, attack_mode
 from ard_fast.data import Split
 from ard_fast.data.shards import share
 from ard_fast.data.splits import pixels
-from ard_fast.precision import full_precision
 
 PGD20_STEPS = 20
 EVALUATION_SEED = 1234567  # one for all runs: the same starting points for every network

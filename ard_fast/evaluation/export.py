@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ard_fast._files import write_atomic
 from ard_fast.evaluation.runner import Evaluator
-from ard_fast.files import write_atomic
 
 SAMPLES = 16  # pictures beside the arrays
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ard_fast._files import write_atomic
 from ard_fast.evaluation.curve import CurvePoint
 from ard_fast.evaluation.runner import Evaluator, StepResult
-from ard_fast.files import write_atomic
 
 _NORM_TEXT = {"linf": "L-infinity", "l2": "L2"}
 PICTURES = 8

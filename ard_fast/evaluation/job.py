@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ard_fast._devices import find_device
+from ard_fast._interrupts import Interrupted, StopRequest
+from ard_fast._threads import set_threads
 from ard_fast._typing import known
 from ard_fast.data import Split, load_dataset
 from ard_fast.data.splits import pixels
-from ard_fast.devices import find_device
 from ard_fast.evaluation import figures, results
 from ard_fast.evaluation.curve import CurvePoint, accuracy_curve
 from ard_fast.evaluation.display import Display
@@ -21,10 +23,8 @@ from ard_fast.evaluation.plan import curve_attack, default_attacks, make_plan
 from ard_fast.evaluation.runner import Evaluator
 from ard_fast.evaluation.selfcheck import Finding, SelfCheck, check_model, check_normalisation, check_results
 from ard_fast.evaluation.settings import Settings
-from ard_fast.interrupts import Interrupted, StopRequest
-from ard_fast.runfolder import RunFolder
-from ard_fast.threads import set_threads
-from ard_fast.trial import TRIAL_IMAGES, initialise_lazily, try_network
+from ard_fast.models.trial import TRIAL_IMAGES, initialise_lazily, try_network
+from ard_fast.training.run_folder import RunFolder
 
 PLOT_FILE, PICTURES_FILE = "accuracy_vs_eps.png", "pictures.png"
 _CHECKED_IMAGES = 256

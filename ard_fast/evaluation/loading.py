@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ard_fast.checkpoint import find_weights, normalised, open_network
 from ard_fast.data import Dataset
 from ard_fast.data.splits import SPLITS
 from ard_fast.models import build_model, find_model
-from ard_fast.weights_file import read_weights
+from ard_fast.models.weights_file import read_weights
+from ard_fast.training.checkpoint import find_weights, normalised, open_network
 
 
 class Loaded(NamedTuple):
@@ -53,7 +53,7 @@ def load_model(
         model: `package.module:factory`, whose network is filled from `source` if there is one, or another name that
             `build_model` takes, for a checkpoint that does not say.
         dataset: whose classes and channels the network must fit.
-        mean, std: of a network that was trained on normalised images, as in `ard_fast.checkpoint.load_network`.
+        mean, std: of a network trained on normalised images, as in `ard_fast.training.checkpoint.load_network`.
         weights: which of several sets of weights in the file, likewise.
 
     Raises:

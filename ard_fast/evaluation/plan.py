@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from ard_fast._names import unknown
 from ard_fast.attacks.standards import GRAMMAR, STANDARDS, Standard, read_name
 from ard_fast.evaluation.referees import FABT, Square, require_pyautoattack
 from ard_fast.evaluation.runner import Attack, Step
-from ard_fast.names import unknown
 
 CLEAN, AUTOATTACK = "clean", "autoattack"
 REFEREES = ("fab-t", "square")

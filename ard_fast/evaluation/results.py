@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from ard_fast._files import write_text
 from ard_fast._version import __version__
 from ard_fast.evaluation.curve import CurvePoint
 from ard_fast.evaluation.runner import StageResult, Step, StepResult
-from ard_fast.files import write_text
-from ard_fast.report import markdown_table
+from ard_fast.training.report import markdown_table
 
 _COLUMNS = (
     ("attack", 14),

@@ -11,14 +11,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ard_fast._interrupts import Interrupted
+from ard_fast._precision import full_precision
 from ard_fast.attacks import attack_mode
 from ard_fast.data import Split
 from ard_fast.data.splits import pixels
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
 from ard_fast.evaluation.ball import inside_ball
 from ard_fast.evaluation.counting import Cost, CountedAttack, CountedModel
-from ard_fast.interrupts import Interrupted
-from ard_fast.precision import full_precision
 
 
 class Attack(Protocol):

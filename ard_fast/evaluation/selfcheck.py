@@ -16,7 +16,7 @@ from ard_fast.attacks.standards import read_name
 from ard_fast.evaluation.accuracy import at_chance
 from ard_fast.evaluation.runner import StepResult, evaluation_mode
 from ard_fast.models import Normalised
-from ard_fast.trial import are_probabilities, check_logits
+from ard_fast.models.trial import are_probabilities, check_logits
 
 _RANDOM_TOLERANCE = 1e-4  # of normalised logits; non-deterministic GPU sums stay far below
 _PIXEL_TOLERANCE = 1e-6

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
+from ard_fast._devices import device_note, resolve_device
+from ard_fast._names import unknown
+from ard_fast._precision import AUTO
 from ard_fast.attacks.base import NORMS
-from ard_fast.config import TrainConfig
 from ard_fast.data import DATASETS
-from ard_fast.defaults import DATASET_DEFAULTS
-from ard_fast.devices import device_note, resolve_device
 from ard_fast.evaluation.accuracy import EVALUATION_SEED
 from ard_fast.evaluation.plan import ATTACK_NAMES, check_name
-from ard_fast.names import unknown
-from ard_fast.precision import AUTO
-from ard_fast.runfolder import RunFolder
-from ard_fast.settings.machine import SWITCH
+from ard_fast.training.config import TrainConfig
+from ard_fast.training.defaults import DATASET_DEFAULTS
+from ard_fast.training.run_folder import RunFolder
+from ard_fast.training.settings.compute import SWITCH
 
 SPLITS = ("test", "val", "train")
 DEFAULT_CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of eps
@@ -43,7 +43,7 @@ class Settings:
         cascade: images fooled by any attack before are not attacked again.
         device: resolved: never "auto".
         device_note: what is printed behind it.
-        threads: CPU threads, see `ard_fast.threads`.
+        threads: CPU threads, see `ard_fast._threads`.
     """
 
     source: Path | None

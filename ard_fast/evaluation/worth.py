@@ -13,7 +13,7 @@ from ard_fast.data import Dataset
 from ard_fast.data.splits import stratified_order
 from ard_fast.evaluation.accuracy import EVALUATION_SEED, Accuracy, at_chance, evaluate
 from ard_fast.evaluation.selfcheck import SelfCheck, check_normalisation
-from ard_fast.trial import are_probabilities
+from ard_fast.models.trial import are_probabilities
 
 _PARTS = (16, 48, 192)  # images of a teacher's measurement; after each part it may have taken long enough
 _SECONDS = 5.0

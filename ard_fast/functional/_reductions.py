@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ard_fast._arrays import Array, tensor
+from ard_fast.functional._arrays import Array, tensor
 
 REDUCTIONS = ("none", "sum", "batchmean", "mean")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ard_fast import _ops
-from ard_fast._arguments import flag
-from ard_fast._arrays import Array, optional_tensor, tensor, written_tensor
+from ard_fast.functional import _ops
+from ard_fast.functional._arguments import flag
+from ard_fast.functional._arrays import Array, optional_tensor, tensor, written_tensor
 from ard_fast.functional._layout import with_layout_of
 
 

@@ -7,10 +7,10 @@ import copy
 import torch
 from torch import Tensor
 
-from ard_fast import _ops
-from ard_fast._arguments import bounds_pair, flag, nonnegative, number_or_per_sample, one_of
-from ard_fast._arrays import Array, tensor
 from ard_fast._typing import known
+from ard_fast.functional import _ops
+from ard_fast.functional._arguments import bounds_pair, flag, nonnegative, number_or_per_sample, one_of
+from ard_fast.functional._arrays import Array, tensor
 from ard_fast.functional._bounds import check_precondition
 from ard_fast.functional._layout import is_plain, with_layout_of
 

@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ard_fast import _ops
-from ard_fast._arguments import confidence, flag, one_of, positive
-from ard_fast._arrays import Array, tensor
 from ard_fast._typing import known
+from ard_fast.functional import _ops
+from ard_fast.functional._arguments import confidence, flag, one_of, positive
+from ard_fast.functional._arrays import Array, tensor
 from ard_fast.functional._logits import check_two_classes, common_logits
 
 _CODES = {"ce": 0, "margin": 1, "dlr": 2, "dlr_targeted": 3}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from ard_fast import _ops
-from ard_fast._arguments import flag, fraction, nonnegative, positive, positive_or_per_sample
-from ard_fast._arrays import Array, tensor
-from ard_fast._autograd import KdLoss, may_be_transformed
+from ard_fast.functional import _ops
+from ard_fast.functional._arguments import flag, fraction, nonnegative, positive, positive_or_per_sample
+from ard_fast.functional._arrays import Array, tensor
+from ard_fast.functional._autograd import KdLoss, may_be_transformed
 from ard_fast.functional._logits import common_logits
 from ard_fast.functional._reductions import check_reduction, divisors, float16_lift, sample_weight
 

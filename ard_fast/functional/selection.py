@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ard_fast import _ops
-from ard_fast._arrays import Array, tensor, written_tensor
+from ard_fast.functional import _ops
+from ard_fast.functional._arrays import Array, tensor, written_tensor
 from ard_fast.functional._layout import with_layout_of
 
 

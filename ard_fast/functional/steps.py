@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ard_fast import _ops
-from ard_fast._arguments import bounds_pair, flag, nonnegative, number_or_per_sample
-from ard_fast._arrays import Array, tensor, written_tensor
+from ard_fast.functional import _ops
+from ard_fast.functional._arguments import bounds_pair, flag, nonnegative, number_or_per_sample
+from ard_fast.functional._arrays import Array, tensor, written_tensor
 from ard_fast.functional._bounds import check_precondition
 from ard_fast.functional._layout import with_layout_of
 

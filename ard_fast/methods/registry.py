@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from ard_fast._names import unknown
 from ard_fast.methods import (
     absld,
     adaad,
@@ -30,7 +31,6 @@ from ard_fast.methods import (
 from ard_fast.methods.base import Method, MethodContext
 from ard_fast.methods.settings import FilledSettings, MethodSettings
 from ard_fast.methods.spec import MethodSpec
-from ard_fast.names import unknown
 
 METHODS: dict[str, MethodSpec] = {
     "natural": natural.SPEC,
@@ -69,7 +69,7 @@ def find_method(name: str) -> MethodSpec:
 
 
 def build_method(name: str, settings: MethodSettings, context: MethodContext) -> Method:
-    """A method from settings that are complete: none of those it has is None (see `ard_fast.config.resolve`).
+    """A method from settings that are complete: none of those it has is None (see `ard_fast.training.config.resolve`).
 
     Raises:
         ValueError: an unknown method, a missing teacher, or an incomplete setting.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ard_fast.options import option
+from ard_fast.training.options import option
 
 REDUCTIONS = ("mean", "batchmean")
 
@@ -14,8 +14,8 @@ REDUCTIONS = ("mean", "batchmean")
 class MethodSettings:
     """What a method is built from. Pixels are in [0, 1], so `eps` and `step_size` are too.
 
-    None stands for the method's own constant (`METHODS[name].defaults`); `ard_fast.config.resolve` fills it in. A
-    setting that a method does not have stays None, and giving it a value is an error.
+    None stands for the method's own constant (`METHODS[name].defaults`); `ard_fast.training.config.resolve` fills it
+    in. A setting that a method does not have stays None, and giving it a value is an error.
     """
 
     eps: float = option(8 / 255, "radius of the L-infinity ball; may be written 8/255", "attack")

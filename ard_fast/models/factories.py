@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ard_fast.names import nearest
+from ard_fast._names import nearest
 
 TIMM = "timm"
 

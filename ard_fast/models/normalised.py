@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class Normalised(nn.Module):
     """`network((x - mean) / std)` for pixels x in [0, 1].
 
-    Its state dict holds `mean`, `std` and the network's keys behind `network.`; `ard_fast.checkpoint` reads it back
-    into this wrapper, and reads the network's bare keys into `network`.
+    Its state dict holds `mean`, `std` and the network's keys behind `network.`; `ard_fast.training.checkpoint` reads it
+    back into this wrapper, and reads the network's bare keys into `network`.
 
     Args:
         network: what takes normalised images `[B, C, H, W]`.

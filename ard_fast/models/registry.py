@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ard_fast._names import unknown
 from ard_fast.models.deepmind import DMPreActResNet18, DMWideResNet
 from ard_fast.models.digits import DigitsNet
 from ard_fast.models.factories import find_factory
@@ -15,7 +16,6 @@ from ard_fast.models.mobilenetv2 import MobileNetV2
 from ard_fast.models.preactresnet import PreActResNet18
 from ard_fast.models.resnet import ResNet18
 from ard_fast.models.wideresnet import WideResNet
-from ard_fast.names import unknown
 
 
 @dataclass(frozen=True)

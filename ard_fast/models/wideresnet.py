@@ -43,7 +43,7 @@ class WideResNet(nn.Module):
     """WideResNet (Zagoruyko and Komodakis 2016), no dropout; WRN-34-10 has 46,160,474 parameters at 10 classes.
 
     Parameter names are those of the TRADES code. Its checkpoints also carry 2.1 M parameters below `sub_block1.`, which
-    its forward never uses: they are not registered here, and `ard_fast.checkpoint` drops them on loading.
+    its forward never uses: they are not registered here, and `ard_fast.training.checkpoint` drops them on loading.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, depth: int = 34, widen: int = 10) -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ard_fast._names import unknown
+from ard_fast._precision import arithmetic
 from ard_fast.data import Split
-from ard_fast.names import unknown
-from ard_fast.precision import arithmetic
+from ard_fast.models.trial import Form, frozen, layout_name
 from ard_fast.teachers.cache import LogitsCache, user_folder, view_count, warn_cache
+from ard_fast.teachers.form import LeanNetwork
 from ard_fast.teachers.identity import fingerprint_images, fingerprint_network, table_header, table_name
-from ard_fast.teachers.lean import LeanNetwork
 from ard_fast.teachers.table import table_bytes
 from ard_fast.teachers.teacher import Teacher
-from ard_fast.trial import Form, frozen, layout_name
 
 CACHE_AUTO, CACHE_OFF = "auto", "off"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ard_fast.data import Batch
+from ard_fast.models.trial import Form, InForm, frozen
 from ard_fast.teachers.cache import LogitsCache
-from ard_fast.teachers.lean import LeanNetwork
-from ard_fast.trial import Form, InForm, frozen
+from ard_fast.teachers.form import LeanNetwork
 
 
 class Teacher:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from abuse.samples import BATCH, CLASSES, images, labels, maybe, normal
 from abuse.target import Arguments, Target
-from ard_fast import adapters, attacks
+from ard_fast import attacks
+from ard_fast.attacks import adapters
 
 # What must fit to what: if the first is changed, the complaint may be of the others; and what adapters call it.
 _FITS = {

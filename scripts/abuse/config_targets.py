@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from abuse.target import Arguments, Target
-from ard_fast.config import TrainConfig, parse, resolve
+from ard_fast.training.config import TrainConfig, parse, resolve
 
 _DEFAULTS = {item.name: item.default for item in dataclasses.fields(TrainConfig)}
 

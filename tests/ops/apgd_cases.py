@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ard_fast import _ops
+from ard_fast.functional import _ops
 from ard_fast.reference import APGDIterate
 
 EDGE_GRADS = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-40, -1e-40, 1.0, -2.5]

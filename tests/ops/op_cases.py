@@ -3,8 +3,8 @@
 import torch
 from fold_cases import make_layers, places
 
-from ard_fast import _ops
 from ard_fast import functional as F
+from ard_fast.functional import _ops
 
 
 def step_arguments(device, grad_dtype=torch.float32, shape=(2, 3, 4, 5), per_sample=False):

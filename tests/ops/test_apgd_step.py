@@ -7,8 +7,9 @@ import pytest
 import torch
 from apgd_cases import call, copied, same
 
-from ard_fast import _ops, reference
 from ard_fast import functional as F
+from ard_fast import reference
+from ard_fast.functional import _ops
 from ard_fast.reference import APGDIterate
 
 pytestmark = pytest.mark.sanitizer

@@ -5,7 +5,7 @@ import pytest
 import torch
 from fold_cases import expected, make_layers, places, read, same_bits
 
-from ard_fast import _ops
+from ard_fast.functional import _ops
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -15,7 +15,7 @@ import torch
 from emulated_gpu import Mode
 from op_cases import AROUND_48_KIB, CASES, mapped, prepared, tensors
 
-from ard_fast import _ops
+from ard_fast.functional import _ops
 
 if emulated_gpu.nvcc() is None:
     pytest.skip("the emulated GPU needs nvcc: a CUDA toolkit, or pip install nvidia-cuda-nvcc", allow_module_level=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from op_cases import affine_arguments, apgd_run, crop_arguments, fold_arguments
 
-from ard_fast import _ops
 from ard_fast import functional as F
+from ard_fast.functional import _ops
 
 EMULATED = False  # tracing does not reach a kernel
 

@@ -20,8 +20,8 @@ from op_cases import (
     tensors,
 )
 
-from ard_fast import _ops
 from ard_fast import functional as F
+from ard_fast.functional import _ops
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -1,0 +1,177 @@
+"""The weights of convolutions with the batch norm behind them folded in, refreshed in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ard_fast.functional import _ops
+
+# Elements: every folded tensor begins on a 256-byte line, whatever its dtype.
+_ALIGNMENT = 128
+
+
+class FoldLayer(NamedTuple):
+    """A convolution with the batch norm that reads its output, either of them alone at most.
+
+    A convolution alone is only copied: its weight in the dtype and layout of the others, its bias as the shift.
+    """
+
+    conv: nn.Conv2d | None
+    norm: _BatchNorm | None
+
+
+class _Place(NamedTuple):
+    shape: tuple[int, ...] | None  # of the weight
+    weight: int | None  # first element among the weights
+    scale: int | None  # first element among scales and shifts
+    shift: int
+    channels: int
+
+
+class FoldedWeights:
+    """Batch norms in eval mode folded into their convolutions: `w' = s w`, `b' = beta + s (b - mean)`.
+
+    With `s = gamma / sqrt(var + eps)`. The parameters and running statistics are read alive by every `refresh()`, which
+    overwrites the folded tensors where they lie: their addresses never change, so a captured CUDA graph may hold them.
+    The first refresh is made at construction.
+
+    Args:
+        layers: what to fold; parameters and statistics float32, all on one device, weights contiguous or channels_last.
+        dtype: of the folded weights, float32, float16 or bfloat16; scales and shifts are float32 always.
+        layout: in which `weight` gives them: channels_last, as they are folded, or contiguous, a copy of that.
+
+    Attributes:
+        contiguous: those copies, where there are any.
+
+    Raises:
+        ValueError: no layers, a layer with neither convolution nor norm, one whose channels do not fit, a norm without
+            running statistics, or a weight that is no parameter (a parametrised one).
+        RuntimeError: dtypes, devices or layouts do not fit; the message names the tensor.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[FoldLayer],
+        dtype: torch.dtype = torch.float32,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
+        self._layers = tuple(FoldLayer(*layer) for layer in layers)
+        if not self._layers:
+            raise ValueError("layers: expected at least one, got none")
+        for i, layer in enumerate(self._layers):
+            _check_layer(i, layer)
+        self._slots = [slot for layer in self._layers for slot in _slots(layer)]
+        self._eps = [0.0 if layer.norm is None else layer.norm.eps for layer in self._layers]
+        self._places, weights, affine = _place(self._layers)
+        self._where = [-1 if at is None else at for p in self._places for at in (p.weight, p.scale, p.shift)]
+        device = self.sources()[0].device
+        with torch.inference_mode(False):  # tensors that a backward pass may keep, with versions
+            self._weights = torch.zeros(weights, dtype=dtype, device=device)
+            self._affine = torch.zeros(affine, device=device)
+            self._views = [self._view(place) for place in self._places]
+            copied = [weight for weight, _, _ in self._views if weight is not None and layout != torch.channels_last]
+            self._copied = copied
+            self.contiguous = [torch.empty(weight.shape, dtype=dtype, device=device) for weight in copied]
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def weight(self, i: int) -> Tensor:
+        """The folded weight `[O, I / groups, kh, kw]` of layer `i`, in the layout."""
+        weight = self._views[i][0]
+        if weight is None:
+            raise ValueError(f"layer {i} has no convolution, so no weight")
+        return next((copy for copy, of in zip(self.contiguous, self._copied, strict=True) if of is weight), weight)
+
+    def scale(self, i: int) -> Tensor:
+        """float32 `[O]`: the factor of a norm without convolution."""
+        scale = self._views[i][1]
+        if scale is None:
+            raise ValueError(f"layer {i} has a convolution, which has taken up the scale")
+        return scale
+
+    def shift(self, i: int) -> Tensor:
+        """float32 `[O]`: what is added behind layer `i`."""
+        return self._views[i][2]
+
+    @property
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """The memory of all weights as folded, and that of all scales and shifts; the other tensors are views of it."""
+        return self._weights, self._affine
+
+    def sources(self) -> list[Tensor]:
+        """The tensors that `refresh` reads, as they are now."""
+        tensors = (owner.get(name) for owner, name in self._slots)
+        return [tensor for tensor in tensors if tensor is not None]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Fold again from the tensors as they are now, in few launches and without waiting for the device."""
+        tensors = [owner.get(name) for owner, name in self._slots]
+        _ops.fold_batch_norm_(*self.outputs, tensors, self._eps, self._where)
+        torch.autograd.graph.increment_version(self.outputs)
+        if self.contiguous:
+            torch._foreach_copy_(self.contiguous, self._copied)
+
+    def _view(self, place: _Place) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        weight = scale = None
+        if place.shape is not None:
+            _, i, height, width = place.shape
+            strides = (i * height * width, 1, width * i, i)
+            weight = self._weights.as_strided(place.shape, strides, place.weight)
+        if place.scale is not None:
+            scale = self._affine[place.scale : place.scale + place.channels]
+        return weight, scale, self._affine[place.shift : place.shift + place.channels]
+
+
+def _check_layer(i: int, layer: FoldLayer) -> None:
+    conv, norm = layer
+    if conv is None and norm is None:
+        raise ValueError(f"layer {i}: expected a convolution, a norm or both, got neither")
+    if conv is not None and not isinstance(conv, nn.Conv2d):
+        raise ValueError(f"layer {i}: conv must be an nn.Conv2d, got {type(conv).__name__}")
+    if norm is not None and not isinstance(norm, _BatchNorm):
+        raise ValueError(f"layer {i}: norm must be a batch norm, got {type(norm).__name__}")
+    if conv is not None and conv._parameters.get("weight") is None:
+        raise ValueError(f"layer {i}: the convolution's weight is no parameter (a parametrised one cannot be folded)")
+    if norm is not None and (norm.running_mean is None or norm.running_var is None):
+        raise ValueError(f"layer {i}: the norm keeps no running statistics, so it cannot be folded")
+    if conv is not None and norm is not None and conv.out_channels != norm.num_features:
+        raise ValueError(
+            f"layer {i}: a norm of {norm.num_features} features cannot follow a convolution of {conv.out_channels} "
+            "output channels"
+        )
+
+
+def _slots(layer: FoldLayer) -> list[tuple[dict[str, Tensor | None], str]]:
+    """Where weight, bias, gamma, beta, mean and variance are found, whatever replaces them."""
+    none: dict[str, Tensor | None] = {}
+    of_conv = none if layer.conv is None else layer.conv._parameters
+    of_norm, buffers = (none, none) if layer.norm is None else (layer.norm._parameters, layer.norm._buffers)
+    owners = [of_conv, of_conv, of_norm, of_norm, buffers, buffers]
+    return list(zip(owners, ["weight", "bias", "weight", "bias", "running_mean", "running_var"], strict=True))
+
+
+def _place(layers: Sequence[FoldLayer]) -> tuple[list[_Place], int, int]:
+    """Where each layer lies, and how many elements there are of weights, and of scales and shifts."""
+    places = []
+    weights = affine = 0
+    for conv, norm in layers:
+        channels = norm.num_features if conv is None else conv.out_channels
+        scale = affine if conv is None else None
+        shift = affine + (_aligned(channels) if conv is None else 0)
+        shape = None if conv is None else tuple(conv.weight.shape)
+        places.append(_Place(shape, None if conv is None else weights, scale, shift, channels))
+        weights += 0 if conv is None else _aligned(conv.weight.numel())
+        affine = shift + _aligned(channels)
+    return places, weights, affine
+
+
+def _aligned(count: int) -> int:
+    return -(-count // _ALIGNMENT) * _ALIGNMENT

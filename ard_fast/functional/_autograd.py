@@ -1,0 +1,247 @@
+"""The autograd side of the losses over rows of logits: their gradients come out of the forward kernel.
+
+The gradients leave the kernel with weights of their own, and `factors` are what the incoming gradient is multiplied by
+on top of these (float16 gradients leave the kernel well inside their range and get their final size here).
+
+The first backward scales the kernel's gradients in place and hands them on: with an incoming gradient of 1 and factors
+of 1 the scaling kernel returns at once, so that a whole loss costs one pass over the logits. A second backward through
+a retained graph computes them anew.
+
+The transforms of torch.func that are reverse mode work, with vmap (rows of all calls in one kernel); forward mode and
+second derivatives are refused. For this the losses must be applied as the functions here wherever a derivative may be
+asked for: under a transform `requires_grad` does not say it (see `may_be_transformed`). There is no `jvp` here, because
+Dynamo does not trace functions that have one; torch's own refusal is what a caller sees.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ard_fast._typing import Context
+from ard_fast.functional import _ops
+
+# The numbers that the operator takes after its tensors.
+KdNumbers = tuple[float, float, float, float, float, float, float, bool, bool, bool]
+PairNumbers = tuple[bool, float, float, float, float, bool, bool]
+
+# Until then Dynamo calls the operator itself under a transform, and the gradients are zeros.
+_LOST_WHEN_COMPILED = torch.__version__ < (2, 15)  # pyright: ignore[reportOperatorIssue] - torch's version compares with numbers
+
+
+class KdLoss(torch.autograd.Function):
+    """Loss, with gradients for the logits of the student and, where asked, of the teacher. See `_ops.kd_loss`.
+
+    `factors` are those of the student's and the teacher's gradients and of the second student's.
+    """
+
+    @staticmethod
+    def forward(
+        student: Tensor,
+        teacher: Tensor,
+        clean: Tensor | None,
+        labels: Tensor | None,
+        weight: Tensor | None,
+        teacher_temperature: Tensor | None,
+        clean_teacher_temperature: Tensor | None,
+        numbers: KdNumbers,
+        factors: tuple[float, float],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        temperatures = teacher_temperature, clean_teacher_temperature
+        return _ops.kd_loss(student, teacher, clean, labels, weight, *temperatures, *numbers)[:4]
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _keep(ctx, output[1:], inputs[:7])
+        ctx.numbers, ctx.factors = inputs[7:]
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch says how many there are
+        ctx: Context, grad_loss: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return (None,) * 9
+        saved = ctx.saved_tensors
+        grads, inputs = saved[:3], saved[3:]
+        wanted = ctx.numbers[8], ctx.numbers[8] and inputs[2] is not None, ctx.numbers[9]
+        factors = ctx.factors[0], ctx.factors[1], ctx.factors[0]
+        if ctx.gradients_handed_on:
+            with torch.no_grad():
+                grads = _ops.kd_loss(*inputs, *ctx.numbers)[1:4]
+        grad_student, grad_clean, grad_teacher = _scaled(ctx, grads, wanted, factors, grad_loss, inputs[:3])
+        return grad_student, grad_teacher, grad_clean, None, None, None, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: VmapInfo, in_dims: tuple[int | None, ...], *arguments: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        *tensors, numbers, factors = arguments
+        *weights, reduce, with_grad, live = numbers
+        rows, *grads = KdLoss.apply(*_stacked(info, in_dims, tensors), (*weights, False, with_grad, live), factors)
+        return _unstacked(info, rows, grads, reduce)
+
+
+class PairLoss(torch.autograd.Function):
+    """A loss of adversarial and clean logits, with gradients for both. See `_ops.pair_loss`."""
+
+    @staticmethod
+    def forward(
+        adv: Tensor, clean: Tensor, labels: Tensor, weight: Tensor | None, numbers: PairNumbers, factor: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _ops.pair_loss(adv, clean, labels, weight, *numbers)
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _keep(ctx, output[1:], inputs[:4])
+        ctx.numbers, ctx.factor = inputs[4:]
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch says how many there are
+        ctx: Context, grad_loss: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return (None,) * 6
+        saved = ctx.saved_tensors
+        grads, inputs = saved[:2], saved[2:]
+        if ctx.gradients_handed_on:
+            with torch.no_grad():
+                grads = _ops.pair_loss(*inputs, *ctx.numbers)[1:]
+        grads = _scaled(ctx, grads, (True, True), (ctx.factor, ctx.factor), grad_loss, inputs[:2])
+        return *grads, None, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: VmapInfo, in_dims: tuple[int | None, ...], *arguments: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        *tensors, numbers, factor = arguments
+        *weights, reduce, with_grad = numbers
+        rows, *grads = PairLoss.apply(*_stacked(info, in_dims, tensors), (*weights, False, with_grad), factor)
+        return _unstacked(info, rows, grads, reduce)
+
+
+class _DifferentiatedOnce(torch.autograd.Function):
+    """A gradient as it is, of which the second derivative is refused; without this it would be taken for 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, *sources: Tensor | None) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is needed later."""
+
+    @staticmethod
+    def backward(ctx: Context, *_: Tensor) -> NoReturn:
+        raise RuntimeError("the losses of ard_fast can be differentiated once only: their gradient has no derivative")
+
+
+class VmapInfo(Protocol):
+    """What torch tells the `vmap` of a function."""
+
+    batch_size: int
+    randomness: str
+
+
+def may_be_transformed() -> bool:
+    """Whether something is at work under which a tensor that needs a gradient may not say so by `requires_grad`.
+
+    That is a transform of torch.func or forward-mode differentiation.
+
+    Raises:
+        NotImplementedError: a transform inside a compiled function, whose gradient torch would lose without a word.
+    """
+    # As torch.autograd.Function.apply asks it; there is no public name.
+    if not torch._C._are_functorch_transforms_active():
+        return forward_ad._current_level >= 0
+    if _LOST_WHEN_COMPILED and torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "torch.func inside torch.compile needs torch 2.15 for the losses of ard_fast: compile without the "
+            f"transform, or call torch.autograd.grad in place of torch.func.grad; this is torch {torch.__version__}"
+        )
+    return True
+
+
+def _stacked(info: VmapInfo, in_dims: tuple[int | None, ...], tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Tensors `[B, ...]` of N calls as those of one, `[N * B, ...]`."""
+
+    def stacked(tensor: Tensor | None, dim: int | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        calls = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        return calls.flatten(0, 1).contiguous()
+
+    return [stacked(tensor, dim) for tensor, dim in zip(tensors, in_dims, strict=False)]
+
+
+def _unstacked(
+    info: VmapInfo, rows: Tensor, grads: Sequence[Tensor], reduce: bool
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """What N calls would have returned, and the dimensions of the calls."""
+    rows = rows.unflatten(0, (info.batch_size, -1))
+    given = [grad.dim() > 1 for grad in grads]  # the others, not asked for, are empty
+    grads = [grad.unflatten(0, (info.batch_size, -1)) if g else grad for grad, g in zip(grads, given, strict=True)]
+    return (rows.sum(1) if reduce else rows, *grads), (0, *(0 if g else None for g in given))
+
+
+def _keep(ctx: Context, grads: Sequence[Tensor], inputs: Sequence[Any]) -> None:
+    ctx.mark_non_differentiable(*grads)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*grads, *inputs)
+    ctx.gradients_handed_on = False
+
+
+def _scaled(
+    ctx: Context,
+    grads: Sequence[Tensor],
+    wanted: Sequence[bool],
+    factors: Sequence[float],
+    grad_loss: Tensor,
+    logits: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The wanted gradients times their factor and the incoming one; None for the others.
+
+    In place, unless traced (a traced graph is functional; its compiler fuses the product) or transformed (the incoming
+    gradients may be those of many calls). `logits` are what the gradients depend on.
+    """
+    if torch.compiler.is_compiling() or may_be_transformed():
+        rows = grad_loss.reshape(-1, 1)
+        scaled = [
+            (grad * (rows * factor)).to(grad.dtype) if want else None
+            for grad, want, factor in zip(grads, wanted, factors, strict=True)
+        ]
+    else:
+        ctx.gradients_handed_on = True
+        row_factors = (grad_loss.detach() if grad_loss.requires_grad else grad_loss).contiguous()
+        for grad, want, factor in zip(grads, wanted, factors, strict=True):
+            if want:
+                _ops.scale_rows_(grad, row_factors, factor)
+        scaled = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the gradients may be differentiated
+        return [None if grad is None else _DifferentiatedOnce.apply(grad, grad_loss, *logits) for grad in scaled]
+    return scaled
+
+
+class _Positional(inspect.Signature):
+    """A signature that takes its arguments as they come: torch binds them by name in every call, 20 us for these."""
+
+    def bind(self, *args: Any) -> _Bound:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _Bound(args, {})
+
+
+class _Bound(NamedTuple):
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def apply_defaults(self) -> None:
+        """Every argument was given."""
+
+
+for function in (KdLoss, PairLoss):
+    function.forward.__signature__ = _Positional(list(inspect.signature(function.forward).parameters.values()))

@@ -1,0 +1,1 @@
+"""Training: settings, one step, a run, several runs."""

@@ -1,0 +1,346 @@
+"""The configuration of a run: one dataclass, from which the command line, the YAML file and the printout are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ard_fast._devices import check_device_name, resolve_device
+from ard_fast._names import unknown
+from ard_fast.data import check_arguments
+from ard_fast.methods import METHODS, MethodSettings, find_method
+from ard_fast.models import MODELS, find_model
+from ard_fast.teachers.build import CACHE_AUTO, CACHE_OFF
+from ard_fast.training import yamlfile
+from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, presets
+from ard_fast.training.parsing import parser
+from ard_fast.training.settings import (
+    COMPARE,
+    DataSettings,
+    EvaluationSettings,
+    MachineSettings,
+    NetworkSettings,
+    OptimiserSettings,
+    OutputSettings,
+    TeacherSettings,
+    WeightSettings,
+    WhatSettings,
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig(
+    OutputSettings,
+    MachineSettings,
+    DataSettings,
+    EvaluationSettings,
+    TeacherSettings,
+    WeightSettings,
+    OptimiserSettings,
+    MethodSettings,
+    NetworkSettings,
+    WhatSettings,
+):
+    """Everything that decides a run's result. Names are the YAML keys and, with dashes, the command-line flags."""
+
+    def replace(self, **changes: Any) -> TrainConfig:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def milestone_epochs(self) -> tuple[int, ...]:
+        """The epochs at which the rate drops."""
+        return (self.epochs // 2, self.epochs * 3 // 4) if self.milestones is None else self.milestones
+
+    def passes(self) -> int:
+        """Passes over the training images: a method that updates m times on each batch makes epochs / m of them."""
+        return -(-self.epochs // (self.replays or 1))
+
+    def awp_epoch(self) -> int:
+        """The first epoch, from 0, whose updates are taken at perturbed weights."""
+        return int(self.awp_warmup_share * self.passes())
+
+    def averaging_epoch(self) -> int:
+        """The first epoch, from 0, whose weights go into the average."""
+        return int(self.averaging_start_share * self.passes())
+
+
+ROLES = ("teacher", "clean_teacher")
+PATHS = ("data_dir", "image_cache", *ROLES, "teacher_cache")
+PLACES = (*PATHS, "device", "threads")
+"""Where a run finds its inputs and where it computes, which may change while it is stopped."""
+_METHOD_FIELDS = tuple(item.name for item in dataclasses.fields(MethodSettings) if item.name != "eps")
+
+PRESETS = presets()
+
+_FIELDS = {item.name: item for item in dataclasses.fields(TrainConfig)}
+_PARSE = parser(TrainConfig)
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field: `data_dir` -> `--data-dir`."""
+    return "--" + name.replace("_", "-")
+
+
+def fields_by_group() -> dict[str, list[dataclasses.Field[Any]]]:
+    """The fields under their headings, in the order of the dataclass."""
+    groups: dict[str, list[dataclasses.Field[Any]]] = {}
+    for item in _FIELDS.values():
+        groups.setdefault(item.metadata["group"], []).append(item)
+    return groups
+
+
+def parse(mapping: Mapping[str, Any], source: str | None = None) -> dict[str, Any]:
+    """Typed values of a mapping whose keys are field names: flags' texts, or what a YAML file holds.
+
+    Args:
+        mapping: only the keys that were given.
+        source: named in errors.
+
+    Raises:
+        ValueError: an unknown key (with the nearest known one) or a value of the wrong type.
+    """
+    return _PARSE(mapping, source)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The typed values of a YAML file, for example the `config.yaml` of a run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not plain YAML (see `ard_fast.training.yamlfile`), an unknown key, or a value of the wrong type.
+    """
+    return parse(yamlfile.read(Path(path)), str(path))
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The resolved configuration; `read_yaml` gives the same configuration back."""
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def is_path(name: str, value: str | None) -> bool:
+    """Whether the value of a field of `PATHS` names a file or folder: not a network by its name, nor off or auto."""
+    if value is None or (name == "teacher_cache" and value in (CACHE_AUTO, CACHE_OFF)):
+        return False
+    return name not in ROLES or not (value in MODELS or (":" in value and not Path(value).exists()))
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """What makes a run the one it is: its settings without `PLACES`. A teacher that is named as a network belongs to
+    it; one from a file is known by its weights."""
+    places = {name: getattr(config, name) for name in PLACES}
+    kept = {name: value for name, value in places.items() if name in ROLES and not is_path(name, value)}
+    return {**vars(config), **dict.fromkeys(PLACES), **kept}
+
+
+# A layer that gives the key on the left, and not those on the right, unsets these: `--eps 0.2` alone takes its steps
+# with it.
+_FOLLOWERS = {
+    "eps": ("step_size", "eval_step_size"),
+    "epochs": ("teacher_epochs", "milestones"),
+}
+
+
+def resolve(
+    flags: Mapping[str, Any], *, file: Mapping[str, Any] | None = None, preset: str | None = None
+) -> TrainConfig:
+    """The configuration of a run: defaults, then those of the data set, then the preset, the file, the flags.
+
+    Raises:
+        ValueError: an unknown preset or a configuration that cannot run.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(unknown("preset", preset, PRESETS))
+    layers = [PRESETS[preset] if preset else {}, file or {}, flags]
+    dataset = next((layer["dataset"] for layer in reversed(layers) if "dataset" in layer), TrainConfig.dataset)
+    values: dict[str, Any] = {}
+    for layer in (DATASET_DEFAULTS.get(dataset, {}), *layers):
+        for key, followers in _FOLLOWERS.items():
+            if key in layer:
+                values.update(dict.fromkeys(followers))
+        values.update(layer)
+    config = TrainConfig(**values)
+    validate_names(config)
+    methods = config.compare_methods if config.method == COMPARE else (config.method,)
+    for key in _METHOD_FIELDS:
+        if getattr(config, key) is not None and not any(_has(find_method(name), key) for name in methods):
+            known = sorted(set(METHODS[methods[0]].defaults))
+            raise ValueError(f"{key}: method {', '.join(methods)} has no such setting; it has {', '.join(known)}")
+    config = complete(config).replace(device=resolve_device(config.device))
+    validate(config)
+    return config
+
+
+def complete(config: TrainConfig) -> TrainConfig:
+    """Fill in what was left to the method: its constants, tuned to the data set where ours are; parity's quirks.
+
+    What the method does not have becomes None. A comparison is completed one method at a time (`for_method`).
+    """
+    values: dict[str, Any] = {}
+    if config.eval_step_size is None:
+        values["eval_step_size"] = config.eps / 4
+    if config.method == COMPARE:
+        return config.replace(**values)
+    spec = find_method(config.method)
+    on_dataset = METHOD_ON_DATASET.get(config.dataset, {})
+    tuned = {**on_dataset.get(EVERY_METHOD, {}), **on_dataset.get(config.method, {})}
+    defaults = {**spec.defaults, **{key: value for key, value in tuned.items() if key in spec.defaults}}
+    if config.parity:
+        for quirk in spec.quirks:
+            defaults.update(quirk.settings)
+    if spec.attacks:
+        defaults.setdefault("step_size", config.eps * spec.step_ratio)
+    for key in _METHOD_FIELDS:
+        given = getattr(config, key) if _has(spec, key) else None
+        values[key] = defaults.get(key) if given is None else given
+    if config.schedule is None:
+        values["schedule"] = defaults.get("schedule", tuned.get("schedule", "multistep"))
+    if config.lr is None:
+        values["lr"] = tuned.get("lr", spec.paper.get("lr", 0.1))
+    return config.replace(**values)
+
+
+def _has(spec: Any, key: str) -> bool:
+    return key in spec.defaults or (key == "step_size" and spec.attacks)
+
+
+def for_method(config: TrainConfig, method: str, seed: int) -> TrainConfig:
+    """The configuration of one run of a comparison."""
+    return complete(config.replace(method=method, seed=seed))
+
+
+def for_teacher(config: TrainConfig, role: str) -> TrainConfig:
+    """The configuration that trains the network named by `config.teacher` or `config.clean_teacher`.
+
+    Args:
+        config: of the run that needs it.
+        role: "teacher", trained by `teacher_method`, or "clean_teacher", trained on clean images.
+    """
+    method = config.teacher_method if role == "teacher" else "natural"
+    return complete(
+        config.replace(
+            **{**dict.fromkeys(_METHOD_FIELDS), "steps": config.steps},
+            method=method,
+            parity=False,
+            student=getattr(config, role),
+            student_mean=getattr(config, f"{role}_mean"),
+            student_std=getattr(config, f"{role}_std"),
+            **{f"{other}{part}": None for other in ROLES for part in ("", "_model", "_mean", "_std", "_weights")},
+            epochs=config.teacher_epochs or config.epochs,
+            milestones=None if config.teacher_epochs else config.milestones,
+            lr=config.teacher_lr,
+            teacher_lr=None,
+            teacher_epochs=None,
+            awp_gamma=0.0,
+            averaging="none",
+        )
+    )
+
+
+def validate_names(config: TrainConfig) -> None:
+    """Refuse names that do not exist.
+
+    Raises:
+        ValueError: names the field, what it takes and what it got.
+    """
+    for item in _FIELDS.values():
+        choices, value = item.metadata["choices"], getattr(config, item.name)
+        if choices and value is not None and value not in choices:
+            raise ValueError(f"{item.name}: {unknown('value', str(value), choices)}")
+    for name in ("student", *(f"{role}_model" for role in ROLES)):
+        if getattr(config, name) is not None:
+            find_model(getattr(config, name), argument=name)
+    for method in config.compare_methods:
+        if method not in METHODS:
+            raise ValueError(f"compare_methods: {unknown('method', method, METHODS)}")
+
+
+def validate(config: TrainConfig) -> None:
+    """Refuse a configuration that cannot run, before any work is done.
+
+    Raises:
+        ValueError: names the field, what it takes and what it got.
+    """
+    validate_names(config)
+
+    def require(name: str, good: bool, wanted: str) -> None:
+        if not good:
+            raise ValueError(f"{name}: expected {wanted}, got {getattr(config, name)!r}")
+
+    for item in _FIELDS.values():
+        value = getattr(config, item.name)
+        if isinstance(value, float):
+            require(item.name, math.isfinite(value), "a finite number")
+
+    def each(names: str, good: Any, wanted: str) -> None:
+        for name in names.split():
+            value = getattr(config, name)
+            require(name, value is None or good(value), wanted)
+
+    each(
+        "epochs batch_size accumulate eval_batch_size val_every compare_seeds steps val_steps replays",
+        lambda v: v >= 1,
+        "at least 1",
+    )
+    each("teacher_epochs subset test_subset", lambda v: v >= 1, "at least 1")
+    each("lr teacher_lr lr_factor temperature", lambda v: v > 0, "more than 0")
+    each(
+        "crop_padding threads seed weight_decay awp_gamma beta trust_power balance_rate fairness_power",
+        lambda v: v >= 0,
+        "at least 0",
+    )
+    each("igdm_weight entropy_scale noise_ratio save_every_seconds", lambda v: v >= 0, "at least 0")
+    each("eps eval_step_size", lambda v: 0 <= v <= 1, "0 to 1, in units of pixels in [0, 1] (8/255, not 8)")
+    each("step_size", lambda v: 0 <= v <= 1, "0 to 1, in units of pixels in [0, 1] (8/255, not 8)")
+    each("alpha alpha2", lambda v: 0 <= v <= 1, "0 to 1, the weight of the distillation term")
+    each("begin_share awp_warmup_share", lambda v: 0 <= v <= 1, "0 to 1, a share of the epochs")
+    each("averaging_start_share", lambda v: 0 <= v < 1, "0 to below 1, a share of the epochs")
+    each("ema_decay", lambda v: 0 <= v < 1, "0 to below 1")
+    require("momentum", 0 <= config.momentum < 1, "0 to below 1")
+    for network in ("student", *ROLES):
+        mean, std = (getattr(config, f"{network}_{part}") for part in ("mean", "std"))
+        if (mean is None) != (std is None):
+            raise ValueError(f"{network}_mean: mean and std go together, got mean {mean}, std {std}")
+        require(f"{network}_mean", mean is None or all(map(math.isfinite, mean)), "finite numbers")
+        require(f"{network}_std", std is None or all(0 < value < math.inf for value in std), "numbers above 0")
+    for role in ROLES:
+        require(
+            f"{role}_weights",
+            getattr(config, f"{role}_weights") is None or is_path(role, getattr(config, role)),
+            f"none, unless {role} is a checkpoint file",
+        )
+    milestones = config.milestone_epochs()
+    require("milestones", list(milestones) == sorted(milestones), "increasing epochs")
+    check_device_name(config.device)
+    if config.precision == "tf32" and config.device == "cpu":
+        raise ValueError("precision: tf32 is an arithmetic of CUDA devices, got device cpu; fp32 and bf16 run there")
+    check_arguments(
+        config.dataset,
+        data_dir=config.data_dir,
+        download=config.download,
+        image_size=config.image_size,
+        image_cache=config.image_cache,
+    )
+    for method in config.compare_methods if config.method == COMPARE else (config.method,):
+        if config.awp_gamma and "replays" in METHODS[method].defaults:
+            raise ValueError(
+                f"awp_gamma: expected 0 for method {method}, whose single pass moves weights and images, got "
+                f"{config.awp_gamma:g}: a weight perturbation needs a pass of its own"
+            )
+        if config.accumulate > 1 and METHODS[method].whole_batch:
+            raise ValueError(
+                f"accumulate: expected 1 for method {method}, which needs the whole batch at once, got "
+                f"{config.accumulate}"
+            )
+        for role in METHODS[method].teachers:
+            if getattr(config, role) is None:
+                raise ValueError(
+                    f"{role}: method {method} needs --{role.replace('_', '-')}: a network's name (trained first), "
+                    "the folder of a finished run, or a checkpoint file"
+                )

@@ -1,0 +1,244 @@
+"""From a configuration to finished folders: the teacher, the run or the comparison."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ard_fast._devices import find_device, resolve_device
+from ard_fast._files import write_atomic, write_text
+from ard_fast._interrupts import StopRequest
+from ard_fast._typing import known
+from ard_fast.data import load_dataset
+from ard_fast.evaluation.accuracy import at_chance
+from ard_fast.evaluation.worth import describe_teacher
+from ard_fast.methods import METHODS
+from ard_fast.models import MODELS
+from ard_fast.training.checkpoint import DamagedRun, load_network, load_state
+from ard_fast.training.comparison import Comparison, group_runs, read_run
+from ard_fast.training.comparison.table import gap_line
+from ard_fast.training.config import ROLES, TrainConfig, for_method, for_teacher, identity, is_path
+from ard_fast.training.distributed import World
+from ard_fast.training.run_folder import RunFolder
+from ard_fast.training.settings import COMPARE
+from ard_fast.training.tensorboard import require_tensorboard
+from ard_fast.training.trainer import (
+    Environment,
+    Trainer,
+    check_inputs,
+    check_model_fits,
+    fit_student,
+    fit_teacher,
+    merges_last_batch,
+)
+
+
+def prepare(config: TrainConfig, stop: StopRequest, world: World | None = None) -> Environment:
+    """Load the data and check everything that can be checked before any work.
+
+    With several processes the first one comes first, so that it alone downloads and decodes.
+
+    Raises:
+        ValueError, FileNotFoundError: no such device, data, teacher, or networks that do not fit.
+    """
+    world = world or World()
+    env = world.in_turns(lambda: _prepare(config, stop, world))
+    for role, network in env.given.items():
+        _refuse_untrained(config, role, network, env)
+    return env
+
+
+def _refuse_untrained(config: TrainConfig, role: str, network: nn.Module, env: Environment) -> None:
+    """Refuse the network of a factory that has learned nothing: it may load its weights itself, and has not.
+
+    Raises:
+        ValueError: says what to type instead.
+    """
+    source, flag = getattr(config, role), f"--{role.replace('_', '-')}"
+    worth = env.measure(network, config)
+    if is_path(role, source) or worth.normaliser:
+        return
+    if at_chance(worth.clean, worth.images, env.dataset.num_classes):
+        raise ValueError(
+            f"{role}: {source} makes an untrained network: {describe_teacher(worth)}. Train it first, python -m "
+            f"ard_fast.train --method {config.teacher_method if role == 'teacher' else 'natural'} --student {source}, "
+            f"and give that run's folder as {flag} with {flag}-model {source}; or load its weights in the factory"
+        )
+
+
+def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environment:
+    if config.tensorboard:
+        require_tensorboard()
+    device = find_device(world.device_name(resolve_device(config.device)))
+    if config.batch_size < world.size * config.accumulate:
+        raise ValueError(
+            f"batch_size: {config.batch_size} images cannot be cut into {config.accumulate} micro-batches for each of "
+            f"{world.size} processes"
+        )
+    dataset = load_dataset(
+        config.dataset,
+        data_dir=config.data_dir,
+        val_size=config.val_size,
+        subset=config.subset,
+        test_subset=config.test_subset,
+        download=config.download,
+        image_size=config.image_size,
+        image_cache=config.image_cache,
+    )
+    check_model_fits(config.student, dataset, "student", mean=config.student_mean, std=config.student_std)
+    fit_student(config, dataset, device)
+    merges_last_batch(config, dataset, world)
+    env = Environment(dataset.evaluated_on(device), device, stop, world)
+    for role in _roles(config):
+        source = getattr(config, role)
+        if source in MODELS:
+            mean, std = (getattr(config, f"{role}_{part}") for part in ("mean", "std"))
+            check_model_fits(source, dataset, role, mean=mean, std=std)
+            fit_student(for_teacher(config, role), dataset, device, label=role)
+            merges_last_batch(for_teacher(config, role), dataset, world)
+        else:
+            network = _load_teacher(config, role, source, env)
+            fit_teacher(network, config, dataset, device, role)
+            env.given[role] = network
+    return env
+
+
+def _roles(config: TrainConfig) -> list[str]:
+    """The teachers that the run needs, in the order they are trained."""
+    methods = config.compare_methods if config.method == COMPARE else (config.method,)
+    return [role for role in ROLES if any(role in METHODS[name].teachers for name in methods)]
+
+
+def run(config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool = False) -> dict[str, Any]:
+    """Carry out a configuration in a folder and return its summary; with `resume`, go on where it stopped."""
+    if config.method == COMPARE:
+        return _run_comparison(config, folder, env, resume=resume)
+    return _run_single(config, folder, env, resume=resume, teacher_folders=folder.path)
+
+
+def _run_single(
+    config: TrainConfig,
+    folder: RunFolder,
+    env: Environment,
+    *,
+    resume: bool,
+    teacher_folders: Path,
+    prefix: str = "",
+    explain: bool = True,
+) -> dict[str, Any]:
+    """One run. Teachers that are to be trained first go to `teacher_folders / (prefix + role)`."""
+    done = env.world.from_main(lambda: _start(config, folder, env, resume))
+    if done is not None:
+        print(f"{folder.path}: already finished", flush=True)
+        return done
+    teachers = {}
+    for role in METHODS[config.method].teachers:
+        source: str | Path = getattr(config, role)
+        if source in MODELS:
+            source = teacher_folders / (prefix + role)
+            if env.world.from_main(RunFolder(source).summary) is None:  # a comparison has trained it already
+                _run_single(for_teacher(config, role), RunFolder(source), env, resume=resume, teacher_folders=source)
+        teachers[role] = env.world.from_main(partial(_load_teacher, config, role, source, env))
+    print(f"{folder.path}", flush=True)
+    trainer = Trainer(config, folder, env, teachers)
+    if explain:
+        print("\n".join(f"  {line}" for line in trainer.describe()))
+    for warning in trainer.doubts():
+        print(f"  warning: {warning}", flush=True)
+    return trainer.run()
+
+
+def _start(config: TrainConfig, folder: RunFolder, env: Environment, resume: bool) -> dict[str, Any] | None:
+    """Make the folder, unless it is there to go on with; the summary of a run that is finished.
+
+    Raises:
+        DamagedRun: what is there is of another configuration, or was trained on other images.
+    """
+    if not (resume and folder.config_file.exists()):
+        folder.start(config)
+        return None
+    before = folder.config()
+    if identity(before) != identity(config):
+        raise DamagedRun(f"resume: {folder.path} was started with another configuration")
+    done = folder.summary()
+    for state in (folder.state, *folder.path.glob(f"*/{folder.state.name}")):  # of this run, and of those inside
+        if state.is_file() and (before != config or done is not None):
+            check_inputs(load_state(state).inputs, env.fingerprints, config, folder)
+    if done is None and before != config:  # other places
+        folder.write_config(config)
+    return done
+
+
+def _load_teacher(config: TrainConfig, role: str, source: str | Path, env: Environment) -> nn.Module:
+    dataset = env.dataset
+    return load_network(
+        source,
+        num_classes=dataset.num_classes,
+        in_channels=dataset.image_shape[0],
+        model=getattr(config, f"{role}_model"),
+        mean=getattr(config, f"{role}_mean"),
+        std=getattr(config, f"{role}_std"),
+        weights=getattr(config, f"{role}_weights"),
+        argument=role,
+        model_argument=f"{role}_model",
+    )
+
+
+def _run_comparison(config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool) -> dict[str, Any]:
+    """For every seed the teachers, then every method on the same student from the same initial weights."""
+    env.world.from_main(lambda: _start(config, folder, env, resume))
+    results: dict[str, list[RunFolder]] = {}
+    for seed in range(config.seed, config.seed + config.compare_seeds):
+        prefix = f"seed{seed}-"
+        how: dict[str, Any] = {"resume": resume, "explain": seed == config.seed, "teacher_folders": folder.path}
+        for role in _roles(config):
+            if getattr(config, role) in MODELS:
+                one = RunFolder(folder.path / (prefix + role))
+                _run_single(for_teacher(config.replace(seed=seed), role), one, env, **how)
+                results.setdefault(role, []).append(one)
+        for method in config.compare_methods:
+            one = RunFolder(folder.path / (prefix + method))
+            _run_single(for_method(config, method, seed), one, env, prefix=prefix, **how)
+            results.setdefault(method, []).append(one)
+    return env.world.from_main(lambda: _report_comparison(config, folder, results))
+
+
+def _report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str, list[RunFolder]]) -> dict[str, Any]:
+    """Table, plot, report and summary of a comparison; its headline is the last of `compare_methods`."""
+    groups = {name: group_runs(known(read_run(run)) for run in runs)[0] for name, runs in results.items()}
+    comparison = Comparison(list(groups.values()))
+    headline = groups[config.compare_methods[-1]]
+    lines = [comparison.table(), "", *(gap_line(headline, groups[name]) for name in config.compare_methods[:-1])]
+    print("\n" + comparison.note() + "\n\n" + "\n".join(lines))
+    comparison.plot(folder.plot_file)
+    links = [f"- [{one.path.name}]({one.path.name}/report.md)" for runs in results.values() for one in runs]
+    text = ["# Comparison", "", comparison.note(), "", *lines, "", f"![curves]({folder.plot_file.name})", "", *links]
+    write_text(folder.report_file, "\n".join(text) + "\n")
+    folder.rewrite_metrics(
+        {"run": one.path.name, **row} for runs in results.values() for one in runs for row in one.metrics()
+    )
+    chosen = max(headline.runs, key=lambda run: max(row["val_robust"] or -1.0 for row in run.folder.metrics())).folder
+    for source, target in ((chosen.best, folder.best), (chosen.last, folder.last)):
+        write_atomic(target, lambda part, source=source: shutil.copyfile(source, part))
+    summary = {
+        **headline.runs[0].summary,
+        "seed": headline.seeds,
+        "clean_acc": statistics.fmean(headline.values("clean_acc")),
+        "pgd20_acc": statistics.fmean(headline.values("pgd20_acc")),
+        "images_per_s": statistics.fmean(headline.values("images_per_s")),
+        "elapsed_s": sum(sum(group.values("elapsed_s")) for group in groups.values()),
+        "warnings": [
+            f"{run.folder.path.name}: {warning}"
+            for group in groups.values()
+            for run in group.runs
+            for warning in run.summary.get("warnings", ())
+        ],
+        "runs": {name: [run.summary for run in group.runs] for name, group in groups.items()},
+    }
+    folder.write_summary(summary)
+    return summary

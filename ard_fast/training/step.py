@@ -1,0 +1,170 @@
+"""What one step does to the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ard_fast._precision import autocast
+from ard_fast._typing import known
+from ard_fast.data import Batch
+from ard_fast.methods import Inner, Method, StepResult
+from ard_fast.teachers import TeacherAlongside
+from ard_fast.training.attacked_form import AttackedStudent
+from ard_fast.training.averaging import WeightAverage
+from ard_fast.training.awp import AdversarialWeightPerturbation
+from ard_fast.training.compute import Machine
+from ard_fast.training.config import TrainConfig
+from ard_fast.training.distributed import World
+from ard_fast.training.scalars import Scalars
+from ard_fast.training.sgd import SGD
+
+
+class Decisions(NamedTuple):
+    """What the host decides about a step: with other decisions the device has other work.
+
+    Attributes:
+        perturb: whether the weights are perturbed adversarially.
+        average: after each of the updates, whether the average becomes the weights ("copy"), moves towards them
+            ("move") or stays (None).
+    """
+
+    perturb: bool
+    average: tuple[str | None, ...]
+
+
+class Update:
+    """Attack, outer loss, gradient, optimiser; over the micro-batches and replays of a step and over all processes.
+
+    Args:
+        config: of a single method.
+        student: the network, in its place and layout.
+        method: what is trained.
+        world: the processes that share each step.
+        machine: how it computes.
+        average: the average of its weights, if one is kept.
+        recordable: whether `run` reads its numbers from the device, so that it can be recorded once and repeated; None:
+            on CUDA.
+        sample: a few images of the training set, float32 in [0, 1] on the device, on which the form of the student
+            that is attacked is checked; None: the student itself is attacked.
+
+    Attributes:
+        attacked: what the method's attack is given.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        student: nn.Module,
+        method: Method,
+        world: World,
+        machine: Machine,
+        average: WeightAverage | None,
+        *,
+        recordable: bool | None = None,
+        sample: Tensor | None = None,
+    ) -> None:
+        self.student, self.method, self.world, self.machine, self.average = student, method, world, machine, average
+        self.attacked = AttackedStudent(student, machine, config.attack_bn, sample)
+        self.statistics_differ = not config.sync_bn
+        self.wrapped = world.wrap(student, machine.device)  # for the outer loss only
+        self.learner: Any = torch.compile(self.wrapped) if machine.compile else self.wrapped
+        recordable = machine.device.type == "cuda" if recordable is None else recordable
+        self.optimizer = SGD(student.parameters(), config, fused=recordable)
+        self._rates = Scalars(method.replays, machine.device if recordable else None)
+        self._shares = Scalars(method.replays, machine.device if recordable else None)
+        alongside = method.clean_teachers() if method.teacher_alongside else ()
+        self._alongside = TeacherAlongside(alongside, machine.device)
+        self.awp: AdversarialWeightPerturbation | None = None
+        if config.awp_gamma:
+            self.awp = AdversarialWeightPerturbation(
+                student, gamma=config.awp_gamma, first_epoch=config.awp_epoch(), average=world.average_
+            )
+
+    def __call__(self, parts: list[Batch], *, epoch: int, rates: Sequence[float]) -> Tensor:
+        """Update the student on the micro-batches of one step, once for each learning rate (the method's replays).
+
+        Returns:
+            For the last update, the loss summed over this process's images and how many of them were classified
+            right, float64 `[2]`.
+        """
+        return self.run(parts, self.decide(epoch, rates))
+
+    def decide(self, epoch: int, rates: Sequence[float]) -> Decisions:
+        """The host's part of a step: counts it, and hands the device the numbers that are new."""
+        self._rates.write(rates)
+        shares = [None if self.average is None else self.average.count_update(epoch) for _ in rates]
+        self._shares.write([share or 0.0 for share in shares])
+        return Decisions(
+            perturb=self.awp is not None and self.awp.begun(epoch),
+            average=tuple(None if share is None else "copy" if share == 1.0 else "move" for share in shares),
+        )
+
+    def run(self, parts: list[Batch], decisions: Decisions) -> Tensor:
+        """The device's part of a step, the same work for the same decisions; arguments and result as of the call."""
+        parts = parts[: parts[0].global_size]  # with fewer images than parts the last ones are empty in every process
+        parts = self._alongside.begin(parts)
+        sums: Tensor | None = None
+        for replay, average in enumerate(decisions.average):
+            self.optimizer.set_rate(self._rates[replay])
+            self.optimizer.zero_grad(set_to_none=True)
+            self.attacked.refresh()
+            sums = self._accumulate_gradients(parts, decisions.perturb)
+            self.optimizer.step()
+            if self.statistics_differ:
+                self._average_running_statistics(parts)
+            if self.awp is not None:
+                self.awp.restore()
+            if self.average is not None and average is not None:
+                self.average.move(1.0 if average == "copy" else self._shares[replay])
+        return known(sums)
+
+    def describe(self) -> list[str]:
+        """How an update computes, in words."""
+        return [self.machine.describe(), *self.attacked.facts]
+
+    def _accumulate_gradients(self, parts: list[Batch], perturb: bool) -> Tensor:
+        """Leave the gradient of the whole step's mean loss in the student's `.grad`; sums as of `__call__`."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.machine.device)
+        attacked = []
+        try:
+            for batch in parts:
+                with self.world.counting(not batch.filler), self._autocast():
+                    attacked.append((batch, self.method.attack(self.attacked.model, batch)))
+        finally:  # a capture that fails has to end with all of its streams joined, too
+            self._alongside.join()
+        if self.awp is not None and perturb:
+            losses = [partial(self._weighted_loss, self.student, *part) for part in attacked]
+            self.awp.perturb(lambda loss=loss: loss()[0] for loss in losses)
+        for index, (batch, inner) in enumerate(attacked):
+            # Only the last backward pass sends gradients to the other processes.
+            alone = self.world.size == 1 or index == len(parts) - 1
+            with nullcontext() if alone else cast("Any", self.wrapped).no_sync(), self.world.counting(not batch.filler):
+                loss, result = self._weighted_loss(self.learner, batch, inner)
+                loss.backward()
+                self.method.after_backward(batch, inner)
+            sums[0] += result.loss.detach() * batch.count
+            if batch.count:
+                sums[1] += (result.logits.detach().argmax(1) == batch.y).sum()
+        return sums
+
+    def _average_running_statistics(self, parts: list[Batch]) -> None:
+        """Give every process the same buffers: their mean, weighted by the images each has seen in this step."""
+        if self.world.size > 1:
+            buffers = [buffer for buffer in self.student.buffers() if buffer.is_floating_point()]
+            self.world.average_(buffers, weight=sum(batch.share for batch in parts))
+
+    def _weighted_loss(self, student: nn.Module, batch: Batch, inner: Inner) -> tuple[Tensor, StepResult]:
+        """The outer loss, and what the mean over the processes makes the loss of the whole step: each process's, in
+        proportion to its images."""
+        with self.world.counting(not batch.filler), self._autocast():
+            result = self.method.loss(lambda x: student(x).float(), batch, inner)
+        return result.loss * (batch.share * self.world.size), result
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.machine.precision, self.machine.device)

@@ -1,0 +1,159 @@
+"""Against torchattacks, foolbox and pyautoattack on a trained network: equal losses, equal robust accuracy."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as tf
+from attack_cases import distances
+from tolerances import DIRECTION_LOSS_RTOL, TURNED_IMAGES, TURNED_LOSS_RTOL
+from trained_digits import evaluation_images, train_robustly
+
+from ard_fast import attacks
+from ard_fast import functional as F
+from ard_fast.attacks.adapters import FoolboxAdapter, FromFoolbox, FromTorchattacks, TorchattacksAdapter
+
+STEPS = 50
+RADII = {"linf": 0.15, "l2": 0.6}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The network, 500 images it has not seen, their labels."""
+    return train_robustly(), *evaluation_images()
+
+
+def final(trained, x_adv) -> tuple[float, int]:
+    """Mean cross-entropy, and how many images are still classified correctly."""
+    model, _, y = trained
+    with torch.no_grad():
+        logits = model(x_adv)
+    return tf.cross_entropy(logits, y).item(), int((logits.argmax(1) == y).sum())
+
+
+def ours(norm: str) -> attacks.PGD:
+    eps = RADII[norm]
+    return attacks.PGD(eps=eps, step_size=eps / 8, steps=STEPS, norm=norm, random_start=False)
+
+
+def assert_equal_strength(trained, actual, expected, norm):
+    loss, correct = final(trained, actual)
+    expected_loss, expected_correct = final(trained, expected)
+    if norm == "linf":
+        turned = (actual - expected).abs().flatten(1).amax(1) > 1e-6  # what projection and clamp round
+        assert turned.float().mean() <= TURNED_IMAGES
+        assert loss == pytest.approx(expected_loss, rel=TURNED_LOSS_RTOL)
+    else:
+        assert loss == pytest.approx(expected_loss, rel=DIRECTION_LOSS_RTOL)
+    assert abs(correct - expected_correct) <= 1  # an image on the border between two classes
+    clean_loss, clean_correct = final(trained, trained[1])
+    assert loss > 2 * clean_loss and 0 < correct < clean_correct
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_torchattacks_pgd(norm, trained, capsys):
+    torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
+    model, x, y = trained
+    eps = RADII[norm]
+    kind = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
+    theirs = kind(model, eps=eps, alpha=eps / 8, steps=STEPS, random_start=False)
+    expected = theirs(x, y)
+    assert_equal_strength(trained, ours(norm)(model, x, y), expected, norm)
+    # Each in the other's interface, on fewer images.
+    x, y = x[:40], y[:40]
+    assert TorchattacksAdapter(model, ours(norm))(x, y).equal(ours(norm)(model, x, y))
+    assert FromTorchattacks(theirs)(model, x, y).equal(theirs(x, y))
+    wanted = (y + 1) % 10
+    theirs.set_mode_targeted_by_label(quiet=True)
+    towards = FromTorchattacks(theirs)(model, x, wanted)
+    assert tf.cross_entropy(model(towards), wanted) < tf.cross_entropy(model(x), wanted)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_torchattacks_mifgsm(decay, trained):
+    torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
+    model, x, y = trained
+    expected = torchattacks.MIFGSM(model, eps=0.15, alpha=0.02, steps=10, decay=decay)(x, y)
+    attack = attacks.MIFGSM(eps=0.15, step_size=0.02, steps=10, decay=decay)
+    assert_equal_strength(trained, attack(model, x, y), expected, "linf")
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_foolbox_pgd(norm, trained):
+    foolbox = pytest.importorskip("foolbox", reason="foolbox cannot be imported", exc_type=ImportError)
+    model, x, y = trained
+    eps = RADII[norm]
+    kind = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD
+    theirs = kind(rel_stepsize=1 / 8, steps=STEPS, random_start=False)
+    fmodel = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    _, expected, is_adv = theirs(fmodel, x, y, epsilons=eps)
+    # Ours in foolbox's place: same call, same kinds of results.
+    raw, clipped, found = FoolboxAdapter(ours(norm))(fmodel, x, y, epsilons=eps)
+    assert_equal_strength(trained, clipped, expected, norm)
+    assert found.dtype == is_adv.dtype and found.shape == is_adv.shape and found.sum() == is_adv.sum()
+    x, y, raw, clipped = x[:40], y[:40], raw[:40], clipped[:40]
+    _, expected, _ = theirs(fmodel, x, y, epsilons=eps)
+    assert FromFoolbox(theirs, eps=eps)(model, x, y).equal(expected)
+    assert (distances(clipped, x, norm) <= eps + 1e-6).all() and (raw - clipped).abs().max() < 1e-6
+
+
+def test_foolbox_types_and_criteria(trained):
+    foolbox = pytest.importorskip("foolbox", reason="foolbox cannot be imported", exc_type=ImportError)
+    import eagerpy
+
+    model, x, y = trained[0], trained[1][:20], trained[2][:20]
+    fmodel = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    adapter = FoolboxAdapter(attacks.PGD(eps=0.4, step_size=0.1, steps=20, random_start=False))
+    wrapped = eagerpy.astensor(x)
+    raw, clipped, is_adv = adapter(fmodel, wrapped, eagerpy.astensor(y), epsilons=[0.1, 0.4])
+    assert all(isinstance(part, eagerpy.Tensor) for part in (*raw, *clipped, is_adv)) and is_adv.shape == (2, 20)
+    plain, _, success = adapter(fmodel, x, foolbox.criteria.Misclassification(y), epsilons=0.4)
+    assert isinstance(plain, torch.Tensor) and plain.equal(raw[1].raw) and success.equal(is_adv[1].raw)
+    wanted = (y + 1) % 10
+    criterion = foolbox.criteria.TargetedMisclassification(wanted)
+    towards, _, reached = adapter(fmodel, x, criterion, epsilons=0.4)
+    assert reached.equal(model(towards).argmax(1) == wanted) and reached.float().mean() > 0.5
+    theirs = foolbox.attacks.LinfPGD(rel_stepsize=0.25, steps=20)
+    found = FromFoolbox(theirs, eps=0.4, targeted=True)(model, x, wanted, seed=1)
+    assert (model(found).argmax(1) == wanted).float().mean() > 0.5
+
+
+def referee(kind: str, trained, norm: str, steps: int):
+    """AutoAttack's APGD from the very starts that ours takes: single runs from other starts differ by half a point."""
+    base = pytest.importorskip("pyautoattack.autopgd_base", reason="pyautoattack is not installed")
+    model, x, _ = trained
+    eps = RADII[norm]
+    settings = {"n_iter": steps, "norm": {"linf": "Linf", "l2": "L2"}[norm], "eps": eps, "seed": 0}
+    theirs = (
+        base.APGDAttack_targeted(model, **settings) if kind == "t" else base.APGDAttack(model, loss=kind, **settings)
+    )
+    run, runs = theirs.attack_single_run, itertools.count()
+
+    def from_our_start(images, labels):
+        ids = (images[:, None] == x).flatten(2).all(2).float().argmax(1)  # where in x they are
+        start = F.random_start(images, eps=eps, norm=norm, init="surface", seed=next(runs), sample_ids=ids)
+        return run(images, labels, x_init=start)
+
+    theirs.attack_single_run = from_our_start
+    return theirs
+
+
+# The settings of AutoAttack are 100 steps; for the slower ones that is what the slow tests take.
+@pytest.mark.filterwarnings("ignore:there are")
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(
+    "kind, steps", [("ce", 100), ("dlr", 30), ("t", 15), pytest.param("t", 100, marks=pytest.mark.slow)]
+)
+def test_autoattack_apgd(kind, steps, norm, trained):
+    """Robust accuracy within 0.5 points on 500 images."""
+    model, x, y = trained
+    eps = RADII[norm]
+    expected = referee(kind, trained, norm, steps).perturb(x, y)
+    settings = {"eps": eps, "norm": norm, "steps": steps}
+    attack = attacks.APGDT(**settings) if kind == "t" else attacks.APGD(**settings, loss=kind)
+    x_adv = attack(model, x, y, seed=0)
+    robust, theirs = (final(trained, images)[1] * 100 / len(x) for images in (x_adv, expected))
+    print(f"robust accuracy, {kind}, {steps} steps, {norm}: {robust:.1f} %, theirs {theirs:.1f} %")  # pytest -rP
+    assert abs(robust - theirs) <= 0.5
+    assert 5 < robust < 95
+    assert (distances(x_adv, x, norm) <= eps + 6e-8).all()

@@ -1,0 +1,426 @@
+"""Attacks as graphs: on CUDA as CUDA graphs, on the CPU on the double of them."""
+
+import copy
+import gc
+import pickle
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+from attack_cases import ATTACKS, small_net, target_for
+from tape_graphs import TapeGraphs
+from torch import nn
+
+from ard_fast import attacks
+from ard_fast.attacks import GraphedPGD
+from ard_fast.attacks.graphs import CudaGraphs, GraphedFunction, GraphWarning
+from ard_fast.folding import FoldedNetwork
+from ard_fast.methods.fair_ard import CountingPGD
+
+WAITING = ("apgd restarts", "apgd-t", "in turn")
+CAPTURED = [name for name in ATTACKS if name not in WAITING]
+
+
+@pytest.fixture(autouse=True)
+def same_kernels_each_time(device):
+    """What is compared to the bit must not be chosen by a stopwatch."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GraphWarning)
+        yield
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+def backend_for(device):
+    return CudaGraphs() if device.type == "cuda" else TapeGraphs()
+
+
+def graph_of(attack, device, warm_up=1):
+    return GraphedPGD(attack, backend=backend_for(device), warm_up=warm_up)
+
+
+def batch(device, size=6, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(size, 3, 6, 6, generator=generator).to(device), torch.randint(
+        10, (size,), generator=generator
+    ).to(device)
+
+
+def check(graphed, model, calls, *, channels_last=False, size=6, target=None, **options):
+    """Some calls of it give what the attack gives, with a training step after each."""
+    device = next(model.parameters()).device
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for call in range(calls):
+        x, y = batch(device, size, seed=call)
+        if channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        y = y if target is None else target(y)
+        twin = copy.deepcopy(model)
+        expected = graphed.attack(twin, x, y, seed=call, **options)
+        got = graphed(model, x, y, seed=call, **options)
+        assert torch.equal(got, expected), call
+        assert got.stride() == expected.stride() and not got.requires_grad
+        for (name, ours), theirs in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+            assert torch.equal(ours, theirs), name
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(got), y if y.dim() == 1 else y.argmax(1)).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("bn", ["eval", "train", "train_frozen"])
+@pytest.mark.parametrize("name", CAPTURED)
+def test_equals_the_attack(name, bn, device):
+    graphed = graph_of(ATTACKS[name](bn=bn), device)
+    check(graphed, small_net().to(device), 4, target=lambda y: target_for(name, y))
+    assert graphed.replays == 3
+
+
+@pytest.mark.parametrize("name", ["pgd", "pgd l2", "mifgsm", "apgd"])
+def test_channels_last(name, device):
+    graphed = graph_of(ATTACKS[name](), device)
+    model = small_net().to(device, memory_format=torch.channels_last)
+    check(graphed, model, 3, channels_last=True)
+    assert graphed.replays == 2
+
+
+def test_autocast_of_the_caller(device):
+    graphed = graph_of(ATTACKS["pgd"](), device)
+    with torch.autocast(device.type, torch.bfloat16):
+        check(graphed, small_net().to(device), 4)
+    assert graphed.replays == 3
+
+
+def test_masks_ids_and_classes(device):
+    x, _ = batch(device)
+    mask = torch.zeros(1, 1, 6, 6, dtype=torch.bool, device=device)
+    mask[..., 2:4] = True
+    ids = torch.arange(6, device=device) + 100
+    graphed = graph_of(ATTACKS["pgd"](), device)
+    check(graphed, small_net().to(device), 3, mask=mask, sample_ids=ids)
+    assert graphed.replays == 2
+    classes = torch.full((6,), 3, device=device)
+    graphed = graph_of(ATTACKS["pgd dlr_targeted"](), device)
+    check(graphed, small_net().to(device), 3, mask=torch.ones_like(x, dtype=torch.bool), target_classes=classes)
+    assert graphed.replays == 2
+
+
+@pytest.mark.parametrize("name", ["kl", "pgd", "pgd dlr_targeted"])
+def test_the_models_own_predictions_as_targets(name, device):
+    model, graphed = small_net().to(device), graph_of(ATTACKS[name](), device)
+    for call in range(3):
+        x, _ = batch(device, seed=call)
+        assert torch.equal(graphed(model, x, seed=call), graphed.attack(model, x, seed=call))
+    assert graphed.replays == 2
+
+
+def test_a_target_model(device):
+    model, teacher = small_net().to(device), small_net(1).to(device)
+    graphed = graph_of(ATTACKS["kl"](), device)
+    for call in range(4):
+        x, _ = batch(device, seed=call)
+        assert torch.equal(graphed(model, x, teacher, seed=call), graphed.attack(model, x, teacher, seed=call))
+        if call == 2:
+            teacher[5].weight.data = torch.randn_like(teacher[5].weight)
+    assert graphed.replays == 3
+    assert teacher.training
+
+
+def test_a_tensor_of_radii(device):
+    eps = torch.linspace(0.0, 0.2, 6, device=device)
+    graphed = graph_of(attacks.PGD(eps=eps, step_size=eps / 3, steps=3), device)
+    model = small_net().to(device)
+    check(graphed, model, 3)
+    eps.mul_(0.5)
+    check(graphed, model, 1)
+    assert graphed.replays == 3
+
+
+def test_starts_differ_without_a_seed_and_follow_torchs_generator(device):
+    model, graphed = small_net().to(device), graph_of(ATTACKS["pgd"](), device)
+    x, y = batch(device)
+    torch.manual_seed(0)
+    replayed = [graphed(model, x, y) for _ in range(4)]
+    torch.manual_seed(0)
+    eager = [graphed.attack(model, x, y) for _ in range(4)]
+    for one, other in zip(replayed, eager, strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(replayed[-1], replayed[-2])
+    assert torch.equal(graphed(model, x, y, seed=3), graphed(model, x, y, seed=3))
+
+
+@pytest.mark.parametrize("name, value", [("eps", 0.02), ("step_size", 0.001), ("steps", 1), ("targeted", True)])
+def test_changed_attributes_are_captured_anew(name, value, device):
+    model, graphed = small_net().to(device), graph_of(ATTACKS["pgd"](), device)
+    check(graphed, model, 2)
+    setattr(graphed.attack, name, value)
+    check(graphed, model, 3)
+    assert graphed.replays == 3
+
+
+def test_modes_of_modules_count_where_the_attack_leaves_them(device):
+    model = small_net().to(device)
+    for bn, replays in (("eval", 4), ("train", 3)):
+        graphed = graph_of(ATTACKS["pgd"](bn=bn), device)
+        model.train()
+        check(graphed, model, 3)
+        model[1].eval()
+        check(graphed, model, 2)
+        assert graphed.replays == replays
+
+
+def test_moved_weights_are_noticed(device):
+    model, graphed = small_net().to(device), graph_of(ATTACKS["pgd"](), device)
+    check(graphed, model, 2)
+    model[0].weight.data = torch.randn_like(model[0].weight)
+    check(graphed, model, 1)
+    model[5] = nn.Linear(288, 10, device=device)
+    check(graphed, model, 1)
+    model[1].running_mean = torch.randn(8, device=device)
+    check(graphed, model, 1)
+    model.to(torch.float64).to(torch.float32)
+    check(graphed, model, 1)
+    assert graphed.replays == 5
+
+
+def test_each_size_of_batch_is_a_kind(device):
+    model, graphed = small_net().to(device), graph_of(ATTACKS["pgd"](), device)
+    for size in (6, 6, 2, 6, 2):
+        check(graphed, model, 1, size=size)
+    assert graphed.replays == 3
+    assert graphed(model, *batch(device, 0)).shape == (0, 3, 6, 6)
+
+
+def test_several_models(device):
+    models, graphed = [small_net(seed).to(device) for seed in range(3)], graph_of(ATTACKS["pgd"](), device)
+    for _ in range(3):
+        for model in models:
+            check(graphed, model, 1)
+    assert graphed.replays == 6
+
+
+def test_a_dead_model_takes_its_graphs_along(device):
+    model, graphed = small_net().to(device), graph_of(ATTACKS["pgd"](), device)
+    check(graphed, model, 3)
+    gone, weight = weakref.ref(model), weakref.ref(model[0].weight)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None and weight() is None
+        assert not graphed._pairs
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_the_callers_modes_do_not_reach_in(context, device):
+    model, graphed = small_net().to(device), graph_of(ATTACKS["pgd"](), device)
+    for call in range(3):
+        with context():
+            x, y = batch(device, seed=call)
+            got = graphed(model, x, y, seed=call)
+        assert not got.is_inference()
+        assert torch.equal(got, graphed.attack(model, x, y, seed=call))
+    assert graphed.replays == 2
+
+
+def test_results_are_the_callers(device):
+    model, graphed = small_net().to(device), graph_of(ATTACKS["pgd"](), device)
+    x, y = batch(device)
+    results = [graphed(model, x, y, seed=seed) for seed in range(4)]
+    results[2].zero_()
+    for seed in (0, 1, 3):
+        assert torch.equal(results[seed], graphed.attack(model, x, y, seed=seed))
+
+
+def test_in_threads_they_take_turns(device):
+    model, graphed = small_net().to(device).eval(), graph_of(ATTACKS["pgd"](), device)
+    expected = {}
+    for seed in range(8):
+        x, y = batch(device, seed=seed)
+        expected[seed] = graphed.attack(model, x, y, seed=seed)
+    failures = []
+
+    def work(first):
+        try:
+            stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+            with torch.cuda.stream(stream):
+                for seed in range(first, 8, 2):
+                    x, y = batch(device, seed=seed)
+                    assert torch.equal(graphed(model, x, y, seed=seed), expected[seed])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert graphed.replays in (6, 7)  # each thread that comes before the capture warms up for itself
+
+
+def test_within_a_capture_it_is_part_of_that(device):
+    model, backend = small_net().to(device), backend_for(device)
+    inner = GraphedPGD(ATTACKS["pgd"](), backend=backend, warm_up=1)
+    outer = GraphedFunction(
+        lambda inputs: inner(model, inputs["x"], inputs["y"], seed=3), name="outer", backend=backend, warm_up=1
+    )
+    for call in range(4):
+        x, y = batch(device, seed=call)
+        assert torch.equal(outer({"x": x, "y": y}), inner.attack(model, x, y, seed=3))
+    assert (outer.replays, inner.replays) == (3, 0)
+
+
+def test_copies_hold_the_attack_only(device):
+    graphed = graph_of(ATTACKS["pgd"](), device)
+    check(graphed, small_net().to(device), 2)
+    for twin in (copy.deepcopy(graphed), pickle.loads(pickle.dumps(graphed))):
+        assert repr(twin) == repr(graphed) == f"GraphedPGD({graphed.attack!r})"
+        assert twin.replays == 0
+        x, y = batch(device)
+        model = small_net().to(device)
+        assert torch.equal(twin(model, x, y, seed=1), graphed.attack(model, x, y, seed=1))
+
+
+def test_forget(device):
+    model, graphed = small_net().to(device), graph_of(ATTACKS["pgd"](), device)
+    check(graphed, model, 2)
+    model[3].p = 0.5
+    graphed.forget()
+    check(graphed, model, 2)
+    assert graphed.replays == 2
+
+
+@pytest.mark.parametrize(
+    "attack, reason",
+    [
+        (attacks.APGD(restarts=2), "waits for the device between restarts"),
+        (attacks.APGD(drop_every=5), "waits for the device to drop samples"),
+        (attacks.APGDT(), "waits for the device between targets"),
+        (CountingPGD(), "leaves steps_correct on itself"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, attacks.GradientAttack) else "",
+)
+def test_what_cannot_be_captured_is_refused_by_name(attack, reason):
+    with pytest.raises(ValueError, match=rf"attack cannot be captured: it {reason}.*got {type(attack).__name__}\("):
+        GraphedPGD(attack)
+
+
+@pytest.mark.parametrize("attack", [attacks.InTurn([attacks.FGSM()]), nn.Identity()])
+def test_other_things_are_refused_by_name(attack):
+    with pytest.raises(TypeError, match=f"must be a GradientAttack, got {type(attack).__name__}"):
+        GraphedPGD(attack)
+
+
+def test_models_that_cannot_be_seen_into_are_attacked_eagerly_after_one_warning(device):
+    model, graphed = small_net().to(device).eval(), graph_of(ATTACKS["pgd"](), device)
+    x, y = batch(device)
+    expected = graphed.attack(model, x, y, seed=1)
+    with pytest.warns(GraphWarning, match="function is not a module, so that its modes and weights") as caught:
+        assert torch.equal(graphed(lambda images: model(images), x, y, seed=1), expected)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    for _ in range(2):
+        assert torch.equal(graphed(lambda images: model(images), x, y, seed=1), expected)
+    assert graphed.replays == 0
+
+
+class Wrapped:
+    """A model that is no module and says what it reads."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, x):
+        return self.model(x)
+
+    def fixed_tensors(self):
+        return [*self.model.parameters(), *self.model.buffers()]
+
+
+def test_a_callable_that_says_what_it_reads(device):
+    model, graphed = small_net().to(device).eval(), graph_of(ATTACKS["pgd"](), device)
+    wrapped = Wrapped(model)
+    for call in range(4):
+        x, y = batch(device, seed=call)
+        assert torch.equal(graphed(wrapped, x, y, seed=call), graphed.attack(model, x, y, seed=call))
+        if call == 1:
+            model[0].weight.data = torch.randn_like(model[0].weight)
+    assert graphed.replays == 3
+
+
+def test_a_folded_network_and_its_refresh(device):
+    model, graphed = small_net().to(device), graph_of(ATTACKS["pgd"](), device)
+    folded = FoldedNetwork(model, batch(device)[0])
+    for call in range(4):
+        x, y = batch(device, seed=call)
+        assert torch.equal(graphed(folded, x, y, seed=call), graphed.attack(folded, x, y, seed=call))
+        with torch.no_grad():
+            model[0].weight.add_(torch.randn_like(model[0].weight), alpha=0.1)
+        folded.refresh()
+    assert graphed.replays == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        ({"y": [1, 2]}, "y must be a tensor"),
+        ({"y": small_net()}, "y must be a tensor"),
+        ({"mask": True}, "mask must be a bool tensor"),
+        ({"mask": torch.ones(6, 1, 1, 1, dtype=torch.bool, device="meta")}, "mask must be on the device of x"),
+        ({"seed": "one"}, "seed must be an int"),
+        ({"target_classes": torch.zeros(6, dtype=torch.int64)}, "target_classes must be None"),
+    ],
+    ids=["list", "model", "mask", "device", "seed", "classes"],
+)
+def test_wrong_arguments_are_the_attacks_errors(arguments, error, device):
+    graphed, model = graph_of(ATTACKS["pgd"](), device), small_net().to(device)
+    x, y = batch(device)
+    arguments = {name: value.to(device) if name == "target_classes" else value for name, value in arguments.items()}
+    for _ in range(3):
+        with pytest.raises((TypeError, ValueError), match=error):
+            graphed(model, x, **{"y": y, **arguments})
+    with pytest.raises(TypeError, match="x must be float32"):
+        graphed(model, x.double(), y)
+    check(graphed, model, 2)
+
+
+def test_a_model_that_waits_is_attacked_eagerly_after_one_warning(device):
+    class Waits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x):
+            return self.net(x) * (1.0 + x.amax().item())
+
+    model, graphed = Waits().to(device), graph_of(ATTACKS["pgd"](), device)
+    x, y = batch(device)
+    expected = graphed.attack(model, x, y, seed=1)
+    assert torch.equal(graphed(model, x, y, seed=1), expected)
+    with pytest.warns(GraphWarning, match=r"PGD\(.*runs without a CUDA graph: its capture failed with NotCapturable"):
+        assert torch.equal(graphed(model, x, y, seed=1), expected)
+    # The state of the generator and of the device is that of a run in which nothing was tried.
+    torch.manual_seed(0)
+    first = graphed(model, x, y)
+    torch.manual_seed(0)
+    assert torch.equal(first, graphed.attack(model, x, y))
+    assert model.training and graphed.replays == 0
+
+
+def test_on_a_cpu_it_is_the_attack():
+    graphed, model = GraphedPGD(ATTACKS["pgd"](), warm_up=1), small_net()
+    check(graphed, model, 3)
+    assert graphed.replays == 0 and not graphed._pairs
+
+
+def test_a_graph_reads_nothing_but_the_model_and_its_inputs():
+    graphed, model = graph_of(ATTACKS["pgd"](bn="train"), torch.device("cpu")), small_net()
+    check(graphed, model, 2)
+    (pair,) = graphed._pairs.values()
+    (kind,) = pair.graphed._kinds.values()
+    held = [*model.parameters(), *model.buffers(), *kind.inputs.values()]
+    assert not kind.graph.reads_beyond(held)
+    assert kind.graph.reads_beyond(held[1:])

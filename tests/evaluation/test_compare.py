@@ -1,0 +1,195 @@
+"""Runs side by side: which are one line, which figures they show, what cannot be compared."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from ard_fast.compare import main
+from ard_fast.models import build_model
+from ard_fast.training.checkpoint import save_weights
+from ard_fast.training.config import resolve, to_yaml
+from ard_fast.training.run_folder import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def tidy():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_run(path, clean=80.0, robust=40.0, attacks=None, finished=True, weights=False, **settings):
+    """A finished run's folder without the training."""
+    config = resolve({"method": "at", "epochs": 2, **settings})
+    folder = RunFolder(path)
+    folder.start(config)
+    for epoch in (1, 2):
+        folder.add_metrics({"epoch": epoch, "val_clean": clean, "val_robust": robust})
+    if weights:
+        torch.manual_seed(config.seed)
+        save_weights(folder.best, build_model(config.student), name=config.student, num_classes=10, in_channels=1)
+    if finished:
+        folder.write_summary(
+            {
+                "method": config.method,
+                "dataset": config.dataset,
+                "student": config.student,
+                "teacher": config.teacher if config.method != "at" else None,
+                "seed": config.seed,
+                "epochs": config.epochs,
+                "clean_acc": clean,
+                "pgd20_acc": robust,
+                "images_per_s": 1000.0,
+                "elapsed_s": 2.0,
+            }
+        )
+    for name, (accuracy, changes) in (attacks or {}).items():
+        evaluation = {"split": "test", "norm": "linf", "eps": config.eps, "dataset": "digits", "n_examples": None}
+        (path / f"evaluation-{name}").mkdir()
+        content = {
+            "settings": {**evaluation, "source": str(path), **changes},
+            "attacks": [{"name": name, "robust_acc": accuracy}],
+        }
+        (path / f"evaluation-{name}" / "results.json").write_text(json.dumps(content))
+    return path
+
+
+def lines(text):
+    return {
+        cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
+        for cells in (line.split("|") for line in text.splitlines())
+        if len(cells) > 3
+    }
+
+
+def test_seeds_make_one_line_and_the_baseline_its_gaps(tmp_path, capsys):
+    for seed, (at, ard) in enumerate([(40.0, 45.0), (42.0, 44.0), (41.0, 49.0)]):
+        make_run(tmp_path / "c" / f"seed{seed}-at", robust=at, seed=seed)
+        apgd = {"apgd-ce": (ard - 2, {})}
+        make_run(tmp_path / "c" / f"seed{seed}-ard", robust=ard, seed=seed, method="ard", attacks=apgd)
+        make_run(tmp_path / "c" / f"seed{seed}-teacher", clean=99.0, robust=60.0, seed=seed, student="digits-teacher")
+    assert main([str(tmp_path / "c"), "--baseline", "at", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    table = lines(printed)
+    assert table["at (digits-student)"][1:6] == ["3", "80.00 ± 0.00", "41.00 ± 1.00", "-", "-"]
+    assert table["ard (digits-student)"][:6] == [
+        "digits-teacher", "3", "80.00 ± 0.00", "46.00 ± 2.65", "44.00 ± 2.65", "+5.00",
+    ]  # fmt: skip
+    assert table["teacher, at (digits-teacher)"][2] == "99.00 ± 0.00"
+    gap = "ard (digits-student) - at (digits-student) under PGD-20: +5.00 points (by seed: +5.00, +2.00, +8.00)"
+    assert gap in printed
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    ard = next(group for group in content["groups"] if group["method"] == "ard")
+    assert (ard["seeds"], ard["pgd20_gap"], ard["attacks"]) == (
+        [0, 1, 2],
+        [5.0, 2.0, 8.0],
+        {"apgd-ce": [43.0, 42.0, 47.0]},
+    )
+    assert lines((tmp_path / "out" / "compare.md").read_text()) == table
+    assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_settings_make_other_lines_and_are_named(tmp_path, capsys):
+    runs = [
+        make_run(tmp_path / "a"),
+        make_run(tmp_path / "b", steps=3),
+        make_run(tmp_path / "c", device="cuda", seed=1),
+    ]
+    assert main([str(run) for run in runs]) == 0
+    table = lines(capsys.readouterr().out)
+    assert table["at (digits-student), steps 7"][1] == "2" and table["at (digits-student), steps 3"][1] == "1"
+    assert main([*map(str, runs), "--baseline", "at"]) == 2
+    assert "baseline: 'at' is several: at (digits-student), steps 7; at" in capsys.readouterr().err
+
+
+def test_teachers_of_several_seeds_do_not_part_the_runs(tmp_path, capsys):
+    for seed in (0, 1):
+        make_run(tmp_path / f"r{seed}", method="ard", teacher=f"runs/seed{seed}-teacher", seed=seed)
+    assert main([str(tmp_path)]) == 0
+    assert lines(capsys.readouterr().out)["ard (digits-student)"][1] == "2"
+
+
+def test_only_evaluations_of_the_same_images_and_ball_count(tmp_path, capsys):
+    attacks = {
+        "fgsm": (50.0, {"eps": 0.01}),
+        "apgd-t": (30.0, {"split": "val"}),
+        "cw20": (31.0, {"n_examples": 10}),
+        "apgd-dlr": (31.0, {"source": "last.safetensors"}),
+        "apgd-ce": (32.0, {}),
+    }
+    make_run(tmp_path / "a", attacks=attacks)
+    assert main([str(tmp_path / "a")]) == 0
+    printed = capsys.readouterr().out
+    assert "apgd-ce %" in printed and not re.search("fgsm|apgd-t|cw20|dlr", printed)
+
+
+def test_attacks_are_run_where_they_are_missing(tmp_path, capsys):
+    run = make_run(tmp_path / "a", weights=True, test_subset=20)
+    for _ in range(2):
+        assert main([str(run), "--attacks", "apgd-ce"]) == 0
+    assert "apgd-ce %" in capsys.readouterr().out
+    assert [path.name for path in run.glob("evaluation*")] == ["evaluation"]  # the second time it was there
+    content = json.loads((run / "evaluation" / "results.json").read_text())
+    assert content["images"] == 20 and [row["name"] for row in content["attacks"]] == ["clean", "apgd-ce"]
+
+
+def test_an_evaluation_of_the_first_test_images_does_not_count(tmp_path, capsys):
+    make_run(tmp_path / "a", test_subset=20, attacks={"apgd-ce": (32.0, {"n_examples": 20})})
+    assert main([str(tmp_path / "a")]) == 0
+    assert "apgd-ce" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_said(tmp_path, capsys):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", eps=0.1, finished=False)
+    assert main([str(tmp_path)]) == 0
+    assert f"left out: {tmp_path / 'b'} is not finished" in capsys.readouterr().err
+    make_run(tmp_path / "c", eps=0.1)
+    assert main([str(tmp_path)]) == 0
+    assert "Not all of the same eps, eval_step_size: compare with care" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    for arguments, message in [
+        ([str(tmp_path / "b")], "none of them is finished"),
+        ([str(tmp_path / "empty")], "is not a run and holds none"),
+        ([str(tmp_path / "none")], "no such folder"),
+        ([str(tmp_path / "a"), "--attacks", "apgd"], "unknown attack 'apgd'"),
+        ([str(tmp_path / "a"), "--baseline", "trades"], "baseline: unknown run 'trades'"),
+    ]:
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "a" / "evaluation").mkdir()
+    (tmp_path / "a" / "evaluation" / "results.json").write_text('{"settings": []}')
+    assert main([str(tmp_path / "a")]) == 2
+    assert "results.json is not the result of an evaluation" in capsys.readouterr().err
+
+
+def test_a_run_is_read_with_the_configuration_it_was_started_with(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run / "config.yaml").write_text(to_yaml(resolve({"method": "at"})).replace("epochs: 15", "epochs: many"))
+    assert main([str(run)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("summary.json", "clean_acc", "high", "clean_acc must be a percentage, got 'high'"),
+        ("summary.json", "pgd20_acc", None, "pgd20_acc must be a percentage, got None"),
+        ("summary.json", "images_per_s", float("nan"), "images_per_s must be a number of at least 0, got nan"),
+        ("summary.json", "epochs", 2**70, "epochs must be a whole number"),
+        ("summary.json", "teacher", 3, "teacher must be text or null, got 3"),
+        ("metrics.jsonl", "epoch", [], "epoch must be a whole number, got []"),
+        ("metrics.jsonl", "val_robust", "x", "val_robust must be a percentage or null, got 'x'"),
+        ("evaluation-pgd50/results.json", "robust_acc", 1e308, "robust_acc must be a percentage, got 1e+308"),
+        ("evaluation-pgd50/results.json", "name", 7, "name must be text, got 7"),
+    ],
+)
+def test_values_of_another_kind_are_said(tmp_path, capsys, file, key, value, message):
+    run = make_run(tmp_path / "run", attacks={"pgd50": (30.0, {})})
+    content = json.loads((run / file).read_text().splitlines()[0] if file.endswith("l") else (run / file).read_text())
+    (content["attacks"][0] if "attacks" in content else content)[key] = value
+    (run / file).write_text(json.dumps(content) + "\n")
+    assert main([str(run), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert str(run / file) in said and message in said

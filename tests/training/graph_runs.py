@@ -1,0 +1,108 @@
+"""Short trainings, step by step, eager or through a graph, for the tests that compare the two."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from distillation_cases import make_teacher
+from torch import Tensor
+
+from ard_fast._interrupts import StopRequest
+from ard_fast.attacks.graphs import GraphBackend
+from ard_fast.data import load_dataset
+from ard_fast.methods import METHODS
+from ard_fast.training.config import resolve
+from ard_fast.training.graphed_update import GraphedUpdate
+from ard_fast.training.run_folder import RunFolder
+from ard_fast.training.step import Update
+from ard_fast.training.trainer import Environment, Trainer
+
+BATCH, IMAGES = 8, 52  # 6 whole batches an epoch and one of 4 images
+
+
+@dataclass
+class Outcome:
+    """What a training leaves, and what each step said."""
+
+    tensors: dict[str, Tensor]
+    sums: list[Tensor] = field(default_factory=list)
+    figures: list[dict[str, float]] = field(default_factory=list)
+
+
+class Run:
+    """A run of `Trainer` without files and validation.
+
+    Args:
+        name: of the method.
+        backend: None for eager steps; the rates are on the device in either case.
+        device: of the run.
+        settings: of the configuration.
+    """
+
+    def __init__(self, name: str, *, backend: GraphBackend | None = None, device: str = "cpu", **settings: Any) -> None:
+        spec = METHODS[name]
+        if "steps" in spec.defaults:
+            settings = {"steps": 2, **settings}
+        if "replays" in spec.defaults:
+            settings = {"replays": 2, "epochs": 4, **settings}
+        settings = {"epochs": 2, "subset": IMAGES, "batch_size": BATCH, "schedule": "cosine", **settings}
+        roles = dict.fromkeys(spec.teachers, "digits-teacher")
+        self.config = config = resolve({"method": name, "dataset": "digits", "device": device, **roles, **settings})
+        dataset = load_dataset("digits", subset=config.subset)
+        env = Environment(dataset.evaluated_on(torch.device(device)), torch.device(device), StopRequest())
+        networks = {role: copy.deepcopy(make_teacher(seed)) for seed, role in enumerate(spec.teachers, 1)}
+        self.trainer = trainer = Trainer(config, RunFolder("unused"), env, networks)
+        images = dataset.train.images[:4].to(device, torch.float32) / dataset.levels
+        parts = config, trainer.student, trainer.method, trainer.world, trainer.machine, trainer.average
+        trainer.update = Update(*parts, recordable=True, sample=images)
+        self.graphed = None if backend is None else GraphedUpdate(trainer.update, config.batch_size, backend=backend)
+        self.step = self.graphed or trainer.update
+        self.outcome = Outcome({})
+
+    def train(self, epochs: int | None = None, first: int = 0, skip: int = 0, stop: int | None = None) -> Outcome:
+        """Epochs from `first` on, of the first one without its first `skip` steps, of the last one up to `stop`."""
+        trainer, config = self.trainer, self.config
+        last = config.passes() if epochs is None else first + epochs
+        for epoch in range(first, last):
+            trainer.state.epoch = epoch
+            trainer.student.train()
+            trainer.method.begin_epoch(epoch)
+            begin = skip if epoch == first else 0
+            batches = trainer.loader.batches(epoch, begin)
+            for step in range(begin, trainer.loader.steps if epoch < last - 1 or stop is None else stop):
+                trainer.state.step = step
+                parts = list(islice(batches, config.accumulate))
+                self.outcome.sums.append(self.step(parts, epoch=epoch, rates=trainer.rates()).clone())
+            batches.close()
+            if stop is None or epoch < last - 1:
+                if trainer.average is not None:
+                    trainer.average.after_epoch(epoch)
+                self.outcome.figures.append(trainer.method.end_epoch())
+        self.outcome.tensors = self.tensors()
+        return self.outcome
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, statistics, momentum, the method's state and the average, as they are now."""
+        trainer = self.trainer
+        found = {f"student {name}": value for name, value in trainer.student.state_dict().items()}
+        for index, state in enumerate(trainer.update.optimizer.state.values()):
+            found[f"momentum {index}"] = state["momentum_buffer"]
+        found.update({f"method {name}": value for name, value in trainer.method.state_dict().items()})
+        if trainer.average is not None:
+            found.update({f"average {name}": value for name, value in trainer.average.state_dict().items()})
+        return {name: value.clone() for name, value in found.items()}
+
+
+def assert_same(one: Outcome, other: Outcome) -> None:
+    """To the bit."""
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, value in one.tensors.items():
+        assert torch.equal(value, other.tensors[name]), name
+    assert len(one.sums) == len(other.sums)
+    for step, (value, wanted) in enumerate(zip(one.sums, other.sums, strict=True)):
+        assert torch.equal(value, wanted), step
+    assert one.figures == other.figures

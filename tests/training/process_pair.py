@@ -1,0 +1,181 @@
+"""Two processes that train together, kept from test to test: only their start is slow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import multiprocessing, nn
+
+from ard_fast._progress import Progress
+from ard_fast.data import Dataset, load_dataset
+from ard_fast.train import main
+from ard_fast.training import runs as experiment
+from ard_fast.training import trainer
+from ard_fast.training.distributed import World, connect
+
+VAL, TEST = 41, 50  # odd: the processes evaluate different numbers of images
+
+
+def short_dataset(name: str, **settings: Any) -> Dataset:
+    """The digits with few validation and test images."""
+    data = load_dataset(name, **settings)
+    short = {"val": data.val.take(torch.arange(VAL)), "test": data.test.take(torch.arange(TEST))}
+    return dataclasses.replace(data, **short)
+
+
+def make_quick() -> None:
+    """Cut this process's runs down to what is tested: few images to evaluate, no report."""
+    experiment.load_dataset = short_dataset
+    trainer.write_run_report = lambda *args, **settings: None
+
+
+def plain_network() -> nn.Module:
+    """A student without batch norm, for `--student process_pair:plain_network`."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def train(arguments: list[str], sigterm_at: dict[int, int] | None = None) -> tuple[int, str]:
+    """Run the command; its exit code and what it printed.
+
+    Args:
+        arguments: of the command.
+        sigterm_at: {rank: the number of steps after which that process sends itself SIGTERM}.
+    """
+    real, done = Progress.step, 0
+    last = (sigterm_at or {}).get(int(os.environ.get("RANK", "0")))
+
+    def step(self: Progress) -> None:
+        nonlocal done
+        done += 1
+        if done == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self)
+
+    Progress.step = step
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            code = main(arguments)
+    except SystemExit as leaving:
+        code = leaving.code
+    finally:
+        Progress.step = real
+    return code, printed.getvalue()
+
+
+def count_messages(arguments: list[str]) -> list[int]:
+    """Run the command and count the gradient buckets that went to the other process, one number a run."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    real, counts = World.wrap, []
+
+    def wrap(self: World, network: nn.Module, device: torch.device) -> nn.Module:
+        wrapped = real(self, network, device)
+        counts.append(0)
+
+        def hook(group, bucket):
+            counts[-1] += 1
+            return allreduce_hook(group, bucket)
+
+        wrapped.register_comm_hook(None, hook)
+        return wrapped
+
+    World.wrap = wrap
+    try:
+        assert main(arguments) == 0
+    finally:
+        World.wrap = real
+    return counts
+
+
+def hang_or_die(how: str) -> tuple[bool, str]:
+    """Whether the processes met, and what process 0 hears when process 1 does not come afterwards."""
+    met = False
+    try:
+        with connect(timedelta(seconds=5)) as world:
+            met = True
+            if world.is_main:
+                if how == "gradient":
+                    wrapped = world.wrap(nn.Linear(2, 2), torch.device("cpu"))
+                    wrapped(torch.ones(1, 2)).sum().backward()
+                else:
+                    world.barrier()
+            elif how == "hang":
+                time.sleep(7)
+            elif how == "gradient":
+                world.wrap(nn.Linear(2, 2), torch.device("cpu"))
+    except RuntimeError as error:
+        from ard_fast.training.distributed import lost_process
+
+        return met, str(lost_process(error))
+    return met, "nothing"
+
+
+def with_world(work: Callable[..., Any], *arguments: Any) -> Any:
+    """`work(world, *arguments)`."""
+    with connect(timedelta(seconds=60)) as world:
+        return work(world, *arguments)
+
+
+def _serve(rank: int, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    make_quick()
+    while (job := pipe.recv()) is not None:
+        work, arguments, port, environment = job
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", **environment)
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        try:
+            pipe.send((None, work(*arguments)))
+        except BaseException:
+            pipe.send((traceback.format_exc(), None))
+        for name in environment:
+            del os.environ[name]
+
+
+class Pair:
+    """Two processes that wait for work."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for rank in range(2):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, there), daemon=True)
+            process.start()
+            self.pipes.append(here)
+            self.processes.append(process)
+
+    def run(self, work: Callable[..., Any], *arguments: Any, **environment: str) -> list[Any]:
+        """What `work(*arguments)` returns in each of them; both run it at the same time, as torchrun's children."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for pipe in self.pipes:
+            pipe.send((work, arguments, port, environment))
+        outcomes = []
+        for pipe in self.pipes:
+            if not pipe.poll(120):
+                raise TimeoutError("a process does not answer")
+            outcomes.append(pipe.recv())
+        for error, _ in outcomes:
+            if error is not None:
+                raise AssertionError(error)
+        return [value for _, value in outcomes]
+
+    def close(self) -> None:
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.send(None)
+            process.join(10)
+            if process.is_alive():
+                process.kill()

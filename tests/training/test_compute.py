@@ -1,0 +1,201 @@
+"""How a run computes: precision, layout, folding, compiling, threads; each seen where it takes effect."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ard_fast._devices import device_note, find_device
+from ard_fast._precision import arithmetic, full_precision, resolve_precision, tf32, training_arithmetic
+from ard_fast._threads import set_threads
+from ard_fast.evaluation.settings import resolve_settings
+from ard_fast.functional import _load
+from ard_fast.train import main
+from ard_fast.training.compute import Machine, resolve_machine
+from ard_fast.training.config import parse, read_yaml, resolve, to_yaml
+from ard_fast.training.run_folder import RunFolder
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+TINY = ["--subset", "96", "--batch-size", "32", "--val-steps", "1", "--steps", "2", "--epochs", "2"]
+
+
+@pytest.fixture(autouse=True)
+def threads_put_back():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+# ---- settings -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["true", True, "auto", "false", False])
+def test_switches_take_truth_and_auto(value, tmp_path):
+    """As flags give them, and as config.yaml held `channels_last` before there was an "auto"."""
+    text = str(value).lower()
+    assert parse({"channels_last": value})["channels_last"] == text
+    file = tmp_path / "config.yaml"
+    file.write_text(f"channels_last: {text}\n")
+    assert read_yaml(file) == {"channels_last": text}
+    file.write_text(to_yaml(resolve({"fold": text})))
+    assert read_yaml(file)["fold"] == text
+
+
+@pytest.mark.parametrize("flags", [["--channels-last"], ["--channels-last", "true"]])
+def test_a_switch_alone_means_true(flags, capsys):
+    assert main([*flags, "--print-config"]) == 0
+    assert "channels_last: 'true'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "fp16"}, "precision: unknown value 'fp16'"),
+        ({"precision": "tf32"}, "precision: tf32 is an arithmetic of CUDA devices, got device cpu"),
+        ({"channels_last": "yes"}, "channels_last: unknown value 'yes'"),
+        ({"fold": "maybe"}, "fold: unknown value 'maybe'"),
+    ],
+)
+def test_settings_that_do_not_exist(settings, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(settings)
+
+
+def test_what_auto_comes_to(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda _: warnings.catch_warnings())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    config = resolve({"fold": "auto"})
+    assert resolve_machine(config, CUDA) == Machine(CUDA, "bf16", "bf16", channels_last=True, fold=True, compile=False)
+    on_cpu = Machine(CPU, "fp32", "fp32", channels_last=True, fold=True, compile=False)
+    assert resolve_machine(config, CPU) == on_cpu
+    plain = resolve({"parity": True, "fold": "auto"})
+    assert resolve_machine(plain, CUDA) == Machine(CUDA, "fp32", "fp32", channels_last=False, fold=False, compile=False)
+    asked = resolve({"parity": True, "precision": "bf16", "fold": "true", "channels_last": "true"})
+    assert resolve_machine(asked, CPU) == Machine(CPU, "bf16", "bf16", channels_last=True, fold=True, compile=False)
+    assert resolve_machine(resolve({"teacher_precision": "bf16"}), CPU).teacher_precision == "bf16"
+    tf32_run = resolve_machine(resolve({"device": "cuda", "precision": "tf32"}), CUDA)
+    assert (tf32_run.precision, tf32_run.teacher_precision) == ("tf32", "fp32")
+    assert resolve_precision("tf32", CUDA) == "tf32"
+    with pytest.raises(ValueError, match="tf32"):
+        resolve_precision("tf32", CPU)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert resolve_precision("auto", CUDA) == "fp32"
+
+
+# A GPU that torch sees, our kernels loaded, the data set: what the default comes to, and what is said of it.
+@pytest.mark.parametrize(
+    ("seen", "kernels", "dataset", "device", "note"),
+    [
+        (True, True, "mnist", "cuda", ""),
+        (True, False, "mnist", "cpu", " (torch sees a GPU, but the CUDA kernels are not loaded: no nvcc)"),
+        (False, True, "mnist", "cpu", ""),
+        (True, True, "digits", "cpu", ""),
+    ],
+)
+def test_the_device_is_chosen_once_and_written_down(monkeypatch, tmp_path, seen, kernels, dataset, device, note):
+    extension = SimpleNamespace(has_cuda_kernels=kernels, cuda_reason="no nvcc")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: seen)
+        patch.setattr(_load, "load", lambda: extension)
+        config = resolve({"method": "at", "dataset": dataset, "data_dir": "x"})
+        assert (config.device, device_note(config.device)) == (device, note)
+        assert resolve({"method": "at", "device": "cpu", "dataset": dataset, "data_dir": "x"}).device == "cpu"
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert resolve({}, file=read_yaml(tmp_path / "c.yaml")) == config  # on any machine
+
+
+def test_a_run_trained_on_a_gpu_is_evaluated_on_a_machine_without(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    RunFolder(tmp_path / "run").start(resolve({"method": "at", "device": "cuda"}))
+    settings = resolve_settings({"run": str(tmp_path / "run")})
+    assert settings.device == "cpu" and "the run was trained on cuda" in settings.device_note
+    with pytest.raises(ValueError, match="cuda was asked for, and torch sees no CUDA device"):
+        find_device(resolve_settings({"run": str(tmp_path / "run"), "device": "cuda"}).device)
+
+
+# ---- switches of torch --------------------------------------------------------------------------------------------
+
+
+def flags():
+    backends = torch.backends
+    operations = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+    return [operation.fp32_precision for operation in operations]
+
+
+def older():
+    return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_tf32_is_put_back(precision):
+    initial, before = torch.get_float32_matmul_precision(), flags()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        expected = flags(), older()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with tf32(True):
+                assert arithmetic("fp32", CUDA) == "tf32"
+                assert (arithmetic("bf16", CUDA), arithmetic("fp32", CPU)) == ("bf16", "fp32")
+                assert set(flags()) == {"tf32"}
+                assert older() == ("high", True, True)
+                with full_precision():
+                    assert set(flags()) == {"ieee"}
+                    assert arithmetic("fp32", CUDA) == "fp32"
+                    assert older() == ("highest", False, False)
+                assert set(flags()) == {"tf32"}
+        assert (flags(), older()) == expected
+    finally:
+        torch.set_float32_matmul_precision(initial)
+        torch.backends.mkldnn.matmul.fp32_precision = before[3]
+        torch.backends.cuda.matmul.fp32_precision = before[0]
+
+
+def test_tf32_where_only_the_newer_names_were_used():
+    before = flags()
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        expected = flags()
+        with tf32(False):
+            assert set(flags()) == {"ieee"}
+        assert flags() == expected
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before[0]
+
+
+@pytest.mark.gpu
+def test_tests_on_a_gpu_compute_in_float32():
+    """By conftest.py; torch's own default is TF32 in convolutions."""
+    assert set(flags()) == {"ieee"} and older() == ("highest", False, False)
+
+
+def test_switches_of_a_run_are_put_back():
+    before = torch.backends.cudnn.benchmark
+    with pytest.raises(RuntimeError, match="in between"), training_arithmetic("tf32", CUDA):
+        assert torch.backends.cudnn.benchmark
+        assert set(flags()) == {"tf32"}
+        raise RuntimeError("in between")
+    assert torch.backends.cudnn.benchmark == before
+    with training_arithmetic("bf16", CPU):
+        assert torch.backends.cudnn.benchmark == before
+        assert set(flags()) == {"ieee"}
+
+
+# ---- threads ------------------------------------------------------------------------------------------------------
+
+
+def test_threads(monkeypatch):
+    import joblib
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(joblib, "cpu_count", lambda only_physical_cores: 3 if only_physical_cores else 6)
+    set_threads(2)
+    assert torch.get_num_threads() == 2
+    set_threads(0)
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    set_threads(0)
+    assert torch.get_num_threads() == 1

@@ -1,0 +1,304 @@
+"""The configuration: layers, round trip, unknown names, refused values, schedules."""
+
+import dataclasses
+import re
+
+import pytest
+import yaml
+
+from ard_fast.train import main, make_parser
+from ard_fast.training.config import (
+    PRESETS,
+    TrainConfig,
+    flag,
+    for_method,
+    for_teacher,
+    parse,
+    read_yaml,
+    resolve,
+    to_yaml,
+    validate,
+)
+from ard_fast.training.schedules import learning_rate, relative_rate
+
+
+def test_resolved_yaml_gives_the_same_configuration_back(tmp_path):
+    config = resolve(
+        {"method": "ard", "dataset": "cifar10", "data_dir": "d", "teacher": "t.safetensors", "milestones": (3, 5)}
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert resolve({}, file=read_yaml(path)) == config
+    assert set(yaml.safe_load(to_yaml(config))) == {item.name for item in dataclasses.fields(TrainConfig)}
+
+
+@pytest.mark.parametrize("method", ["at", "kd", "ard", "compare"])
+def test_every_default_of_the_digits_survives_the_round_trip(tmp_path, method):
+    config = resolve({"method": method})
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert resolve({}, file=read_yaml(tmp_path / "c.yaml")) == config
+
+
+def test_later_layers_win():
+    file = {"epochs": 7, "batch_size": 9}
+    config = resolve({"batch_size": 11, "data_dir": "d", "teacher": "resnet18"}, file=file, preset="ard-paper")
+    assert (config.temperature, config.epochs, config.batch_size) == (30.0, 7, 11)
+
+
+def test_relative_rates_follow_the_schedule():
+    config = resolve({"method": "at", "epochs": 8, "schedule": "multistep", "milestones": (2, 6), "lr": 0.3})
+    assert [relative_rate(config, epoch) for epoch in (0, 1, 2, 6)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
+    assert relative_rate(config.replace(replays=4), 1) == pytest.approx(0.1)  # a pass is 4 epochs
+
+
+def test_paper_preset_has_the_constants_of_the_official_code():
+    config = resolve({"data_dir": "d", "teacher": "wrn-34-10"}, preset="ard-paper")
+    assert (config.method, config.student, config.alpha, config.temperature) == ("ard", "mobilenetv2", 1.0, 30.0)
+    assert (config.eps, config.step_size, config.steps, config.attack_bn) == (8 / 255, 2 / 255, 10, "eval")
+    assert (config.lr, config.momentum, config.weight_decay, config.epochs) == (0.1, 0.9, 2e-4, 200)
+    assert (config.batch_size, config.reduction, config.crop_padding, config.flip) == (128, "mean", 4, True)
+    rates = [learning_rate(config, epoch) for epoch in (0, 99.9, 100, 149, 150, 199)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    config = resolve({"data_dir": "d", "teacher": "wrn-34-10", "parity": True}, preset="ard-paper")
+    assert not config.clamp_start and config.clean_branch and config.attack_bn == "train"
+    rates = [learning_rate(config, epoch) for epoch in (0, 99.9, 100, 149, 150, 199)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.01, 0.01])
+
+
+def test_presets_hold_known_fields_only():
+    names = {item.name for item in dataclasses.fields(TrainConfig)}
+    assert all(set(preset) <= names for preset in PRESETS.values())
+
+
+def test_eps_alone_takes_its_steps_with_it_and_lr_alone_goes_for_all():
+    config = resolve({"method": "at", "eps": 0.4})
+    assert (config.step_size, config.eval_step_size) == (0.1, 0.1)
+    assert resolve({"method": "at", "eps": 0.2, "step_size": 0.01}).step_size == 0.01
+    config = resolve({"lr": 0.7})
+    assert (for_method(config, "at", 0).lr, for_teacher(config, "teacher").lr) == (0.7, 0.05)
+    assert resolve({"epochs": 2}).teacher_epochs is None
+
+
+def test_a_comparison_gives_each_method_its_own_constants():
+    config = resolve({"steps": 3})
+    at, ard = for_method(config, "at", 1), for_method(config, "ard", 1)
+    assert (at.seed, at.steps, at.temperature, at.lr) == (1, 3, None, 0.05)
+    assert (ard.steps, ard.temperature, ard.alpha, ard.lr) == (3, 3.0, 1.0, 0.5)
+    assert for_teacher(ard, "teacher") == for_teacher(config.replace(seed=1), "teacher")
+
+
+def test_a_setting_that_the_method_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="temperature: method at has no such setting; it has attack_bn"):
+        resolve({"method": "at", "temperature": 2.0})
+    assert resolve({"temperature": 2.0}).temperature == 2.0  # ard, of the comparison, has it
+
+
+def test_parity_switches_the_quirks_on_unless_told_otherwise():
+    config = resolve({"method": "ard", "parity": True, "reduction": "batchmean"})
+    assert (config.schedule, config.attack_bn, config.clean_branch, config.clamp_start) == ("ard", "train", True, False)
+    assert config.reduction == "batchmean"
+    assert resolve({"method": "ard", "parity": True, "schedule": "cosine"}).schedule == "cosine"
+    assert for_method(resolve({"parity": True}), "ard", 0).schedule == "ard"
+    assert for_method(resolve({"parity": True, "schedule": "constant"}), "ard", 0).schedule == "constant"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1.0, 1.0, 1.0, 1.0]),
+        ("multistep", [1.0, 0.1, 0.01, 0.01]),
+        ("ard", [1.0, 0.1, 0.1, 0.1]),
+        ("cosine", [1.0, 0.5, 0.146447, 0.0]),
+    ],
+)
+def test_schedules(schedule, expected):
+    config = TrainConfig(lr=1.0, epochs=8, schedule=schedule)
+    assert [learning_rate(config, epoch) for epoch in (0, 4, 6, 8)] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("eps", "8/255", 8 / 255),
+        ("eps", "1e-2", 0.01),
+        ("epochs", "12", 12),
+        ("flip", "false", False),
+        ("milestones", "3,5", (3, 5)),
+        ("milestones", "none", None),
+        ("compare_methods", "at,kd", ("at", "kd")),
+        ("subset", None, None),
+    ],
+)
+def test_values_from_text(name, text, value):
+    assert parse({name: text}) == {name: value}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("epochs", "1.5", "epochs: expected a whole number, got '1.5'"),
+        ("epochs", 1.5, "epochs: expected a whole number, got 1.5"),
+        ("epochs", True, "epochs: expected a whole number"),
+        ("eps", "8/0", "eps: expected a number"),
+        ("flip", "maybe", "flip: expected true or false"),
+        ("student", 3, "student: expected text"),
+        ("batch_size", None, "batch_size: expected a whole number"),
+    ],
+)
+def test_wrong_types_are_refused(name, text, message):
+    with pytest.raises(ValueError, match=message):
+        parse({name: text})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eps": -0.1}, r"eps: expected 0 to 1, in units of pixels in \[0, 1\].*got -0.1"),
+        ({"eps": 8.0}, "eps: expected 0 to 1"),
+        ({"step_size": -1.0}, "step_size: expected 0 to 1"),
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"lr": 0.0}, "lr: expected more than 0"),
+        ({"lr": float("nan")}, "lr: expected a finite number"),
+        ({"steps": 0}, "steps: expected at least 1"),
+        ({"save_every_seconds": -1.0}, "save_every_seconds: expected at least 0"),
+        ({"momentum": 1.0}, "momentum: expected 0 to below 1"),
+        ({"alpha": 1.5}, "alpha: expected 0 to 1"),
+        ({"temperature": 0.0}, "temperature: expected more than 0"),
+        ({"milestones": (5, 3)}, "milestones: expected increasing epochs"),
+        ({"device": "tpu"}, "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
+        ({"method": "arl"}, "method: unknown value 'arl'; did you mean 'ard'"),
+        ({"student": "resnet8"}, "unknown student 'resnet8'; did you mean 'resnet18'"),
+        ({"teacher_model": "resnet8"}, "unknown teacher_model 'resnet8'; did you mean 'resnet18'"),
+        ({"student": "no_such_module:make"}, "student: cannot import 'no_such_module'"),
+        ({"student_mean": (0.5,)}, "student_mean: mean and std go together"),
+        ({"teacher_mean": (0.5,), "teacher_std": (0.0,)}, "teacher_std: expected numbers above 0"),
+        (
+            {"teacher": "digits-teacher", "teacher_weights": "ema"},
+            "teacher_weights: expected none, unless teacher is a",
+        ),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"method": "ard", "teacher": None}, "teacher: method ard needs --teacher"),
+        ({"method": "kd", "teacher": None}, "teacher: method kd needs --teacher"),
+        ({"compare_methods": ("at", "ardd")}, "compare_methods: unknown method 'ardd'; did you mean 'ard'"),
+        ({"dataset": "cifar10", "method": "at"}, "data_dir: cifar10 needs --data-dir"),
+    ],
+)
+def test_what_cannot_run_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(changes)
+
+
+def test_defaults_are_valid():
+    validate(resolve({}))
+
+
+def test_unknown_keys_of_a_file_get_the_nearest(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("epoch: 3\n")
+    with pytest.raises(ValueError, match="unknown key 'epoch'; did you mean 'epochs'"):
+        read_yaml(path)
+    path.write_text("- 1\n")
+    with pytest.raises(ValueError, match="must hold `key: value` lines, got list"):
+        read_yaml(path)
+    path.write_text("a: [")
+    with pytest.raises(ValueError, match="is not YAML"):
+        read_yaml(path)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_yaml(tmp_path / "other.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [1, 1]\nb: [*a, *a]\n", "aliases are not allowed"),
+        ("epochs: 3\nseed: 1\nepochs: 4\n", "the key 'epochs' is there twice"),
+        ("method: !!python/object/apply:os.system ['touch executed']\n", "could not determine a constructor"),
+        ("method: !!python/name:os.system\n", "could not determine a constructor"),
+        ("[" * 100_000, "nested too deeply|is not YAML"),
+        ("epochs: " + "9" * 10_000, "is not YAML"),
+        ("seed: 2020-99-99\n", "is not YAML"),
+        ("x" * (1 << 20) + "y", "larger than 1048576 bytes"),
+        ("epochs: \x00\n", "is not YAML"),
+        ("", "must hold `key: value` lines, got NoneType"),
+        ("1: 2\n", "unknown key '1'"),
+        ("? [1, 2]\n: 3\n", "is not YAML"),
+        ("epochs: {a: 1}\n", "epochs: expected a whole number, got {'a': 1}"),
+        ("milestones: [1, x]\n", r"milestones: expected a list of whole numbers, got \[1, 'x'\]"),
+        ("student: 2020-01-01\n", "student: expected text, got datetime.date"),
+        ("seed: " + "'" + "z" * 5000 + "'", r"seed: expected a whole number, got .{1,200}$"),
+    ],
+)
+def test_hostile_and_broken_files_are_refused(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_yaml(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"epochs: \xff\xfe")
+    with pytest.raises(ValueError, match="is not YAML"):
+        read_yaml(tmp_path / "c.yaml")
+
+
+# ---- the command line ---------------------------------------------------------------------------------------------
+
+
+def test_every_field_is_a_flag():
+    flags = {option for action in make_parser()._actions for option in action.option_strings}
+    assert {flag(item.name) for item in dataclasses.fields(TrainConfig)} <= flags
+
+
+def test_unknown_flags_get_the_nearest(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--epoch", "3"])
+    assert stop.value.code == 2
+    assert "unknown argument '--epoch'; did you mean --epochs?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eps", "-0.1"], "eps: expected 0 to 1"),
+        (["--preset", "ard-paper"], "data_dir: cifar10 needs --data-dir"),
+        (["--dataset", "cifar10", "--data-dir", "nowhere", "--method", "at"], "no cifar-10-batches-bin"),
+        (["--method", "ard", "--teacher", "nowhere.safetensors"], "neither a network's name nor an existing"),
+        (["--method", "at", "--student", "wrn-34-10", "--device", "cuda:99"], "device: "),
+        (["--resume", "nowhere"], "resume: nowhere is not the folder of a run"),
+        (["--resume", "nowhere", "--epochs", "3"], "resume: takes its settings from the run's config.yaml"),
+        (["--config", "nowhere.yaml"], "config: no such file"),
+        (["--subset", "5000"], "subset: expected 1 to 1078"),
+    ],
+)
+def test_bad_arguments_end_before_any_work(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert "error: " in (error := capsys.readouterr().err) and message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["ard", "compare"])
+def test_print_config_gives_a_file_that_repeats_the_run(tmp_path, capsys, monkeypatch, method):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--method", method, "--eps", "25.5/255", "--epochs", "3", "--milestones", "1,2", "--flip"]
+    assert main([*arguments, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "c.yaml").write_text(printed)
+    assert main(["--config", "c.yaml", "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+    config = resolve({}, file=read_yaml("c.yaml"))
+    assert (config.eps, config.epochs, config.milestones, config.flip) == (0.1, 3, (1, 2), True)
+
+
+def test_help_names_every_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--temperature" in text
+    assert "[200; digits: 15]" in text and "[none; digits: digits-teacher]" in text
+    assert re.search(r"--steps VALUE [^\[]*\[[^\]]*\b10\b[^\]]*; digits: 7\]", text)  # the methods', the data set's
