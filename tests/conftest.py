@@ -1,20 +1,19 @@
 """Fixtures and reports that all tests share. Markers are declared in pyproject.toml."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core, so one thread each; torch reads it when it is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
+CUDA = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
-        ),
-    ]
-)
+
+@pytest.fixture(params=["cpu", *CUDA])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device that the operators run on: the CPU, and CUDA where there is one."""
     return torch.device(request.param)
