@@ -40,7 +40,7 @@ from ard_fast.training.config import (
     validate,
 )
 from ard_fast.training.descriptions import describe_default
-from ard_fast.training.distributed import World, connect, lost_process
+from ard_fast.training.distributed import World, connect, is_lost_process
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.runs import prepare, run
 from ard_fast.training.trainer import NonFiniteLoss
@@ -136,13 +136,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Started by torchrun, it is one of several processes that train together; then 1 also stands for a lost process.
     """
     try:
-        with connect() as world, world.one_voice():
+        with connect() as world, world.only_main_prints():
             return _main(argv, world)
     except RuntimeError as error:
-        lost = lost_process(error)
-        if lost is None:
+        if not is_lost_process(error):
             raise
-        print(f"\nerror: {lost}", file=sys.stderr)
+        first = str(error).split("\n", 1)[0]
+        print(
+            f"\nerror: another process of the run failed, see its message, or does not answer ({first})",
+            file=sys.stderr,
+        )
         return EXIT_FAILED
 
 

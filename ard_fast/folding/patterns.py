@@ -12,9 +12,8 @@ from torch import fx, nn
 
 from ard_fast.folding.conv import zero_padding
 from ard_fast.folding.trace import TENSOR, has_hooks, module_of
-from ard_fast.training.sync_bn import SyncBatchNorm
 
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _ADDITIONS = (operator.add, torch.add, "add")
 _RECTIFIERS = (torch.relu, tf.relu, "relu")
 

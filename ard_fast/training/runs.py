@@ -47,7 +47,7 @@ def prepare(config: TrainConfig, stop: StopRequest, world: World | None = None) 
         ValueError, FileNotFoundError: no such device, data, teacher, or networks that do not fit.
     """
     world = world or World()
-    env = world.in_turns(lambda: _prepare(config, stop, world))
+    env = world.main_first(lambda: _prepare(config, stop, world))
     for role, network in env.given.items():
         _refuse_untrained(config, role, network, env)
     return env
@@ -92,7 +92,7 @@ def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environmen
     )
     check_model_fits(config.student, dataset, "student", mean=config.student_mean, std=config.student_std)
     fit_student(config, dataset, device)
-    merges_last_batch(config, dataset, world)
+    merges_last_batch(config, dataset, world, device)
     env = Environment(dataset.evaluated_on(device), device, stop, world)
     for role in _roles(config):
         source = getattr(config, role)
@@ -100,7 +100,7 @@ def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environmen
             mean, std = (getattr(config, f"{role}_{part}") for part in ("mean", "std"))
             check_model_fits(source, dataset, role, mean=mean, std=std)
             fit_student(for_teacher(config, role), dataset, device, label=role)
-            merges_last_batch(for_teacher(config, role), dataset, world)
+            merges_last_batch(for_teacher(config, role), dataset, world, device)
         else:
             network = _load_teacher(config, role, source, env)
             fit_teacher(network, config, dataset, device, role)

@@ -71,7 +71,7 @@ class Update:
     ) -> None:
         self.student, self.method, self.world, self.machine, self.average = student, method, world, machine, average
         self.attacked = AttackedStudent(student, machine, config.attack_bn, sample)
-        self.statistics_differ = not config.sync_bn
+        self.synchronised = world.synchronises(config.sync_bn, machine.device)
         self.wrapped = world.wrap(student, machine.device)  # for the outer loss only
         self.learner: Any = torch.compile(self.wrapped) if machine.compile else self.wrapped
         recordable = machine.device.type == "cuda" if recordable is None else recordable
@@ -116,7 +116,7 @@ class Update:
             self.attacked.refresh()
             sums = self._accumulate_gradients(parts, decisions.perturb)
             self.optimizer.step()
-            if self.statistics_differ:
+            if not self.synchronised:
                 self._average_running_statistics(parts)
             if self.awp is not None:
                 self.awp.restore()
@@ -134,7 +134,8 @@ class Update:
         attacked = []
         try:
             for batch in parts:
-                with self.world.counting(not batch.filler), self._autocast():
+                self.world.padding = batch.filler
+                with self._autocast():
                     attacked.append((batch, self.method.attack(self.attacked.model, batch)))
         finally:  # a capture that fails has to end with all of its streams joined, too
             self._alongside.join()
@@ -144,13 +145,15 @@ class Update:
         for index, (batch, inner) in enumerate(attacked):
             # Only the last backward pass sends gradients to the other processes.
             alone = self.world.size == 1 or index == len(parts) - 1
-            with nullcontext() if alone else cast("Any", self.wrapped).no_sync(), self.world.counting(not batch.filler):
+            self.world.padding = batch.filler
+            with nullcontext() if alone else cast("Any", self.wrapped).no_sync():
                 loss, result = self._weighted_loss(self.learner, batch, inner)
                 loss.backward()
                 self.method.after_backward(batch, inner)
             sums[0] += result.loss.detach() * batch.count
             if batch.count:
                 sums[1] += (result.logits.detach().argmax(1) == batch.y).sum()
+        self.world.padding = False
         return sums
 
     def _average_running_statistics(self, parts: list[Batch]) -> None:
@@ -162,7 +165,7 @@ class Update:
     def _weighted_loss(self, student: nn.Module, batch: Batch, inner: Inner) -> tuple[Tensor, StepResult]:
         """The outer loss, and what the mean over the processes makes the loss of the whole step: each process's, in
         proportion to its images."""
-        with self.world.counting(not batch.filler), self._autocast():
+        with self._autocast():
             result = self.method.loss(lambda x: student(x).float(), batch, inner)
         return result.loss * (batch.share * self.world.size), result
 

@@ -43,7 +43,6 @@ from ard_fast.training.report import draw_examples, write_run_report
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.schedules import learning_rate, relative_rate
 from ard_fast.training.step import Update
-from ard_fast.training.sync_bn import synchronise
 from ard_fast.training.tensorboard import Board
 
 TEACHER_STEPS = 10  # at most, of the attack that teachers are measured by
@@ -207,14 +206,16 @@ def _first_images(dataset: Dataset, device: torch.device, count: int) -> Tensor:
     return dataset.train.images[:count].to(device, torch.float32) / dataset.levels
 
 
-def merges_last_batch(config: TrainConfig, dataset: Dataset, world: World) -> bool:
+def merges_last_batch(config: TrainConfig, dataset: Dataset, world: World, device: torch.device) -> bool:
     """Whether the last images of an epoch join the batch before, since alone they would leave one image to a batch norm
     that needs several: one over `[B, C]`, or behind a pooling to 1x1 pixels.
 
     Raises:
         ValueError: every batch leaves such a network one image.
     """
-    parts = config.accumulate * (1 if config.sync_bn else world.size)  # that batch statistics are taken over
+    parts = config.accumulate * (
+        1 if world.synchronises(config.sync_bn, device) else world.size
+    )  # that batch statistics are taken over
     count, size = len(dataset.train), min(config.batch_size, len(dataset.train))
     last = count % size
     if (size >= 2 * parts and not 0 < last < 2 * parts) or not _needs_two_images(config, dataset):
@@ -269,12 +270,12 @@ class Trainer:
             relative_rate=partial(relative_rate, config),
             teachers=self.teachers,
             processes=self.world.size,
-            all_reduce=self.world.sum_counted,
+            all_reduce=self.world.sum_over_images,
             all_min=self.world.all_min,
         )
         self.method = build_method(config.method, config, context)
-        if config.sync_bn:
-            self.student = synchronise(self.student, self.world)
+        if self.world.synchronises(config.sync_bn, env.device):
+            self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
         self.average = self._weight_average()
         sample = _first_images(env.dataset, env.device, _SAMPLE)
         self.update = Update(config, self.student, self.method, self.world, self.machine, self.average, sample=sample)
@@ -283,7 +284,7 @@ class Trainer:
         self.ahead = TeacherAhead(self.method.clean_teachers(), env.device)
         self.state = TrainingState()
         self.board: Board | None = None
-        self.merges_last = merges_last_batch(config, env.dataset, self.world)
+        self.merges_last = merges_last_batch(config, env.dataset, self.world, env.device)
         self.loader = make_loader(
             env.dataset.train,
             device=env.device,
@@ -378,6 +379,8 @@ class Trainer:
     def describe(self) -> list[str]:
         """The run's conventions in words."""
         computing = [*self.update.describe(), self.graph.describe(), *self.notes]
+        if self.world.size > 1 and not self.update.synchronised:
+            computing.append("batch statistics are those of each process's own images; the running ones are averaged")
         if self.merges_last:
             last = len(self.env.dataset.train) % self.config.batch_size
             computing.append(

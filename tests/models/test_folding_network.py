@@ -11,8 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ard_fast.attacks import PGD
 from ard_fast.folding import FoldedNetwork, Unfoldable
 from ard_fast.models import Normalised
-from ard_fast.training.distributed import World
-from ard_fast.training.sync_bn import SyncBatchNorm
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -38,9 +36,7 @@ def test_an_attack_goes_the_same_way(name):
 
 def test_a_normaliser_and_synchronised_norms(device):
     network = Normalised(build("resnet18-tiny"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2)).to(device)
-    world = World()
-    network.network.bn1 = SyncBatchNorm(network.network.bn1, world)
-    network.network.layer1[0].bn2 = SyncBatchNorm(network.network.layer1[0].bn2, world)
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     x = images(4, "", device)
     folded = FoldedNetwork(network, x)
     assert folded.folded == (20, 20)

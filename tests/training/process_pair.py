@@ -8,21 +8,17 @@ import io
 import os
 import signal
 import socket
-import time
 import traceback
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import multiprocessing, nn
 
-from ard_fast._progress import Progress
 from ard_fast.data import Dataset, load_dataset
 from ard_fast.train import main
-from ard_fast.training import runs as experiment
-from ard_fast.training import trainer
-from ard_fast.training.distributed import World, connect
+from ard_fast.training import runs, trainer
+from ard_fast.training.distributed import connect
 
 VAL, TEST = 41, 50  # odd: the processes evaluate different numbers of images
 
@@ -36,7 +32,7 @@ def short_dataset(name: str, **settings: Any) -> Dataset:
 
 def make_quick() -> None:
     """Cut this process's runs down to what is tested: few images to evaluate, no report."""
-    experiment.load_dataset = short_dataset
+    runs.load_dataset = short_dataset
     trainer.write_run_report = lambda *args, **settings: None
 
 
@@ -52,79 +48,30 @@ def train(arguments: list[str], sigterm_at: dict[int, int] | None = None) -> tup
         arguments: of the command.
         sigterm_at: {rank: the number of steps after which that process sends itself SIGTERM}.
     """
-    real, done = Progress.step, 0
+    progress = trainer.Progress
+    real, done = progress.step, 0
     last = (sigterm_at or {}).get(int(os.environ.get("RANK", "0")))
 
-    def step(self: Progress) -> None:
+    def step(self: Any) -> None:
         nonlocal done
         done += 1
         if done == last:
             os.kill(os.getpid(), signal.SIGTERM)
         real(self)
 
-    Progress.step = step
+    progress.step = step
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             code = main(arguments)
-    except SystemExit as leaving:
-        code = leaving.code
     finally:
-        Progress.step = real
+        progress.step = real
     return code, printed.getvalue()
-
-
-def count_messages(arguments: list[str]) -> list[int]:
-    """Run the command and count the gradient buckets that went to the other process, one number a run."""
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-
-    real, counts = World.wrap, []
-
-    def wrap(self: World, network: nn.Module, device: torch.device) -> nn.Module:
-        wrapped = real(self, network, device)
-        counts.append(0)
-
-        def hook(group, bucket):
-            counts[-1] += 1
-            return allreduce_hook(group, bucket)
-
-        wrapped.register_comm_hook(None, hook)
-        return wrapped
-
-    World.wrap = wrap
-    try:
-        assert main(arguments) == 0
-    finally:
-        World.wrap = real
-    return counts
-
-
-def hang_or_die(how: str) -> tuple[bool, str]:
-    """Whether the processes met, and what process 0 hears when process 1 does not come afterwards."""
-    met = False
-    try:
-        with connect(timedelta(seconds=5)) as world:
-            met = True
-            if world.is_main:
-                if how == "gradient":
-                    wrapped = world.wrap(nn.Linear(2, 2), torch.device("cpu"))
-                    wrapped(torch.ones(1, 2)).sum().backward()
-                else:
-                    world.barrier()
-            elif how == "hang":
-                time.sleep(7)
-            elif how == "gradient":
-                world.wrap(nn.Linear(2, 2), torch.device("cpu"))
-    except RuntimeError as error:
-        from ard_fast.training.distributed import lost_process
-
-        return met, str(lost_process(error))
-    return met, "nothing"
 
 
 def with_world(work: Callable[..., Any], *arguments: Any) -> Any:
     """`work(world, *arguments)`."""
-    with connect(timedelta(seconds=60)) as world:
+    with connect() as world:
         return work(world, *arguments)
 
 
