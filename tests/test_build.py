@@ -1,11 +1,10 @@
-"""The build: what it finds and decides, and what it compiles. Real builds are in test_dist.py."""
+"""The build: which torch and toolkit it finds and what it decides; marked slow, the real sdist and wheels."""
 
-import ast
-import json
-import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tarfile
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,12 +82,6 @@ def test_torch_of_the_active_environment_is_found(tmp_path: Path, monkeypatch: p
     site = fake_torch(tmp_path / "venv" / "lib" / python / "site-packages")
     monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / "venv"))
     assert found.find_torch()[0].root == site / "torch"
-
-
-def test_free_threaded_python_is_refused_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend.sysconfig, "get_config_var", lambda name: 1)
-    with pytest.raises(found.BuildError, match="which free-threaded CPython does not have"):
-        backend.get_requires_for_build_wheel()
 
 
 # ------------------------------------------------------------------------------------------------------------- toolkit
@@ -252,71 +245,96 @@ def test_default_is_the_visible_gpus_else_every_generation() -> None:
         assert found.choose_archs(gpus, NVCC_13)[0] == everything
 
 
-def test_gpus_are_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(found, "run_text", lambda *command: "9.0\n8.0\n9.0\n")
-    assert found.visible_gpus() == [80, 90]
-    monkeypatch.setattr(found, "run_text", lambda *command: "")
-    assert found.visible_gpus() == []
+# -------------------------------------------------------------------------------------------------------- real builds
 
 
-# ------------------------------------------------------------------------------------------------------------- compile
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout's own files, with the leftovers of earlier builds in it."""
+    target = tmp_path_factory.mktemp("checkout") / "ard-fast"
+    ignore = shutil.ignore_patterns(".git", "build", "build-*", "*.egg-info", "__pycache__", "*.so", "_build_info.py")
+    shutil.copytree(ROOT, target, ignore=ignore)
+    (target / "ard_fast" / "_C.abi3.so").write_bytes(b"left over")
+    (target / "ard_fast" / "_C_old.abi3.so").write_bytes(b"left over")
+    (target / "ard_fast" / "_build_info.py").write_text("SOURCE_FINGERPRINT = 'left over'\n")
+    (target / "tests" / "__pycache__").mkdir()
+    (target / "tests" / "__pycache__" / "left_over.cpython-311.pyc").touch()
+    built = target / "build" / f"lib.linux-x86_64-{sys.implementation.cache_tag}" / "ard_fast"
+    built.mkdir(parents=True)
+    (built / "deleted_since.py").touch()
+    return target
 
 
-@pytest.fixture
-def commands_of_a_build(tmp_path: Path) -> Callable[[dict[str, str]], list[list[str]]]:
-    """Builds the extension with a compiler that only notes how it was called; the command lines of it."""
-    log = tmp_path / "commands"
-    compiler = tmp_path / "a $b: c++"
-    compiler.write_text(
-        f"#!{sys.executable}\n"
-        "import json, sys\n"
-        f"with open({str(log)!r}, 'a') as log:\n"
-        "    log.write(json.dumps(sys.argv[1:]) + '\\n')\n"
-        "if '-o' in sys.argv:\n"
-        "    open(sys.argv[sys.argv.index('-o') + 1], 'w').close()\n"
-    )
-    compiler.chmod(0o755)
-
-    def build(env: dict[str, str]) -> list[list[str]]:
-        folders = ["--build-temp", str(tmp_path / "te $m: p"), "--build-lib", str(tmp_path / "lib")]
-        done = subprocess.run(
-            [sys.executable, "setup.py", "-q", "build_ext", *folders],
-            cwd=ROOT,
-            env={**os.environ, "ARD_FAST_CUDA": "0", "CXX": f"'{compiler}'", **env},
-            text=True,
-            capture_output=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        calls = [json.loads(line) for line in log.read_text().splitlines()]
-        return [call for call in calls if "-o" in call]
-
-    return build
+def call_hook(source: Path, hook: str, out: Path, *, hide_torch: bool = False) -> Path:
+    """Call a hook of the backend as pip does; the path of what it made."""
+    code = f"""
+import os, sys
+os.environ.update(SOURCE_DATE_EPOCH="1700000000", ARD_FAST_CUDA="0")
+if {hide_torch}:
+    class NoTorch:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] == "torch":
+                raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    sys.meta_path.insert(0, NoTorch())
+    sys.path.insert(0, "build_backend")
+    import found
+    found.find_torch = lambda: (None, "hidden by the test")
+else:
+    sys.path.insert(0, "build_backend")
+import backend
+print("MADE", getattr(backend, {hook!r})({str(out)!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return out / done.stdout.rpartition("MADE ")[2].strip()
 
 
-def test_flags_of_the_environment_reach_every_compile_and_link(commands_of_a_build: Callable) -> None:
-    """As for a sanitizer or coverage: after our defaults, so that they win, but before what the results hang on."""
-    commands = commands_of_a_build(
-        {"CXXFLAGS": "-O0 -DTEXT='a $b' -ffp-contract=fast", "LDFLAGS": "--coverage -L/else"}
-    )
-    compiles = [command for command in commands if "-c" in command]
-    (link,) = [command for command in commands if "-c" not in command]
-    assert len(compiles) > 10
-    for command in compiles:
-        assert command.index("-O3") < command.index("-O0")
-        assert "-DTEXT=a $b" in command
-        assert command.index("-ffp-contract=fast") < command.index("-ffp-contract=off")
-        assert "--coverage" not in command
-        assert not any(f"/csrc/{folder}/" in word for word in command for folder in ("emulator",))
-    assert "--coverage" in link
-    folders = [word for word in link if word.startswith("-L")]
-    assert folders[-1] == "-L/else", "another torch there must not be linked instead of the one that was found"
-    assert "-O0" not in link
+@pytest.fixture(scope="module")
+def sdist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, made where there is no torch."""
+    return call_hook(checkout, "build_sdist", tmp_path_factory.mktemp("sdist"), hide_torch=True)
 
 
-def test_version_is_a_literal() -> None:
-    """The build reads it without importing the package, which would need torch."""
-    tree = ast.parse((ROOT / "ard_fast" / "_version.py").read_text())
-    values = [node.value.value for node in tree.body if isinstance(node, ast.Assign)]
-    assert len(values) == 1
-    assert all(part.isdigit() for part in values[0].split("."))
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the checkout."""
+    return call_hook(checkout, "build_wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.mark.slow
+def test_sdist_holds_what_a_build_and_its_tests_need(checkout: Path, sdist: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        "setup.py",
+        "csrc/common/config.h",
+        "build_backend/backend.py",
+        "tests/conftest.py",
+        "docs/methods.md",
+    } <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc", "_build_info.py"))]
+    if (ROOT / ".git").exists():
+        tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
+        assert sorted(set(tracked) - names) == [".gitignore"]
+
+
+@pytest.mark.slow
+def test_leftovers_of_an_earlier_build_are_not_in_the_wheel(wheel: Path) -> None:
+    """From the package's folder or from build/lib; what else must not be in it: the stage `release` of .ci/run."""
+    with zipfile.ZipFile(wheel) as archive:
+        assert b"left over" not in archive.read("ard_fast/_build_info.py")
+        assert archive.read("ard_fast/_C.abi3.so").startswith(b"\x7fELF")
+        assert not {"ard_fast/_C_old.abi3.so", "ard_fast/deleted_since.py"} & set(archive.namelist())
+
+
+@pytest.mark.slow
+def test_wheel_of_the_sdist_is_the_same_to_the_byte(sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    """In a folder of another name: nothing of the machine is in it, and the sdist lacks nothing."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.glob("ard_fast-*")
+    again = call_hook(unpacked, "build_wheel", tmp_path)
+    with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
+        assert first.namelist() == second.namelist()
+        assert [name for name in first.namelist() if first.read(name) != second.read(name)] == []
+    assert again.read_bytes() == wheel.read_bytes()

@@ -1,101 +1,74 @@
-"""Wrong calls of every public function, in short; scripts/bad_calls.py is the long form, and runs under sanitizers."""
+"""Wrong calls: refused by the name of what is wrong, nothing written."""
 
 import inspect
 import math
-import random
-import sys
-from pathlib import Path
+import re
 
 import numpy as np
 import pytest
 import torch
+from op_cases import CASES, prepared
 
 from ard_fast import attacks, functional, reference
 from ard_fast.attacks import adapters
 from ard_fast.functional import _ops
 from ard_fast.losses import ARDLoss
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-from abuse.bad_call import BadCall, attempt, try_calls
-from abuse.target import Target
-from abuse.targets import all_targets
-
-TARGETS = {target.name: target for target in all_targets()}
-
-
-@pytest.mark.parametrize("name", TARGETS)
-def test_wrong_calls_are_answered_clearly(name):
-    assert not try_calls(TARGETS[name], range(25), seed=0).unclear
-
-
-@pytest.mark.parametrize("name", TARGETS)
-def test_the_calls_that_are_changed_are_valid_before(name):
-    for seed in range(5):
-        TARGETS[name].call(**TARGETS[name].arguments(random.Random(seed)))
-
-
-def test_no_public_function_is_left_out():
-    kinds = {"AttackGradient"}  # what functions return
-    functions = {name.partition(".")[2] for name in TARGETS if name.startswith("functional.")}
-    assert functions == set(functional.__all__) - kinds
-    operators = {name for name, op in vars(_ops).items() if isinstance(op, torch._ops.OpOverload)}
-    assert {name.rpartition(".")[2] for name in TARGETS if name.startswith("torch.ops.")} == operators
-    called = {name.partition(".")[2] for name in TARGETS if name.startswith(("attacks.", "adapters."))}
-    bases = {"GradientAttack", "Problem", "BN_POLICIES", "PRESETS", "as_graph", "FromFoolbox", "FromTorchattacks"}
-    assert set(attacks.__all__) | set(adapters.__all__) <= called | bases
-
-
-# ---- the judge -------------------------------------------------------------------------------------------------------
-
-
-def judged(call, **arguments):
-    target = Target("f", call, lambda rng: arguments)
-    return attempt(target, BadCall(arguments, ("size",), "size is wrong"))[1]
-
-
-def test_an_answer_that_names_nothing_is_unclear():
-    def vague(size):
-        raise ValueError("something is wrong")
-
-    assert "does not name size" in judged(vague, size=3)
-
-
-def test_an_answer_of_another_type_is_unclear():
-    def careless(size):
-        return size.shape
-
-    assert "not an allowed type: AttributeError" in judged(careless, size=3)
-
-
-def test_a_refused_call_that_has_written_is_unclear():
-    def late(out, size):
-        out.zero_()
-        raise ValueError("size must be larger")
-
-    assert judged(late, out=torch.ones(2), size=3) == "was refused, but out has been written to"
-
-
-def test_a_clear_answer():
-    def clear(size):
-        raise ValueError("size must be larger, got 3")
-
-    assert judged(clear, size=3) is None
-
-
-# ---- what the wrong calls have found ---------------------------------------------------------------------------------
-
 X = torch.rand(3, 2, 4, 5)
 LOGITS = torch.randn(3, 6)
 
+OPERATORS = {}
+for case in CASES:
+    OPERATORS.setdefault(CASES[case]("cpu")[0]._schema.name.removeprefix("ard_fast::"), case)
 
-@pytest.mark.parametrize("where", ["x_adv", "grad", "x"])
-def test_one_tensor_on_meta_is_refused_and_nothing_pretended(where):
-    """torch calls the shape function in the operator's place, which wrote nothing and said nothing."""
-    tensors = {"x_adv": X.clone(), "grad": X.clone(), "x": X.clone()}
-    tensors[where] = tensors[where].to("meta")
-    with pytest.raises(RuntimeError, match="must be on the device of"):
-        functional.pgd_linf_step_(**tensors, step_size=0.1, eps=0.1)
+WRONG = {
+    "dtype": lambda t: t.to(torch.complex64),
+    "device": lambda t: t.to("meta"),  # torch would call the shape function instead, which writes nothing
+    "shape": lambda t: torch.cat([t, t[:1]]) if t.dim() else t.expand(2),
+    "dimensions": lambda t: t.unsqueeze(0),
+}
+# What may have another number of entries or dimensions.
+FREE = {"crop_flip": ("positions", "seed"), "random_start": ("x", "seed"), "fold_batch_norm_": ("weights", "affine")}
+
+
+def wrong_calls(op, case):
+    """Arguments with one tensor changed: its name, what is wrong with it, all arguments."""
+    for place, argument in enumerate(op._schema.arguments):
+        arguments = list(prepared(case, "cpu")[1])
+        if place >= len(arguments) or not isinstance(arguments[place], torch.Tensor):
+            continue
+        for what, change in WRONG.items():
+            if what in ("dtype", "device") or argument.name not in FREE.get(op._schema.name[10:], ()):
+                yield argument.name, what, [*arguments[:place], change(arguments[place]), *arguments[place + 1 :]]
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        written = arguments[place]
+        for other, value in enumerate(arguments):  # the same memory, an element further on
+            if other != place and isinstance(value, torch.Tensor) and value.dtype == written.dtype:
+                memory = torch.rand(max(written.numel(), value.numel()) + 1).to(written.dtype)
+                changed = list(arguments)
+                changed[place] = memory[: written.numel()].view(written.shape)
+                changed[other] = memory[1 : 1 + value.numel()].view(value.shape)
+                yield argument.name, "overlap", changed
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_wrong_tensor_of_an_operator_is_refused_by_name_before_anything_is_written(operator):
+    op, _ = prepared(OPERATORS[operator], "cpu")
+    names = [argument.name.removesuffix("_per_sample") for argument in op._schema.arguments]
+    for name, what, arguments in wrong_calls(op, OPERATORS[operator]):
+        kept = [t.clone() if isinstance(t, torch.Tensor) and t.device.type == "cpu" else t for t in arguments]
+        with pytest.raises(RuntimeError) as said:
+            op(*arguments)
+        # Of two tensors that do not fit together either may be named.
+        expected = [name.removesuffix("_per_sample")] if what in ("dtype", "device") else names
+        assert re.search(rf"\b({'|'.join(expected)})", str(said.value)), (name, what, str(said.value))
+        for before, after in zip(kept, arguments, strict=True):
+            if isinstance(before, torch.Tensor) and before.device.type == "cpu":
+                torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
+
+
+# ---- what random wrong calls have found ------------------------------------------------------------------------------
 
 
 def test_a_loss_of_logits_on_two_devices_is_not_garbage():
