@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ard_fast._precision import full_precision
 from ard_fast.attacks import PGD, as_graph, attack_mode
 from ard_fast.data import Split
-from ard_fast.data.shards import share
+from ard_fast.data.batches import share
 from ard_fast.data.splits import pixels
 
 PGD20_STEPS = 20
