@@ -22,8 +22,8 @@ from ard_fast._typing import known
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch, Dataset, make_loader
 from ard_fast.data.batches import derive_seed
-from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
-from ard_fast.evaluation.worth import TeacherWorth, collapsed, describe_teacher, doubts, measure_teacher
+from ard_fast.evaluation.evaluator import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
+from ard_fast.evaluation.self_checks import TeacherWorth, collapsed, describe_teacher, doubts, measure_teacher
 from ard_fast.methods import METHODS, MethodContext, build_method
 from ard_fast.models import MODELS, Normalised, build_model, find_model
 from ard_fast.models.trial import TRIAL_IMAGES, Form, initialise_lazily, try_network
