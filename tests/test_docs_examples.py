@@ -181,7 +181,7 @@ class AnyOutput(doctest.OutputChecker):
 @pytest.mark.parametrize("name", list(with_examples()))
 def test_the_examples_of_docstrings_run(name, given):
     module = importlib.import_module(name)
-    if name.endswith(".foolbox"):
+    if name.endswith(".adapters"):
         given["foolbox"] = pytest.importorskip("foolbox")
     names = {**given, **vars(attacks), **vars(module), "F": functional, "numpy": np}
     found = [test for test in doctest.DocTestFinder().find(module, extraglobs=names) if test.examples]

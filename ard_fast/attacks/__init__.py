@@ -5,16 +5,12 @@ All share one loop and one set of conventions: see `ard_fast.attacks.base` for t
 
 from ard_fast.attacks.apgd import APGD, APGDT
 from ard_fast.attacks.base import GradientAttack, Problem, differentiated
-from ard_fast.attacks.cw import CWLinf
 from ard_fast.attacks.graphed import GraphedPGD, as_graph
-from ard_fast.attacks.in_turn import InTurn
-from ard_fast.attacks.kl import KLPGD
-from ard_fast.attacks.mifgsm import MIFGSM
-from ard_fast.attacks.model_state import BN_POLICIES, attack_mode
+from ard_fast.attacks.model_mode import BN_POLICIES, attack_mode
 from ard_fast.attacks.one_step import FGSM, FGSMRS, NFGSM
-from ard_fast.attacks.pgd import PGD
-from ard_fast.attacks.presets import PRESETS, preset
-from ard_fast.attacks.standards import STANDARDS
+from ard_fast.attacks.pgd import KLPGD, MIFGSM, PGD, CWLinf
+from ard_fast.attacks.presets import PRESETS, STANDARDS, preset
+from ard_fast.attacks.sequences import InTurn
 
 __all__ = [
     "APGD",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,6 +26,7 @@ class Outcome(NamedTuple):
     loss: Tensor
 
 
+@dataclass(eq=False, repr=False)
 class APGD(GradientAttack):
     """APGD-CE and APGD-DLR as AutoAttack runs them.
 
@@ -59,36 +61,22 @@ class APGD(GradientAttack):
     needs_rows = True
     scale_free = True
 
-    def __init__(
-        self,
-        eps: float | Tensor = 8 / 255,
-        steps: int = 100,
-        norm: str = "linf",
-        loss: str = "ce",
-        restarts: int = 1,
-        targeted: bool = False,
-        bn: str = "eval",
-        bounds: tuple[float, float] = (0.0, 1.0),
-        *,
-        rho: float = 0.75,
-        eot: int = 1,
-        drop_every: int = 0,
-    ) -> None:
-        super().__init__(
-            eps=eps,
-            steps=steps,
-            norm=norm,
-            loss=one_of(loss, "loss", APGD_LOSSES),
-            random_start=True,
-            init="surface",
-            restarts=restarts,
-            targeted=targeted,
-            bn=bn,
-            bounds=bounds,
-            eot=eot,
-        )
-        self.rho = nonnegative(rho, "rho")
-        self.drop_every = int_between(drop_every, "drop_every", 0, 2**24)
+    step_size: float | Tensor | None = field(default=None, init=False)
+    steps: int = 100
+    random_start: bool = field(default=True, init=False)
+    clamp_start: bool = field(default=True, init=False)
+    init: str = field(default="surface", init=False)
+    std: float = field(default=0.001, init=False)
+    kappa: float = field(default=50.0, init=False)
+    temperature: float = field(default=1.0, init=False)
+    rho: float = field(default=0.75, kw_only=True)
+    drop_every: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        one_of(self.loss, "loss", APGD_LOSSES)
+        super().__post_init__()
+        self.rho = nonnegative(self.rho, "rho")
+        self.drop_every = int_between(self.drop_every, "drop_every", 0, 2**24)
 
     @property
     def why_eager(self) -> str | None:
@@ -157,6 +145,7 @@ class APGD(GradientAttack):
         return AttackGradient(-outcome.grad, -known(outcome.loss), ~known(outcome.correct)), scale
 
 
+@dataclass(eq=False, repr=False)
 class APGDT(APGD):
     """APGD-T: a run on the targeted DLR loss for each of the classes that are likeliest at the clean image.
 
@@ -173,38 +162,19 @@ class APGDT(APGD):
 
     scale_free = True
 
+    loss: str = field(default="dlr_targeted", init=False)
+    targeted: bool = field(default=False, init=False)
+    restarts: int = field(default=1, kw_only=True)
+    n_targets: int = field(default=9, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive_int(self.n_targets, "n_targets")
+
     @property
     def takes_target_classes(self) -> bool:
         """It goes through all of them itself."""
         return False
-
-    def __init__(
-        self,
-        eps: float | Tensor = 8 / 255,
-        steps: int = 100,
-        norm: str = "linf",
-        n_targets: int = 9,
-        restarts: int = 1,
-        bn: str = "eval",
-        bounds: tuple[float, float] = (0.0, 1.0),
-        *,
-        rho: float = 0.75,
-        eot: int = 1,
-        drop_every: int = 0,
-    ) -> None:
-        super().__init__(
-            eps=eps,
-            steps=steps,
-            norm=norm,
-            loss="dlr_targeted",
-            restarts=restarts,
-            bn=bn,
-            bounds=bounds,
-            rho=rho,
-            eot=eot,
-            drop_every=drop_every,
-        )
-        self.n_targets = positive_int(n_targets, "n_targets")
 
     @property
     def why_eager(self) -> str | None:

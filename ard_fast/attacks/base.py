@@ -27,43 +27,30 @@ the gradients as they are; for all others it is taken out of them again, in floa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from types import FunctionType, MethodType
 from typing import Any, ClassVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ard_fast import functional as F
 from ard_fast._typing import known
-from ard_fast.attacks.inputs import (
-    as_mask,
-    check_images,
-    check_logits,
-    check_model,
-    check_pixels,
-    check_sample_ids,
-    check_sizes,
-    check_targets,
-    say_unseen,
-)
-from ard_fast.attacks.model_state import BN_POLICIES, attack_mode, uses_batch_statistics
-from ard_fast.attacks.modules import without_gradient_sync
-from ard_fast.attacks.settings import Configured
+from ard_fast.attacks.inputs import as_mask, check_images, check_integers, check_logits, check_targets
+from ard_fast.attacks.model_mode import attack_mode, is_fixed, uses_batch_statistics, without_gradient_sync
+from ard_fast.attacks.settings import Configured, Settings
 from ard_fast.functional import AttackGradient
-from ard_fast.functional._arguments import bounds_pair, confidence, flag, nonnegative, one_of, positive, positive_int
-from ard_fast.functional._bounds import check_radius
+from ard_fast.functional._bounds import check_precondition
 from ard_fast.functional._layout import is_plain
 from ard_fast.functional.gradients import one_scale, scaled_rows
 
-# What may ask for the size of a gradient.
 _GRADIENT_HOOKS = frozenset(("step", "begin", "gradient", "differentiate", "advance", "run", "search"))
-
-LOSSES = ("ce", "kl", "margin", "dlr", "dlr_targeted")
-NORMS = ("linf", "l2")
-INITS = ("uniform", "normal", "surface")
+"""What may ask for the size of a gradient."""
 
 Model = Callable[[Tensor], Tensor]
 
@@ -107,19 +94,21 @@ class Problem:
         )
 
 
-class GradientAttack(Configured):
-    """Base of all attacks: arguments, inputs, the model's state, the gradient. Subclasses search: `search`.
+class GradientAttack(Settings):
+    """Base of all attacks: settings, inputs, the model's state, the gradient. Subclasses search: `search`.
 
     An attack leaves no trace: every module's mode, `requires_grad`, `.grad` and (except under `bn="train"`) all
     buffers are as before, after an exception too; inputs are not modified and the result is detached. Weight gradients
     are not computed. Under autocast the model runs in autocast; the iterate stays float32. Nothing waits for the GPU
     unless a class says so, except the first call for a shape, which looks at the range of the pixels. Several threads
     may attack one model under the same `bn`.
+
+    Its settings are explained at `PGD`.
     """
 
-    needs_rows = False
+    needs_rows: ClassVar[bool] = False
     """Whether `step` needs the loss and the correctness of each sample."""
-    accepts_target_model = False
+    accepts_target_model: ClassVar[bool] = False
     """Whether `y` may be a model."""
     scale_free: ClassVar[bool] = False
     """Whether what follows the gradient does the same if that of each image is multiplied by a positive number, as
@@ -141,50 +130,7 @@ class GradientAttack(Configured):
     @property
     def takes_target_classes(self) -> bool:
         """Whether a call has `target_classes`."""
-        return self.loss_name == "dlr_targeted"
-
-    def __init__(
-        self,
-        *,
-        eps: float | Tensor,
-        steps: int,
-        norm: str,
-        loss: str,
-        random_start: bool,
-        init: str = "uniform",
-        std: float = 0.001,
-        clamp_start: bool = True,
-        restarts: int = 1,
-        targeted: bool = False,
-        bn: str = "eval",
-        bounds: tuple[float, float] = (0.0, 1.0),
-        eot: int = 1,
-        kappa: float = 50.0,
-        temperature: float = 1.0,
-    ) -> None:
-        self.norm = one_of(norm, "norm", NORMS)
-        self.loss_name = one_of(loss, "loss", LOSSES)
-        self.bn = one_of(bn, "bn", BN_POLICIES)
-        self.steps = positive_int(steps, "steps")
-        self.restarts = positive_int(restarts, "restarts")
-        self.eot = positive_int(eot, "eot")
-        self.random_start = flag(random_start, "random_start")
-        self.clamp_start = flag(clamp_start, "clamp_start")
-        self.targeted = flag(targeted, "targeted")
-        if restarts > 1 and not random_start:
-            raise ValueError("restarts must be 1 without random_start: every restart would be the same")
-        if targeted and loss == "dlr_targeted":
-            raise ValueError(
-                "targeted must be False for loss='dlr_targeted': that loss moves to its target classes itself"
-            )
-        self.eps = eps if isinstance(eps, Tensor) else nonnegative(eps, "eps")
-        self.init = one_of(init, "init", INITS)
-        self.std = nonnegative(std, "std")
-        self.bounds = bounds_pair(bounds)
-        if norm == "linf" and not isinstance(self.eps, Tensor):
-            check_radius(self.eps, self.bounds, norm)
-        self.kappa = confidence(kappa, "kappa")
-        self.temperature = positive(temperature, "temperature")
+        return self.loss == "dlr_targeted"
 
     def __call__(
         self,
@@ -225,10 +171,19 @@ class GradientAttack(Configured):
         check_model(model)
         model, y = without_gradient_sync(model), without_gradient_sync(y)
         check_images(x)
-        check_targets(self, y, target_classes, x)
-        check_sample_ids(sample_ids, x)
-        check_sizes(self.settings(), x)
-        check_pixels(self, x)
+        if y is None and self.targeted:
+            raise ValueError("y must be given for a targeted attack: it says where to move to")
+        check_targets(y, x, self.loss, model_allowed=self.accepts_target_model)
+        if target_classes is not None:
+            if not self.takes_target_classes:
+                raise ValueError(f"target_classes must be None for {self!r}: they are for loss='dlr_targeted'")
+            check_integers(target_classes, "target_classes", x)
+        if sample_ids is not None:
+            check_integers(sample_ids, "sample_ids", x)
+        for name, value in self.settings().items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != x.shape[:1]:
+                raise RuntimeError(f"{name} must be a number or have shape [{x.shape[0]}], got {tuple(value.shape)}")
+        self.check_pixels(x)
         mask = as_mask(mask, x)
         # Neither no_grad nor inference_mode around the caller reaches into the attack.
         with torch.inference_mode(False), torch.enable_grad():
@@ -242,20 +197,18 @@ class GradientAttack(Configured):
                 y, target_classes = self._own_targets(model, x, cast("Tensor | None", y), target_classes)
             with ExitStack() as modes:
                 networks = modes.enter_context(attack_mode(model, self.bn))
-                seen = [bool(networks) or say_unseen(self, model, self.bn)]
+                seen = [bool(networks) or self._warn_of_unseen(model, self.bn)]
                 if not isinstance(y, Tensor):
                     targets = modes.enter_context(attack_mode(y, "eval"))
-                    seen.append(bool(targets) or say_unseen(self, y, "eval", "target model"))
+                    seen.append(bool(targets) or self._warn_of_unseen(y, "eval", "target model"))
                     networks = [*networks, *targets]
                 coupled = self.bn != "eval" or not all(seen) or uses_batch_statistics(networks)
                 return self.search(Problem(model, x, y, target_classes, mask, sample_ids, coupled), seed)
 
-    def loss(self, logits: Tensor, y: Tensor, target_classes: Tensor | None = None, reduction: str = "none") -> Tensor:
-        """The loss, float32, that the attack raises (lowers if targeted): of each sample `[B]`, or their "sum"."""
-        one_of(reduction, "reduction", ("none", "sum"))
+    def loss_at(self, logits: Tensor, y: Tensor, target_classes: Tensor | None = None) -> Tensor:
+        """The loss of each sample, float32 `[B]`, that the attack raises (lowers if targeted)."""
         at_logits = Problem(lambda z: z, logits, y, target_classes)
-        rows = known(self.logits_gradient(logits.detach(), at_logits, with_rows=True).loss)
-        return rows.sum() if reduction == "sum" else rows
+        return known(self.logits_gradient(logits.detach(), at_logits, with_rows=True).loss)
 
     # --- what a subclass may override --------------------------------------------------------------------------------
 
@@ -320,12 +273,12 @@ class GradientAttack(Configured):
     ) -> tuple[AttackGradient, Tensor | None]:
         """`logits_gradient` of the attack's own loss; if scaled in the dtype of the logits, and the factors `[B]`."""
         target, labels = cast("Tensor", problem.y), None
-        if self.loss_name == "dlr_targeted":
+        if self.loss == "dlr_targeted":
             target, labels = known(problem.target_classes), target
         result = F.attack_gradient(
             logits,
             target,
-            loss=self.loss_name,
+            loss=self.loss,
             labels=labels,
             temperature=self.temperature,
             kappa=self.kappa,
@@ -406,7 +359,7 @@ class GradientAttack(Configured):
     def forward(self, model: Model, x: Tensor) -> Tensor:
         """Logits `[B, C]` of the model, checked."""
         logits = model(x)
-        check_logits(logits, x, self.loss_name)
+        check_logits(logits, x, self.loss)
         return logits.float() if logits.dtype == torch.float64 else logits
 
     def predictions(self, model: Model, x: Tensor) -> Tensor:
@@ -414,19 +367,67 @@ class GradientAttack(Configured):
         with attack_mode(model, "eval"), torch.no_grad():
             return self.forward(model, x)
 
+    def check_pixels(self, x: Tensor) -> None:
+        """Pixels inside `bounds`, and a ball no wider.
+
+        Looked at in every call on the CPU. On CUDA that waits for the device, so it is done in the first call of this
+        attack for a shape and bounds, never inside the capture of a graph or where torch is told to raise on waits.
+        """
+        if x.device.type == "cuda":
+            kinds = _ONCE.setdefault(self, set())
+            kind = x.shape[1:], self.bounds
+            raises_on_waits = torch.cuda.get_sync_debug_mode() == 2
+            if kind in kinds or raises_on_waits or torch.cuda.is_current_stream_capturing():
+                return
+            check_precondition(x, self.eps, self.bounds, self.norm)
+            kinds.add(kind)
+        else:
+            check_precondition(x, self.eps, self.bounds, self.norm)
+
+    def _warn_of_unseen(self, model: Model, bn: str, name: str = "model") -> bool:
+        """Warn, once for a type of callable, that no module was found behind the model or target model.
+
+        Returns:
+            Whether there is nothing to warn of: a callable that says what it reads has no modes.
+        """
+        kind = type(model)
+        said = _ONCE.setdefault(self, set())
+        if is_fixed(model) or kind in said:
+            return is_fixed(model)
+        said.add(kind)
+        found = model.__qualname__ if isinstance(model, (FunctionType, MethodType)) else kind.__qualname__
+        warnings.warn(
+            f"bn={bn!r} cannot be applied: no torch.nn.Module was found behind the {name}, {found}. If it uses one, "
+            "batch norm and dropout stay as they are and running statistics may move: pass the module, or a "
+            "torch.nn.Module around it",
+            stacklevel=3,
+        )
+        return False
+
     def _own_targets(
         self, model: Model, x: Tensor, y: Tensor | None, target_classes: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """y and target_classes by what the model says of the clean images."""
         logits = self.predictions(model, x)
         if y is None:
-            y = logits if self.loss_name == "kl" else logits.argmax(1)
+            y = logits if self.loss == "kl" else logits.argmax(1)
         if self.takes_target_classes and target_classes is None:
             try:
                 target_classes = logits.scatter(1, y[:, None], float("-inf")).argmax(1)
             except RuntimeError as error:  # on the CPU; nothing may be read here to look before
                 raise RuntimeError(f"y must be labels in [0, {logits.shape[1]}): {error}") from error
         return y, target_classes
+
+
+_ONCE: WeakKeyDictionary[GradientAttack, set[Hashable]] = WeakKeyDictionary()
+"""What is not done again for an attack: kinds of images on CUDA that were inside the bounds, warnings."""
+
+
+def check_model(model: Callable[..., Any]) -> None:
+    """Anything that can be called; what it returns is checked when it has."""
+    if not callable(model) or isinstance(model, (type, Configured)):
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"model must map images to logits, got {got}")
 
 
 def backward(

@@ -5,20 +5,16 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Hashable
-from typing import Any, cast
+from collections.abc import Hashable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ard_fast.attacks.base import GradientAttack, Model
-from ard_fast.attacks.graphs.capture import GraphBackend, GraphedFunction, GraphWarning
-from ard_fast.attacks.graphs.cuda import CudaGraphs
-from ard_fast.attacks.graphs.network import network_modes, network_tensors
-from ard_fast.attacks.modules import is_fixed
+from ard_fast.attacks.cuda_graph import CudaGraphs, GraphedFunction, GraphWarning, Inputs
+from ard_fast.attacks.model_mode import is_fixed, network_modules, network_tensors
 from ard_fast.functional._arguments import positive_int, seed_tensor
-
-_OPTIONAL = ("sample_ids", "mask", "target_classes")
 
 
 class GraphedPGD:
@@ -43,6 +39,9 @@ class GraphedPGD:
         backend: what captures; None takes CUDA graphs.
         warm_up: eager calls of each kind before its capture, at least 1.
 
+    Attributes:
+        replays: how many calls were replays.
+
     Raises:
         TypeError: not a gradient attack.
         ValueError: the attack cannot be captured; the message says why. Or `warm_up` is out of range.
@@ -52,19 +51,18 @@ class GraphedPGD:
         >>> x_adv = attack(model, x, y)
     """
 
-    def __init__(self, attack: GradientAttack, *, backend: GraphBackend | None = None, warm_up: int = 3) -> None:
+    def __init__(self, attack: GradientAttack, *, backend: CudaGraphs | None = None, warm_up: int = 3) -> None:
         if not isinstance(attack, GradientAttack):
             raise TypeError(f"attack cannot be captured: it must be a GradientAttack, got {attack!r}")
         if attack.why_eager is not None:
             raise ValueError(f"attack cannot be captured: {attack.why_eager}, got {attack!r}")
         self.attack = attack
+        self.replays = 0
         self._warm_up = positive_int(warm_up, "warm_up")
-        self._backend: GraphBackend = CudaGraphs() if backend is None else backend
-        self._pairs: dict[tuple[int, int], _Pair] = {}
+        self._backend = CudaGraphs() if backend is None else backend
+        self._functions: dict[tuple[int, int], GraphedFunction] = {}
         self._turn = threading.Lock()
         self._warned = False
-        self.replays = 0
-        """How many calls were replays."""
 
     def __call__(
         self,
@@ -88,9 +86,8 @@ class GraphedPGD:
         given = {"x": x, "y": y if isinstance(y, Tensor) else None, **options}
         given["seed"] = None if seed is None else seed_tensor(seed, x.device)
         inputs = {name: value for name, value in given.items() if value is not None}
-        target = None if isinstance(y, Tensor) else y
         with self._turn:
-            graphed = self._pair(model, target).graphed
+            graphed = self._function(model, None if isinstance(y, Tensor) else y)
             before = graphed.replays
             result = graphed(inputs, self._key(model))
             self.replays += graphed.replays - before
@@ -101,16 +98,13 @@ class GraphedPGD:
     def forget(self) -> None:
         """Drop all graphs and their memory; the next calls warm up and capture anew."""
         with self._turn:
-            self._pairs.clear()
+            self._functions.clear()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.attack!r})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"attack": self.attack, "warm_up": self._warm_up}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["attack"], warm_up=state["warm_up"])
+    def __reduce__(self) -> Any:
+        return _graphed_anew, (self.attack, self._warm_up)
 
     def _to_be_graphed(self, model: Any, x: Any, y: Any, seed: Any, options: dict[str, Any]) -> bool:
         """Whether a graph can do it; what is wrong in the arguments is for the attack to say."""
@@ -124,7 +118,8 @@ class GraphedPGD:
         target = None if isinstance(y, Tensor) else y
         if target is not None and not (callable(target) and self.attack.accepts_target_model):
             return False
-        unseen = [each for each in (model, target) if each is not None and not _seen(each)]
+        networks = [model] if target is None else [model, target]
+        unseen = [each for each in networks if not (isinstance(each, nn.Module) or is_fixed(each))]
         if unseen and not self._warned:
             self._warned = True
             warnings.warn(
@@ -135,20 +130,35 @@ class GraphedPGD:
             )
         return not unseen
 
-    def _pair(self, model: Any, target: Any) -> _Pair:
+    def _function(self, model: Any, target: Any) -> GraphedFunction:
+        """The graphs of a model and, if there is one, a target model; neither is kept alive by them."""
         key = (id(model), id(target))
-        pair = self._pairs.get(key)
-        if pair is None:
-            pairs = self._pairs
+        if key not in self._functions:
+            functions, attack = self._functions, self.attack
 
-            def gone(_: Any) -> None:
-                pairs.pop(key, None)
+            def gone(_: Any) -> None:  # before another network can have its id
+                functions.pop(key, None)
 
-            pair = pairs[key] = _Pair(self, model, target, gone)
-        return pair
+            networks: list[Any] = [weakref.ref(each, gone) for each in (model, target) if each is not None]
+
+            def run(inputs: Inputs) -> Tensor:
+                if len(networks) > 1:
+                    inputs.update(y=networks[1]())
+                return attack(networks[0](), **inputs)
+
+            def fixed() -> Iterator[Tensor]:
+                for network in (each() for each in networks):
+                    yield from network_tensors(network) if isinstance(network, nn.Module) else network.fixed_tensors()
+
+            functions[key] = GraphedFunction(
+                run, name=repr(attack), backend=self._backend, warm_up=self._warm_up, fixed=fixed
+            )
+        return self._functions[key]
 
     def _key(self, model: Any) -> Hashable:
-        modes = network_modes(model) if self.attack.bn != "eval" and isinstance(model, nn.Module) else ()
+        modes = ()
+        if self.attack.bn != "eval" and isinstance(model, nn.Module):
+            modes = tuple([module.training for module in network_modules(model)])
         return modes, tuple((name, _hashable(value)) for name, value in vars(self.attack).items())
 
 
@@ -158,48 +168,12 @@ def as_graph(attack: Any) -> Any:
     return GraphedPGD(attack) if capturable else attack
 
 
-class _Pair:
-    """The graphs of a model and, if there is one, a target model; neither is kept alive by them."""
-
-    def __init__(self, owner: GraphedPGD, model: Any, target: Any, gone: Any) -> None:
-        attack = owner.attack
-        first = weakref.ref(model, gone)
-        second = _Nothing() if target is None else weakref.ref(target, gone)
-
-        def run(inputs: dict[str, Tensor]) -> Tensor:
-            inputs.setdefault("y", cast("Tensor", second()))
-            return attack(cast("nn.Module", first()), **inputs)
-
-        self.graphed = GraphedFunction(
-            run,
-            name=repr(attack),
-            backend=owner._backend,
-            warm_up=owner._warm_up,
-            fixed=lambda: [*_tensors_of(first()), *_tensors_of(second())],
-        )
-
-
-class _Nothing:
-    def __call__(self) -> None:
-        return None
-
-
-def _seen(model: Any) -> bool:
-    return isinstance(model, nn.Module) or is_fixed(model)
-
-
-def _tensors_of(model: Any) -> list[Tensor]:
-    if model is None:
-        return []
-    return network_tensors(model) if isinstance(model, nn.Module) else model.fixed_tensors()
+def _graphed_anew(attack: GradientAttack, warm_up: int) -> GraphedPGD:
+    return GraphedPGD(attack, warm_up=warm_up)
 
 
 def _hashable(value: Any) -> Hashable:
     """What tells two values of an attribute apart."""
     if isinstance(value, Tensor):
         return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
-    try:
-        hash(value)
-    except TypeError:
-        return repr(value)
-    return value
+    return value if isinstance(value, Hashable) else repr(value)

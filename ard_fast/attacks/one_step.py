@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.attacks.base import Problem
 from ard_fast.attacks.pgd import PGD
 from ard_fast.functional import AttackGradient
 from ard_fast.functional._arguments import nonnegative
 
 
-class FGSM(PGD):
+@dataclass(eq=False, repr=False)
+class _OneStep(PGD):
+    """One step of `relative_step` * eps."""
+
+    step_size: float | Tensor | None = field(default=None, init=False)
+    steps: int = field(default=1, init=False)
+    random_start: bool = field(default=True, init=False)
+    restarts: int = field(default=1, init=False)
+    clamp_start: bool = field(default=True, init=False)
+    init: str = field(default="uniform", init=False)
+    std: float = field(default=0.001, init=False)
+    relative_step: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.relative_step = nonnegative(self.relative_step, "relative_step")
+        self.step_size = _times(self.eps, self.relative_step)
+        super().__post_init__()
+
+
+@dataclass(eq=False, repr=False)
+class FGSM(_OneStep):
     """The fast gradient sign method (Goodfellow, Shlens, Szegedy; ICLR 2015): one step of size eps from the image.
 
     Args:
@@ -22,34 +44,12 @@ class FGSM(PGD):
         Others: as for `PGD`.
     """
 
-    def __init__(
-        self,
-        eps: float | Tensor = 8 / 255,
-        norm: str = "linf",
-        loss: str = "ce",
-        targeted: bool = False,
-        bn: str = "eval",
-        bounds: tuple[float, float] = (0.0, 1.0),
-        *,
-        eot: int = 1,
-        kappa: float = 50.0,
-    ) -> None:
-        super().__init__(
-            eps=eps,
-            step_size=eps,
-            steps=1,
-            norm=norm,
-            loss=loss,
-            random_start=False,
-            targeted=targeted,
-            bn=bn,
-            bounds=bounds,
-            eot=eot,
-            kappa=kappa,
-        )
+    random_start: bool = field(default=False, init=False)
+    relative_step: float = field(default=1.0, init=False)
 
 
-class FGSMRS(PGD):
+@dataclass(eq=False, repr=False)
+class FGSMRS(_OneStep):
     """FGSM from a random start, "FGSM-RS" (Wong, Rice, Kolter; ICLR 2020), in the L-infinity ball.
 
     Uniform start in the ball, clamped to the pixel range; one step of `relative_step` * eps; projection.
@@ -59,31 +59,12 @@ class FGSMRS(PGD):
         Others: as for `PGD`.
     """
 
-    def __init__(
-        self,
-        eps: float | Tensor = 8 / 255,
-        relative_step: float = 1.25,
-        loss: str = "ce",
-        targeted: bool = False,
-        bn: str = "eval",
-        bounds: tuple[float, float] = (0.0, 1.0),
-        *,
-        eot: int = 1,
-    ) -> None:
-        self.relative_step = nonnegative(relative_step, "relative_step")
-        super().__init__(
-            eps=eps,
-            step_size=_times(eps, self.relative_step),
-            steps=1,
-            loss=loss,
-            targeted=targeted,
-            bn=bn,
-            bounds=bounds,
-            eot=eot,
-        )
+    norm: str = field(default="linf", init=False)
+    relative_step: float = field(default=1.25, kw_only=True)
 
 
-class NFGSM(PGD):
+@dataclass(eq=False, repr=False)
+class NFGSM(_OneStep):
     """Noise-FGSM (de Jorge, Bibi, Volpi, Sanyal, Torr, Rogez, Dokania; NeurIPS 2022).
 
     Noise uniform in +-`noise` * eps, clamped to the pixel range, then one step of `relative_step` * eps, and no
@@ -97,30 +78,12 @@ class NFGSM(PGD):
 
     scale_free = True
 
-    def __init__(
-        self,
-        eps: float | Tensor = 8 / 255,
-        noise: float = 2.0,
-        loss: str = "ce",
-        targeted: bool = False,
-        bn: str = "eval",
-        bounds: tuple[float, float] = (0.0, 1.0),
-        *,
-        eot: int = 1,
-        relative_step: float = 1.0,
-    ) -> None:
-        self.noise = nonnegative(noise, "noise")
-        self.relative_step = nonnegative(relative_step, "relative_step")
-        super().__init__(
-            eps=eps,
-            step_size=_times(eps, self.relative_step),
-            steps=1,
-            loss=loss,
-            targeted=targeted,
-            bn=bn,
-            bounds=bounds,
-            eot=eot,
-        )
+    norm: str = field(default="linf", init=False)
+    noise: float = field(default=2.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.noise = nonnegative(self.noise, "noise")
+        super().__post_init__()
 
     def start(self, problem: Problem, seed: int | Tensor | None) -> Tensor:
         """The noise, wider than the ball."""
@@ -135,7 +98,7 @@ class NFGSM(PGD):
             x_adv,
             outcome.grad,
             problem.x,
-            step_size=self.step_size,
+            step_size=known(self.step_size),
             eps=upper - lower,
             targeted=self.targeted,
             bounds=self.bounds,

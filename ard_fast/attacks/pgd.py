@@ -1,19 +1,23 @@
-"""Projected gradient descent (Madry, Makelov, Schmidt, Tsipras, Vladu; ICLR 2018) on the fused operators."""
+"""Projected gradient descent on the fused operators, and what differs from it in loss, start or momentum only."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from ard_fast import functional as F
+from ard_fast._typing import known
 from ard_fast.attacks.base import GradientAttack, Problem
 from ard_fast.functional import AttackGradient
-from ard_fast.functional._arguments import nonnegative, seed_tensor
+from ard_fast.functional._arguments import nonnegative, positive_int, seed_tensor
 
 
+@dataclass(eq=False, repr=False)
 class PGD(GradientAttack):
-    """PGD: K gradient steps inside the eps-ball around each image.
+    """PGD (Madry, Makelov, Schmidt, Tsipras, Vladu; ICLR 2018): K gradient steps in the eps-ball around each image.
 
     The attack leaves no trace: every module's mode, `requires_grad`, `.grad` and (except under `bn="train"`) all
     buffers are as before, after an exception too. Weight gradients are not computed, nor is the loss: the fused
@@ -56,45 +60,6 @@ class PGD(GradientAttack):
 
     scale_free = True
 
-    def __init__(
-        self,
-        eps: float | Tensor = 8 / 255,
-        step_size: float | Tensor = 2 / 255,
-        steps: int = 10,
-        norm: str = "linf",
-        loss: str = "ce",
-        random_start: bool = True,
-        restarts: int = 1,
-        targeted: bool = False,
-        bn: str = "eval",
-        bounds: tuple[float, float] = (0.0, 1.0),
-        *,
-        clamp_start: bool = True,
-        init: str = "uniform",
-        std: float = 0.001,
-        eot: int = 1,
-        kappa: float = 50.0,
-        temperature: float = 1.0,
-    ) -> None:
-        super().__init__(
-            eps=eps,
-            steps=steps,
-            norm=norm,
-            loss=loss,
-            random_start=random_start,
-            init=init,
-            std=std,
-            clamp_start=clamp_start,
-            restarts=restarts,
-            targeted=targeted,
-            bn=bn,
-            bounds=bounds,
-            eot=eot,
-            kappa=kappa,
-            temperature=temperature,
-        )
-        self.step_size = step_size if isinstance(step_size, Tensor) else nonnegative(step_size, "step_size")
-
     def search(self, problem: Problem, seed: int | Tensor | None) -> Tensor:
         """One run, or the best of all restarts for each sample."""
         if self.restarts == 1:
@@ -115,8 +80,122 @@ class PGD(GradientAttack):
             x_adv,
             outcome.grad,
             problem.x,
-            step_size=self.step_size,
+            step_size=known(self.step_size),
             eps=self.eps,
+            targeted=self.targeted,
+            bounds=self.bounds,
+            check_bounds=False,
+        )
+
+
+@dataclass(eq=False, repr=False)
+class KLPGD(PGD):
+    """PGD that raises T^2 KL(target^T || model^T), from a start of small normal noise.
+
+    What the call's `y` is decides the problem: target logits `[B, C]` stay fixed (RSLAD: the teacher at the clean
+    images); None takes the model's own logits at the clean images (TRADES; Zhang et al., ICML 2019); a model is
+    evaluated at every iterate, in eval mode and left without a trace, and its gradient flows too (AdaAD; Huang et al.,
+    CVPR 2023).
+
+    Args:
+        random_start: start at x + `std` * N(0, 1), not clamped unless `clamp_start`.
+        temperature: T.
+        Others: as for `PGD`.
+    """
+
+    accepts_target_model = True
+    scale_free = True
+
+    loss: str = field(default="kl", init=False)
+    kappa: float = field(default=50.0, init=False)
+    clamp_start: bool = field(default=False, kw_only=True)
+    init: str = field(default="normal", kw_only=True)
+
+    def differentiate(self, logits: Tensor, probe: Tensor, problem: Problem, with_rows: bool) -> AttackGradient:
+        """Through the model and, if the target is a model whose logits depend on the iterate, through that as well."""
+        if isinstance(problem.y, Tensor):
+            return super().differentiate(logits, probe, problem, with_rows)
+        target = self.forward(problem.y, probe)
+        if not target.requires_grad:
+            return super().differentiate(logits, probe, replace(problem, y=target), with_rows)
+        grad, grad_target, scale = F.attack_gradient(
+            logits.detach(),
+            target.detach(),
+            loss="kl",
+            temperature=self.temperature,
+            with_target_grad=True,
+            scaled=True,
+        )
+        gradients = cast("list[Tensor]", [grad, grad_target])
+        images = self.back_to_images([logits, target], probe, gradients, cast("Tensor", scale), problem)
+        return AttackGradient(images, None, None)
+
+    def rows(self, problem: Problem, x_adv: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The divergence of each sample at the iterate."""
+        if isinstance(problem.y, Tensor):
+            return super().rows(problem, x_adv)
+        with torch.no_grad():
+            return super().rows(replace(problem, y=self.forward(problem.y, x_adv)), x_adv)
+
+
+@dataclass(eq=False, repr=False)
+class CWLinf(PGD):
+    """CW-infinity as robust-training papers evaluate it: PGD on the margin loss of Carlini and Wagner (2017).
+
+    The gradient is that of -max(z_y - max_{j!=y} z_j + kappa, 0): it vanishes once the image is beyond the boundary by
+    `kappa`.
+
+    Args:
+        kappa: at least 0, or inf for a loss that is never switched off; the published codes take 50.
+        Others: as for `PGD`.
+    """
+
+    steps: int = 30
+    norm: str = field(default="linf", init=False)
+    loss: str = field(default="margin", init=False)
+    temperature: float = field(default=1.0, init=False)
+
+
+@dataclass(eq=False, repr=False)
+class MIFGSM(PGD):
+    """MI-FGSM (Dong, Liao, Pang, Su, Zhu, Hu, Li; CVPR 2018), L-infinity.
+
+    The momentum adds up gradients, each divided by its L1 norm; steps follow its sign.
+
+    Args:
+        step_size: step in pixel units, a number or a tensor `[B]`; None for eps / steps, as in the paper.
+        decay: of the momentum, at least 0; the paper takes 1.
+        Others: as for `PGD`.
+    """
+
+    scale_free = True
+
+    step_size: float | Tensor | None = None
+    norm: str = field(default="linf", init=False)
+    random_start: bool = False
+    decay: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.step_size is None:
+            eps = self.eps if isinstance(self.eps, Tensor) else nonnegative(self.eps, "eps")
+            self.step_size = eps / positive_int(self.steps, "steps")
+        super().__post_init__()
+        self.decay = nonnegative(self.decay, "decay")
+
+    def begin(self, problem: Problem, x_adv: Tensor) -> Tensor:
+        """The momentum, zero."""
+        return torch.zeros_like(x_adv)
+
+    def step(self, x_adv: Tensor, outcome: AttackGradient, problem: Problem, state: Any) -> Tensor:
+        """Momentum, signed step, projection and clamp in one operator, in place."""
+        return F.mifgsm_step_(
+            x_adv,
+            state,
+            outcome.grad,
+            problem.x,
+            step_size=known(self.step_size),
+            eps=self.eps,
+            decay=self.decay,
             targeted=self.targeted,
             bounds=self.bounds,
             check_bounds=False,

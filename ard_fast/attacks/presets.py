@@ -1,18 +1,46 @@
-"""Attacks as published codes run them, quirks included."""
+"""Attacks by name: as published codes run them, `preset`, and as papers report them, `STANDARDS`.
+
+`preset` keeps the quirks of the codes, `STANDARDS` is what `ard_fast.evaluate --attacks` names.
+
+Each entry of `STANDARDS` makes the attack for a radius: `STANDARDS["pgd20"](8 / 255)`, or with "l2" as the second
+argument where the attack exists there. Step sizes are the published ones at eps = 8/255 and in proportion elsewhere.
+All attack the model in eval mode. `repr` of the attack states every parameter in one line.
+
+    fgsm          one step of eps, no random start
+    pgd10, pgd20  cross-entropy, steps of eps/4 (2/255), uniform start; "PGD_SAT" of the RSLAD tables
+    pgd20-trades  cross-entropy, 20 steps of .003 at 8/255, uniform start; "PGD_TRADES", weaker by 1.5 to 2 points
+    pgd50-10      50 steps of eps/4, 10 restarts (fast_adversarial, N-FGSM, GradAlign)
+    cw20, cw30    margin loss with kappa 50 under PGD, steps of eps/4, uniform start
+    mifgsm        10 steps of eps/10, decay 1, no random start (Dong et al. 2018)
+    apgd-ce, apgd-dlr, apgd-t
+                  as in AutoAttack: 100 iterations, one restart, rho .75; -t: targeted DLR, 9 target classes. Samples
+                  that are fooled leave a run after every 5 iterations: the same accuracy for fewer passes
+
+Other numbers of steps N and restarts R are read from the name, `STANDARDS["pgd40"]`, everything else being as above:
+
+    pgdN  pgdN-R  pgdN-trades  pgdN-R-trades  cwN  cwN-R  mifgsmN (steps of eps/N)
+    apgd-ceN  apgd-ceN-R  apgd-dlrN  apgd-dlrN-R  apgd-tN  apgd-tN-R
+
+`-linf` or `-l2` at the end says of which ball an attack is: `STANDARDS["pgd20-l2"](0.5)` needs no second argument.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from ard_fast._names import unknown
 from ard_fast.attacks.apgd import APGD, APGDT
 from ard_fast.attacks.base import GradientAttack
-from ard_fast.attacks.in_turn import InTurn
-from ard_fast.attacks.kl import KLPGD
-from ard_fast.attacks.pgd import PGD
-from ard_fast.functional._arguments import one_of
+from ard_fast.attacks.one_step import FGSM
+from ard_fast.attacks.pgd import KLPGD, MIFGSM, PGD, CWLinf
+from ard_fast.attacks.sequences import InTurn
+from ard_fast.attacks.settings import NORMS
+from ard_fast.functional._arguments import one_of, positive_int
 
 
 def preset(name: str, eps: float | Tensor | None = None, **changes: Any) -> GradientAttack | InTurn:
@@ -103,3 +131,112 @@ _PRESETS: dict[str, Callable[[], GradientAttack | InTurn]] = {
     function.__name__: function for function in (ard, trades, rslad, adaad, torchattacks, autoattack)
 }
 PRESETS = tuple(_PRESETS)
+
+
+GRAMMAR = (
+    "pgdN, cwN, mifgsmN, apgd-ceN, apgd-dlrN, apgd-tN with N steps, -R for R restarts (pgd50-10), -trades for the "
+    "small steps of TRADES (pgd40-trades), -linf or -l2 to say the ball"
+)
+_NAME = re.compile(
+    r"(?P<kind>fgsm|pgd|cw|mifgsm|apgd-ce|apgd-dlr|apgd-t)(?P<steps>\d+)?(?:-(?P<restarts>\d+))?(?P<trades>-trades)?"
+    r"(?:-(?P<norm>linf|l2))?"
+)
+_APGD = ("apgd-ce", "apgd-dlr", "apgd-t")
+_STEPS = {"fgsm": 1, "mifgsm": 10, **dict.fromkeys(_APGD, 100)}  # where the name does not say
+_LINF_ONLY = ("cw", "mifgsm")
+_STEP, _TRADES_STEP = 0.25, 0.003 * 255 / 8  # of eps; .003 at 8/255
+_DROP_EVERY = 5
+
+
+class Factory(Protocol):
+    """Makes an attack for a radius and a ball."""
+
+    def __call__(self, eps: float, norm: str | None = None) -> GradientAttack: ...
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What a name stands for; called with a radius, and with a norm where the name has none, it makes the attack.
+
+    Attributes:
+        name: as it was given.
+        kind: "fgsm", "pgd", "cw", "mifgsm", "apgd-ce", "apgd-dlr" or "apgd-t".
+        steps, restarts: of the attack.
+        trades: whether steps are .003 at 8/255 instead of 2/255.
+        norm: "linf" or "l2" where the name says it, else None.
+    """
+
+    name: str
+    kind: str
+    steps: int
+    restarts: int = 1
+    trades: bool = False
+    norm: str | None = None
+
+    def __call__(self, eps: float, norm: str | None = None) -> GradientAttack:
+        """The attack in the ball of radius `eps`, pixels in [0, 1]; None is the name's norm, else L-infinity.
+
+        Raises:
+            ValueError: the attack does not exist in this norm, or its name says another.
+        """
+        norm = one_of(norm or self.norm or "linf", "norm", NORMS)
+        if self.norm not in (None, norm):
+            raise ValueError(f"norm must be {self.norm!r} for the attack {self.name}, got {norm!r}")
+        if norm != "linf" and self.kind in _LINF_ONLY:
+            raise ValueError(f"norm must be 'linf' for the attack {self.name}, which is not defined for {norm!r}")
+        steps, restarts = self.steps, self.restarts
+        if self.kind == "fgsm":
+            return FGSM(eps=eps, norm=norm)
+        if self.kind == "pgd":
+            step_size = eps * (_TRADES_STEP if self.trades else _STEP)
+            return PGD(eps=eps, step_size=step_size, steps=steps, norm=norm, restarts=restarts)
+        if self.kind == "cw":
+            return CWLinf(eps=eps, step_size=eps * _STEP, steps=steps, restarts=restarts)
+        if self.kind == "mifgsm":
+            return MIFGSM(eps=eps, steps=steps)
+        if self.kind == "apgd-t":
+            return APGDT(eps=eps, steps=steps, norm=norm, restarts=restarts, drop_every=_DROP_EVERY)
+        loss = self.kind.removeprefix("apgd-")
+        return APGD(eps=eps, steps=steps, norm=norm, loss=loss, restarts=restarts, drop_every=_DROP_EVERY)
+
+
+def read_name(name: str) -> Standard | None:
+    """What the name of an attack stands for, or None where it is no name of this kind.
+
+    Raises:
+        ValueError: it is one, but a number is missing, 0 or out of place.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    kind, norm, trades = match["kind"], match["norm"], match["trades"] is not None
+    steps, restarts = (int(match[key]) if match[key] else None for key in ("steps", "restarts"))
+    if restarts is not None and steps is None and kind != "fgsm":
+        both = f"{kind}{_STEPS.get(kind, 20)}-{restarts}"
+        raise ValueError(f"attack {name!r}: {kind}{restarts} has {restarts} steps, {both} has {restarts} restarts")
+    if steps is None and kind not in _STEPS:
+        raise ValueError(f"attack {name!r}: the number of steps is missing, as in {kind}20")
+    if kind == "fgsm" and (steps, restarts) != (None, None):
+        raise ValueError(f"attack {name!r}: fgsm is one step without a random start; pgdN has N")
+    if kind == "mifgsm" and restarts is not None:
+        raise ValueError(f"attack {name!r}: mifgsm has no random start, so every restart would be the same")
+    if trades and kind != "pgd":
+        raise ValueError(f"attack {name!r}: -trades is a step size of pgd only")
+    for number, what in ((steps, "steps"), (restarts, "restarts")):
+        if number is not None:
+            positive_int(number, f"attack {name!r}: {what}")
+    return Standard(name, kind, _STEPS[kind] if steps is None else steps, restarts or 1, trades, norm)
+
+
+class _Standards(dict[str, Factory]):
+    """The attacks by name; others of the same kinds are made where they are asked for."""
+
+    def __missing__(self, name: str) -> Factory:
+        found = read_name(name)
+        if found is None:
+            raise ValueError(f"{unknown('attack', name, self)}, and {GRAMMAR}")
+        return found
+
+
+_NAMES = ("fgsm", "pgd10", "pgd20", "pgd20-trades", "pgd50-10", "cw20", "cw30", "mifgsm", *_APGD)
+STANDARDS: dict[str, Factory] = _Standards({name: _Standards()[name] for name in _NAMES})

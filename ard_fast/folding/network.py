@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from ard_fast.attacks.model_state import attack_mode
+from ard_fast.attacks.model_mode import attack_mode
 from ard_fast.folding.conv import Affine, Convolution
 from ard_fast.folding.linear import Float32Linear
 from ard_fast.folding.patterns import Chain, find_chains

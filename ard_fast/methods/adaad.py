@@ -30,6 +30,8 @@ class AdaptiveAdversarialDistillation(Method):
     """
 
     name = "adaad"
+    teacher_alongside = True
+
     def __init__(
         self,
         teacher: Teacher,

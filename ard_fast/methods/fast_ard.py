@@ -34,6 +34,8 @@ class FastARD(Method):
     """
 
     name = "fast-ard"
+    teacher_alongside = True
+
     def __init__(
         self, teacher: Teacher, perturbation: CarriedPerturbation, loss: ARDLoss, replays: int, delta_gradient: str
     ) -> None:

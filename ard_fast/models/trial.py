@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ard_fast._precision import AUTO, autocast, full_precision
-from ard_fast.attacks.model_state import attack_mode
+from ard_fast.attacks.model_mode import attack_mode
 
 TRIAL_IMAGES = 4
 # Of the largest logit, and of the length of the input gradient: by how much two forms of a network may differ.

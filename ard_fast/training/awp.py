@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ard_fast.attacks.model_state import attack_mode
+from ard_fast.attacks.model_mode import attack_mode
 
 _TINY = 1e-20  # of a gradient's norm: a weight that the loss does not depend on is not moved
 

@@ -8,7 +8,7 @@ import torch
 
 from ard_fast.attacks import GraphedPGD
 from ard_fast.attacks.base import GradientAttack
-from ard_fast.attacks.graphs.capture import GraphBackend
+from ard_fast.attacks.cuda_graph import CudaGraphs
 from ard_fast.methods import Method
 from ard_fast.training.distributed import World
 
@@ -83,7 +83,7 @@ def _why_no_attack(method: Method, world: World, sync_bn: bool) -> str | None:
     return None
 
 
-def graph_attack(method: Method, backend: GraphBackend | None = None) -> bool:
+def graph_attack(method: Method, backend: CudaGraphs | None = None) -> bool:
     """Let a method's attack be replayed as a graph; whether that is possible."""
     attack = getattr(method, "inner_attack", None)
     if not isinstance(attack, GradientAttack) or attack.why_eager is not None:

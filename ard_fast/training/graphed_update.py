@@ -10,8 +10,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ard_fast._typing import known
-from ard_fast.attacks.graphs.capture import GraphBackend, GraphedFunction, GraphWarning
-from ard_fast.attacks.graphs.network import network_tensors
+from ard_fast.attacks.cuda_graph import CudaGraphs, GraphedFunction, GraphWarning
+from ard_fast.attacks.model_mode import network_tensors
 from ard_fast.data import Batch
 from ard_fast.teachers import Teacher
 from ard_fast.training.host_values import changed, host_values
@@ -53,7 +53,7 @@ class GraphedUpdate:
         update: Update,
         batch_size: int,
         *,
-        backend: GraphBackend | None = None,
+        backend: CudaGraphs | None = None,
         fallback: Callable[[], object] | None = None,
     ) -> None:
         self.update, self.batch_size, self._fallback = update, batch_size, fallback
@@ -83,11 +83,11 @@ class GraphedUpdate:
         values = self._look(epoch)
         if self._unsteady:
             return self.update(parts, epoch=epoch, rates=rates)
-        parts = [self._with_teacher_logits(batch) for batch in parts]
+        parts = [self._taught(batch) for batch in parts]
         self._step = _Step(
             self.update.decide(epoch, rates),
             tuple((batch.global_size, batch.offset, batch.filler) for batch in parts),
-            tuple(parts[0].teacher_logits),
+            tuple(parts[0].taught),
         )
         return self._graphed(_tensors(parts, self._step.teachers), (self._step, values))
 
@@ -104,10 +104,12 @@ class GraphedUpdate:
         size = parts[0].global_size
         return (sum(batch.count for batch in parts) if size is None else size) == self.batch_size
 
-    def _with_teacher_logits(self, batch: Batch) -> Batch:
-        """The batch with the logits of teachers that have a cache: a graph cannot look them up."""
-        cached = [teacher for teacher in self.update.method.clean_teachers() if teacher.open_cache() is not None]
-        return replace(batch, teacher_logits={teacher: teacher.clean(batch) for teacher in cached})
+    def _taught(self, batch: Batch) -> Batch:
+        """The batch with the logits that a graph cannot look up."""
+        asked = self.update.method.clean_teachers()
+        known = {teacher: batch.taught[teacher] for teacher in asked if teacher in batch.taught}
+        missing = [teacher for teacher in asked if teacher not in known and teacher.open_cache() is not None]
+        return replace(batch, taught={**known, **{teacher: teacher.clean(batch) for teacher in missing}})
 
     def _look(self, epoch: int) -> tuple[tuple[str, Hashable], ...]:
         """The method's plain values; notices when it changes them from step to step."""
@@ -143,7 +145,7 @@ def _tensors(parts: list[Batch], teachers: tuple[Teacher, ...]) -> dict[str, Ten
     found = {}
     for index, batch in enumerate(parts):
         found.update({f"{index} {name}": getattr(batch, name) for name in ("x", "y", "ids", "seed")})
-        found.update({f"{index} teacher {number}": batch.teacher_logits[each] for number, each in enumerate(teachers)})
+        found.update({f"{index} taught {number}": batch.taught[each] for number, each in enumerate(teachers)})
     return found
 
 
@@ -155,5 +157,5 @@ def _batches(inputs: dict[str, Tensor], step: _Step) -> Iterator[Batch]:
             global_size=global_size,
             offset=offset,
             filler=filler,
-            teacher_logits={each: inputs[f"{index} teacher {number}"] for number, each in enumerate(step.teachers)},
+            taught={each: inputs[f"{index} taught {number}"] for number, each in enumerate(step.teachers)},
         )

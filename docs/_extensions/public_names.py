@@ -10,7 +10,7 @@ from sphinx.util import logging
 logger = logging.getLogger(__name__)
 
 _FUNCTIONS = ["functional", "attacks", "losses", "reference"]
-_PARTS = ["methods", "models", "data", "teachers", "graphs", "adapters"]
+_PARTS = ["methods", "models", "data", "teachers", "attacks.cuda_graph", "attacks.adapters"]
 
 
 def public_names() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A graph backend for tests on the CPU, as strict as a CUDA graph.
+"""CUDA graphs for tests on the CPU, as strict as those of CUDA.
 
 What a captured function does is written down operation by operation, with the tensors it works on, and a replay does
 exactly that again in the same memory: numbers are those of the capture, Python does not run, and what was not an
@@ -10,91 +10,52 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ard_fast.attacks.graphs.watch import CaptureWatch, NotCapturable, storage_of, tensors
+from ard_fast.attacks.cuda_graph import CaptureWatch, CudaGraphs, NotCapturable, storage_of, tensors
 
 T = TypeVar("T")
 
 _UNDEFINED = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_")
 
 
-@dataclass
-class Call:
-    """One operation: what it was called with and what it returned, as tensors of the tape's own on the same memory."""
-
-    function: Any
-    args: tuple
-    kwargs: dict
-    made: list[tuple[int, Tensor]]
-    """The results that it wrote to new memory, by their place among all results."""
-
-    def again(self) -> None:
-        """Do it again, into the same memory."""
-        result = list(tensors(self.function(*self.args, **self.kwargs)))
-        for place, memory in self.made:
-            memory.copy_(result[place])
-
-
 class Tape(CaptureWatch):
-    """A captured function.
-
-    Attributes:
-        calls: the operations, in order.
-        replays: how often it was run.
-    """
+    """A captured function: its operations in order, with their arguments and the results they wrote to new memory."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[Call] = []
+        self.calls: list[tuple[Any, Any, list[tuple[int, Tensor]]]] = []
         self.replays = 0
-        self._before: list[tuple[Tensor, Tensor]] = []
-        self._memory: list[Tensor] = []
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch.ops.aten.lift_fresh.default:
             raise NotCapturable("a tensor made of Python data is a copy from the host; torch.full would not be")
-        parts = self._in_parts(func, args, kwargs or {})
+        given = (args, kwargs or {})
+        parts = self._in_parts(func, *given)
         if parts is not NotImplemented:
             return parts
-        known = {storage_of(tensor) for tensor in tensors((args, kwargs))}
-        own = _aliases((args, kwargs or {}))
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        made = [
-            (place, tensor.detach()) for place, tensor in enumerate(tensors(result)) if storage_of(tensor) not in known
-        ]
-        if func.overloadpacket.__name__ not in _UNDEFINED:
-            self.calls.append(Call(func, *own, made))
-        self._memory += [tensor for _, tensor in made]
+        known = {storage_of(tensor): tensor for tensor in tensors(given)}
+        for storage in known.keys() - self._made - self._before.keys():
+            whole = torch.empty(0, dtype=torch.uint8).set_(known[storage].untyped_storage())
+            self._before[storage] = whole, whole.clone()
+        # On the same memory, without an autograd graph, and of a shape that stays.
+        own = tree_map_only(Tensor, lambda tensor: tensor.detach(), given)
+        result = super().__torch_dispatch__(func, types, *given)
+        made = [(i, tensor.detach()) for i, tensor in enumerate(tensors(result)) if storage_of(tensor) not in known]
+        self.calls.append((func if func.overloadpacket.__name__ not in _UNDEFINED else None, own, made))
         return result
-
-    def _see(self, tensor: Tensor) -> None:
-        new = storage_of(tensor) not in self._made and storage_of(tensor) not in self._outside
-        super()._see(tensor)
-        if new and tensor.untyped_storage().nbytes():
-            whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
-            self._before.append((whole, whole.clone()))
 
     def undo(self) -> None:
         """Put back what the capture wrote outside, and spoil what it made."""
-        for memory, before in self._before:
+        for memory, before in self._before.values():
             memory.copy_(before)
-        self._before.clear()
-        for memory in self._memory:
-            if memory.is_floating_point():
-                memory.fill_(float("nan"))
-
-    def replay(self) -> None:
-        """Run it."""
-        self.replays += 1
-        with torch.inference_mode():  # allows for writing to what was made in it and to what was not
-            for call in self.calls:
-                call.again()
+        for memory in (tensor for _, _, made in self.calls for _, tensor in made if tensor.is_floating_point()):
+            memory.fill_(float("nan"))
 
     def reads_beyond(self, held: Iterable[Tensor]) -> list[Tensor]:
         """What it reads or writes that is neither its own nor among the given tensors."""
@@ -102,7 +63,7 @@ class Tape(CaptureWatch):
         return [tensor for tensor in self.outside if storage_of(tensor) not in allowed]
 
 
-class TapeGraphs:
+class TapeGraphs(CudaGraphs):
     """See the module.
 
     Attributes:
@@ -144,14 +105,15 @@ class TapeGraphs:
         return tape, result
 
     def replay(self, graph: Tape) -> None:
-        graph.replay()
+        graph.replays += 1
+        with torch.inference_mode():  # allows for writing to what was made in it and to what was not
+            for function, (args, kwargs), made in graph.calls:
+                if function is not None:
+                    result = list(tensors(function(*args, **kwargs)))
+                    for place, memory in made:
+                        memory.copy_(result[place])
 
     @property
     def replays(self) -> int:
         """How many there were of all graphs."""
         return sum(tape.replays for tape in self.tapes)
-
-
-def _aliases(tree: Any) -> Any:
-    """The same tree with tensors on the same memory that hold no autograd graph and keep their shape."""
-    return tree_map_only(Tensor, lambda tensor: tensor.detach(), tree)

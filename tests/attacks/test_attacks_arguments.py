@@ -369,7 +369,7 @@ def test_presets():
     auto = attacks.preset("autoattack", eps=0.5, norm="l2")
     assert [type(a) for a in auto.attacks] == [APGD, APGDT]
     assert all((a.eps, a.norm, a.steps, a.restarts, a.rho) == (0.5, "l2", 100, 1, 0.75) for a in auto.attacks)
-    assert auto.attacks[0].loss_name == "ce" and auto.attacks[1].n_targets == 9
+    assert auto.attacks[0].loss == "ce" and auto.attacks[1].n_targets == 9
     for name in attacks.PRESETS:
         assert repr(attacks.preset(name, eps=0.2))
     with pytest.raises(ValueError, match=r"name must be one of 'ard', 'trades', .*, got 'madry'"):

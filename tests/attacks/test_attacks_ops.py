@@ -88,7 +88,7 @@ def case(device):
 
 def count(attack, case, **call) -> Counted:
     x, weight, y = case
-    if attack.loss_name == "kl":
+    if attack.loss == "kl":
         y = torch.nn.functional.one_hot(y, CLASSES).float()
     mode = Counted()
     seed = torch.tensor([0], device=x.device)

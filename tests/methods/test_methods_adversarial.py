@@ -141,7 +141,7 @@ def test_the_attacks_get_the_configuration():
     assert isinstance(trades, KLPGD) and (trades.eps, trades.step_size, trades.steps) == (0.2, 0.03, 4)
     assert (trades.init, trades.std, trades.bn, trades.clamp_start) == ("normal", 0.001, "eval", True)
     mart = make("mart", eps=0.2, step_size=0.03, steps=4).inner_attack
-    assert type(mart) is PGD and (mart.loss_name, mart.init, mart.bn) == ("ce", "normal", "eval")
+    assert type(mart) is PGD and (mart.loss, mart.init, mart.bn) == ("ce", "normal", "eval")
     for name in ("fgsm-rs", "fgsm-ard"):
         attack = make(name, eps=0.2).inner_attack
         assert isinstance(attack, FGSMRS) and attack.eps == 0.2 and attack.bn == "train"

@@ -12,7 +12,7 @@ from distillation_cases import make_teacher
 from torch import Tensor
 
 from ard_fast._interrupts import StopRequest
-from ard_fast.attacks.graphs import GraphBackend
+from ard_fast.attacks.cuda_graph import CudaGraphs
 from ard_fast.data import load_dataset
 from ard_fast.methods import METHODS
 from ard_fast.training.config import resolve
@@ -43,7 +43,7 @@ class Run:
         settings: of the configuration.
     """
 
-    def __init__(self, name: str, *, backend: GraphBackend | None = None, device: str = "cpu", **settings: Any) -> None:
+    def __init__(self, name: str, *, backend: CudaGraphs | None = None, device: str = "cpu", **settings: Any) -> None:
         spec = METHODS[name]
         if "steps" in spec.defaults:
             settings = {"steps": 2, **settings}

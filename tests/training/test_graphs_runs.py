@@ -9,7 +9,7 @@ from tape_graphs import TapeGraphs
 from test_methods_runs import command
 from test_train import metrics, same_weights, small_and_tidy, stop_after
 
-from ard_fast.attacks.graphs import CudaGraphs
+from ard_fast.attacks.cuda_graph import CudaGraphs
 from ard_fast.methods import METHODS
 from ard_fast.train import main
 from ard_fast.training import trainer

@@ -8,7 +8,8 @@ from graph_runs import IMAGES, Run, assert_same
 from tape_graphs import TapeGraphs
 
 from ard_fast.attacks import GraphedPGD
-from ard_fast.attacks.graphs import GraphWarning, network_tensors
+from ard_fast.attacks.cuda_graph import GraphWarning
+from ard_fast.attacks.model_mode import network_tensors
 from ard_fast.methods import METHODS
 from ard_fast.methods.at import AdversarialTraining
 from ard_fast.training.checkpoint import TrainingState

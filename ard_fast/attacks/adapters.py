@@ -1,0 +1,426 @@
+"""Our attacks behind the interfaces of torchattacks and foolbox 3, and theirs behind ours.
+
+Neither package is imported unless one of its objects is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from textwrap import shorten
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ard_fast.attacks.base import GradientAttack, Model, check_model
+from ard_fast.attacks.inputs import check_images, check_labels, check_logits, check_targets
+from ard_fast.attacks.model_mode import attack_mode, without_gradient_sync
+from ard_fast.functional._arguments import bounds_pair, flag, nonnegative, positive_int, seed_tensor
+from ard_fast.functional._bounds import check_precondition
+
+__all__ = ["FoolboxAdapter", "FromFoolbox", "FromTorchattacks", "TorchattacksAdapter"]
+
+TargetFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class TorchattacksAdapter:
+    """An attack of ours that is used like one of torchattacks: `atk = ...(model, attack); atk(images, labels)`.
+
+    Args:
+        model: the model to attack.
+        attack: an attack on labels. Its `bn` says in which mode the model is attacked.
+
+    Example:
+        >>> atk = TorchattacksAdapter(model, PGD(eps=8 / 255, step_size=2 / 255, steps=10))
+        >>> atk.set_normalization_used(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+        >>> adv_images = atk(images, labels)
+    """
+
+    def __init__(self, model: nn.Module, attack: GradientAttack) -> None:
+        check_model(model)
+        _check_attack(attack)
+        self.model = model
+        self.attack = attack
+        self.attack_mode = "default"
+        self._targets: TargetFunction | None = None
+        self._normalization: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Adversarial images for `inputs` `[B, C, H, W]`, normalised as those are.
+
+        Args:
+            inputs: images in the attack's bounds, or normalised if `set_normalization_used` was called.
+            labels: int64 `[B]`; None for the model's own predictions.
+        """
+        check_images(inputs, "inputs")
+        check_targets(labels, inputs, name="labels")
+        if self._normalization is None:
+            return self._attack(self.model, inputs, labels)
+        if inputs.dim() != 4:
+            raise ValueError(f"inputs must have shape [B, C, H, W] to be normalised, got {tuple(inputs.shape)}")
+        if inputs.shape[1] != self._normalization[0].numel() != 1:
+            channels = self._normalization[0].numel()
+            raise ValueError(f"inputs must have the {channels} channels of mean and std, got {inputs.shape[1]}")
+        mean, std = (value.to(inputs.device) for value in self._normalization)
+        pixels = self._attack(_Normalized(without_gradient_sync(self.model), mean, std), inputs * std + mean, labels)
+        return (pixels - mean) / std
+
+    def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Say that inputs are (pixels - mean) / std, channel by channel, and that the model expects such."""
+        means, stds = _channel_values(mean, "mean"), _channel_values(std, "std")
+        if len(means) != len(stds):
+            raise ValueError(f"mean and std must have one value a channel each, got {len(means)} and {len(stds)}")
+        if not all(0 < value < math.inf for value in stds):
+            raise ValueError(f"std must be finite and above 0, got {stds}")
+        shape = (1, -1, 1, 1)
+        self._normalization = (torch.tensor(means).reshape(shape), torch.tensor(stds).reshape(shape))
+
+    def get_mode(self) -> str:
+        """ "default", or "targeted(...)"."""
+        return self.attack_mode
+
+    def set_mode_default(self) -> None:
+        """Attack away from the labels."""
+        self.attack_mode, self._targets = "default", None
+
+    def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
+        """Attack towards the labels of the call."""
+        self._target("targeted(label)", lambda inputs, labels: labels, quiet)
+
+    def set_mode_targeted_by_function(self, target_map_function: TargetFunction, quiet: bool = False) -> None:
+        """Attack towards target_map_function(inputs, labels), int64 `[B]`."""
+        self._target("targeted(custom)", target_map_function, quiet)
+
+    def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
+        """Attack towards the class with the k-th smallest logit among those other than the label."""
+        positive_int(kth_min, "kth_min")
+
+        def least_likely(inputs: Tensor, labels: Tensor) -> Tensor:
+            logits = self._logits(inputs)
+            check_labels(labels, logits, "labels")
+            if kth_min >= logits.shape[1]:
+                raise ValueError(f"kth_min must be below the {logits.shape[1]} classes of the model, got {kth_min}")
+            others = logits.scatter(1, labels[:, None], float("inf"))
+            return others.argsort(dim=1, stable=True)[:, kth_min - 1]
+
+        self._target("targeted(least-likely)", least_likely, quiet)
+
+    def set_mode_targeted_random(self, quiet: bool = False) -> None:
+        """Attack towards a random class other than the label, from torch's generator."""
+
+        def random_class(inputs: Tensor, labels: Tensor) -> Tensor:
+            classes = self._logits(inputs).shape[1]
+            return (labels + torch.randint(1, classes, labels.shape, device=labels.device)) % classes
+
+        self._target("targeted(random)", random_class, quiet)
+
+    def __repr__(self) -> str:
+        normalized = self._normalization is not None
+        return f"TorchattacksAdapter({self.attack!r}, mode={self.attack_mode!r}, normalization_used={normalized})"
+
+    def _target(self, mode: str, function: TargetFunction, quiet: bool) -> None:
+        self.attack.replace(targeted=True)  # says so now if the attack cannot be targeted
+        self.attack_mode, self._targets = mode, function
+        if not quiet:
+            print(f"Attack mode is changed to '{mode}.'")
+
+    def _attack(self, model: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor | None) -> Tensor:
+        if self._targets is None:
+            return self.attack(model, pixels, labels)
+        if labels is None:
+            labels = self._logits(pixels).argmax(1)
+        return self.attack.replace(targeted=True)(model, pixels, self._targets(pixels, labels))
+
+    def _logits(self, pixels: Tensor) -> Tensor:
+        if self._normalization is not None:
+            mean, std = (value.to(pixels.device) for value in self._normalization)
+            pixels = (pixels - mean) / std
+        model = without_gradient_sync(self.model)
+        with attack_mode(model, "eval"), torch.no_grad():
+            logits = model(pixels)
+        check_logits(logits, pixels)
+        return logits
+
+
+class FromTorchattacks:
+    """An attack of torchattacks that is called like ours, for instance by the evaluation.
+
+    It attacks the model of the call, not the one it was made with, in eval mode; parameters are frozen meanwhile.
+
+    Args:
+        attack: a `torchattacks.attack.Attack`. Its mode (targeted or not) is respected.
+    """
+
+    def __init__(self, attack: Any) -> None:
+        self.attack = attack
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial images. `seed` seeds torch's generator for the call; noise is not keyed by `sample_ids`.
+
+        Raises:
+            ValueError: there is a mask, which torchattacks does not know, or x is not inside [0, 1] without its
+                `set_normalization_used`.
+        """
+        _refuse_mask(mask, self.attack)
+        attack, model = self.attack, without_gradient_sync(model)
+        normalised = getattr(attack, "normalization_used", None) is not None
+        _check_foreign_call(model, x, y, seed, None if normalised else (0.0, 1.0))
+        before = attack.model, attack.device
+        try:
+            attack.set_model(model)
+            attack.set_device(x.device)
+            with _undisturbed(model, x, seed):
+                return attack(x.detach().clone(), y).detach()
+        finally:
+            attack.set_model(before[0])
+            attack.set_device(before[1])
+
+    def __repr__(self) -> str:
+        return f"torchattacks.{self.attack!r}"
+
+
+class FoolboxAdapter:
+    """An attack of ours that is used like one of foolbox: `raw, clipped, is_adv = attack(fmodel, x, y, epsilons=...)`.
+
+    Each radius of the call replaces the attack's own, with step sizes in proportion; bounds are those of the foolbox
+    model. The network inside it is attacked under the attack's `bn`, and asked in eval mode whether that succeeded.
+
+    Args:
+        attack: an attack on labels.
+
+    Example:
+        >>> fmodel = foolbox.PyTorchModel(model.eval(), bounds=(0, 1))
+        >>> attack = FoolboxAdapter(PGD(eps=8 / 255, step_size=2 / 255, steps=10))
+        >>> raw, clipped, is_adv = attack(fmodel, images, labels, epsilons=[2 / 255, 8 / 255])
+    """
+
+    def __init__(self, attack: GradientAttack) -> None:
+        _check_attack(attack)
+        self.attack = attack
+
+    def __call__(
+        self, model: Any, inputs: Any, criterion: Any, *, epsilons: float | Iterable[float], **kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        """Attack.
+
+        Args:
+            model: a `foolbox.PyTorchModel`.
+            inputs: images `[B, ...]` inside its bounds, a tensor of torch or eagerpy.
+            criterion: labels, int64 `[B]`, or a foolbox criterion with `labels` or `target_classes`.
+            epsilons: a radius, or several.
+            kwargs: `seed`, `sample_ids`, `mask`, for our attack.
+
+        Returns:
+            The images, the same clipped to the radius, and whether they are adversarial `[B]`; for several radii two
+            lists and `[K, B]`. In the tensor type of `inputs`.
+
+        Raises:
+            TypeError: the criterion has neither labels nor target classes, or a radius is None.
+        """
+        bounds: Any = getattr(model, "bounds", None)
+        if not callable(model) or bounds is None:
+            raise TypeError(f"model must be a foolbox.PyTorchModel, got {type(model).__name__}")
+        network = cast("Model", model)
+        x, wrap = _unwrapped(inputs, "inputs")
+        check_images(x)
+        y, targeted = _goal(criterion)
+        several = isinstance(epsilons, Iterable) and not isinstance(epsilons, str) and getattr(epsilons, "ndim", 1) > 0
+        radii = list(cast("Iterable[float]", epsilons)) if several else [cast("float", epsilons)]
+        settings: dict[str, Any] = {"bounds": tuple(bounds), **({"targeted": True} if targeted else {})}
+        if not radii:
+            raise ValueError("epsilons must be at least one, got none")
+        attack = self.attack
+        raw: list[Any] = []
+        clipped: list[Any] = []
+        success: list[Tensor] = []
+        for eps in radii:
+            if eps is None:
+                raise TypeError("epsilons must be numbers, got None: this attack has a fixed radius")
+            eps = nonnegative(eps, "epsilons")
+            found = attack.at_eps(eps, **settings)(network, x, y, **kwargs)
+            inside = _clip(found, x, eps, attack.norm)
+            with attack_mode(network, "eval"), torch.no_grad():
+                success.append(_is_adversarial(criterion, inside, network(inside), y))
+            raw.append(wrap(found))
+            clipped.append(wrap(inside))
+        if several:
+            return raw, clipped, wrap(torch.stack(success))
+        return raw[0], clipped[0], wrap(success[0])
+
+    def __repr__(self) -> str:
+        return f"FoolboxAdapter({self.attack!r})"
+
+
+class FromFoolbox:
+    """An attack of foolbox that is called like ours, for instance by the evaluation.
+
+    The model is in eval mode with its parameters frozen meanwhile, because foolbox writes `.grad`.
+
+    Args:
+        attack: a `foolbox.attacks` object.
+        eps: the radius.
+        targeted: whether the labels of a call are those to move to.
+        bounds: lowest and highest pixel value.
+    """
+
+    def __init__(
+        self, attack: Any, eps: float, targeted: bool = False, bounds: tuple[float, float] = (0.0, 1.0)
+    ) -> None:
+        self.attack = attack
+        self.eps = nonnegative(eps, "eps")
+        self.targeted = flag(targeted, "targeted")
+        self.bounds = bounds_pair(bounds)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial images within `eps`.
+
+        `seed` seeds torch's generator for the call; noise is not keyed by `sample_ids`.
+
+        Raises:
+            ValueError: there is a mask, which foolbox does not know, or x is not inside `bounds`.
+        """
+        import foolbox
+
+        _refuse_mask(mask, self.attack)
+        model = without_gradient_sync(model)
+        _check_foreign_call(model, x, y, seed, self.bounds)
+        criterion = foolbox.criteria.TargetedMisclassification if self.targeted else foolbox.criteria.Misclassification
+        with _undisturbed(model, x, seed):
+            fmodel = foolbox.PyTorchModel(model, bounds=self.bounds, device=x.device)
+            _, clipped, _ = self.attack(fmodel, x.detach().clone(), criterion(y), epsilons=self.eps)
+        return clipped.detach()
+
+    def __repr__(self) -> str:
+        return f"foolbox.{self.attack!r}, eps={self.eps}, targeted={self.targeted}, bounds={self.bounds}"
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, x: Tensor, seed: int | Tensor | None) -> Iterator[None]:
+    """The model in eval mode with its parameters frozen, so that `.grad` is not written; random numbers from `seed`.
+
+    Without a seed torch's global generators are used as the attack uses them. With one they are put back afterwards.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    devices = [x.device] if x.device.type == "cuda" else []
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        attack_mode(model, "eval"),
+        torch.random.fork_rng(devices, enabled=seed is not None),
+    ):
+        try:
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            if seed is not None:
+                torch.manual_seed(int(seed))
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+
+def _check_attack(attack: GradientAttack) -> None:
+    """One of ours."""
+    if not isinstance(attack, GradientAttack):
+        raise TypeError(f"attack must be a GradientAttack of ard_fast.attacks, got {type(attack).__name__}")
+
+
+def _check_foreign_call(
+    model: nn.Module, x: Tensor, y: Tensor, seed: int | Tensor | None, bounds: tuple[float, float] | None
+) -> None:
+    """What somebody else's attack would fail at in its own way, or not notice. Waits for the device, as they do."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_images(x)
+    if y is None:
+        raise TypeError("y must be a tensor of labels [B], got None")
+    check_targets(y, x)
+    if seed is not None and seed_tensor(seed, x.device).numel() != 1:
+        raise ValueError(f"seed must have one element, got {list(cast('Tensor', seed).shape)}")
+    if bounds is not None:
+        check_precondition(x, 0.0, bounds, None)
+
+
+def _refuse_mask(mask: Tensor | None, attack: object) -> None:
+    """Their attacks know no masks."""
+    if mask is not None:
+        raise ValueError(f"mask must be None: {type(attack).__name__} has no way to keep pixels as they are")
+
+
+def _channel_values(values: Sequence[float], name: str) -> list[float]:
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name} must be numbers, one a channel, got {shorten(repr(values), 80)}") from None
+
+
+class _Normalized(nn.Module):
+    """The model behind the normalisation that it expects."""
+
+    def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.model, self.mean, self.std = model, mean, std
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model((pixels - self.mean) / self.std)
+
+
+def _unwrapped(inputs: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """The torch tensor inside, and what puts another one into the same type."""
+    if isinstance(inputs, Tensor):
+        return inputs, _itself
+    if not isinstance(getattr(inputs, "raw", None), Tensor):
+        raise TypeError(f"{name} must be a tensor of torch or eagerpy, got {type(inputs).__name__}")
+    return inputs.raw, cast("Callable[[Tensor], Any]", type(inputs))
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _goal(criterion: Any) -> tuple[Tensor, bool]:
+    """Labels or target classes `[B]`, and which of the two they are."""
+    for attribute, targeted in (("labels", False), ("target_classes", True)):
+        if hasattr(criterion, attribute):
+            return _unwrapped(getattr(criterion, attribute), f"criterion.{attribute}")[0], targeted
+    if isinstance(criterion, Tensor) or isinstance(getattr(criterion, "raw", None), Tensor):
+        return _unwrapped(criterion, "criterion")[0], False
+    raise TypeError(
+        "criterion must be labels, Misclassification(labels) or TargetedMisclassification(target_classes), "
+        f"got {type(criterion).__name__}"
+    )
+
+
+def _is_adversarial(criterion: Any, x_adv: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    if callable(criterion):
+        return cast("Tensor", criterion(x_adv, logits))
+    return logits.argmax(1) != y
+
+
+def _clip(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
+    """The perturbation cut to the radius as foolbox cuts it."""
+    delta = x_adv - x
+    if norm == "linf":
+        return x + delta.clamp(-eps, eps)
+    length = cast("Tensor", delta.flatten(1).norm(dim=1)).clamp(min=1e-12)
+    return x + delta * (eps / length).clamp(max=1.0).view(-1, *(1,) * (x.dim() - 1))

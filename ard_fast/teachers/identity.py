@@ -1,0 +1,73 @@
+"""Hashes of networks and images: what a table of logits, or a stopped run, belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from torch import Tensor, nn
+
+from ard_fast.data import Split
+
+_FORMAT = 1
+_MOST = 1 << 30  # bytes of images that are hashed to know a split again
+_CHUNK = 1 << 24  # bytes hashed at once, so that no whole copy of a data set is made
+
+
+def fingerprint_network(network: nn.Module) -> str:
+    """Hash of weights, buffers, layers and their settings, as far as `repr` shows them."""
+    digest = hashlib.blake2b(digest_size=16)
+    kinds = [f"{type(module).__module__}.{type(module).__qualname__}" for module in network.modules()]
+    digest.update(json.dumps([repr(network), kinds]).encode())
+    _update_weights(digest, network)
+    return digest.hexdigest()
+
+
+def fingerprint_weights(network: nn.Module) -> str:
+    """Hash of weights and buffers alone, whatever the classes are called that hold them."""
+    digest = hashlib.blake2b(digest_size=16)
+    _update_weights(digest, network)
+    return digest.hexdigest()
+
+
+def fingerprint_images(images: Tensor, ids: Tensor) -> str:
+    """Hash of uint8 images `[N, C, H, W]` and the id of each."""
+    digest = hashlib.blake2b(digest_size=16)
+    for value in (ids, images):
+        digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+        _update(digest, value)
+    return digest.hexdigest()
+
+
+def fingerprint_split(split: Split) -> str:
+    """Hash of labels, ids and images; of more than 1 GiB of images, of as many as fit into that, evenly spaced."""
+    step = -(-split.images.numel() // _MOST)
+    digest = hashlib.blake2b(fingerprint_images(split.images[::step], split.ids).encode(), digest_size=16)
+    _update(digest, split.labels)
+    return digest.hexdigest()
+
+
+def table_header(**facts: str | int | float | bool) -> bytes:
+    """The facts in a fixed order, with what else decides the last bits: torch's version and the hardware's kind."""
+    device = torch.device(str(facts["device"]))
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    facts = {**facts, "device": device.type, "hardware": hardware, "torch": torch.__version__}
+    return json.dumps({"ard-fast teacher logits": _FORMAT, **facts}, sort_keys=True).encode()
+
+
+def table_name(header: bytes) -> str:
+    """A file name for a header."""
+    return hashlib.blake2b(header, digest_size=16).hexdigest() + ".logits"
+
+
+def _update_weights(digest: hashlib.blake2b, network: nn.Module) -> None:
+    for key, value in network.state_dict().items():
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        _update(digest, value)
+
+
+def _update(digest: hashlib.blake2b, value: Tensor) -> None:
+    flat = value.detach().contiguous().flatten().view(torch.uint8)
+    for start in range(0, len(flat), _CHUNK):
+        digest.update(flat[start : start + _CHUNK].cpu().numpy().data)
