@@ -1,111 +1,356 @@
-"""Where the known data sets are published, and their checksums.
-
-SHA-256 sums and sizes as TensorFlow Datasets records them; the CIFAR authors publish MD5 sums of the same archives.
-The binary versions of CIFAR are taken, which need no unpickling.
-"""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017) from the
+files as they are published, and what their labels mean."""
 
 from __future__ import annotations
 
+import gzip
+import math
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ard_fast._files import exclusive
-from ard_fast.data import cifar, mnist
-from ard_fast.data.download import Source, fetch, unpack
+import numpy as np
+import torch
 
-_CIFAR = "https://www.cs.toronto.edu/~kriz/"
-CIFAR_ARCHIVES = {
-    "cifar10": Source(
-        (f"{_CIFAR}cifar-10-binary.tar.gz",),
-        170_052_171,
-        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-    ),
-    "cifar100": Source(
-        (f"{_CIFAR}cifar-100-binary.tar.gz",),
-        168_513_733,
-        "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-    ),
-}
+from ard_fast.data.splits import Dataset, Split, of_files
 
-# The first home of MNIST answers no longer; these two mirrors hold the same files.
-_MNIST = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
-_FASHION = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",)
+_PIXELS = 3 * 32 * 32
+_SIDE = 28  # of MNIST's images
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+CIFAR100_CLASSES = tuple(
+    """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm
+    """.split()  # noqa: SIM905
+)
+
+MNIST_CLASSES = tuple("0123456789")
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 
 
-def _idx_files(bases: tuple[str, ...], *sums: tuple[int, str]) -> tuple[Source, ...]:
-    return tuple(
-        Source(tuple(f"{base}{name}.gz" for base in bases), size, sha256)
-        for name, (size, sha256) in zip(mnist.FILES, sums, strict=True)
+# ---- CIFAR ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CifarSet:
+    """CIFAR-10 or CIFAR-100.
+
+    Attributes:
+        name: as in `load_dataset`.
+        title: as its authors write it.
+        bin_dir, py_dir: the folders in the official archives.
+        train, test: file names without extension.
+        label_bytes: the label bytes at the head of a binary record; the last one is the class.
+        label_key: of the labels in a python file.
+        class_names: by label.
+    """
+
+    name: str
+    title: str
+    bin_dir: str
+    py_dir: str
+    train: tuple[str, ...]
+    test: str
+    label_bytes: int
+    label_key: bytes
+    class_names: tuple[str, ...]
+
+
+CIFAR10 = CifarSet(
+    "cifar10",
+    "CIFAR-10",
+    "cifar-10-batches-bin",
+    "cifar-10-batches-py",
+    tuple(f"data_batch_{k}" for k in range(1, 6)),
+    "test_batch",
+    1,
+    b"labels",
+    CIFAR10_CLASSES,
+)
+CIFAR100 = CifarSet(
+    "cifar100",
+    "CIFAR-100",
+    "cifar-100-binary",
+    "cifar-100-python",
+    ("train",),
+    "test",
+    2,  # the coarse label of 20, then the fine one
+    b"fine_labels",
+    CIFAR100_CLASSES,
+)
+
+
+def load_cifar(
+    variant: CifarSet, data_dir: str | Path, *, val_size: int | None = None, only: str | None = None
+) -> Dataset:
+    """Read CIFAR-10, or CIFAR-100 with its 100 fine labels, and hold `val_size` training images out, class by class.
+
+    The binary layout is taken where both are there.
+
+    Args:
+        variant: `CIFAR10` or `CIFAR100`.
+        data_dir: the folder that holds `cifar-10-batches-bin` or `cifar-10-batches-py` (`cifar-100-binary` or
+            `cifar-100-python`), or one of these itself.
+        val_size: how many of the training images to hold out, at least one a class; None as in `load_dataset`.
+        only: as in `load_dataset`; the files of the other splits are not read.
+
+    Raises:
+        FileNotFoundError: neither layout is there, or a file of it is missing.
+        ValueError: a file is cut short, holds labels that there are not, or is a pickle of anything but the official
+            content.
+    """
+    root = Path(data_dir)
+    layout = find_cifar_layout(variant, root)
+    if layout is None:
+        state = "folder exists" if root.is_dir() else "no such folder"
+        raise FileNotFoundError(
+            f"data_dir: no {variant.bin_dir}/ or {variant.py_dir}/ in {root} ({state}). Unpack the official "
+            f"{variant.title} archive (binary or python version) there, or let --download fetch it."
+        )
+    read, folder = layout
+
+    def training() -> Split:
+        parts = [read(variant, folder, name) for name in variant.train]
+        return _split(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
+
+    return of_files(
+        variant.name,
+        training,
+        lambda: _split(*read(variant, folder, variant.test)),
+        val_size=val_size,
+        only=only,
+        class_names=variant.class_names,
     )
 
 
-IDX_FILES = {
-    "mnist": _idx_files(
-        _MNIST,
-        (9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
-        (28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
-        (1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
-        (4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
-    ),
-    "fashion-mnist": _idx_files(
-        _FASHION,
-        (26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
-        (29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
-        (4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
-        (5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
-    ),
-}
-
-DOWNLOADABLE = (*CIFAR_ARCHIVES, *IDX_FILES)
+def _split(images: np.ndarray, labels: np.ndarray) -> Split:
+    return Split(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), torch.arange(len(labels)))
 
 
-def provide(name: str, data_dir: Path) -> None:
-    """See to it that the files of a data set are in `data_dir`: what is there stays, what is missing is downloaded.
+_Reader = Callable[[CifarSet, Path, str], tuple[np.ndarray, np.ndarray]]
 
-    Several processes may ask at once; one of them downloads.
+
+def find_cifar_layout(variant: CifarSet, root: Path) -> tuple[_Reader, Path] | None:
+    """The reader and the folder of the layout to take, if one is there."""
+    layouts: tuple[tuple[str, _Reader], ...] = ((variant.bin_dir, _read_bin), (variant.py_dir, _read_py))
+    for name, read in layouts:
+        for folder in (root / name, root):
+            if folder.name == name and folder.is_dir():
+                return read, folder
+    return None
+
+
+def _existing(variant: CifarSet, path: Path) -> Path:
+    if not path.is_file():
+        needed = ", ".join((*variant.train, variant.test))
+        raise FileNotFoundError(f"data_dir: {path} is missing; {variant.title} needs {needed}")
+    return path
+
+
+def _read_bin(variant: CifarSet, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Records of one or two label bytes and 3,072 pixel bytes."""
+    path = _existing(variant, folder / f"{name}.bin")
+    size, record = path.stat().st_size, variant.label_bytes + _PIXELS
+    if size == 0 or size % record:
+        raise ValueError(f"{path}: {size} bytes is not a positive multiple of {record}; is it cut short?")
+    records = np.fromfile(path, dtype=np.uint8).reshape(-1, record)
+    labels = records[:, variant.label_bytes - 1]
+    highest = len(variant.class_names) - 1
+    if int(labels.max()) > highest:
+        raise ValueError(
+            f"{path}: labels must be 0..{highest}, found {int(labels.max())}; this is not a {variant.title} file"
+        )
+    return _as_images(records[:, variant.label_bytes :]), labels
+
+
+def _read_py(variant: CifarSet, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A pickled dict with b"data" (uint8 `[N, 3072]`) and the labels (a list of N)."""
+    path = _existing(variant, folder / name)
+    batch = _read_pickle(path)
+    data = batch.get(b"data") if isinstance(batch, dict) else None
+    labels = batch.get(variant.label_key) if isinstance(batch, dict) else None
+    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _PIXELS:
+        raise ValueError(f"{path}: expected b'data' as uint8 [N, {_PIXELS}], got {_describe(data)}")
+    if not isinstance(labels, list) or len(labels) != len(data) or not len(data):
+        raise ValueError(f"{path}: expected {variant.label_key!r} as a list of {len(data)}, got {_describe(labels)}")
+    highest = len(variant.class_names) - 1
+    if not all(isinstance(label, int) and 0 <= label <= highest for label in labels):
+        raise ValueError(f"{path}: labels must be whole numbers 0..{highest}; this is not a {variant.title} file")
+    return _as_images(data), np.array(labels, dtype=np.uint8)
+
+
+def _as_images(rows: np.ndarray) -> np.ndarray:
+    return np.require(rows, requirements=["C", "W"]).reshape(-1, 3, 32, 32)
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, (list, dict)) else type(value).__name__
+
+
+class _Kept:
+    """What a pickle says of an array or of its element type; nothing is made of it before it has been checked."""
+
+    state: Any = None
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def array(self) -> np.ndarray:
+        """The uint8 array that an honest file describes by (version, shape, dtype, Fortran order, bytes)."""
+        _, shape, dtype, fortran, content = self.state
+        if dtype.arguments[0] not in ("u1", b"u1"):
+            raise ValueError(f"an array of {dtype.arguments[0]!r:.20}, expected uint8")
+        return np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
+
+
+def _encode(text: str, codec: str) -> bytes:
+    """Bytes as Python 3 stores them in protocol 2."""
+    if codec != "latin1":
+        raise pickle.UnpicklingError(f"refused to encode as {codec!r:.20}")
+    return text.encode("latin1")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Runs nothing: of all names in a pickle only those of arrays are known, and they stand for `_Kept`."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return _encode
+        known = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+        if module in known and name in ("_reconstruct", "ndarray", "dtype"):
+            return _Kept
+        raise pickle.UnpicklingError(f"refused to load {module[:80]}.{name[:80]}")
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        with open(path, "rb") as file:
+            content = _Unpickler(file, encoding="bytes").load()
+        if isinstance(content, dict):
+            return {key: value.array() if isinstance(value, _Kept) else value for key, value in content.items()}
+    except Exception as error:  # a damaged pickle fails with almost any exception type
+        raise ValueError(f"{path}: not a CIFAR batch ({type(error).__name__}: {error})") from error
+    return content
+
+
+# ---- MNIST ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class IdxSet:
+    """MNIST or Fashion-MNIST, whose files have the same names.
+
+    Attributes:
+        name: as in `load_dataset`.
+        folders: where in the data folder the files may lie, best first; the first as torchvision has it.
+        class_names: by label.
+    """
+
+    name: str
+    folders: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+
+MNIST = IdxSet("mnist", ("MNIST/raw", "mnist", "."), MNIST_CLASSES)
+FASHION_MNIST = IdxSet("fashion-mnist", ("FashionMNIST/raw", "fashion-mnist", "."), FASHION_MNIST_CLASSES)
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def load_mnist(
+    variant: IdxSet, data_dir: str | Path, *, val_size: int | None = None, only: str | None = None
+) -> Dataset:
+    """Read one of the two and hold `val_size` training images out for validation, class by class.
+
+    Images are uint8 `[N, 1, 28, 28]`, as in the files: no padding to 32x32.
 
     Args:
-        name: one of `DOWNLOADABLE`.
-        data_dir: made if need be.
+        variant: `MNIST` or `FASHION_MNIST`. The files do not say which of the two they are.
+        data_dir: the folder with the four IDX files, plain or `.gz`, or with one of `variant.folders` in it.
+        val_size: how many of the training images to hold out, at least 10; None as in `load_dataset`.
+        only: as in `load_dataset`; the files of the other splits are not read.
 
     Raises:
-        DownloadError: a file could not be had.
-        ValueError: a file is there under the name of a published one and is another.
+        FileNotFoundError: a file is missing.
+        ValueError: a file is cut short, too long, damaged, or not what its name says.
     """
-    if name in _CIFAR_VARIANTS and data_dir.name in (_CIFAR_VARIANTS[name].bin_dir, _CIFAR_VARIANTS[name].py_dir):
-        data_dir = data_dir.parent
-    if _is_there(name, data_dir):
-        return
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with exclusive(data_dir / ".ard_fast_download.lock"):
-        if _is_there(name, data_dir):  # another process was first
-            return
-        if name in IDX_FILES:
-            folder = _idx_folder(name, data_dir)
-            for source in IDX_FILES[name]:
-                if not (folder / source.name.removesuffix(".gz")).is_file():
-                    fetch(source, folder)
-        else:
-            variant, source = _CIFAR_VARIANTS[name], CIFAR_ARCHIVES[name]
-            given = (data_dir / source.name).is_file()
-            archive = fetch(source, data_dir)
-            unpack(archive, data_dir / variant.bin_dir, [f"{file}.bin" for file in (*variant.train, variant.test)])
-            if not given:
-                archive.unlink()
+    root = Path(data_dir)
+    folder = next((root / name for name in variant.folders if holds_idx_files(root / name)), None)
+    if folder is None:
+        state = "folder exists" if root.is_dir() else "no such folder"
+        raise FileNotFoundError(
+            f"data_dir: no {IDX_FILES[0]} or {IDX_FILES[0]}.gz in {root} ({state}), nor in "
+            f"{' or '.join(variant.folders[:-1])} there. "
+            f"Put the four IDX files of {variant.name} there, or let --download fetch them."
+        )
+    return of_files(
+        variant.name,
+        lambda: _read_idx_split(folder, *IDX_FILES[:2]),
+        lambda: _read_idx_split(folder, *IDX_FILES[2:]),
+        val_size=val_size,
+        only=only,
+        class_names=variant.class_names,
+    )
 
 
-_CIFAR_VARIANTS = {variant.name: variant for variant in (cifar.CIFAR10, cifar.CIFAR100)}
-_IDX_VARIANTS = {variant.name: variant for variant in (mnist.MNIST, mnist.FASHION_MNIST)}
+def holds_idx_files(folder: Path) -> bool:
+    """Whether any of the four files is in a folder."""
+    return any((folder / f"{file}{suffix}").is_file() for file in IDX_FILES for suffix in ("", ".gz"))
 
 
-def _is_there(name: str, data_dir: Path) -> bool:
-    if name in _CIFAR_VARIANTS:
-        return cifar.find_layout(_CIFAR_VARIANTS[name], data_dir) is not None
-    folder = _idx_folder(name, data_dir)
-    return all((folder / file).is_file() or (folder / f"{file}.gz").is_file() for file in mnist.FILES)
+def _read_idx_split(folder: Path, images_name: str, labels_name: str) -> Split:
+    images_path, images = _read_idx(folder, images_name, (_SIDE, _SIDE))
+    labels_path, labels = _read_idx(folder, labels_name, ())
+    if len(images) != len(labels):
+        raise ValueError(f"{images_path}: {len(images)} images, but {labels_path} has {len(labels)} labels")
+    if int(labels.max()) > 9:
+        raise ValueError(f"{labels_path}: labels must be 0..9, found {int(labels.max())}")
+    return _split(images[:, None], labels)
 
 
-def _idx_folder(name: str, data_dir: Path) -> Path:
-    """The variant's own folder: files right in `data_dir` may be of either of the two and do not count."""
-    variant = _IDX_VARIANTS[name]
-    named = next((f for f in variant.folders[:-1] if mnist.holds_files(data_dir / f)), variant.folders[0])
-    return data_dir / named
+def _read_idx(folder: Path, name: str, item: tuple[int, ...]) -> tuple[Path, np.ndarray]:
+    """The path taken and the uint8 array `[N, *item]` of an IDX file (magic number, sizes, content, big-endian)."""
+    path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"data_dir: {folder / name} (or .gz) is missing; four files are needed: {IDX_FILES}")
+    content = path.read_bytes()
+    try:
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        magic = bytes((0, 0, 8, 1 + len(item)))  # 8: unsigned bytes
+        if content[:4] != magic:
+            raise ValueError(f"expected it to begin with {magic.hex()}, got {content[:4].hex() or 'nothing'}")
+        shape = tuple(int(size) for size in np.frombuffer(content, ">u4", 1 + len(item), offset=4))
+        if shape[0] == 0 or shape[1:] != item:
+            raise ValueError(f"expected {' x '.join(('N', *map(str, item)))} with N above 0, got {list(shape)}")
+        pixels = content[4 + 4 * len(shape) :]
+        if len(pixels) != math.prod(shape):
+            raise ValueError(f"its header promises {math.prod(shape)} bytes, it holds {len(pixels)}")
+    except Exception as error:  # gzip fails with several exception types
+        raise ValueError(f"{path}: not a whole IDX file ({error})") from error
+    return path, np.frombuffer(bytearray(pixels), np.uint8).reshape(shape)

@@ -8,19 +8,18 @@ from typing import Any
 
 from ard_fast._names import unknown
 from ard_fast._typing import known
-from ard_fast.data.cifar import CIFAR10, CIFAR100, load_cifar10, load_cifar100
-from ard_fast.data.digits import load_digits
-from ard_fast.data.folder import load_folder
-from ard_fast.data.images import MAX_SIZE
-from ard_fast.data.mnist import FASHION_MNIST, FILES, MNIST, load_mnist
+from ard_fast.data.download import DOWNLOADABLE, provide
+from ard_fast.data.folder import MAX_SIZE, load_folder
 from ard_fast.data.npz import load_npz
-from ard_fast.data.official import DOWNLOADABLE, provide
-from ard_fast.data.splits import SPLITS, Dataset, Split
+from ard_fast.data.official import CIFAR10, CIFAR100, FASHION_MNIST, IDX_FILES, MNIST, load_cifar, load_mnist
+from ard_fast.data.splits import SPLITS, Dataset, Split, load_digits
 
 # What --data-dir must name, for the data sets that need it.
 _DATA_DIR = {
     **{v.name: f"the folder that holds {v.bin_dir} or {v.py_dir}" for v in (CIFAR10, CIFAR100)},
-    **{v.name: f"the folder that holds {v.folders[0]}/{FILES[0]}[.gz] and the like" for v in (MNIST, FASHION_MNIST)},
+    **{
+        v.name: f"the folder that holds {v.folders[0]}/{IDX_FILES[0]}[.gz] and the like" for v in (MNIST, FASHION_MNIST)
+    },
     "npz": "the path of an .npz file with x_train, y_train, x_test, y_test",
     "folder": "the folder that holds train/<class>/ and test/<class>/ with images",
 }
@@ -107,12 +106,11 @@ def check_arguments(
 
 
 def _load_files(name: str, data_dir: Path, **settings: Any) -> Dataset:
-    if name == "cifar10":
-        return load_cifar10(data_dir, **settings)
-    if name == "cifar100":
-        return load_cifar100(data_dir, **settings)
     if name == "npz":
         return load_npz(data_dir, **settings)
+    cifar = {variant.name: variant for variant in (CIFAR10, CIFAR100)}
+    if name in cifar:
+        return load_cifar(cifar[name], data_dir, **settings)
     return load_mnist(MNIST if name == "mnist" else FASHION_MNIST, data_dir, **settings)
 
 

@@ -14,7 +14,7 @@ from trained_digits import evaluation_images
 from ard_fast import attacks
 from ard_fast import functional as F
 from ard_fast.attacks.base import Problem
-from ard_fast.data.digits import load_digits
+from ard_fast.data.splits import load_digits
 
 EPS = 0.1
 

@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 
-from ard_fast.data.mnist import FILES
+from ard_fast.data.official import IDX_FILES as FILES
 
 
 def idx(array):

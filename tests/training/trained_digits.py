@@ -7,7 +7,7 @@ import torch.nn.functional as tf
 from torch import Tensor, nn
 
 from ard_fast import attacks
-from ard_fast.data.digits import load_digits
+from ard_fast.data.splits import load_digits
 from ard_fast.models.digits import DigitsNet
 
 IMAGES = 500

@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from cifar_files import fake_cifar, fake_cifar100
+from cifar_files import fake_cifar
 from mnist_files import fake_mnist
 
-from ard_fast.data import load_dataset, mnist, official
+from ard_fast.data import download, load_dataset
 from ard_fast.data.download import DownloadError, Source
+from ard_fast.data.official import IDX_FILES
 
 
 class Server:
@@ -82,7 +83,7 @@ def cifar10(server, monkeypatch, tmp_path):
     def publish(body=None, **changes):
         source = server.publish("cifar-10-binary.tar.gz", packed_tar(folder) if body is None else body)
         source = Source(**{**vars(source), **changes})
-        monkeypatch.setitem(official.CIFAR_ARCHIVES, "cifar10", source)
+        monkeypatch.setitem(download.CIFAR_ARCHIVES, "cifar10", source)
         return source
 
     publish.folder = folder
@@ -116,27 +117,19 @@ def test_the_layout_folder_may_be_named_before_it_is_there(cifar10, tmp_path):
     assert "cifar-10-batches-bin" in names(tmp_path / "data")
 
 
-def test_cifar100_arrives(server, monkeypatch, tmp_path):
-    fake_cifar100(tmp_path / "source")
-    body = packed_tar(tmp_path / "source" / "cifar-100-binary")
-    source = server.publish("cifar-100-binary.tar.gz", body)
-    monkeypatch.setitem(official.CIFAR_ARCHIVES, "cifar100", source)
-    assert len(load(tmp_path / "data", "cifar100", val_size=100).train) == 100
-
-
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST/raw"), ("fashion-mnist", "FashionMNIST/raw")])
 def test_idx_files_arrive_where_torchvision_has_them(server, monkeypatch, tmp_path, name, folder):
     content = fake_mnist(tmp_path / "source", packed=True)
-    sources = [server.publish(f"{f}.gz", (tmp_path / "source" / f"{f}.gz").read_bytes()) for f in mnist.FILES]
-    monkeypatch.setitem(official.IDX_FILES, name, sources)
+    sources = [server.publish(f"{f}.gz", (tmp_path / "source" / f"{f}.gz").read_bytes()) for f in IDX_FILES]
+    monkeypatch.setitem(download.IDX_SOURCES, name, sources)
     # Files right in the folder may be those of the other data set; what is in its own place is not fetched again.
     fake_mnist(tmp_path / "data", seed=1)
     (tmp_path / "data" / folder).mkdir(parents=True)
-    plain = gzip.decompress(server.files[f"{mnist.FILES[1]}.gz"])
-    (tmp_path / "data" / folder / mnist.FILES[1]).write_bytes(plain)
+    plain = gzip.decompress(server.files[f"{IDX_FILES[1]}.gz"])
+    (tmp_path / "data" / folder / IDX_FILES[1]).write_bytes(plain)
     data = load(tmp_path / "data", name)
-    assert np.array_equal(data.test.images[:, 0], content[mnist.FILES[2]])
-    assert server.asked == [f"{mnist.FILES[k]}.gz" for k in (0, 2, 3)]
+    assert np.array_equal(data.test.images[:, 0], content[IDX_FILES[2]])
+    assert server.asked == [f"{IDX_FILES[k]}.gz" for k in (0, 2, 3)]
 
 
 def test_the_second_address_is_tried(server, cifar10, tmp_path):
@@ -179,7 +172,11 @@ def test_another_file_of_that_name_is_left_alone(server, cifar10, tmp_path):
 
 
 def test_the_published_sources_are_whole():
-    sources = [*official.CIFAR_ARCHIVES.values(), *official.IDX_FILES["mnist"], *official.IDX_FILES["fashion-mnist"]]
+    sources = [
+        *download.CIFAR_ARCHIVES.values(),
+        *download.IDX_SOURCES["mnist"],
+        *download.IDX_SOURCES["fashion-mnist"],
+    ]
     assert len(sources) == len({source.sha256 for source in sources}) == 10
     for source in sources:
         assert len(source.sha256) == 64 and int(source.sha256, 16) and source.size > 4000
@@ -217,9 +214,8 @@ def test_what_is_not_the_published_file_is_not_kept(server, cifar10, tmp_path, s
     assert names(tmp_path / "data") == [".ard_fast_download.lock"]
 
 
-@pytest.mark.parametrize("cut", [1, 1000, 300_000])
-def test_a_connection_cut_short_leaves_nothing(server, cifar10, tmp_path, cut):
-    server.cut = cut
+def test_a_connection_cut_short_leaves_nothing(server, cifar10, tmp_path):
+    server.cut = 1000
     with pytest.raises(DownloadError, match=r"could not download .*(ended after|IncompleteRead)"):
         load(tmp_path / "data")
     assert names(tmp_path / "data") == [".ard_fast_download.lock"]
@@ -227,98 +223,60 @@ def test_a_connection_cut_short_leaves_nothing(server, cifar10, tmp_path, cut):
     assert len(load(tmp_path / "data").test) == 40
 
 
-@pytest.mark.parametrize("room", [0, 100_000, 1 << 19])
-def test_a_full_disk_leaves_nothing_half(cifar10, tmp_path, room):
+@pytest.mark.parametrize("there", [False, True])
+def test_a_full_disk_leaves_nothing_half(server, cifar10, tmp_path, there):
+    """While downloading, and while unpacking an archive that was put there."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     (tmp_path / "data").mkdir()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        with pytest.raises(OSError, match=r"File too large: .*data/\.cifar-10-.*\.part"):
-            load(tmp_path / "data")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert names(tmp_path / "data") == [".ard_fast_download.lock"]
-    assert len(load(tmp_path / "data").test) == 40
-
-
-def test_a_full_disk_while_unpacking_leaves_nothing_half(cifar10, tmp_path, server):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "cifar-10-binary.tar.gz").write_bytes(server.files["cifar-10-binary.tar.gz"])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if there:
+        (tmp_path / "data" / "cifar-10-binary.tar.gz").write_bytes(server.files["cifar-10-binary.tar.gz"])
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(OSError, match=r"File too large: .*data/\.cifar-10-.*\.part"):
+        with pytest.raises(OSError, match=r"data/\.?cifar-10-.*: File too large|File too large: .*data/\.cifar-10-"):
             load(tmp_path / "data")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert names(tmp_path / "data") == [".ard_fast_download.lock", "cifar-10-binary.tar.gz"]
-
-
-def test_what_a_killed_process_left_is_not_taken(cifar10, tmp_path):
-    part = tmp_path / "data" / ".cifar-10-batches-bin.part"
-    part.mkdir(parents=True)
-    (part / "data_batch_1.bin").write_bytes(b"half")
-    (tmp_path / "data" / ".cifar-10-binary.tar.gz.part").write_bytes(b"half")
+    assert names(tmp_path / "data") == [".ard_fast_download.lock", "cifar-10-binary.tar.gz"][: 1 + there]
     assert len(load(tmp_path / "data").test) == 40
-    assert names(tmp_path / "data") == [".ard_fast_download.lock", "cifar-10-batches-bin"]
 
 
-# ---- Hostile archives, as if the checksum were theirs -------------------------------------------------------------
-
-
-def link(name, target, kind=tarfile.SYMTYPE):
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, target
-    return member, b""
-
-
-def plain(name, content=b"hostile"):
-    return tarfile.TarInfo(name), content
+def member(name, kind=tarfile.REGTYPE, link="/etc/passwd"):
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname = kind, link
+    return made, b"evil" if kind == tarfile.REGTYPE else b""
 
 
 @pytest.mark.parametrize(
-    "members",
+    ("strange", "message"),
     [
-        [plain("../escaped")],
-        [plain("cifar-10-batches-bin/../../escaped")],
-        [plain("{root}/escaped")],
-        [link("cifar-10-batches-bin", "{root}"), plain("cifar-10-batches-bin/escaped")],
-        [link("cifar-10-batches-bin/out", ".."), plain("cifar-10-batches-bin/out/escaped")],
-        [link("cifar-10-batches-bin/out", "../escaped", tarfile.LNKTYPE)],
-        [link("cifar-10-batches-bin/device", "", tarfile.CHRTYPE)],
-        [link("cifar-10-batches-bin/pipe", "", tarfile.FIFOTYPE)],
+        (member("../evil.bin"), None),
+        (member("cifar-10-batches-bin/../../evil.bin"), None),
+        (member("cifar-10-batches-bin/evil.bin"), None),
+        (member("evil", tarfile.SYMTYPE), None),
+        (None, "test_batch.bin missing in it, or not as plain files"),
+        (member("cifar-10-batches-bin/test_batch.bin", tarfile.SYMTYPE), "test_batch.bin missing in it"),
     ],
-    ids=range(8),
 )
-def test_members_that_would_go_elsewhere_are_not_unpacked(cifar10, tmp_path, members):
-    for member, _ in members:
-        member.name = member.name.format(root=tmp_path)
-        member.linkname = member.linkname.format(root=tmp_path)
-    cifar10(packed_tar(cifar10.folder, members))
-    assert len(load(tmp_path / "data").test) == 40
-    assert names(tmp_path / "data" / "cifar-10-batches-bin") == names(cifar10.folder)
-    assert names(tmp_path) == ["data", "source"]
+def test_nothing_but_the_wanted_files_is_unpacked(cifar10, tmp_path, strange, message):
+    if message is not None:
+        (cifar10.folder / "test_batch.bin").unlink()
+    cifar10(packed_tar(cifar10.folder, [strange] if strange else []))
+    part = tmp_path / "data" / ".cifar-10-batches-bin.part"  # a killed process left it
+    part.mkdir(parents=True)
+    (part / "data_batch_1.bin").write_bytes(b"half")
+    if message is None:
+        assert len(load(tmp_path / "data").test) == 40
+        assert names(tmp_path / "data" / "cifar-10-batches-bin") == names(cifar10.folder)
+    else:
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path / "data")
+    assert not list(tmp_path.rglob("*evil*")) and not part.exists()
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
-def test_a_link_in_place_of_a_file_is_refused(cifar10, tmp_path, kind):
-    (cifar10.folder / "test_batch.bin").unlink()
-    cifar10(packed_tar(cifar10.folder, [link("cifar-10-batches-bin/test_batch.bin", "/etc/passwd", kind)]))
-    with pytest.raises(ValueError, match=r"test_batch\.bin missing in it, or not as plain files"):
-        load(tmp_path / "data")
-    assert "cifar-10-batches-bin" not in names(tmp_path / "data")
-
-
-def test_a_file_that_is_twice_in_the_archive_is_refused(cifar10, tmp_path):
-    cifar10(packed_tar(cifar10.folder, [plain("cifar-10-batches-bin/test_batch.bin")]))
-    with pytest.raises(ValueError, match=r"test_batch\.bin is in it twice"):
-        load(tmp_path / "data")
-
-
-@pytest.mark.parametrize("share", [0, 3, 12, 0.001, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0, 0.3, 0.999])
 def test_a_damaged_archive_is_said(cifar10, tmp_path, server, share):
-    body = server.files["cifar-10-binary.tar.gz"]
-    cifar10(body[: int(len(body) * share) if share < 1 else share])
+    whole = server.files["cifar-10-binary.tar.gz"]
+    cifar10(whole[: int(share * len(whole))])
     with pytest.raises(ValueError, match=r"cifar-10-binary\.tar\.gz: (not a whole \.tar\.gz file|.* missing in it)"):
         load(tmp_path / "data")
     assert "cifar-10-batches-bin" not in names(tmp_path / "data")
