@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from mnist_files import fake_mnist
-from test_data_folder import make_folder
+from test_folder import make_folder
 from test_data_npz import arrays, save
 
 from ard_fast import evaluate, train
