@@ -1,4 +1,4 @@
-"""The command `python -m ard_fast.compare`: finished runs side by side.
+"""The command `python -m ard_fast.compare`: a table of finished runs.
 
 python -m ard_fast.compare runs/digits-compare --baseline at --attacks apgd-ce --out comparison
 """
@@ -15,8 +15,8 @@ from ard_fast._commandline import EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from ard_fast._interrupts import Interrupted, StopRequest
 from ard_fast._typing import known
 from ard_fast.evaluation.job import Job
-from ard_fast.evaluation.plan import ATTACKS_HELP, check_name
 from ard_fast.evaluation.settings import resolve_settings
+from ard_fast.evaluation.standard_attacks import ATTACKS_HELP, read_names
 from ard_fast.training.comparison import Comparison, FinishedRun, expand, group_runs, read_run
 
 
@@ -24,16 +24,20 @@ def make_parser() -> Parser:
     """The command line."""
     parser = Parser(
         prog="python -m ard_fast.compare",
-        description="Finished runs side by side: test accuracy clean, under PGD-20 and under every attack they were "
-        "evaluated with; runs that differ in nothing but their seed make one line, mean ± standard deviation.",
+        description="Compare finished runs: clean test accuracy and robust accuracy under PGD-20 and every attack they "
+        "were evaluated with. Runs that differ only in their seed make one line, mean ± standard deviation.",
         epilog="Exit code 0, 2 wrong arguments, 130 stopped on request.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs such as a comparison's")
-    add("--attacks", metavar="LIST", help=f"evaluate now what has not been evaluated with these, {ATTACKS_HELP}")
-    add("--baseline", metavar="NAME", help="a method or a line's label; the gaps to it are added")
+    add(
+        "--attacks",
+        metavar="LIST",
+        help=f"evaluate the runs with these attacks where that has not been done; {ATTACKS_HELP}",
+    )
+    add("--baseline", metavar="NAME", help="a method or the label of a line; differences from it are added")
     add("--out", metavar="DIR", help="also write compare.md, compare.json and compare.png there")
     return parser
 
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = vars(make_parser().parse_args(argv))
     with StopRequest() as stop:
         try:
-            attacks = _attack_names(flags.get("attacks", ""))
+            attacks = read_names(flags["attacks"]) if "attacks" in flags else ()
             found = [read_run(folder) or _skipped(folder.path) for folder in expand(flags["runs"])]
             runs = [run for run in found if run is not None]
             if not runs:
@@ -60,19 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Interrupted as stopped:
             print(f"\n{stopped}", file=sys.stderr)
             return EXIT_INTERRUPTED
-    print(
-        "\n".join(
-            [comparison.note(), "", comparison.table(), *([""] if comparison.baseline else []), *comparison.gap_lines()]
-        )
-    )
+    print("\n".join([comparison.note(), "", comparison.table()]))
+    if comparison.baseline:
+        print("\n".join(["", *comparison.gap_lines()]))
     return 0
-
-
-def _attack_names(text: str) -> list[str]:
-    names = [name.strip().lower() for name in text.split(",") if name.strip()]
-    for name in names:
-        check_name(name)
-    return names
 
 
 def _skipped(path: Path) -> None:
@@ -80,7 +75,7 @@ def _skipped(path: Path) -> None:
 
 
 def _evaluated(run: FinishedRun, attacks: Sequence[str], stop: StopRequest) -> FinishedRun:
-    """The run with the attacks it lacked; their results stay in its folder."""
+    """The run, evaluated under the attacks that it lacked; the results stay in its folder."""
     missing = [name for name in attacks if name not in run.attacks]
     if not missing:
         return run

@@ -226,7 +226,7 @@ def method_passes(method: str, steps: int | None, cached: bool) -> dict[str, Pas
         ids = torch.zeros(count, dtype=torch.int64)
         norm, weight = _last(student, nn.BatchNorm2d), _last(student, nn.Conv2d).weight
         known = {teacher: torch.zeros(count, classes) for teacher in instance.clean_teachers()} if cached else {}
-        batch = Batch(torch.rand(count, 1, 8, 8), ids, ids, ids[:1], taught=known)
+        batch = Batch(torch.rand(count, 1, 8, 8), ids, ids, ids[:1], teacher_logits=known)
         instance.begin_epoch(5)  # in the middle of a run: what begins later has begun
         with Tally() as tally:
             norm.register_forward_hook(

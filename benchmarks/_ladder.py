@@ -21,7 +21,7 @@ from ard_fast._interrupts import StopRequest
 from ard_fast._precision import training_arithmetic
 from ard_fast.data import Batch
 from ard_fast.folding import FoldedNetwork
-from ard_fast.teachers import LeanNetwork, Teacher, TeacherAhead, TeacherAlongside, Views, build_teacher
+from ard_fast.teachers import InferenceNetwork, Teacher, Views, build_teacher
 from ard_fast.training.compute import resolve_machine
 from ard_fast.training.config import TrainConfig, resolve
 from ard_fast.training.distributed import World
@@ -114,7 +114,7 @@ def lean_teacher(case: TrainingCase, network: torch.nn.Module, form: str, precis
     if form == "plain":
         return Teacher(network)
     if form == "lean":
-        return Teacher(network, lean=LeanNetwork(network, sample(case), precision))
+        return Teacher(network, inference=InferenceNetwork(network, sample(case), precision))
     views = Views(train, levels=levels, padding=PADDING.get(case.pair.dataset, 4), flip=case.pair.dataset != "digits")
     return build_teacher(network, views, precision=precision)
 
@@ -133,24 +133,20 @@ class TrainerIteration:
         case: networks and images.
         recipe: constants; what it says of the method is what the run is configured with.
         flags: the run's settings beside.
-        overlap: on CUDA, whether the teacher is asked on streams of its own, as the trainer asks it.
     """
 
-    def __init__(self, case: TrainingCase, recipe: Recipe, flags: Mapping[str, Any], *, overlap: bool = True) -> None:
+    def __init__(self, case: TrainingCase, recipe: Recipe, flags: Mapping[str, Any]) -> None:
         self.config = trainer_config(case, recipe, flags)
         env = Environment(case.data.evaluated_on(case.device), case.device, StopRequest(), World())
         machine = resolve_machine(self.config, case.device)
         self.arithmetic = partial(training_arithmetic, machine.precision, case.device)
         self.trainer = Trainer(self.config, RunFolder("unused"), env, {"teacher": case.teacher(machine.layout)})
-        if not overlap:  # a run has no setting for it
-            self.trainer.ahead = TeacherAhead((), case.device)
-            self.trainer.update._alongside = TeacherAlongside((), case.device)
         self.student = self.trainer.student
         self.student.load_state_dict(case.student().state_dict())
         self.student.train()
         self.trainer.method.begin_epoch(0)
         know_all(self.trainer.teachers["teacher"], case)
-        self.steps = self.trainer.ahead.steps(self._again_and_again())
+        self.steps = self._again_and_again()
         self.rate = recipe.lr
         self.x_adv: Tensor | None = None
         self.outer_at: Tensor | None = None

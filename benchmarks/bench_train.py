@@ -25,9 +25,8 @@ Ours, each rung the one before it with one thing changed; up to `folded` in plai
     folded           its batch norm folded into its convolutions for the attack, anew in every iteration
     fused            the package's trainer with its loader and kernels
     graph            the whole iteration as one CUDA graph (GPU)
-    overlap          the teacher's table looked up for the next batch on a stream beside (GPU)
 
-The last rung, `overlap` on a GPU and `fused` on a CPU, is what `python -m ard_fast.train --method ard` runs (on the
+The last rung, `graph` on a GPU and `fused` on a CPU, is what `python -m ard_fast.train --method ard` runs (on the
 digits that folds nothing: the networks are too small to gain).
 
 Beside the ladder, all by the package's trainer:
@@ -35,7 +34,6 @@ Beside the ladder, all by the package's trainer:
     parity           --parity: what `published` does
     train-attack     the last rung with the student in train mode during the attack (--attack-bn train), as published
     cold             the last rung without the teacher's table: a first epoch
-    cold-alone       the same with the teacher before the attack and not beside it (GPU)
 
 Everybody sees the same batches. Before anything is timed, an iteration of each is held against `published` or
 `published-eval`, whose semantics it has (`_iteration_checks.py`); one that differs ends the run with exit status 1.
@@ -149,9 +147,9 @@ def rung(**changes: Any) -> Callable[[TrainingCase, Recipe], Iteration]:
     return lambda case, recipe: LeanerIteration(case, recipe, Changes(**changes))
 
 
-def trainer(overlap: bool = True, **flags: Any) -> Callable[[TrainingCase, Recipe], Iteration]:
+def trainer(**flags: Any) -> Callable[[TrainingCase, Recipe], Iteration]:
     """Builds an iteration of the package's trainer with these settings, the others as they are by default."""
-    return lambda case, recipe: TrainerIteration(case, recipe, flags, overlap=overlap)
+    return lambda case, recipe: TrainerIteration(case, recipe, flags)
 
 
 BASELINES = {
@@ -181,16 +179,14 @@ def kinds(device: str) -> dict[str, Kind]:
         "bf16": Kind(rung(**cached, bf16=True), "rung", rounding="bf16", cuda_only=True),
         "eval-attack": Kind(rung(**half, attack_bn="eval"), "rung", "eval", **own),
         "folded": Kind(rung(**half, attack_bn="eval", folded=True), "rung", "eval", **own),
-        "fused": Kind(trainer(graph="off", overlap=False), "rung", "eval", **own),
-        "graph": Kind(trainer(overlap=False), "rung", "eval", **own, **graph),
-        "overlap": Kind(trainer(), "rung", "eval", **own, **graph),
+        "fused": Kind(trainer(graph="off"), "rung", "eval", **own),
+        "graph": Kind(trainer(), "rung", "eval", **own, **graph),
     }
     last: dict[str, Any] = {**own, "graphed": on_gpu}
     beside = {
         "parity": Kind(trainer(parity=True), "beside", clamp_start=False, graphed=on_gpu),
         "train-attack": Kind(trainer(attack_bn="train"), "beside", **last),
         "cold": Kind(trainer(teacher_cache="off"), "beside", "eval", **last),
-        "cold-alone": Kind(trainer(teacher_cache="off", overlap=False), "beside", "eval", **own, **graph),
     }
     return {**BASELINES, **ladder, **beside}
 

@@ -27,7 +27,7 @@ from _timing import cpu_model  # noqa: E402
 
 from ard_fast._files import write_text  # noqa: E402
 from ard_fast.methods import METHODS, MethodSpec  # noqa: E402
-from ard_fast.training.comparison.groups import mean_sd  # noqa: E402
+from ard_fast.training.comparison import mean_sd  # noqa: E402
 from ard_fast.training.report import markdown_table  # noqa: E402
 
 PAGE = ROOT / "docs" / "methods.md"

@@ -224,7 +224,7 @@ def test_only_what_can_run_there_runs_by_default(device, monkeypatch):
     fit = [name for name, kind in kinds.items() if device == "cuda" or not kind.cuda_only]
     assert chosen == [name for name in fit if name != "compile"]
     rungs = [name for name in chosen if kinds[name].role == "rung"]
-    assert rungs[-1] == ("fused" if device == "cpu" else "overlap")
+    assert rungs[-1] == ("fused" if device == "cpu" else "graph")
 
 
 def test_a_graph_that_is_not_replayed_is_a_wrong_result(case):

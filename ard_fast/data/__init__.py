@@ -1,10 +1,9 @@
 """Data sets as uint8, and the batches drawn from them on the device."""
 
 from ard_fast.data.batches import Batch, EpochPlan
-from ard_fast.data.loader import Loader, ResidentLoader, make_loader
+from ard_fast.data.loader import Loader, ResidentLoader, StreamedLoader, make_loader
 from ard_fast.data.registry import DATASETS, check_arguments, load_dataset
 from ard_fast.data.splits import Dataset, Split
-from ard_fast.data.streamed import StreamedLoader
 
 __all__ = [
     "DATASETS",

@@ -1,14 +1,16 @@
-"""What a training step is given, and the random choices of an epoch behind it."""
+"""What a training step is given: its images, this process's share of them, and the random choices of an epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ard_fast import functional as F
 
 _ORDER, _VIEWS = 1, 2  # purposes of a run's seed; 0 is the student's initial weights
 
@@ -27,25 +29,29 @@ class EpochPlan:
 
     Attributes:
         order: int64 `[N]`, positions in the training split.
-        view_seed: int64 `[1]`; with the id of an image it decides its crop and flip (`functional.crop_flip`).
+        views: int64 `[N]`, the crop and flip of each image in this order (see `Batch.views`); (seed, epoch) and the id
+            of an image decide it.
         attack_seeds: int64 `[steps, 1]`, one for each step's random start.
     """
 
     order: Tensor
-    view_seed: Tensor
+    views: Tensor
     attack_seeds: Tensor
 
     @classmethod
-    def draw(cls, count: int, *, seed: int, epoch: int, steps: int) -> EpochPlan:
-        """The plan of one epoch over `count` images, on the CPU."""
+    def draw(cls, ids: Tensor, *, seed: int, epoch: int, steps: int, padding: int, flip: bool) -> EpochPlan:
+        """The plan of one epoch over the images with these ids `[N]`, on the CPU."""
         generator = torch.Generator().manual_seed(derive_seed(seed, _ORDER, epoch))
-        order = torch.randperm(count, generator=generator)
+        order = torch.randperm(len(ids), generator=generator)
         attack_seeds = torch.randint(0, 2**62, (steps, 1), generator=generator)
-        return cls(order, torch.tensor([derive_seed(seed, _VIEWS, epoch)]), attack_seeds)
+        no_pixels = torch.zeros(len(ids), 1, 1, 1, dtype=torch.uint8)
+        view_seed = derive_seed(seed, _VIEWS, epoch)
+        _, views = F.crop_flip(no_pixels, order, seed=view_seed, ids=ids, padding=padding, flip=flip, levels=1)
+        return cls(order, views, attack_seeds)
 
     def to(self, device: torch.device) -> EpochPlan:
         """The same plan on `device`."""
-        return EpochPlan(self.order.to(device), self.view_seed.to(device), self.attack_seeds.to(device))
+        return EpochPlan(self.order.to(device), self.views.to(device), self.attack_seeds.to(device))
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,12 @@ class Batch:
         y: int64 `[B]`.
         ids: int64 `[B]`.
         seed: int64 `[1]`, for the attack's random start.
-        views: int64 `[B]`, which crop and flip each image is: (row * (2 p + 1) + column) * 2 + flipped.
+        views: int64 `[B]` on the host, which crop and flip each image is: (row * (2 p + 1) + column) * 2 + flipped.
+        host_ids: int64 `[B]`, the ids on the host; given with `views`.
         global_size: images of the whole update, over all processes and micro-batches; None for B.
         offset: position of the first image in the update's whole batch.
         filler: the process has no image in this batch; it goes through the motions with another one's, without weight.
-        taught: logits `[B, num_classes]` of these images that are known already, by teacher.
+        teacher_logits: logits `[B, num_classes]` of these images that are known already, by teacher.
     """
 
     x: Tensor
@@ -69,10 +76,11 @@ class Batch:
     ids: Tensor
     seed: Tensor
     views: Tensor | None = None
+    host_ids: Tensor | None = None
     global_size: int | None = None
     offset: int = 0
     filler: bool = False
-    taught: Mapping[Any, Tensor] = field(default_factory=dict)
+    teacher_logits: Mapping[Any, Tensor] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -83,3 +91,57 @@ class Batch:
     def share(self) -> float:
         """The share of the update's images that count here, 0 to 1; the weight of this batch's mean."""
         return 1.0 if self.global_size is None else self.count / self.global_size
+
+
+class Share(NamedTuple):
+    """One process's part of a micro-batch.
+
+    Attributes:
+        images: positions in the epoch's order; never empty.
+        global_size: images of the whole step, over all processes and micro-batches.
+        offset: of the first image inside the step.
+        filler: whether the part was empty; `images` is then the step's first image, which must not count.
+    """
+
+    images: slice
+    global_size: int
+    offset: int
+    filler: bool
+
+
+def share(count: int, index: int, parts: int) -> tuple[int, int]:
+    """Start and end of the contiguous part `index` of `count` things; sizes differ by at most one, larger first."""
+    size, larger = divmod(count, parts)
+    start = index * size + min(index, larger)
+    return start, start + size + (index < larger)
+
+
+def share_of_step(
+    count: int,
+    step: int,
+    *,
+    batch_size: int,
+    shard: tuple[int, int] = (0, 1),
+    micro_batch: tuple[int, int] = (0, 1),
+    steps: int | None = None,
+) -> Share:
+    """A process's part of a micro-batch of a step.
+
+    A step's images are cut into micro-batches first and these among the processes, so that what a micro-batch holds
+    (and with it synchronised batch statistics) does not depend on the number of processes.
+
+    Args:
+        count: images an epoch.
+        step: from 0.
+        batch_size: images a step, over all processes; the last step takes what is left.
+        shard: (rank, processes).
+        micro_batch: (index, micro-batches a step).
+        steps: of the epoch; None for as many as hold at most `batch_size` images. One less makes the last one larger.
+    """
+    first = step * batch_size
+    size = count - first if steps is not None and step == steps - 1 else min(batch_size, count - first)
+    start, end = share(size, *micro_batch)
+    lower, upper = share(end - start, *shard)
+    if lower == upper:
+        return Share(slice(first, first + 1), size, 0, filler=True)
+    return Share(slice(first + start + lower, first + start + upper), size, start + lower, filler=False)

@@ -1,40 +1,143 @@
-"""Where a run's batches come from."""
+"""The batches of an epoch: from images that lie on the device, or that are brought to it ahead of their use."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from ard_fast.data.batches import Batch
-from ard_fast.data.epochs import EpochLoader
+from ard_fast import functional as F
+from ard_fast.data.batches import Batch, EpochPlan, Share, share_of_step
 from ard_fast.data.splits import Split
-from ard_fast.data.streamed import StreamedLoader
-from ard_fast.functional._arguments import one_of
+from ard_fast.functional._arguments import int_between, one_of, positive_int
 
 RESIDENT = ("auto", "always", "never")
 _RESIDENT_SHARE = 0.5  # of the free memory; the rest is for activations, and they are not there yet
+_AHEAD = 4  # batches that are filled while the device is at work
 
 
-class Loader(Protocol):
-    """The batches of any epoch, the same ones every time they are asked for."""
+class Loader(ABC):
+    """Order, augmentation and shares of every epoch; subclasses bring the images to the device.
 
-    steps: int
-    """Steps an epoch."""
+    Args:
+        split: the training split; labels and ids are kept on `device`.
+        device: where the batches are wanted.
+        levels: the uint8 value that stands for 1.0.
+        seed: of the run; with the epoch it decides order, augmentation and the attacks' seeds.
+        batch_size: images a step, over all processes; the last step takes what is left.
+        padding: border of zeros for random crops.
+        flip: random horizontal flips.
+        layout: memory format of the images.
+        shard: (rank, processes): of each micro-batch this process takes one contiguous slice, so that all processes
+            together see what one alone would.
+        accumulate: micro-batches a step.
+        merge_last: a last step of fewer than `batch_size` images becomes part of the one before.
 
+    Attributes:
+        steps: steps an epoch.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        device: torch.device,
+        levels: int,
+        seed: int,
+        batch_size: int,
+        padding: int,
+        flip: bool,
+        layout: torch.memory_format = torch.contiguous_format,
+        shard: tuple[int, int] = (0, 1),
+        accumulate: int = 1,
+        merge_last: bool = False,
+    ) -> None:
+        self.batch_size = positive_int(batch_size, "batch_size")
+        self.accumulate = positive_int(accumulate, "accumulate")
+        processes = positive_int(shard[1], "shard: number of processes")
+        self.shard = int_between(shard[0], "shard: rank", 0, processes - 1), processes
+        self.device, self.levels, self.seed = device, levels, seed
+        self.padding, self.flip, self.layout = padding, flip, layout
+        self.labels, self.ids, self._host_ids = split.labels.to(device), split.ids.to(device), split.ids.cpu()
+        self.steps = max(len(split) // batch_size, 1) if merge_last else -(-len(split) // batch_size)
+
+    @abstractmethod
     def batches(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
-        """The micro-batches of an epoch (from 0), from `first_step` on: the same number for every step."""
-        ...
+        """The micro-batches of an epoch (from 0), from `first_step` on: the same ones every time they are asked for,
+        and the same number for every step."""
+
+    def _plan(self, epoch: int) -> EpochPlan:
+        return EpochPlan.draw(
+            self._host_ids, seed=self.seed, epoch=epoch, steps=self.steps, padding=self.padding, flip=self.flip
+        )
+
+    def _shares(self, first_step: int) -> Iterator[tuple[int, Share]]:
+        """(step, this process's part of a micro-batch of it) in order."""
+        for step in range(first_step, self.steps):
+            for index in range(self.accumulate):
+                yield step, self._share(step, index)
+
+    def _share(self, step: int, index: int) -> Share:
+        return share_of_step(
+            len(self.labels),
+            step,
+            batch_size=self.batch_size,
+            shard=self.shard,
+            micro_batch=(index, self.accumulate),
+            steps=self.steps,
+        )
+
+    def _batch(
+        self, host_plan: EpochPlan, plan: EpochPlan, step: int, share: Share, images: Tensor, places: Tensor
+    ) -> Batch:
+        """A micro-batch, without waiting for the device.
+
+        Args:
+            host_plan: on the host.
+            plan: the same on the device.
+            step: of the epoch.
+            share: what this process takes.
+            images: uint8 `[M, C, H, W]` on the device.
+            places: int64 `[B]`, where among them the share's images are.
+        """
+        positions = plan.order[share.images]
+        x, _ = F.crop_flip(
+            images,
+            places,
+            views=plan.views[share.images],
+            padding=self.padding,
+            levels=self.levels,
+            channels_last=self.layout == torch.channels_last,
+        )
+        return Batch(
+            x,
+            self.labels[positions],
+            self.ids[positions],
+            plan.attack_seeds[step],
+            host_plan.views[share.images],
+            self._host_ids[host_plan.order[share.images]],
+            global_size=share.global_size,
+            offset=share.offset,
+            filler=share.filler,
+        )
 
 
-class ResidentLoader(EpochLoader):
+class ResidentLoader(Loader):
     """Batches from images that are all on the device.
 
     Args:
         split: copied to the device where it is not there yet.
-        settings: as `EpochLoader`.
+        settings: as `Loader`.
     """
 
     def __init__(self, split: Split, **settings: Any) -> None:
@@ -43,9 +146,107 @@ class ResidentLoader(EpochLoader):
 
     def batches(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch, made without waiting for the device."""
-        plan = self._plan(epoch).to(self.device)
+        host_plan = self._plan(epoch)
+        plan = host_plan.to(self.device)
         for step, share in self._shares(first_step):
-            yield self._batch(plan, step, share, self.images, plan.order[share.images], self.ids)
+            yield self._batch(host_plan, plan, step, share, self.images, plan.order[share.images])
+
+
+class _Buffer:
+    """One batch's bytes on their way: (pinned) memory on the host and memory on the device."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self.on_cuda = device.type == "cuda"
+        self.host = torch.empty(shape, dtype=torch.uint8, pin_memory=self.on_cuda)
+        self.array = self.host.numpy()
+        self.device = torch.empty(shape, dtype=torch.uint8, device=device) if self.on_cuda else self.host
+        if self.on_cuda:
+            self.copied, self.used = torch.cuda.Event(), torch.cuda.Event()
+            self.release()  # the memory may have been another tensor's, which the current stream still reads
+
+    def fill(self, source: np.ndarray, positions: np.ndarray, side: torch.cuda.Stream | None) -> None:
+        """Gather rows and send them off. Called by the thread; waits for the copy before, not for the GPU's other
+        work."""
+        count = len(positions)
+        if side is not None:
+            self.copied.synchronize()
+        np.take(source, positions, axis=0, out=self.array[:count], mode="clip")  # "raise" would go through a copy
+        if side is not None:
+            with torch.cuda.stream(side):
+                side.wait_event(self.used)
+                self.device[:count].copy_(self.host[:count], non_blocking=True)
+                self.copied.record(side)
+
+    def images(self, count: int) -> Tensor:
+        """The bytes, to be used on the current stream."""
+        if self.on_cuda:
+            torch.cuda.current_stream(self.device.device).wait_event(self.copied)
+        return self.device[:count]
+
+    def release(self) -> None:
+        """What uses the bytes has been launched."""
+        if self.on_cuda:
+            self.used.record(torch.cuda.current_stream(self.device.device))
+
+
+class StreamedLoader(Loader):
+    """The batches of `ResidentLoader`, bit for bit, from images that need not fit on the device.
+
+    A thread gathers the next batches' rows; on CUDA into pinned memory, from where they are copied on a stream of their
+    own. Another thread's CUDA calls spoil a graph capture in the default mode: capture with
+    `capture_error_mode="thread_local"` while an epoch is under way.
+
+    Args:
+        split: with its images on the host; they may lie in a memory-mapped file.
+        settings: as `Loader`.
+
+    Raises:
+        ValueError: the images are not uint8 on the host, or a number is out of range.
+    """
+
+    def __init__(self, split: Split, **settings: Any) -> None:
+        super().__init__(split, **settings)
+        images = split.images
+        if images.device.type != "cpu" or images.dtype != torch.uint8:
+            raise ValueError(f"split: expected uint8 images on the CPU, got {images.dtype} on {images.device}")
+        self._source = images.numpy()
+        self._places = torch.arange(self._most(), device=self.device)
+        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def batches(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
+        """The batches of an epoch; the thread ends with the iterator. An error of reading is raised at its batch."""
+        host_plan = self._plan(epoch)
+        plan, order = host_plan.to(self.device), host_plan.order.numpy()
+        buffers = [_Buffer((len(self._places), *self._source.shape[1:]), self.device) for _ in range(_AHEAD)]
+        shares, waiting = self._shares(first_step), deque()
+        thread = ThreadPoolExecutor(1, "ard_fast prefetch")
+
+        def fill_next(buffer: _Buffer) -> None:
+            for step, share in shares:
+                filled = thread.submit(buffer.fill, self._source, order[share.images], self._side)
+                waiting.append((filled, buffer, step, share))
+                return
+
+        try:
+            for buffer in buffers:
+                fill_next(buffer)
+            while waiting:
+                filled, buffer, step, share = waiting.popleft()
+                filled.result()
+                count = share.images.stop - share.images.start
+                batch = self._batch(host_plan, plan, step, share, buffer.images(count), self._places[:count])
+                buffer.release()
+                fill_next(buffer)
+                yield batch
+        finally:
+            thread.shutdown(cancel_futures=True)
+            if self._side is not None:  # the buffers go back to torch, and a copy may be under way
+                torch.cuda.current_stream(self.device).wait_stream(self._side)
+
+    def _most(self) -> int:
+        """Images in this process's largest batch: the first micro-batch of the first step or of the last."""
+        chosen = [self._share(step, 0).images for step in (0, self.steps - 1)]
+        return max(images.stop - images.start for images in chosen)
 
 
 def make_loader(split: Split, *, device: torch.device, resident: str = "auto", **settings: Any) -> Loader:
@@ -58,7 +259,7 @@ def make_loader(split: Split, *, device: torch.device, resident: str = "auto", *
         device: where the batches are wanted.
         resident: "always", "never", or "auto": when the images take at most half of the device's free memory (of the
             machine's memory, for the CPU).
-        settings: as `EpochLoader`.
+        settings: as `Loader`.
 
     Raises:
         ValueError: `resident` or a number is out of range.

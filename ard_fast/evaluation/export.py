@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ard_fast._files import write_atomic
-from ard_fast.evaluation.runner import Evaluator
+from ard_fast.evaluation.evaluator import Evaluator
 
 SAMPLES = 16  # pictures beside the arrays
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ard_fast._files import write_atomic
-from ard_fast.evaluation.curve import CurvePoint
-from ard_fast.evaluation.runner import Evaluator, StepResult
+from ard_fast.evaluation.evaluator import CurvePoint, Evaluator, StepResult
 
 _NORM_TEXT = {"linf": "L-infinity", "l2": "L2"}
 PICTURES = 8

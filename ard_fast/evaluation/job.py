@@ -1,8 +1,8 @@
-"""One evaluation from settings to finished files."""
+"""One evaluation, from settings to finished files."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -14,15 +14,14 @@ from ard_fast._threads import set_threads
 from ard_fast._typing import known
 from ard_fast.data import Split, load_dataset
 from ard_fast.data.splits import pixels
-from ard_fast.evaluation import figures, results
-from ard_fast.evaluation.curve import CurvePoint, accuracy_curve
-from ard_fast.evaluation.display import Display
+from ard_fast.evaluation.evaluator import CurvePoint, Evaluator
 from ard_fast.evaluation.export import Export, save_images
+from ard_fast.evaluation.figures import draw_pictures, plot_accuracy
 from ard_fast.evaluation.loading import load_model, match_classes, other_classes
-from ard_fast.evaluation.plan import curve_attack, default_attacks, make_plan
-from ard_fast.evaluation.runner import Evaluator
-from ard_fast.evaluation.selfcheck import Finding, SelfCheck, check_model, check_normalisation, check_results
+from ard_fast.evaluation.report import AttackProgress, explain_columns, versions, write_report, write_results
+from ard_fast.evaluation.self_checks import Finding, SelfCheck, check_model, check_normalisation, check_results
 from ard_fast.evaluation.settings import Settings
+from ard_fast.evaluation.standard_attacks import curve_attack, default_attacks, make_plan
 from ard_fast.models.trial import TRIAL_IMAGES, initialise_lazily, try_network
 from ard_fast.training.run_folder import RunFolder
 
@@ -31,7 +30,7 @@ _CHECKED_IMAGES = 256
 
 
 class Job:
-    """Everything that can be refused is refused by the constructor, before any attack.
+    """Prepares and runs an evaluation. Wrong settings are refused by the constructor, before any attack.
 
     Args:
         settings: from `resolve_settings`.
@@ -82,7 +81,7 @@ class Job:
         )
         self.model.to(memory_format=self.form.layout)  # pyright: ignore[reportCallIssue]
         self.selfcheck = self._check()
-        self.display = Display()
+        self.progress = AttackProgress()
         self.evaluator = Evaluator(
             self.model,
             self.split,
@@ -93,21 +92,26 @@ class Job:
             batch_size=settings.batch_size,
             channels_last=self.form.layout == torch.channels_last,
             cascade=settings.cascade,
-            listener=self.display,
+            listener=self.progress,
             stop=lambda: stop.requested,
         )
+        self.doubts: list[Finding] = []  # about the results
+        self.curve: list[CurvePoint] = []
+        self.curve_name = ""
+        self.pictures: list[tuple[str, str]] = []
+        self.export: Export | None = None
+        self.notes: list[str] = []
 
     def _check(self) -> SelfCheck:
-        count = min(_CHECKED_IMAGES, self.settings.batch_size, len(self.split))
-        chosen = self.split.sample(count)
+        settings = self.settings
+        chosen = self.split.sample(min(_CHECKED_IMAGES, settings.batch_size, len(self.split)))
         x = pixels(chosen.images, self.dataset.levels).contiguous(memory_format=self.form.layout)
         found = check_model(self.model, x, chosen.labels, num_classes=self.dataset.num_classes)
-        settings = self.settings
         if settings.mean is not None or settings.source is None or not RunFolder.trained(settings.source):
             check_normalisation(self.model, x, chosen.labels, self.dataset.name, found)
-        if self.loaded.choice and self.settings.weights is None:
+        if self.loaded.choice and settings.weights is None:
             found.add("weights", self.loaded.choice + ".")
-        classes = other_classes(self.settings.source, self.dataset)
+        classes = other_classes(settings.source, self.dataset)
         if classes:
             found.add("classes", classes)
         gradient = [step.name for step in self.steps if step.name != "square"]
@@ -116,73 +120,68 @@ class Job:
             raise ValueError(f"attacks: {gradient[0]} needs gradients. {why}")
         return found
 
-    # ---- the run ----------------------------------------------------------------------------------------------
-
     def run(self) -> dict[str, Any]:
-        """Run the attacks, and return what results.json holds. Results are written after every attack.
+        """Run the attacks, and return the content of results.json, which is written after every attack.
 
         Raises:
             Interrupted: what is finished has been written; the message says what.
         """
-        settings = self.settings
-        settings.out.mkdir(parents=True, exist_ok=True)
+        self.settings.out.mkdir(parents=True, exist_ok=True)
         print("\n".join(f"  {fact}" for fact in self.facts()))
-        for finding in self.selfcheck.findings:
-            print(f"  warning: {finding}")
-        self.display.header()
-        parts = _Parts()
+        self._warn(self.selfcheck.findings)
+        self.progress.header()
         try:
             self.evaluator.clean()
-            self._write(parts)
+            self._write()
             for step in self.steps:
                 self.evaluator.run(step)
-                self._write(parts)
-            self._finish(parts)
+                self._write()
+            print("\n".join(f"  {line}" for line in self._explained()))
+            self.doubts = check_results(self.evaluator.results)
+            self._warn(self.doubts)
+            self._run_curve()
+            self._plot()
+            if self.steps:
+                file = self.settings.out / PICTURES_FILE
+                if draw_pictures(file, self.evaluator, class_names=self.dataset.class_names):
+                    self.pictures.append(("clean images, perturbations, adversarial images", file.name))
+            if self.settings.save_images:
+                self._save_images()
         except (Interrupted, KeyboardInterrupt) as error:
-            self.display.close()
-            message = f"stopped; {self._finished(parts)}"
-            parts.notes.append(f"Evaluation {message}.")
-            self._plot(parts)
-            self._report(parts)
-            self._write(parts)
-            raise Interrupted(f"{message}; written to {settings.out}") from error
-        self._report(parts)
-        return self._write(parts, complete=True)
+            self.progress.close()
+            message = f"stopped; {self._finished()}"
+            self.notes.append(f"Evaluation {message}.")
+            self._plot()
+            self._report()
+            self._write()
+            raise Interrupted(f"{message}; written to {self.settings.out}") from error
+        self._report()
+        return self._write(complete=True)
 
-    def _finish(self, parts: _Parts) -> None:
-        """What comes after the attacks: explanations, warnings, curve, pictures, export."""
-        settings, evaluator = self.settings, self.evaluator
-        print("\n".join(f"  {line}" for line in self._explained()))
-        parts.warnings = check_results(evaluator.results)
-        for finding in parts.warnings:
-            print(f"  warning: {finding}")
-        if settings.curve:
-            name, make = curve_attack(known(settings.attacks), norm=settings.norm)
-            parts.curve_name = name
-            for point in accuracy_curve(evaluator, name, make, settings.curve):
-                parts.curve.append(point)
-                self.display.close()
-                print(f"  {name} at eps {point.eps:<8.5g} {point.robust_acc:6.2f} %", flush=True)
-        self._plot(parts)
-        names = self.dataset.class_names
-        file = settings.out / PICTURES_FILE
-        if self.steps and figures.draw_pictures(file, evaluator, class_names=names):
-            parts.pictures.append(("clean images, perturbations, adversarial images", file.name))
-        if settings.save_images:
-            parts.export = save_images(evaluator, settings.out)
-            made = parts.export
-            note = (
-                f"{made.images} images at whole pixel levels in adversarial.npz: {made.still_fooled} of {made.fooled} "
-                f"adversarial ones still are after rounding inside the ball; largest perturbation {made.largest:.6g} "
-                f"(eps {settings.eps:.6g})"
-            )
-            parts.notes.append(note + ".")
-            print(f"  {note}")
+    def _run_curve(self) -> None:
+        if not self.settings.curve:
+            return
+        name, make = curve_attack(known(self.settings.attacks), norm=self.settings.norm)
+        self.curve_name = name
+        for point in self.evaluator.curve(name, make, self.settings.curve):
+            self.curve.append(point)
+            self.progress.close()
+            self.progress.say(f"  {name} at eps {point.eps:<8.5g} {point.robust_acc:6.2f} %")
 
-    # ---- what is written --------------------------------------------------------------------------------------
+    def _save_images(self) -> None:
+        made = self.export = save_images(self.evaluator, self.settings.out)
+        note = (
+            f"{made.images} images at whole pixel levels in adversarial.npz: {made.still_fooled} of {made.fooled} "
+            f"adversarial ones still fool the network after rounding inside the ball; largest perturbation "
+            f"{made.largest:.6g} (eps {self.settings.eps:.6g})"
+        )
+        self.notes.append(note + ".")
+        print(f"  {note}")
+
+    # ---- what is printed and written --------------------------------------------------------------------------
 
     def facts(self) -> list[str]:
-        """What is evaluated, and how, in words."""
+        """What is evaluated, and how."""
         settings, loaded = self.settings, self.loaded
         weights = f" with the weights of {loaded.weights}" if loaded.weights else ""
         norm = {"linf": "L-infinity", "l2": "L2"}[settings.norm]
@@ -194,93 +193,84 @@ class Job:
             *self.form.notes,
         ]
 
-    def _explained(self) -> list[str]:
-        return results.explain_columns(self.evaluator.results, cascade=self.settings.cascade)
+    def _warn(self, findings: list[Finding]) -> None:
+        for finding in findings:
+            print(f"  warning: {finding}")
 
-    def _finished(self, parts: _Parts) -> str:
+    def _explained(self) -> list[str]:
+        return explain_columns(self.evaluator.results, cascade=self.settings.cascade)
+
+    def _finished(self) -> str:
         done = [result.name for result in self.evaluator.results]
         text = f"finished: {', '.join(done) or 'nothing'}"
         if self.evaluator.unfinished:
             stages = ", ".join(stage.name for stage in self.evaluator.unfinished)
-            text += f"; of the ensemble under way: {stages} (its accuracy is not known)"
-        if parts.curve:
-            text += f"; {len(parts.curve)} points of the curve"
+            text += f"; of the unfinished ensemble: {stages} (its accuracy is not known)"
+        if self.curve:
+            text += f"; {len(self.curve)} points of the curve"
         return text
 
-    def _warnings(self, parts: _Parts) -> list[str]:
-        return [str(finding) for finding in (*self.selfcheck.findings, *parts.warnings)]
+    def _warnings(self) -> list[str]:
+        return [str(finding) for finding in (*self.selfcheck.findings, *self.doubts)]
 
     def _title(self) -> str:
         return f"{self.loaded.name} on {len(self.split)} {self.settings.split} images of {self.dataset.name}"
 
-    def _plot(self, parts: _Parts) -> None:
+    def _plot(self) -> None:
         if not self.evaluator.results:
             return
         file = self.settings.out / PLOT_FILE
-        figures.plot_accuracy(
+        plot_accuracy(
             file,
             self.evaluator.results,
-            parts.curve,
-            curve_name=parts.curve_name,
+            self.curve,
+            curve_name=self.curve_name,
             norm=self.settings.norm,
             eps=self.settings.eps,
             levels=self.dataset.levels,
             title=self._title(),
         )
-        parts.pictures.append(("robust accuracy against eps", file.name))
+        self.pictures.append(("robust accuracy against eps", file.name))
 
-    def _report(self, parts: _Parts) -> None:
-        results.write_report(
+    def _report(self) -> None:
+        write_report(
             self.settings.out,
             title=f"Robustness of {self._title()}",
             facts=self.facts(),
             results=self.evaluator.results,
             explained=self._explained(),
-            warnings=self._warnings(parts),
-            curve=parts.curve,
-            curve_name=parts.curve_name,
-            pictures=parts.pictures,
-            notes=parts.notes,
+            warnings=self._warnings(),
+            curve=self.curve,
+            curve_name=self.curve_name,
+            pictures=self.pictures,
+            notes=self.notes,
         )
 
-    def _write(self, parts: _Parts, *, complete: bool = False) -> dict[str, Any]:
+    def _write(self, *, complete: bool = False) -> dict[str, Any]:
         settings, loaded = self.settings, self.loaded
         about = {
             "model": {"name": loaded.name, "weights": _text(loaded.weights), "sha256": loaded.sha256},
             "settings": {
-                key: str(value) if key in ("source", "out") and value is not None else value
-                for key, value in asdict(settings).items()
+                key: _text(value) if key in ("source", "out") else value for key, value in asdict(settings).items()
             },
             "images": len(self.split),
             "classes": len(torch.unique(self.split.labels)),
             "levels": self.dataset.levels,
-            "versions": results.versions(self.device),
+            "versions": versions(self.device),
             "selfcheck": self.selfcheck.measured,
         }
-        content = results.as_json(
+        return write_results(
+            settings.out,
             about,
             self.evaluator.results,
             planned=self.steps,
-            warnings=self._warnings(parts),
-            curve=results.curve_as_json(parts.curve_name, parts.curve),
-            export=parts.export._asdict() if parts.export else None,
+            warnings=self._warnings(),
+            curve_name=self.curve_name,
+            curve=self.curve,
+            export=self.export._asdict() if self.export else None,
             unfinished=self.evaluator.unfinished,
             complete=complete,
         )
-        results.write_results(settings.out, content)
-        return content
-
-
-@dataclass
-class _Parts:
-    """What is there beside the table."""
-
-    warnings: list[Finding] = field(default_factory=list)
-    curve: list[CurvePoint] = field(default_factory=list)
-    curve_name: str = ""
-    pictures: list[tuple[str, str]] = field(default_factory=list)
-    export: Export | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def _text(value: object) -> str | None:

@@ -20,14 +20,14 @@ from ard_fast.training.checkpoint import find_weights, normalised, open_network
 
 
 class Loaded(NamedTuple):
-    """A network on the CPU, and where it came from.
+    """A network on the CPU, and its source.
 
     Attributes:
         network: in eval mode and frozen, or as its factory left it where there is no file.
-        name: for people.
+        name: as printed.
         weights: the file, or None where the factory made them.
         sha256: of that file.
-        choice: which weights of the file were taken, in words, where it holds several.
+        choice: a sentence on which weights were taken, where the file holds several sets.
     """
 
     network: nn.Module
@@ -52,7 +52,7 @@ def load_model(
         source: the folder, the `.safetensors` file or the file of `torch.save` (read with `weights_only=True`).
         model: `package.module:factory`, whose network is filled from `source` if there is one, or another name that
             `build_model` takes, for a checkpoint that does not say.
-        dataset: whose classes and channels the network must fit.
+        dataset: the network must have its classes and channels.
         mean, std: of a network trained on normalised images, as in `ard_fast.training.checkpoint.load_network`.
         weights: which of several sets of weights in the file, likewise.
 
@@ -83,12 +83,11 @@ def load_model(
 
 
 def match_classes(source: Path | None, dataset: Dataset) -> Dataset:
-    """A data set whose own classes are not all known, with those of the checkpoint: its number, and of an image folder
-    the labels by its names.
+    """The data set with the classes of the checkpoint: their number and, for an image folder, labels by their names.
 
     Args:
         source: as in `load_model`.
-        dataset: with `classes_known` false.
+        dataset: with `classes_known` false: its test images alone do not show all classes.
 
     Raises:
         ValueError: an image folder with classes that the checkpoint does not know, or with another number of classes
@@ -121,14 +120,14 @@ def match_classes(source: Path | None, dataset: Dataset) -> Dataset:
 
 
 def other_classes(source: Path | None, dataset: Dataset) -> str | None:
-    """In words that an image folder's classes are not called as the checkpoint's; None where nothing is to be said."""
+    """A warning that an image folder's classes are not named like the checkpoint's; None where there is no need."""
     names = _class_names(_metadata(source))
     if dataset.name != "folder" or not names or names == dataset.class_names:
         return None
     return (
         f"the checkpoint's classes are {', '.join(names[:20])}{', ...' * (len(names) > 20)}, the folder's "
         f"{', '.join(dataset.class_names[:20])}{', ...' * (len(dataset.class_names) > 20)}: labels follow "
-        "the alphabetical order of the names, so other names may mean other labels."
+        "the alphabetical order of the names, so labels may differ."
     )
 
 
@@ -137,7 +136,7 @@ def _metadata(source: Path | None) -> dict[str, str]:
 
 
 def _class_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Of a checkpoint that says them; numbers are no names."""
+    """The class names that a checkpoint holds; numbers do not count as names."""
     try:
         names = json.loads(metadata.get("class_names", "[]"))
     except ValueError:

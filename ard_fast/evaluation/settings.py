@@ -1,10 +1,10 @@
-"""What an evaluation is asked to do: flags, filled up from the run's config.yaml and the data set's defaults."""
+"""What an evaluation is asked to do: its flags, completed from the run's config.yaml and the data set's defaults."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from ard_fast._names import unknown
 from ard_fast._precision import AUTO
 from ard_fast.attacks.settings import NORMS
 from ard_fast.data import DATASETS
-from ard_fast.evaluation.accuracy import EVALUATION_SEED
-from ard_fast.evaluation.plan import ATTACK_NAMES, check_name
+from ard_fast.evaluation.evaluator import EVALUATION_SEED
+from ard_fast.evaluation.standard_attacks import ATTACKS_HELP, DEFAULT_ATTACKS, read_names
 from ard_fast.training.config import TrainConfig
 from ard_fast.training.defaults import DATASET_DEFAULTS
+from ard_fast.training.parsing import parser
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.settings.compute import SWITCH
 
@@ -26,24 +27,89 @@ SPLITS = ("test", "val", "train")
 DEFAULT_CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of eps
 
 
+def _flag(metavar: str | None, help: str) -> Any:
+    return field(default=None, metadata={"metavar": metavar, "help": help})
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The command line: a field is a flag (`run` the positional argument), its type how the text is read."""
+
+    run: str = _flag("RUN", "a run's folder (its best checkpoint), a .safetensors or a .pt file")
+    model: str = _flag(
+        "NAME",
+        "package.module:factory, called without arguments, then loaded with the weights of RUN "
+        "if given; or a network's name, for a checkpoint that does not hold it",
+    )
+    mean: tuple[float, ...] = _flag(
+        "LIST",
+        "for weights trained on normalised images: the means of the channels for "
+        "pixels in [0, 1], comma-separated [the file's, or none]",
+    )
+    std: tuple[float, ...] = _flag("LIST", "the channels' standard deviations, likewise [the file's]")
+    weights: str = _flag(
+        "NAME",
+        "where RUN holds several sets of weights, the key of the one to evaluate, such as ema "
+        "[one that is not an average]",
+    )
+    attacks: str = _flag(
+        "LIST", f"{ATTACKS_HELP} [{','.join(DEFAULT_ATTACKS['linf'])}, without those that need more classes]"
+    )
+    norm: str = _flag("NORM", f"{' or '.join(NORMS)} [{NORMS[0]}]")
+    eps: float = _flag("EPS", "radius, for pixels in [0, 1]; may be written 8/255 [the run's]")
+    eps_curve: tuple[float, ...] | None = _flag(
+        "LIST",
+        "radii of the plot, comma-separated, or none; attacked by "
+        "apgd-ce if that is one of the attacks, else by pgd20 [0 to 2 eps]",
+    )
+    cascade: bool = _flag(
+        None,
+        "do not attack images again that an earlier attack has fooled: faster, but only the "
+        "worst case then covers all images",
+    )
+    dataset: str = _flag("NAME", f"{' or '.join(DATASETS)} [the run's]")
+    data_dir: str = _flag("PATH", "where the images are, as in training [the run's]")
+    image_size: int = _flag("N", "dataset folder: scale images to this size [the run's]")
+    image_cache: str = _flag("DIR", "dataset folder: where decoded images are kept [the run's]")
+    download: bool = _flag(
+        None,
+        "download missing files of cifar10, cifar100, mnist or fashion-mnist to --data-dir and verify their checksums",
+    )
+    val_size: int = _flag(
+        "N", "--split val and train: images held out of the training files, as in training [the run's]"
+    )
+    split: str = _flag("NAME", f"{', '.join(SPLITS)} [{SPLITS[0]}]")
+    n_examples: int = _flag("N", "only N images, each class in proportion; the same ones each time [all]")
+    batch_size: int = _flag("N", "images a batch; does not change results [the run's]")
+    seed: int = _flag("N", f"seed of every attack [{EVALUATION_SEED}]")
+    device: str = _flag("NAME", "auto, cpu, cuda or cuda:N [the run's, or auto]")
+    threads: int = _flag("N", "CPU threads; 0: OMP_NUM_THREADS, else the physical cores available [the run's]")
+    channels_last: str = _flag(
+        "WHEN", "keep images and weights in channels-last layout: auto, true or false [the run's]"
+    )
+    out: str = _flag("DIR", "folder for the results [RUN/evaluation, or a new one beside it]")
+    save_images: bool = _flag(
+        None,
+        "write the adversarial images, rounded to whole pixel levels inside the ball and "
+        "classified again: adversarial.npz and PNG files in samples",
+    )
+
+
+_parse = parser(Flags)
+_LEAST = {"image_size": 1, "val_size": 1, "n_examples": 1, "batch_size": 1, "seed": 0, "threads": 0}
+
+
 @dataclass(frozen=True)
 class Settings:
-    """A resolved evaluation; pixels and eps in [0, 1].
+    """A resolved evaluation; the fields that are not explained here are those of `Flags`.
 
     Attributes:
         source: a run's folder or a checkpoint file; None takes the model as its factory makes it.
-        model: `package.module:factory`, a name of `ard_fast.models.MODELS`, or None where the checkpoint says.
-        val_size: of the training files, as in `load_dataset`.
-        n_examples: a sample of so many images of the split; None for all.
-        attacks: names; None is the default list, without what the number of classes does not allow.
-        mean, std: of a network trained on normalised images, pixels in [0, 1]; None where it takes pixels.
-        weights: which of several sets of weights in a checkpoint file.
-        curve: radii of the curve over eps; empty for none.
-        image_size, image_cache: of an image folder, as in `load_dataset`.
-        cascade: images fooled by any attack before are not attacked again.
+        n_examples: None for all images of the split.
+        attacks: names; None is the default list, without those that need more classes.
+        curve: radii of the curve against eps; empty for none.
         device: resolved: never "auto".
-        device_note: what is printed behind it.
-        threads: CPU threads, see `ard_fast._threads`.
+        device_note: printed after it.
     """
 
     source: Path | None
@@ -75,7 +141,7 @@ class Settings:
 
 
 def resolve_settings(flags: Mapping[str, Any]) -> Settings:
-    """Settings from the command line's texts (absent flags are absent keys).
+    """Settings from the texts of the command line, of which absent flags are absent.
 
     A run's folder gives data set, eps, device, batch size, layout and threads; so does the folder around a checkpoint
     that is part of a run. Without a run the data set must be named, and its defaults are taken.
@@ -83,68 +149,69 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError, FileNotFoundError: names the flag, what it takes and what it got.
     """
-    source = Path(flags["run"]) if "run" in flags else None
-    if source is None and "model" not in flags:
+    given = _parse(flags, None)
+    for name, least in _LEAST.items():
+        if given.get(name, least) < least:
+            raise ValueError(f"{name}: expected a whole number of at least {least}, got {given[name]}")
+    source = Path(given["run"]) if "run" in given else None
+    if source is None and "model" not in given:
         raise ValueError("run: expected the folder of a run, a checkpoint file, or --model package.module:factory")
     config = _config_of(source)
-    dataset = flags.get("dataset", config.dataset if config else None)
+    dataset = given.get("dataset", config.dataset if config else None)
     if dataset is None:
-        what = source if source is not None else flags["model"]
+        what = source if source is not None else given["model"]
         raise ValueError(f"dataset: {what} is not part of a run, so name one with --dataset: {', '.join(DATASETS)}")
     if dataset not in DATASETS:
         raise ValueError(unknown("dataset", dataset, DATASETS))
     if config is None or config.dataset != dataset:
         config = TrainConfig(**{**DATASET_DEFAULTS.get(dataset, {}), "dataset": dataset})
-    split = flags.get("split", "test")
-    norm = flags.get("norm", "linf").lower()
-    for name, value, known in (("split", split, SPLITS), ("norm", norm, NORMS)):
+    split, norm = given.get("split", SPLITS[0]), given.get("norm", NORMS[0]).lower()
+    of_run = AUTO if config.channels_last == "true" else config.channels_last  # "true" was for the run's own student
+    channels_last = given.get("channels_last", of_run).lower()
+    for name, value, known in (
+        ("split", split, SPLITS),
+        ("norm", norm, NORMS),
+        ("channels_last", channels_last, SWITCH),
+    ):
         if value not in known:
             raise ValueError(f"{name}: {unknown('value', value, known)}")
-    if norm != "linf" and "eps" not in flags:
+    if norm != "linf" and "eps" not in given:
         raise ValueError(
             f"eps: --norm {norm} needs --eps (0.5 is usual for CIFAR-10); a run's own is of the L-inf ball"
         )
-    mean, std = (_numbers(name, flags[name]) if name in flags else None for name in ("mean", "std"))
-    if (mean is None) != (std is None):
-        raise ValueError(f"mean: mean and std go together, got mean {mean}, std {std}")
-    of_run = AUTO if config.channels_last == "true" else config.channels_last  # which was of the run's own student
-    channels_last = flags.get("channels_last", of_run).lower()
-    if channels_last not in SWITCH:
-        raise ValueError(f"channels_last: {unknown('value', channels_last, SWITCH)}")
-    eps = _radius("eps", flags["eps"], norm) if "eps" in flags else config.eps
-    device = resolve_device(flags.get("device", config.device))
+    _check_normalisation(given)
+    eps = given.get("eps", config.eps)
+    curve = given.get("eps_curve", _default_curve(eps, norm))
+    if curve is not None and not curve:
+        raise ValueError(f"eps_curve: expected radii, comma-separated, or none, got {flags['eps_curve']!r}")
+    for name, radius in (("eps", eps), *(("eps_curve", radius) for radius in curve or ())):
+        _check_radius(name, radius, norm)
+    device = resolve_device(given.get("device", config.device))
     note = device_note(device)
-    if "device" not in flags and device.startswith("cuda") and not torch.cuda.is_available():
+    if "device" not in given and device.startswith("cuda") and not torch.cuda.is_available():
         device, note = "cpu", f" (torch sees no CUDA device; the run was trained on {device})"
+    of_split = {"test": config.test_subset, "train": config.subset}.get(split)
     return Settings(
         source=source,
-        model=flags.get("model"),
-        mean=mean,
-        std=std,
-        weights=flags.get("weights"),
+        **{name: given.get(name) for name in ("model", "mean", "std", "weights")},
+        **{
+            name: given.get(name, getattr(config, name))
+            for name in ("data_dir", "image_size", "image_cache", "val_size", "threads")
+        },
+        **{name: given.get(name, False) for name in ("download", "cascade", "save_images")},
         dataset=dataset,
-        data_dir=flags.get("data_dir", config.data_dir),
-        image_size=_count("image_size", flags["image_size"]) if "image_size" in flags else config.image_size,
-        image_cache=flags.get("image_cache", config.image_cache),
-        val_size=_count("val_size", flags["val_size"]) if "val_size" in flags else config.val_size,
-        download=flags.get("download", False),
         split=split,
-        n_examples=_count("n_examples", flags["n_examples"])
-        if "n_examples" in flags
-        else {"test": config.test_subset, "train": config.subset}.get(split),
-        attacks=_attacks(flags["attacks"]) if "attacks" in flags else None,
+        n_examples=given.get("n_examples", of_split),
+        attacks=read_names(given["attacks"]) if "attacks" in given else None,
         norm=norm,
         eps=eps,
-        curve=_curve(flags.get("eps_curve"), eps, norm),
-        cascade=flags.get("cascade", False),
-        seed=_count("seed", flags.get("seed", EVALUATION_SEED), least=0),
-        batch_size=_count("batch_size", flags.get("batch_size", config.eval_batch_size)),
+        curve=tuple(sorted(set(curve or ()))),
+        seed=given.get("seed", EVALUATION_SEED),
+        batch_size=given.get("batch_size", config.eval_batch_size),
         device=device,
         device_note=note,
         channels_last=channels_last,
-        threads=_count("threads", flags["threads"], least=0) if "threads" in flags else config.threads,
-        save_images=flags.get("save_images", False),
-        out=_free_folder(flags.get("out"), source, flags.get("model")),
+        out=_free_folder(given.get("out"), source, given.get("model")),
     )
 
 
@@ -163,7 +230,7 @@ def _config_of(source: Path | None) -> TrainConfig | None:
 
 
 def _free_folder(out: str | None, source: Path | None, model: str | None) -> Path:
-    """The folder for the results, where no other evaluation's are."""
+    """A folder for the results that holds no other evaluation."""
     if out is not None:
         if (Path(out) / "results.json").exists():
             raise FileExistsError(f"out: {out} already holds an evaluation; choose another folder")
@@ -181,57 +248,28 @@ def _free_folder(out: str | None, source: Path | None, model: str | None) -> Pat
     return folder
 
 
-def _attacks(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
-    if not names:
-        raise ValueError(f"attacks: expected names, comma-separated; known: {', '.join(ATTACK_NAMES)}")
-    for name in names:
-        check_name(name)
-    return names
+def _check_normalisation(given: Mapping[str, Any]) -> None:
+    """Mean and std of the network's own normalisation: both or none, finite, std above 0."""
+    mean, std = given.get("mean"), given.get("std")
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean: mean and std go together, got mean {mean}, std {std}")
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and not _numbers(values, positive=name == "std"):
+            text = ",".join(map(str, values))
+            raise ValueError(f"{name}: expected a number for each channel, comma-separated, got {text!r}")
 
 
-def _curve(text: str | None, eps: float, norm: str) -> tuple[float, ...]:
-    if text is None:
-        radii = [factor * eps for factor in DEFAULT_CURVE]
-        return (0.0, *(radius for radius in radii if norm != "linf" or radius <= 1.0))
-    if text.strip().lower() == "none":
-        return ()
-    radii = {_radius("eps_curve", part, norm) for part in text.split(",") if part.strip()}
-    if not radii:
-        raise ValueError(f"eps_curve: expected radii, comma-separated, or none, got {text!r}")
-    return tuple(sorted(radii))
+def _numbers(values: Sequence[float], *, positive: bool) -> bool:
+    return bool(values) and all(map(math.isfinite, values)) and not (positive and min(values) <= 0)
 
 
-def _numbers(name: str, text: str) -> tuple[float, ...]:
-    """A number for each channel, or one for all."""
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = (math.nan,)
-    if not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
-        raise ValueError(f"{name}: expected a number for each channel, comma-separated, got {text!r}")
-    return values
+def _default_curve(eps: float, norm: str) -> tuple[float, ...]:
+    radii = [factor * eps for factor in DEFAULT_CURVE]
+    return (0.0, *(radius for radius in radii if norm != "linf" or radius <= 1.0))
 
 
-def _radius(name: str, text: str, norm: str) -> float:
-    """A radius, which may be written 8/255."""
-    try:
-        numerator, _, denominator = text.partition("/")
-        value = float(numerator) / float(denominator) if denominator else float(numerator)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{name}: expected a number such as 8/255 or 0.03, got {text!r}") from None
+def _check_radius(name: str, value: float, norm: str) -> None:
     most = 1.0 if norm == "linf" else math.inf
     if not (math.isfinite(value) and 0.0 <= value <= most):
         wanted = "0 to 1, in units of pixels in [0, 1] (8/255, not 8)" if norm == "linf" else "at least 0"
-        raise ValueError(f"{name}: expected {wanted}, got {text}")
-    return value
-
-
-def _count(name: str, text: str | int, *, least: int = 1) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise ValueError(f"{name}: expected a whole number of at least {least}, got {text!r}")
-    return value
+        raise ValueError(f"{name}: expected {wanted}, got {value:g}")

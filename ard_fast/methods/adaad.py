@@ -30,8 +30,6 @@ class AdaptiveAdversarialDistillation(Method):
     """
 
     name = "adaad"
-    teacher_alongside = True
-
     def __init__(
         self,
         teacher: Teacher,

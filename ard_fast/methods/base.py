@@ -105,8 +105,6 @@ class Method(ABC):
     name: str
     replays: int = 1
     """Updates on each batch; the run then makes epochs / replays passes over the data."""
-    teacher_alongside: bool = False
-    """Whether the logits of `clean_teachers` are for the loss alone; they may be computed while the attack runs."""
 
     @abstractmethod
     def attack(self, student: Network, batch: Batch) -> Inner:

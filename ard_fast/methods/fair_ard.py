@@ -65,8 +65,6 @@ class FairDistillation(Method):
     State: v and the running epoch's sums, on the device, the same in every process.
     """
 
-    teacher_alongside = True
-
     name = "fair-ard"
 
     def __init__(self, inner_attack: CountingPGD, settings: FilledSettings, context: MethodContext) -> None:

@@ -34,8 +34,6 @@ class FastARD(Method):
     """
 
     name = "fast-ard"
-    teacher_alongside = True
-
     def __init__(
         self, teacher: Teacher, perturbation: CarriedPerturbation, loss: ARDLoss, replays: int, delta_gradient: str
     ) -> None:

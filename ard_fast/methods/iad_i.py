@@ -34,7 +34,6 @@ class IntrospectiveDistillation(Method):
     """
 
     name = "iad-i"
-    teacher_alongside = True
     taught_at = "x"
 
     def __init__(self, teacher: Teacher, inner_attack: PGD, settings: FilledSettings, epochs: int) -> None:

@@ -15,8 +15,6 @@ class CleanDistillation(Method):
     """alpha T^2 KL(T^T(x) || S^T(x)) + (1 - alpha) CE(S(x), y): no attack, one forward of each network."""
 
     name = "kd"
-    teacher_alongside = True
-
     def __init__(self, teacher: Teacher, loss: ARDLoss) -> None:
         self.teacher, self.outer = teacher, loss
 

@@ -35,8 +35,6 @@ class MultiTeacherDistillation(Method):
     """
 
     name = "mtard"
-    teacher_alongside = True
-
     def __init__(self, inner_attack: PGD, settings: FilledSettings, context: MethodContext) -> None:
         self.teacher, self.clean_teacher = context.teachers["teacher"], context.teachers["clean_teacher"]
         self.inner_attack, self.context = inner_attack, context

@@ -2,111 +2,133 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import warnings
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ard_fast.teachers.table import DamagedTable, FileTable, ResidentTable
+from ard_fast import functional as F
+from ard_fast._files import NotWritten, exclusive, write_atomic
+from ard_fast._precision import arithmetic
+from ard_fast._typing import known as given
+from ard_fast.data.batches import Batch
+from ard_fast.data.splits import Split
+from ard_fast.models.trial import layout_name
+from ard_fast.teachers.fingerprints import fingerprint_images, fingerprint_network
+from ard_fast.teachers.inference import InferenceNetwork
 
+CACHE_AUTO, CACHE_OFF = "auto", "off"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+CACHE_DTYPES = tuple(DTYPES)
+_FORMAT = 2
+_IN_MEMORY = 64 << 20  # bytes up to which "auto" writes no file: computing so few logits again is quick
+_ON_DEVICE = 1 << 30  # bytes up to which a table lies on a CUDA device
+_MEMORY_SHARE = 0.5
+_SAVE_SHARE = 0.125  # a table is written again when so many of its rows are new
 _CHECKED_ROWS = 32
 # Of the largest logit: by how much logits from a file may differ from those computed now, on this machine.
-_AGREES = {"fp32": 1e-3, "bf16": 5e-2}
+_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 
 
 class CacheWarning(UserWarning):
     """The cache is not used, or not all of it; results are the same without it."""
 
 
+@dataclass(frozen=True)
+class Views:
+    """The training images as the loader makes them.
+
+    Attributes:
+        split: the training images; on any device.
+        levels: the uint8 value that stands for 1.0.
+        padding: of the random crops.
+        flip: whether they are flipped.
+    """
+
+    split: Split
+    levels: int
+    padding: int
+    flip: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows of a table of all views of all images, by id."""
+        return (int(self.split.ids.max()) + 1) * self.per_image
+
+    @property
+    def per_image(self) -> int:
+        """How many crops and flips an image has."""
+        return (2 * self.padding + 1) ** 2 * (2 if self.flip else 1)
+
+    def row(self, ids: Tensor, views: Tensor) -> Tensor:
+        """int64 `[B]`: the row of each image's view. Without flips every other number of a view is unused."""
+        return ids * self.per_image + (views if self.flip else views // 2)
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        """float32 `[B, C, H, W]` on the host: the views that belong to rows `[B]`."""
+        ids, views = rows // self.per_image, rows % self.per_image
+        positions = torch.zeros(int(self.split.ids.max()) + 1, dtype=torch.int64)
+        positions[self.split.ids.cpu()] = torch.arange(len(self.split))
+        images = self.split.images.cpu()[positions[ids]].contiguous()
+        views = views if self.flip else 2 * views
+        return F.crop_flip(images, torch.arange(len(rows)), padding=self.padding, levels=self.levels, views=views)[0]
+
+
 class LogitsCache:
-    """A table of logits by (image id, view), filled as images come by.
+    """A table of logits by (image, view), filled as images come by; it may be saved and read by later runs.
 
-    What a miss returns is what is kept: logits rounded to the table's dtype (float32: not rounded). So a hit repeats
-    what some earlier step returned bit for bit, whichever run that step belonged to. It is what the teacher would
-    compute now, too, where an image's logits do not depend on its batch: see `LeanNetwork` for where that holds;
-    elsewhere (cuDNN choosing another algorithm for another batch size) it is the same up to rounding.
+    What a miss returns is what is kept: logits rounded to the table's dtype (float32: not rounded), so a hit repeats
+    what some earlier step returned bit for bit. It is what the teacher would compute now, too, where an image's logits
+    do not depend on its batch: see `InferenceNetwork` for where that holds; elsewhere (cuDNN choosing another algorithm
+    for another batch size) it is the same up to rounding.
 
-    Logits that come from a file are held against the teacher's once, on the first ones that are used; a file that
-    disagrees is begun anew, as is a damaged one. Where the file cannot be written, the run goes on without; every such
-    thing is said once, as a `CacheWarning`.
+    Which rows are known is kept on the host, where crops and flips are drawn, so no lookup waits for the device.
 
     Args:
-        rows: the largest id + 1.
-        images: how many ids there are.
-        padding: of the crops.
-        flip: whether images are flipped.
-        num_classes: C.
+        views: of the training images.
+        network: computes logits.
         dtype: torch.float32 or torch.float16.
         device: where logits are wanted.
-        path: of the table shared with other runs; None keeps it in memory, for this run.
-        header: what the table belongs to, at most 4092 bytes; held against the file's.
-        resident: keep what was read or computed on the device too, so that a table that is known entirely is looked up
-            without waiting for the device. Without a path there is nothing else.
-        precision: the teacher's, "fp32" or "bf16".
+        path: a file of the table, read now and written by `save`; None for no file.
+        key: what the table belongs to; a file with another key is not used.
     """
 
     def __init__(
         self,
+        views: Views,
+        network: InferenceNetwork,
         *,
-        rows: int,
-        images: int,
-        padding: int,
-        flip: bool,
-        num_classes: int,
         dtype: torch.dtype,
         device: torch.device,
         path: Path | None = None,
-        header: bytes = b"",
-        resident: bool = False,
-        precision: str = "fp32",
+        key: str = "",
     ) -> None:
-        self.dtype, self.device, self.path, self._header, self._flip = dtype, device, path, header, flip
-        self._views = view_count(padding, flip)
-        self._shape, self._entries = (rows * self._views, num_classes), images * self._views
-        self._tolerance = _AGREES[precision]
-        self.resident = ResidentTable(*self._shape, dtype, device) if resident or path is None else None
-        self.file = None if path is None else self._open(path)
-        self._checked = 0
+        self.views, self.network, self.dtype, self.device = views, network, dtype, device
+        self.path, self._key = path, key
+        place = device if table_bytes(views, network, dtype) <= _ON_DEVICE else torch.device("cpu")
+        self.values = torch.empty(views.rows, network.num_classes, dtype=dtype, device=place)
+        self.known = torch.zeros(views.rows, dtype=torch.bool)  # on the host
         self.lookups = self.hits = 0
         self._reported = 0, 0
+        self._new_rows = 0
+        if path is not None and path.exists():
+            self._load(path)
 
-    def logits(self, ids: Tensor, views: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Logits, float32 `[B, C]`.
-
-        Args:
-            ids: int64 `[B]`, 0 to rows - 1, on the device.
-            views: int64 `[B]`, as in `Batch.views`.
-            compute: the teacher's logits, float32 `[n, C]`, of the images at int64 positions `[n]` in the batch.
-        """
-        slots = ids * self._views + (views if self._flip else views // 2)  # without flips every other number is unused
-        self.lookups += len(slots)
-        if self.resident is not None and self.complete:
-            self.hits += len(slots)
-            return self.resident.values[slots].float()
-        if self.resident is None:
-            values, known = self._read(slots, torch.arange(len(slots)), compute)
-        else:
-            values, known = self.resident.get(slots)
-            missing = (~known).nonzero().flatten()  # waits for the device
-            if len(missing) and self.file is not None:
-                read, found = self._read(slots[missing], missing, compute)
-                missing = missing[found]
-                values[missing], known[missing] = read[found], True
-                self.resident.put(slots[missing], read[found])
-        missing = (~known).nonzero().flatten()
-        self.hits += len(slots) - len(missing)
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits, float32 `[B, C]`, of a batch with `views`."""
+        rows = self.views.row(given(batch.host_ids), given(batch.views))
+        missing = (~self.known[rows]).nonzero().flatten()
+        self.lookups += len(rows)
+        self.hits += len(rows) - len(missing)
         if len(missing):
-            values[missing] = self._round(compute(missing))
-            self._keep(slots[missing], values[missing])
-        return values.float()
-
-    @property
-    def complete(self) -> bool:
-        """Whether every row is on the device, so that no lookup waits for it."""
-        return self.resident is not None and self.resident.filled == self._entries
+            self._keep(rows[missing], self.network(batch.x[missing.to(self.device)]))
+        return self.values[rows.to(self.values.device)].to(self.device, torch.float32)
 
     def report(self) -> dict[str, float]:
         """The share of lookups since the last report that needed no teacher."""
@@ -116,82 +138,116 @@ class LogitsCache:
 
     def describe(self) -> str:
         """Where the table is and how much it has saved so far, in words."""
-        where = f"in {self.path}" if self.file is not None else "in memory"
+        where = "in memory" if self.path is None else f"in {self.path}"
         share = 100.0 * self.hits / self.lookups if self.lookups else 0.0
         return f"logits of clean images kept {where} as {self.dtype}: {share:.1f} % of {self.lookups} came from there"
 
-    def _round(self, logits: Tensor) -> Tensor:
-        limit = torch.finfo(self.dtype).max
-        return logits.clamp(-limit, limit).to(self.dtype)
+    def save(self, *, at_least: float = _SAVE_SHARE) -> None:
+        """Write the file where more than the share `at_least` of the known rows is new.
 
-    # ---- the file ---------------------------------------------------------------------------------------------
+        Of several runs that write the same file the last one's rows stay. A failure is said once, as a `CacheWarning`;
+        nothing is written from then on.
+        """
+        path, known = self.path, self.known
+        if path is None or self._new_rows <= at_least * int(known.sum()):
+            return
+        rows = known.nonzero().flatten()
+        values = self.values[rows.to(self.values.device)].cpu().numpy()
 
-    def _open(self, path: Path) -> FileTable | None:
+        def write(part: Path) -> None:
+            with open(part, "wb") as file:  # numpy would add a suffix to a name
+                np.savez(file, key=np.array(self._key), rows=rows.numpy(), values=values)
+
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for _ in range(2):
-                try:
-                    return FileTable(path, self._header, *self._shape, self.dtype)
-                except DamagedTable as error:
-                    warn_cache(f"{error}: it is begun anew")
-                    path.unlink(missing_ok=True)
-            warn_cache(f"{path} is damaged again and again: the run goes on without it")
-        except (OSError, ValueError) as error:
-            warn_cache(f"{path} cannot be used ({error}): the run goes on without it")
-        return None
+            with exclusive(path.with_suffix(".lock")):
+                write_atomic(path, write)
+            self._new_rows = 0
+        except OSError as error:
+            reason = str(error) if isinstance(error, NotWritten) else f"cannot write {path}: {error}"
+            warn_cache(f"{reason}; later runs compute the logits again")
+            self.path = None
 
-    def _read(self, slots: Tensor, positions: Tensor, compute: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Rows of the file and which of them are known, on the device; none where there is no file."""
-        if self.file is not None:
-            try:
-                values, known = (part.to(self.device) for part in self.file.get(slots.cpu()))
-            except (DamagedTable, OSError) as error:
-                self._drop(f"{error}: the run goes on without it")
-            else:
-                if self._checked >= _CHECKED_ROWS or self._check(values, known, positions, compute):
-                    return values, known
-        shape = (len(slots), self._shape[1])
-        return torch.zeros(shape, dtype=self.dtype, device=self.device), torch.zeros(
-            len(slots), dtype=torch.bool, device=self.device
-        )
+    def _keep(self, rows: Tensor, logits: Tensor) -> None:
+        limit = torch.finfo(self.dtype).max
+        self.values[rows.to(self.values.device)] = logits.clamp(-limit, limit).to(self.values.device, self.dtype)
+        self.known[rows] = True
+        self._new_rows += len(rows)
 
-    def _check(self, values: Tensor, known: Tensor, positions: Tensor, compute: Callable[[Tensor], Tensor]) -> bool:
-        """Whether the first rows that are used are the teacher's; if not, begin the file anew."""
-        chosen = known.nonzero().flatten()[:_CHECKED_ROWS]
+    def _load(self, path: Path) -> None:
+        """Take the rows of a file; one that is damaged or another teacher's is said and not used."""
+        try:
+            # A zip archive, whose checksums are compared.
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+                key, rows, values = (file[name] for name in ("key", "rows", "values"))
+            if str(key) != self._key:
+                raise ValueError("it belongs to another teacher or other images")
+            rows, values = torch.from_numpy(rows), torch.from_numpy(values)
+            if rows.dtype != torch.int64 or rows.dim() != 1 or values.dtype != self.dtype:
+                raise ValueError(f"it holds rows of {rows.dtype} and logits of {values.dtype}")
+            if values.shape != (len(rows), self.values.shape[1]) or not ((rows >= 0) & (rows < len(self.known))).all():
+                raise ValueError(f"it holds logits {list(values.shape)} for {len(rows)} rows")
+            self._check(rows, values)
+            self.values[rows.to(self.values.device)] = values.to(self.values.device)
+            self.known[rows] = True
+        except Exception as error:  # a damaged file fails with almost any exception type
+            warn_cache(f"{path} is not used and is begun anew ({type(error).__name__}: {error})")
+
+    def _check(self, rows: Tensor, values: Tensor) -> None:
+        """Compare a few logits of a file with the teacher's: its code may have changed, which no key shows."""
+        chosen = torch.arange(0, len(rows), max(len(rows) // _CHECKED_ROWS, 1))
         if not len(chosen):
-            return True
-        expected, found = self._round(compute(positions.to(chosen.device)[chosen])).float(), values[chosen].float()
-        largest = expected.abs().nan_to_num(nan=0.0, posinf=0.0).max()
-        if torch.allclose(found, expected, rtol=0.0, atol=self._tolerance * float(largest) + 1e-6, equal_nan=True):
-            self._checked += len(chosen)
-            return True
-        path = self.path
-        self._drop(f"{path} does not hold this teacher's logits: it is begun anew")
-        if path is not None:
-            path.unlink(missing_ok=True)
-            self.file = self._open(path)
-        return False
-
-    def _keep(self, slots: Tensor, values: Tensor) -> None:
-        if self.resident is not None:
-            self.resident.put(slots, values)
-        if self.file is not None and self.file.writable:
-            try:
-                self.file.put(slots.cpu(), values.cpu())
-            except OSError as error:
-                self.file.writable = False
-                warn_cache(f"{self.path} cannot be written ({error}): what is in it is still used, nothing is added")
-
-    def _drop(self, why: str) -> None:
-        warn_cache(why)
-        if self.file is not None:
-            self.file.close()
-        self.file = None
+            return
+        expected = self.network(self.views.pixels(rows[chosen]).to(self.device)).cpu().to(self.dtype).float()
+        largest = float(expected.abs().nan_to_num(nan=0.0, posinf=0.0).max())
+        atol = _TOLERANCE[self.network.precision] * largest + 1e-6
+        if not torch.allclose(values[chosen].float(), expected, rtol=0.0, atol=atol, equal_nan=True):
+            raise ValueError("it does not hold this teacher's logits")
 
 
-def view_count(padding: int, flip: bool) -> int:
-    """How many crops and flips an image has."""
-    return (2 * padding + 1) ** 2 * (2 if flip else 1)
+def open_cache(
+    network: nn.Module,
+    inference: InferenceNetwork,
+    views: Views,
+    *,
+    cache: str | Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    layout: torch.memory_format,
+) -> LogitsCache | None:
+    """The table of a teacher's logits as `build_teacher` describes it; None where it would be too large."""
+    size, auto = table_bytes(views, inference, dtype), str(cache) == CACHE_AUTO
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > _MEMORY_SHARE * memory:
+        warn_cache(f"not used: {size / 2**30:.1f} GiB is more than half of the machine's memory")
+        return None
+    if auto and size <= _IN_MEMORY:
+        return LogitsCache(views, inference, dtype=dtype, device=device)
+    cuda = device.type == "cuda"
+    key = json.dumps(
+        {
+            "ard-fast teacher logits": _FORMAT,
+            "network": fingerprint_network(network),
+            "images": fingerprint_images(views.split.images, views.split.ids),
+            "views": [views.levels, views.padding, views.flip],
+            "classes": inference.num_classes,
+            "dtype": str(dtype),
+            "precision": arithmetic(inference.precision, device),
+            "folded": inference.folded[0],
+            "layout": layout_name(layout),
+            "device": device.type,
+            "hardware": torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
+            "torch": torch.__version__,
+        }
+    )
+    folder = user_folder() if auto else Path(cache).expanduser()
+    path = folder / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.npz"
+    return LogitsCache(views, inference, dtype=dtype, device=device, path=path, key=key)
+
+
+def table_bytes(views: Views, network: InferenceNetwork, dtype: torch.dtype) -> int:
+    """The size of a whole table."""
+    return views.rows * network.num_classes * dtype.itemsize
 
 
 def user_folder() -> Path:

@@ -16,7 +16,7 @@ from ard_fast._names import unknown
 from ard_fast.data import check_arguments
 from ard_fast.methods import METHODS, MethodSettings, find_method
 from ard_fast.models import MODELS, find_model
-from ard_fast.teachers.build import CACHE_AUTO, CACHE_OFF
+from ard_fast.teachers.cache import CACHE_AUTO, CACHE_OFF
 from ard_fast.training import yamlfile
 from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, presets
 from ard_fast.training.parsing import parser

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ard_fast.data import Dataset
-from ard_fast.evaluation import PGD20_STEPS
+from ard_fast.evaluation.evaluator import PGD20_STEPS
 from ard_fast.methods import METHODS, Method
 from ard_fast.models import count_parameters
 from ard_fast.teachers import Teacher

@@ -83,11 +83,11 @@ class GraphedUpdate:
         values = self._look(epoch)
         if self._unsteady:
             return self.update(parts, epoch=epoch, rates=rates)
-        parts = [self._taught(batch) for batch in parts]
+        parts = [self._with_teacher_logits(batch) for batch in parts]
         self._step = _Step(
             self.update.decide(epoch, rates),
             tuple((batch.global_size, batch.offset, batch.filler) for batch in parts),
-            tuple(parts[0].taught),
+            tuple(parts[0].teacher_logits),
         )
         return self._graphed(_tensors(parts, self._step.teachers), (self._step, values))
 
@@ -104,12 +104,10 @@ class GraphedUpdate:
         size = parts[0].global_size
         return (sum(batch.count for batch in parts) if size is None else size) == self.batch_size
 
-    def _taught(self, batch: Batch) -> Batch:
-        """The batch with the logits that a graph cannot look up."""
-        asked = self.update.method.clean_teachers()
-        known = {teacher: batch.taught[teacher] for teacher in asked if teacher in batch.taught}
-        missing = [teacher for teacher in asked if teacher not in known and teacher.open_cache() is not None]
-        return replace(batch, taught={**known, **{teacher: teacher.clean(batch) for teacher in missing}})
+    def _with_teacher_logits(self, batch: Batch) -> Batch:
+        """The batch with the logits of teachers that have a cache: a graph cannot look them up."""
+        cached = [teacher for teacher in self.update.method.clean_teachers() if teacher.open_cache() is not None]
+        return replace(batch, teacher_logits={teacher: teacher.clean(batch) for teacher in cached})
 
     def _look(self, epoch: int) -> tuple[tuple[str, Hashable], ...]:
         """The method's plain values; notices when it changes them from step to step."""
@@ -145,7 +143,7 @@ def _tensors(parts: list[Batch], teachers: tuple[Teacher, ...]) -> dict[str, Ten
     found = {}
     for index, batch in enumerate(parts):
         found.update({f"{index} {name}": getattr(batch, name) for name in ("x", "y", "ids", "seed")})
-        found.update({f"{index} taught {number}": batch.taught[each] for number, each in enumerate(teachers)})
+        found.update({f"{index} teacher {number}": batch.teacher_logits[each] for number, each in enumerate(teachers)})
     return found
 
 
@@ -157,5 +155,5 @@ def _batches(inputs: dict[str, Tensor], step: _Step) -> Iterator[Batch]:
             global_size=global_size,
             offset=offset,
             filler=filler,
-            taught={each: inputs[f"{index} taught {number}"] for number, each in enumerate(step.teachers)},
+            teacher_logits={each: inputs[f"{index} teacher {number}"] for number, each in enumerate(step.teachers)},
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +10,13 @@ from torch import nn
 
 from ard_fast._files import write_atomic, write_text
 from ard_fast.data import Dataset
-from ard_fast.evaluation import PGD20_STEPS, Accuracy
+from ard_fast.evaluation.evaluator import PGD20_STEPS, Accuracy, Attack, Evaluator, Step
 from ard_fast.evaluation.figures import draw_pictures
-from ard_fast.evaluation.runner import Attack, Evaluator, Step
+from ard_fast.evaluation.report import markdown_table
 from ard_fast.training.run_folder import RunFolder
 
 _ROBUST = f"PGD-{PGD20_STEPS}"
 _EXAMPLES = 64  # test images that the pictures are chosen from
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text."""
-    table = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = (
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "| " + " | ".join([first, *rest]) + " |"
-
-    rule = "|" + "|".join("-" * (width + 1) + (":" if index else "-") for index, width in enumerate(widths)) + "|"
-    return "\n".join([line(table[0]), rule, *(line(row) for row in table[1:])])
 
 
 def draw_examples(

@@ -15,13 +15,12 @@ from ard_fast._files import write_atomic, write_text
 from ard_fast._interrupts import StopRequest
 from ard_fast._typing import known
 from ard_fast.data import load_dataset
-from ard_fast.evaluation.accuracy import at_chance
-from ard_fast.evaluation.worth import describe_teacher
+from ard_fast.evaluation.evaluator import at_chance
+from ard_fast.evaluation.self_checks import describe_teacher
 from ard_fast.methods import METHODS
 from ard_fast.models import MODELS
 from ard_fast.training.checkpoint import DamagedRun, load_network, load_state
-from ard_fast.training.comparison import Comparison, group_runs, read_run
-from ard_fast.training.comparison.table import gap_line
+from ard_fast.training.comparison import Comparison, gap_line, group_runs, read_run
 from ard_fast.training.config import ROLES, TrainConfig, for_method, for_teacher, identity, is_path
 from ard_fast.training.distributed import World
 from ard_fast.training.run_folder import RunFolder

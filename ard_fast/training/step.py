@@ -14,7 +14,6 @@ from ard_fast._precision import autocast
 from ard_fast._typing import known
 from ard_fast.data import Batch
 from ard_fast.methods import Inner, Method, StepResult
-from ard_fast.teachers import TeacherAlongside
 from ard_fast.training.attacked_form import AttackedStudent
 from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.awp import AdversarialWeightPerturbation
@@ -78,8 +77,6 @@ class Update:
         self.optimizer = SGD(student.parameters(), config, fused=recordable)
         self._rates = Scalars(method.replays, machine.device if recordable else None)
         self._shares = Scalars(method.replays, machine.device if recordable else None)
-        alongside = method.clean_teachers() if method.teacher_alongside else ()
-        self._alongside = TeacherAlongside(alongside, machine.device)
         self.awp: AdversarialWeightPerturbation | None = None
         if config.awp_gamma:
             self.awp = AdversarialWeightPerturbation(
@@ -108,7 +105,6 @@ class Update:
     def run(self, parts: list[Batch], decisions: Decisions) -> Tensor:
         """The device's part of a step, the same work for the same decisions; arguments and result as of the call."""
         parts = parts[: parts[0].global_size]  # with fewer images than parts the last ones are empty in every process
-        parts = self._alongside.begin(parts)
         sums: Tensor | None = None
         for replay, average in enumerate(decisions.average):
             self.optimizer.set_rate(self._rates[replay])
@@ -132,13 +128,10 @@ class Update:
         """Leave the gradient of the whole step's mean loss in the student's `.grad`; sums as of `__call__`."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.machine.device)
         attacked = []
-        try:
-            for batch in parts:
-                self.world.padding = batch.filler
-                with self._autocast():
-                    attacked.append((batch, self.method.attack(self.attacked.model, batch)))
-        finally:  # a capture that fails has to end with all of its streams joined, too
-            self._alongside.join()
+        for batch in parts:
+            self.world.padding = batch.filler
+            with self._autocast():
+                attacked.append((batch, self.method.attack(self.attacked.model, batch)))
         if self.awp is not None and perturb:
             losses = [partial(self._weighted_loss, self.student, *part) for part in attacked]
             self.awp.perturb(lambda loss=loss: loss()[0] for loss in losses)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
 from textwrap import shorten
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,13 @@ from ard_fast._typing import known
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch, Dataset, make_loader
 from ard_fast.data.batches import derive_seed
-from ard_fast.evaluation import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
-from ard_fast.evaluation.worth import TeacherWorth, collapsed, describe_teacher, doubts, measure_teacher
+from ard_fast.evaluation.evaluator import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
+from ard_fast.evaluation.self_checks import TeacherWorth, collapsed, describe_teacher, doubts, measure_teacher
 from ard_fast.methods import METHODS, MethodContext, build_method
 from ard_fast.models import MODELS, Normalised, build_model, find_model
 from ard_fast.models.trial import TRIAL_IMAGES, Form, initialise_lazily, try_network
-from ard_fast.teachers import Teacher, TeacherAhead, Views, build_teacher
-from ard_fast.teachers.identity import fingerprint_split, fingerprint_weights
+from ard_fast.teachers import Teacher, Views, build_teacher
+from ard_fast.teachers.fingerprints import fingerprint_split, fingerprint_weights
 from ard_fast.training.attacked_form import try_compile
 from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.checkpoint import DamagedRun, TrainingState, load_network, load_state, save_state, save_weights
@@ -281,7 +281,6 @@ class Trainer:
         self.update = Update(config, self.student, self.method, self.world, self.machine, self.average, sample=sample)
         self.graph = choose_graph(config.graph, env.device, self.method, self.world, sync_bn=config.sync_bn)
         self.graphed = self._graphed()
-        self.ahead = TeacherAhead(self.method.clean_teachers(), env.device)
         self.state = TrainingState()
         self.board: Board | None = None
         self.merges_last = merges_last_batch(config, env.dataset, self.world, env.device)
@@ -369,6 +368,7 @@ class Trainer:
                     self._train_epoch(progress)
                 self._finish_epoch(progress)
         finally:
+            self._save_teacher_logits(at_least=0.0)
             if self.graphed is not None:
                 self.graphed.forget()  # the test images need memory, too
             progress.close()
@@ -440,8 +440,8 @@ class Trainer:
         self.method.begin_epoch(state.epoch)
         started = time.perf_counter()
         watch, update = LossWatch(), self.graphed or self.update
-        with closing(cast("Any", self.ahead.steps(self._steps()))) as ahead:
-            for parts in ahead:
+        with closing(self._steps()) as all_parts:
+            for parts in all_parts:
                 stop, save, bad = self.world.any_soon(self.env.stop.requested, self._save_is_due(), watch.bad)
                 if stop or bad:
                     break
@@ -457,7 +457,7 @@ class Trainer:
         if state.step < steps:
             self._stop()
 
-    def _steps(self) -> Iterator[list[Batch]]:
+    def _steps(self) -> Generator[list[Batch], None, None]:
         """The micro-batches of each step of the current epoch, from the current step on."""
         with closing(self.loader.batches(self.state.epoch, self.state.step)) as batches:
             while parts := list(islice(batches, self.config.accumulate)):
@@ -511,6 +511,12 @@ class Trainer:
         step, steps, replays = self.state.step, self.loader.steps, self.method.replays
         return [self._learning_rate((step + replay / replays) / steps) for replay in range(replays)]
 
+    def _save_teacher_logits(self, **settings: float) -> None:
+        """Keep the tables of teacher logits for later runs, where they have files; see `LogitsCache.save`."""
+        for teacher in self.teachers.values() if self.world.is_main else ():
+            if teacher.cache is not None:
+                teacher.cache.save(**settings)
+
     def _learning_rate(self, done: float) -> float:
         """The rate when the share `done` of the current pass is over."""
         return learning_rate(self.config, (self.state.epoch + done) * self.method.replays)
@@ -543,6 +549,7 @@ class Trainer:
         state.epoch, state.step, state.loss_sum, state.correct = epoch, 0, 0.0, 0
         state.rows.append(row)
         self._save()
+        self._save_teacher_logits()
         self.world.from_main(lambda: self.folder.add_metrics(row))
         if self.board is not None:
             self.board.add(row)

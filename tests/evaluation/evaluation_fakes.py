@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ard_fast.data import Split
-from ard_fast.evaluation.runner import Step
+from ard_fast.evaluation.evaluator import Step
 
 LEVELS = 10
 

@@ -18,7 +18,7 @@ from ard_fast.evaluation.job import Job
 from ard_fast.evaluation.settings import resolve_settings
 from ard_fast.folding import FoldedNetwork, Unfoldable
 from ard_fast.models.trial import frozen, initialise_lazily, try_network
-from ard_fast.teachers import LeanNetwork
+from ard_fast.teachers import InferenceNetwork
 from ard_fast.train import main as train
 from ard_fast.training.config import resolve
 from ard_fast.training.run_folder import RunFolder
@@ -132,10 +132,10 @@ def test_a_teacher_has_the_plain_networks_logits(name, precision):
     network = frozen(build(name))
     form = try_network(network, images(4), num_classes=10, label="teacher", precision=precision)
     network.to(memory_format=form.layout)
-    lean = LeanNetwork(network, images(16), form.precision, form.layout)
-    assert lean.by_image == (name not in OF_A_BATCH)
+    inference = InferenceNetwork(network, images(16), form.precision, form.layout)
+    assert inference.by_image == (name not in OF_A_BATCH)
     for count in (3, 16):
-        found, expected = lean(images(count)), plain(network, images(count))
+        found, expected = inference(images(count)), plain(network, images(count))
         scale = float(expected.abs().max())
         torch.testing.assert_close(
             found, expected, rtol=1e-4, atol=(1e-5 if form.precision == "fp32" else 5e-2) * scale

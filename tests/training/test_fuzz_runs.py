@@ -8,7 +8,6 @@ import json
 import pickle
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,6 @@ from test_compare import make_run
 
 from ard_fast import compare
 from ard_fast.models import build_model
-from ard_fast.teachers.cache import CacheWarning, LogitsCache
-from ard_fast.teachers.table import DamagedTable, FileTable
 from ard_fast.training.checkpoint import (
     DamagedRun,
     TrainingState,
@@ -212,58 +209,6 @@ def test_training_states_of_any_values(changes):
     except (RuntimeError, NotImplementedError, TypeError, pickle.PicklingError, OverflowError):
         return
     read(lambda: load_state(path), path, errors=(DamagedRun,))
-
-
-# ---- teacher logits -----------------------------------------------------------------------------------------------
-
-SLOTS, CLASSES, HEADER = 20, 3, b"a teacher"
-
-
-@functools.cache
-def table():
-    path = folder() / "whole.logits"
-    whole = FileTable(path, HEADER, SLOTS, CLASSES, torch.float32)
-    rows = torch.arange(SLOTS * CLASSES, dtype=torch.float32).reshape(SLOTS, CLASSES)
-    whole.put(torch.arange(0, SLOTS, 2), rows[::2])
-    whole.close()
-    return rows, path.read_bytes()
-
-
-@given(damaged(table()[1]))
-@often
-def test_tables_of_logits(content):
-    """A row that is damaged counts as unknown; no row is ever wrong."""
-    rows, _ = table()
-    path = folder() / "damaged.logits"
-    path.write_bytes(content)
-    found, _ = read(lambda: FileTable(path, HEADER, SLOTS, CLASSES, torch.float32), path, errors=(DamagedTable,))
-    if found is None:
-        return
-    values, known = found.get(torch.arange(SLOTS))
-    found.close()
-    assert torch.equal(values[known], rows[known]) and not known[1::2].any()
-
-
-@given(damaged(table()[1]))
-@often
-def test_a_damaged_cache_of_logits_changes_no_logits(content):
-    rows, _ = table()
-    path = folder() / "cache.logits"
-    path.write_bytes(content)
-
-    def logits():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CacheWarning)
-            cache = LogitsCache(rows=SLOTS, images=SLOTS, padding=0, flip=False, num_classes=CLASSES,
-                                dtype=torch.float32, device=torch.device("cpu"), path=path, header=HEADER)  # fmt: skip
-            ids = torch.arange(SLOTS)
-            found = [cache.logits(ids, torch.zeros(SLOTS, dtype=torch.int64), lambda at: rows[at]) for _ in range(2)]
-            if cache.file is not None:
-                cache.file.close()
-            return found
-
-    for found in read(logits, errors=())[0]:
-        assert torch.equal(found, rows)
 
 
 # ---- run folders --------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from torch import nn
 from ard_fast._progress import Progress
 from ard_fast.data import load_dataset
 from ard_fast.evaluation import Accuracy
-from ard_fast.evaluation.worth import collapsed
+from ard_fast.evaluation.self_checks import collapsed
 from ard_fast.models import build_model
 from ard_fast.train import main
 from ard_fast.training import runs as experiment

@@ -1,4 +1,4 @@
-"""A teacher's network in its fastest form for logits alone: batch norm folded, bfloat16 if asked for."""
+"""A network in its fastest form for logits alone: batch norms folded, bfloat16 if asked for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PRECISIONS = ("fp32", "bf16")
 _MULTIPLE = 16
 
 
-class LeanNetwork:
+class InferenceNetwork:
     """A frozen network that only computes logits.
 
     It is the network's folded form, made once; a network that has none is copied as it is. Under "bf16" convolutions
@@ -97,16 +97,16 @@ def _unfolded(network: nn.Module, sample: Tensor, precision: str, layout: torch.
         copied.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
         if precision == "fp32":
             return copied
-        lean = copy.deepcopy(copied)
+        cast_network = copy.deepcopy(copied)
     except Exception:  # locks, hooks, TorchScript: somebody else's module may fail in any way
         return network
     try:
         with torch.no_grad(), torch.autocast(sample.device.type, torch.bfloat16):
-            _to_bfloat16(lean, copied(sample).shape[1])
-            usable = bool(lean(sample).isfinite().all())
+            _to_bfloat16(cast_network, copied(sample).shape[1])
+            usable = bool(cast_network(sample).isfinite().all())
     except Exception:  # weights that are used outside their layers, say
         usable = False
-    return lean if usable else copied
+    return cast_network if usable else copied
 
 
 def _to_bfloat16(network: nn.Module, num_classes: int) -> None:

@@ -15,7 +15,6 @@ from ard_fast.training.config import TrainConfig
 from ard_fast.training.run_folder import RunFolder
 
 MODULE = """
-import torch
 from torch import nn
 
 def make():
@@ -29,8 +28,6 @@ def broken():
 
 def number():
     return 3
-
-ready = make()
 """
 
 
@@ -68,6 +65,10 @@ def run_folder(path, **changes):
     return network
 
 
+def settings(**flags):
+    return resolve_settings({name: str(value) for name, value in flags.items()})
+
+
 # ---- networks -----------------------------------------------------------------------------------------------------
 
 
@@ -87,20 +88,6 @@ def test_a_pickle_of_tensors(tmp_path, digits, wrapped):
     torch.save({"state_dict": state, "epoch": 3} if wrapped else state, tmp_path / "weights.pt")
     loaded = load_model(tmp_path / "weights.pt", "digits-teacher", digits)
     assert same(loaded.network, network) and not loaded.network.training
-    with pytest.raises(ValueError, match=r"run: .*does not say which network it is; name it with --model"):
-        load_model(tmp_path / "weights.pt", None, digits)
-
-
-def test_a_pickle_that_runs_code_is_refused(tmp_path, digits, package):
-    class Evil:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path / 'ran'}",)
-
-    torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
-    for model in ("digits-teacher", f"{package}.models:make"):
-        with pytest.raises(ValueError, match=r"run: cannot read .*evil\.pt"):
-            load_model(tmp_path / "evil.pt", model, digits)
-    assert not (tmp_path / "ran").exists()
 
 
 def test_a_factory_alone_and_with_weights(tmp_path, digits, package):
@@ -114,69 +101,75 @@ def test_a_factory_alone_and_with_weights(tmp_path, digits, package):
     for name in ("other.pt", "other.safetensors"):
         loaded = load_model(tmp_path / name, f"{package}.models:make", digits)
         assert same(loaded.network, other) and loaded.weights == tmp_path / name
-    assert isinstance(load_model(None, f"{package}.models:ready", digits).network, nn.Module)
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
+    ("source", "model", "message"),
     [
-        ("nowhere.models:make", "model: cannot import 'nowhere.models'"),
-        ("{}.bad:make", "model: cannot import .*No module named 'does_not_exist'"),
-        ("{}.models:mak", "has no 'mak'; did you mean .*models:make"),
-        ("{}.models:broken", r"broken\(\) failed \(RuntimeError: no such weights\)"),
-        ("{}.models:number", "must return a torch.nn.Module, got int"),
-        ("digits-teecher", "did you mean 'digits-teacher'"),
-        ("digits-teacher", "needs a checkpoint"),
+        (None, "nowhere.models:make", "model: cannot import 'nowhere.models'"),
+        (None, "{}.bad:make", "model: cannot import .*No module named 'does_not_exist'"),
+        (None, "{}.models:mak", "has no 'mak'; did you mean .*models:make"),
+        (None, "{}.models:broken", r"broken\(\) failed \(RuntimeError: no such weights\)"),
+        (None, "{}.models:number", "must return a torch.nn.Module, got int"),
+        (None, "digits-teecher", "did you mean 'digits-teacher'"),
+        (None, "digits-teacher", "needs a checkpoint"),
+        ("w.pt", None, r"run: .*does not say which network it is; name it with --model"),
+        ("w.pt", "{}.models:wide", r"run: .*w\.pt does not fit .*:wide with 10 classes: .*size mismatch"),
+        ("w.pt", "digits-teacher", r"run: .*w\.pt does not fit digits-teacher"),
+        ("evil.pt", "{}.models:make", r"run: cannot read .*evil\.pt"),
+        ("run", "digits-teacher", "model: .* holds 'digits-student', not 'digits-teacher'"),
+        ("junk.safetensors", "digits-teacher", "run: .* is not a safetensors file"),
     ],
 )
-def test_factories_that_do_not_work(digits, package, path, message):
-    with pytest.raises(ValueError, match=message):
-        load_model(None, path.format(package), digits)
-
-
-def test_weights_that_do_not_fit(tmp_path, digits, package):
+def test_networks_that_are_refused(tmp_path, digits, package, source, model, message):
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict(), tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"run: .*w\.pt does not fit .*:wide with 10 classes: .*size mismatch"):
-        load_model(tmp_path / "w.pt", f"{package}.models:wide", digits)
-    with pytest.raises(ValueError, match=r"run: .*w\.pt does not fit digits-teacher"):
-        load_model(tmp_path / "w.pt", "digits-teacher", digits)
-    run_folder(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"model: .* holds 'digits-student', not 'digits-teacher'"):
-        load_model(tmp_path / "run", "digits-teacher", digits)
+    torch.save({"state_dict": Evil(tmp_path / "ran")}, tmp_path / "evil.pt")
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"run: .* is not a safetensors file"):
-        load_model(tmp_path / "junk.safetensors", "digits-teacher", digits)
+    run_folder(tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        load_model(source and tmp_path / source, model and model.format(package), digits)
+    assert not (tmp_path / "ran").exists()
 
 
 # ---- settings -----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_says_what_it_was(tmp_path):
-    run_folder(tmp_path / "run", eval_batch_size=77, test_subset=50)
-    settings = resolve_settings({"run": str(tmp_path / "run")})
-    assert (settings.dataset, settings.eps, settings.batch_size, settings.norm) == ("digits", 0.15, 77, "linf")
-    assert settings.n_examples == 50 and settings.split == "test"
-    assert settings.curve == (0.0, *(factor * 0.15 for factor in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)))
-    assert settings.out == tmp_path / "run" / "evaluation"
-    run_folder(tmp_path / "part", subset=60)
-    assert (
-        resolve_settings({"run": str(tmp_path / "part"), "split": "train"}).n_examples == 60
-    )  # those it was trained on
-    inside = resolve_settings({"run": str(tmp_path / "run" / "last.safetensors")})
-    assert inside.eps == 0.15 and inside.out == tmp_path / "run" / "last-evaluation"
-    other = resolve_settings({"run": str(tmp_path / "run"), "split": "val", "eps": "8/255", "eps_curve": "0, 1/255"})
+def test_settings_come_from_the_run_unless_they_are_given(tmp_path):
+    run = tmp_path / "run"
+    run_folder(run, eval_batch_size=77, test_subset=50, subset=60)
+    made = settings(run=run)
+    assert (made.dataset, made.eps, made.batch_size, made.norm) == ("digits", 0.15, 77, "linf")
+    assert (made.split, made.n_examples, made.seed) == ("test", 50, 1234567)
+    assert made.curve == (0.0, *(factor * 0.15 for factor in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)))
+    assert made.attacks is None and made.out == run / "evaluation"
+    assert settings(run=run, split="train").n_examples == 60  # those it was trained on
+    inside = settings(run=run / "last.safetensors")
+    assert inside.eps == 0.15 and inside.out == run / "last-evaluation"
+    other = settings(run=run, split="val", eps="8/255", eps_curve="1/255, 0,1/255", mean="0.5,0.25", std="1")
     assert other.n_examples is None and other.eps == 8 / 255 and other.curve == (0.0, 1 / 255)
+    assert (other.mean, other.std) == ((0.5, 0.25), (1.0,))
+    assert settings(run=run, norm="l2", eps="1.5").curve[-1] == 3.0
+    assert max(settings(run=run, eps="0.6").curve) == pytest.approx(0.9)  # 1.2 is no radius of pixels in [0, 1]
+    assert settings(run=run, eps_curve="none").curve == ()
 
 
 def test_results_never_overwrite_others(tmp_path):
     run_folder(tmp_path / "run")
     for expected in ("evaluation", "evaluation-2", "evaluation-3"):
-        out = resolve_settings({"run": str(tmp_path / "run")}).out
+        out = settings(run=tmp_path / "run").out
         assert out.name == expected
         out.mkdir()
         (out / "results.json").write_text("{}")
     with pytest.raises(FileExistsError, match=r"out: .* already holds an evaluation"):
-        resolve_settings({"run": str(tmp_path / "run"), "out": str(out)})
+        settings(run=tmp_path / "run", out=out)
 
 
 @pytest.mark.parametrize(
@@ -189,17 +182,22 @@ def test_results_never_overwrite_others(tmp_path):
         ({"model": "a.b:c"}, "dataset: a.b:c is not part of a run"),
         ({"model": "a.b:c", "dataset": "digitz"}, "unknown dataset 'digitz'; did you mean 'digits'"),
         ({"run": "{0}/run", "eps": "8"}, r"eps: expected 0 to 1, .*\(8/255, not 8\), got 8"),
-        ({"run": "{0}/run", "eps": "8/0"}, "eps: expected a number such as 8/255"),
-        ({"run": "{0}/run", "eps": "nan"}, "eps: expected 0 to 1"),
+        ({"run": "{0}/run", "eps": "8/0"}, "eps: expected a number"),
+        ({"run": "{0}/run", "eps": "nan"}, "eps: expected"),
         ({"run": "{0}/run", "norm": "l2"}, "eps: --norm l2 needs --eps"),
         ({"run": "{0}/run", "norm": "l1"}, "norm: unknown value 'l1'"),
         ({"run": "{0}/run", "split": "tset"}, "split: unknown value 'tset'; did you mean 'test'"),
         ({"run": "{0}/run", "attacks": "clean,pdg20"}, "attacks: unknown attack 'pdg20'; did you mean 'pgd20'"),
         ({"run": "{0}/run", "attacks": ","}, "attacks: expected names"),
-        ({"run": "{0}/run", "eps_curve": "0,x"}, "eps_curve: expected a number such as 8/255"),
-        ({"run": "{0}/run", "n_examples": "0"}, "n_examples: expected a whole number of at least 1, got '0'"),
+        ({"run": "{0}/run", "eps_curve": "0,x"}, "eps_curve: expected a list of numbers"),
+        ({"run": "{0}/run", "eps_curve": "0,2"}, r"eps_curve: expected 0 to 1, .*got 2"),
+        ({"run": "{0}/run", "eps_curve": ","}, "eps_curve: expected radii"),
+        ({"run": "{0}/run", "n_examples": "0"}, "n_examples: expected a whole number of at least 1, got 0"),
         ({"run": "{0}/run", "batch_size": "1.5"}, "batch_size: expected a whole number"),
         ({"run": "{0}/run", "seed": "-1"}, "seed: expected a whole number of at least 0"),
+        ({"run": "{0}/run", "mean": "0.5"}, "mean: mean and std go together"),
+        ({"run": "{0}/run", "mean": "0.5", "std": "0"}, "std: expected a number for each channel.* got '0"),
+        ({"run": "{0}/run", "channels_last": "yes"}, "channels_last: unknown value 'yes'"),
     ],
 )
 def test_settings_that_are_refused(tmp_path, flags, message):
@@ -207,12 +205,3 @@ def test_settings_that_are_refused(tmp_path, flags, message):
     (tmp_path / "loose.pt").write_bytes(b"")
     with pytest.raises((ValueError, OSError), match=message):
         resolve_settings({key: value.format(tmp_path) for key, value in flags.items()})
-
-
-def test_l2_has_its_own_attacks_and_radii(tmp_path):
-    run_folder(tmp_path / "run")
-    settings = resolve_settings({"run": str(tmp_path / "run"), "norm": "l2", "eps": "1.5"})
-    assert settings.eps == 1.5 and settings.curve[-1] == 3.0 and settings.attacks is None
-    wide = resolve_settings({"run": str(tmp_path / "run"), "eps": "0.6"})
-    assert max(wide.curve) == pytest.approx(0.9)  # 1.2 would be no radius of pixels in [0, 1]
-    assert resolve_settings({"run": str(tmp_path / "run"), "eps_curve": "none"}).curve == ()

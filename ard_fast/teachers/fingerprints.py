@@ -1,4 +1,4 @@
-"""Hashes of networks and images: what a table of logits, or a stopped run, belongs to."""
+"""Hashes of networks and images: what a file of logits, or a stopped run, belongs to."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import json
 import torch
 from torch import Tensor, nn
 
-from ard_fast.data import Split
+from ard_fast.data.splits import Split
 
-_FORMAT = 1
 _MOST = 1 << 30  # bytes of images that are hashed to know a split again
 _CHUNK = 1 << 24  # bytes hashed at once, so that no whole copy of a data set is made
 
@@ -20,15 +19,12 @@ def fingerprint_network(network: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     kinds = [f"{type(module).__module__}.{type(module).__qualname__}" for module in network.modules()]
     digest.update(json.dumps([repr(network), kinds]).encode())
-    _update_weights(digest, network)
-    return digest.hexdigest()
+    return _hash_weights(digest, network)
 
 
 def fingerprint_weights(network: nn.Module) -> str:
     """Hash of weights and buffers alone, whatever the classes are called that hold them."""
-    digest = hashlib.blake2b(digest_size=16)
-    _update_weights(digest, network)
-    return digest.hexdigest()
+    return _hash_weights(hashlib.blake2b(digest_size=16), network)
 
 
 def fingerprint_images(images: Tensor, ids: Tensor) -> str:
@@ -48,23 +44,11 @@ def fingerprint_split(split: Split) -> str:
     return digest.hexdigest()
 
 
-def table_header(**facts: str | int | float | bool) -> bytes:
-    """The facts in a fixed order, with what else decides the last bits: torch's version and the hardware's kind."""
-    device = torch.device(str(facts["device"]))
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    facts = {**facts, "device": device.type, "hardware": hardware, "torch": torch.__version__}
-    return json.dumps({"ard-fast teacher logits": _FORMAT, **facts}, sort_keys=True).encode()
-
-
-def table_name(header: bytes) -> str:
-    """A file name for a header."""
-    return hashlib.blake2b(header, digest_size=16).hexdigest() + ".logits"
-
-
-def _update_weights(digest: hashlib.blake2b, network: nn.Module) -> None:
+def _hash_weights(digest: hashlib.blake2b, network: nn.Module) -> str:
     for key, value in network.state_dict().items():
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
         _update(digest, value)
+    return digest.hexdigest()
 
 
 def _update(digest: hashlib.blake2b, value: Tensor) -> None:

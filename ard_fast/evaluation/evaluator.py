@@ -1,0 +1,519 @@
+"""Clean and robust accuracy of a network on a split, and which attack fooled which image."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ard_fast._interrupts import Interrupted
+from ard_fast._precision import full_precision
+from ard_fast.attacks import PGD, GraphedPGD, as_graph, attack_mode
+from ard_fast.data import Split
+from ard_fast.data.batches import share
+from ard_fast.data.splits import pixels
+
+PGD20_STEPS = 20
+EVALUATION_SEED = 1234567  # the same for all runs: every network is attacked from the same starting points
+# float32 rounding of x + delta moves a pixel by up to 6e-8, a norm over thousands of pixels by a few 1e-6.
+_TOLERANCE = {"linf": 1e-6, "l2": 1e-5}
+
+
+class Accuracy(NamedTuple):
+    """Accuracies in percent."""
+
+    clean: float
+    robust: float
+
+
+def at_chance(accuracy: float, images: int, num_classes: int) -> bool:
+    """Whether an accuracy, in percent, is no better than guessing.
+
+    That is within three standard deviations of 1 / C or, with five classes or more, below 2 / C, which networks with
+    random weights reach on some data.
+    """
+    chance = 1.0 / num_classes
+    limit = chance + 3.0 * math.sqrt(chance * (1.0 - chance) / images)
+    return accuracy <= 100.0 * (max(limit, 2.0 * chance) if num_classes >= 5 else limit)
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    *,
+    levels: int,
+    attack: PGD,
+    seed: int = 0,
+    batch_size: int = 500,
+    channels_last: bool = False,
+    between_batches: Callable[[], None] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    all_reduce: Callable[[Tensor], Tensor] = lambda value: value,
+) -> Accuracy:
+    """The share of images classified correctly, clean and under `attack`: what the trainer measures.
+
+    The network is evaluated in eval mode, in float32 without TF32 or autocast. Its modes, gradients and batch-norm
+    statistics and the random state are unchanged afterwards. The result does not depend on `batch_size`, up to the
+    rounding of the network itself: each image's random start is keyed by (seed, its id).
+
+    Args:
+        model: gives logits `[B, num_classes]` of pixels in [0, 1].
+        split: images uint8 `[N, C, H, W]`, on the model's device.
+        levels: the uint8 value that stands for 1.0.
+        attack: made with `bn="eval"`. On CUDA it runs as a graph, whose memory is free again at the end.
+        seed: of the attack's random start.
+        batch_size: images a batch.
+        channels_last: give the network images in that layout.
+        between_batches: called before each batch, equally often in every process; may raise, to stop.
+        shard: (rank, processes): this process evaluates one contiguous part of the split.
+        all_reduce: sums a tensor over the processes; every process then returns the accuracy on the whole split.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    _check_not_empty(split)
+    device = split.images.device
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    seed_tensor = torch.tensor([seed], dtype=torch.int64, device=device)
+    correct = torch.zeros(2, dtype=torch.int64, device=device)
+    first, end = share(len(split), *shard)
+    largest = share(len(split), 0, shard[1])[1]
+    attack = as_graph(attack)
+    with full_precision(), attack_mode(model, "eval"):
+        for offset in range(0, largest, batch_size):
+            if between_batches is not None:
+                between_batches()
+            chosen = slice(first + offset, min(first + offset + batch_size, end))
+            if chosen.start >= chosen.stop:
+                continue
+            x = pixels(split.images[chosen], levels).contiguous(memory_format=layout)
+            y, ids = split.labels[chosen], split.ids[chosen]
+            adversarial = attack(model, x, y, seed=seed_tensor, sample_ids=ids)
+            with torch.no_grad():
+                for row, images in enumerate((x, adversarial)):
+                    correct[row] += (model(images).argmax(1) == y).sum()
+    clean, robust = all_reduce(correct).tolist()
+    return Accuracy(100.0 * clean / len(split), 100.0 * robust / len(split))
+
+
+def inside_ball(x_adv: Tensor, x: Tensor, *, norm: str, eps: float) -> Tensor:
+    """Whether each sample is within eps of its original and all its pixels are in [0, 1], up to float32 rounding.
+
+    Args:
+        x_adv: `[B, ...]`; a sample that holds a NaN is outside.
+        x: like `x_adv`.
+        norm: "linf" or "l2".
+        eps: radius.
+
+    Returns:
+        bool `[B]`.
+    """
+    tolerance, flat = _TOLERANCE[norm], x_adv.flatten(1)
+    in_range = ((flat >= -tolerance) & (flat <= 1.0 + tolerance)).all(1)
+    difference = flat.to(torch.float64) - x.flatten(1).to(torch.float64)
+    distance = difference.abs().amax(1) if norm == "linf" else difference.square().sum(1).sqrt()
+    return in_range & (distance <= eps + tolerance)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no weight gradients, and float32 without TF32 or autocast, all restored on leaving.
+
+    Some attacks of other packages call `backward()`, which would fill every trainable parameter's `.grad`.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        with full_precision(), attack_mode(model, "eval"):
+            yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _check_not_empty(split: Split) -> None:
+    if not len(split):
+        raise ValueError("split: expected at least one image, got none")
+
+
+# ---- what an attack costs -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Cost:
+    """Passes through the network, the images in them, and time."""
+
+    forwards: int = 0
+    forward_images: int = 0
+    backwards: int = 0
+    backward_images: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(*(a - b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+class CountedModel(nn.Module):
+    """The network itself, its passes counted in `cost`.
+
+    Args:
+        model: the network; a submodule, so that modes set here reach it.
+        before_forward: called before every forward pass; may raise, to stop.
+    """
+
+    def __init__(self, model: nn.Module, before_forward: Callable[[], None]) -> None:
+        super().__init__()
+        self.model = model
+        self.cost = Cost()
+        self._before_forward = before_forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._before_forward()
+        count = len(x)
+        self.cost.forwards += 1
+        self.cost.forward_images += count
+        logits = self.model(x)
+        if logits.requires_grad:
+
+            def count_backward(_: Tensor) -> None:
+                self.cost.backwards += 1
+                self.cost.backward_images += count
+
+            logits.register_hook(count_backward)
+        return logits
+
+
+class _CountedAttack:
+    """An attack on a `CountedModel`, run as a CUDA graph where that is possible.
+
+    The replay of a graph does not call the model. It is charged what the last call on as many images cost.
+    """
+
+    def __init__(self, attack: Any) -> None:
+        self._attack = as_graph(attack)
+        self._costs: dict[int, Cost] = {}
+
+    def __call__(self, model: CountedModel, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+        if not isinstance(self._attack, GraphedPGD):
+            return self._attack(model, x, y, **options)
+        before, replays = replace(model.cost), self._attack.replays
+        x_adv = self._attack(model, x, y, **options)
+        if self._attack.replays == replays:
+            self._costs[len(x)] = model.cost - before
+        else:
+            model.cost = before + self._costs[len(x)]
+        return x_adv
+
+
+# ---- results ------------------------------------------------------------------------------------------------------
+
+
+class Attack(Protocol):
+    """What an evaluation calls. Its `repr` is one line with all parameters: equal text, equal results."""
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: Tensor, sample_ids: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """A line of an evaluation: one attack, or an ensemble whose stages attack what earlier stages did not fool."""
+
+    name: str
+    stages: tuple[tuple[str, Attack], ...]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one attack did.
+
+    Attributes:
+        name: of the attack.
+        parameters: its `repr`.
+        attacked: images it was given.
+        left: those of them still classified correctly.
+        outside: results that left the ball or the pixel range; they count as not fooled.
+        reused: the same attack was run earlier in this evaluation; its outcome was reused.
+        cost: passes and time, including those that judge the result.
+    """
+
+    name: str
+    parameters: str
+    attacked: int
+    left: int
+    outside: int
+    reused: bool
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A line of the table.
+
+    Attributes:
+        name: of the attack or ensemble.
+        attacked: images it was given.
+        robust: images classified correctly both clean and under this attack alone; None in a cascade, where that is
+            not known.
+        worst_case: images classified correctly under everything up to here.
+        total: images of the data set.
+        stages: one for a single attack.
+    """
+
+    name: str
+    attacked: int
+    robust: int | None
+    worst_case: int
+    total: int
+    stages: tuple[StageResult, ...]
+
+    @property
+    def robust_acc(self) -> float | None:
+        """Percent of all images."""
+        return None if self.robust is None else 100.0 * self.robust / self.total
+
+    @property
+    def worst_case_acc(self) -> float:
+        """Percent of all images."""
+        return 100.0 * self.worst_case / self.total
+
+    @property
+    def cost(self) -> Cost:
+        return sum((stage.cost for stage in self.stages), Cost())
+
+
+class CurvePoint(NamedTuple):
+    """Accuracy in percent at a radius."""
+
+    eps: float
+    robust_acc: float
+    stage: StageResult
+
+
+class Listener:
+    """Called while an evaluation runs; these methods do nothing."""
+
+    def stage_started(self, name: str, count: int) -> None:
+        """An attack on `count` images begins."""
+
+    def progress(self, forwards: int, done: int, left: int) -> None:
+        """`done` images of the stage have been attacked, `left` are still classified correctly; the network has been
+        called `forwards` times since the evaluation began."""
+
+    def stage_done(self, result: StageResult, total: int) -> None:
+        """A stage of an ensemble is finished; `total` images are in the data set."""
+
+    def step_done(self, result: StepResult) -> None:
+        """A line of the table is finished."""
+
+
+# ---- the loop -----------------------------------------------------------------------------------------------------
+
+
+class Evaluator:
+    """Runs attacks over a split.
+
+    Every attack is given the images that the network classifies correctly when clean; the others count as wrong under
+    every attack, and are not attacked. So an attack's own accuracy is exact and does not depend on which attacks were
+    run before it. Beside it stands the worst case: the images that no attack so far has fooled. In a `cascade`, images
+    fooled by any earlier attack are dropped too: less work, and only the worst case covers the whole data set. The
+    stages of an ensemble always drop what earlier stages have fooled.
+
+    An attack that was run before with the same `repr` is not run again.
+
+    The network is evaluated in eval mode and without weight gradients, in full float32 precision, and is unchanged
+    afterwards. Results do not depend on `batch_size`, up to the rounding of the network itself.
+
+    Args:
+        model: gives logits `[B, num_classes]` of pixels in [0, 1]; on the split's device.
+        split: images uint8 `[N, C, H, W]`.
+        levels: the uint8 value that stands for 1.0.
+        norm: "linf" or "l2", in which results are checked.
+        eps: the radius, likewise.
+        seed: of every attack.
+        batch_size: images a batch.
+        channels_last: give the network images in that layout.
+        cascade: see above.
+        listener: called as the evaluation proceeds.
+        stop: asked before every forward pass, or once a batch while an attack replays its CUDA graph; true ends the
+            evaluation.
+
+    Attributes:
+        right: bool `[N]`, on the CPU: classified correctly when clean.
+        worst: bool `[N]`: classified correctly under everything so far.
+        adversarial: float32 `[N, C, H, W]`, on the CPU: for a fooled image the first result that fooled it, else the
+            last attempt.
+        fooled_by: for each image the name of the first attack that fooled it, "clean" if the clean image is
+            misclassified, None if it is still classified correctly.
+        results: of the attacks that are finished.
+        unfinished: finished stages of an ensemble that is still running or was stopped.
+
+    Raises:
+        ValueError: the split is empty.
+        Interrupted: `stop()` was true; what is finished stands.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        split: Split,
+        *,
+        levels: int,
+        norm: str,
+        eps: float,
+        seed: int = EVALUATION_SEED,
+        batch_size: int = 500,
+        channels_last: bool = False,
+        cascade: bool = False,
+        listener: Listener | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        _check_not_empty(split)
+        self.model, self.split, self.levels = CountedModel(model, self._before_forward), split, levels
+        self.norm, self.eps, self.batch_size, self.cascade = norm, eps, batch_size, cascade
+        self.results: list[StepResult] = []
+        self.unfinished: list[StageResult] = []
+        self.fooled_by: list[str | None] = [None] * len(split)
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._listener, self._stop = listener or Listener(), stop
+        self._seed_tensor = torch.tensor([seed], dtype=torch.int64, device=split.images.device)
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}  # attack -> (attacked [N], right [N])
+        self._done = self._left = 0  # images of the stage under way
+        self.adversarial = pixels(split.images.cpu(), levels)
+        self.right = self.worst = torch.zeros(len(split), dtype=torch.bool)
+
+    def clean(self) -> StepResult:
+        """Which images are classified correctly when clean; to be called first."""
+        before = self._cost()
+        right = self.predict(self.split.images) == self.split.labels.cpu()
+        self.right, self.worst = right, right.clone()
+        self.fooled_by = [None if good else "clean" for good in right.tolist()]
+        count = int(right.sum())
+        stage = StageResult("clean", "the images as they are", len(right), count, 0, False, self._cost() - before)
+        return self._finish(StepResult("clean", len(right), count, count, len(right), (stage,)))
+
+    def run(self, step: Step) -> StepResult:
+        """Attack with one attack or ensemble."""
+        given = self.worst if self.cascade else self.right
+        left, stages = given.clone(), self.unfinished
+        for name, attack in step.stages:
+            full_name = name if name == step.name else f"{step.name}: {name}"
+            left, stage = self.attack(name, attack, left, self.eps, full_name)
+            stages.append(stage)
+            if len(step.stages) > 1:
+                self._listener.stage_done(stage, len(self.split))
+        self.worst = self.worst & (left | ~given)
+        robust = int(left.sum()) if torch.equal(given, self.right) else None
+        self.unfinished = []
+        counts = (int(given.sum()), robust, int(self.worst.sum()), len(self.split))
+        return self._finish(StepResult(step.name, *counts, tuple(stages)))
+
+    def curve(self, name: str, make_attack: Callable[[float], Attack], radii: Sequence[float]) -> Iterator[CurvePoint]:
+        """Attack at growing radii, and yield a point after each; `worst`, `adversarial` and `results` are left alone.
+
+        An image fooled inside one ball is fooled inside every larger one, so each radius attacks only what smaller
+        ones did not fool, and the curve never rises.
+
+        Args:
+            name: of the attack, for the listener.
+            make_attack: the attack for a radius.
+            radii: in any order; duplicates are dropped.
+        """
+        left = self.right.clone()
+        for eps in sorted(set(radii)):
+            if eps > 0:
+                left, stage = self.attack(f"{name} at eps {eps:.4g}", make_attack(eps), left, eps)
+            else:
+                stage = self.results[0].stages[0]
+            yield CurvePoint(eps, 100.0 * int(left.sum()) / len(left), stage)
+
+    def attack(
+        self, name: str, attack: Attack, chosen: Tensor, eps: float, keep_as: str | None = None
+    ) -> tuple[Tensor, StageResult]:
+        """One attack on the chosen images.
+
+        Args:
+            name: of the attack.
+            attack: made for radius `eps`.
+            chosen: bool `[N]`, on the CPU; images that are classified correctly so far.
+            eps: the radius its results are checked against.
+            keep_as: the name under which `adversarial` and `fooled_by` take the results; None leaves them alone.
+
+        Returns:
+            (bool `[N]`: chosen and still classified correctly, the result)
+        """
+        key, before, outside = repr(attack), self._cost(), 0
+        attacked, found = self._known.get(key, (torch.zeros_like(chosen), torch.zeros_like(chosen)))
+        reused = key in self._known and bool((attacked | ~chosen).all())
+        if reused:
+            right = found & chosen
+        else:
+            right, counted = torch.zeros_like(chosen), _CountedAttack(attack)
+            self._done = self._left = 0
+            self._listener.stage_started(name, int(chosen.sum()))
+            with evaluation_mode(self.model):
+                for positions in _batches(chosen.nonzero().squeeze(1), self.batch_size):
+                    part = self.split.take(positions.to(self.split.images.device))
+                    x, y = self._pixels(part.images), part.labels
+                    x_adv = counted(self.model, x, y, seed=self._seed_tensor, sample_ids=part.ids)
+                    valid = inside_ball(x_adv, x, norm=self.norm, eps=eps)
+                    with torch.no_grad():
+                        still = (self.model(x_adv).argmax(1) == y) | ~valid
+                    outside += int((~valid).sum())
+                    right[positions] = still.cpu()
+                    if keep_as is not None:
+                        self._keep(keep_as, positions, x_adv.cpu(), still.cpu(), valid.cpu())
+                    self._done, self._left = self._done + len(positions), int(right.sum())
+                    self._tell()
+            self._known[key] = (chosen.clone(), right.clone())
+        counts = (int(chosen.sum()), int(right.sum()), outside)
+        return right, StageResult(name, key, *counts, reused, self._cost() - before)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Predicted classes, int64 `[N]` on the CPU, of images that are uint8 levels or float32 in [0, 1]."""
+        found = []
+        with evaluation_mode(self.model), torch.no_grad():
+            for part in _batches(images, self.batch_size):
+                found.append(self.model(self._pixels(part.to(self.split.images.device))).argmax(1).cpu())
+        return torch.cat(found)
+
+    def _keep(self, name: str, positions: Tensor, x_adv: Tensor, still: Tensor, valid: Tensor) -> None:
+        for row, position in enumerate(positions.tolist()):
+            if self.fooled_by[position] is None and valid[row]:
+                self.adversarial[position] = x_adv[row]
+                if not still[row]:
+                    self.fooled_by[position] = name
+
+    def _finish(self, result: StepResult) -> StepResult:
+        self.results.append(result)
+        self._listener.step_done(result)
+        return result
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """Images of the network: float32 in [0, 1], in the chosen layout."""
+        x = images if images.is_floating_point() else pixels(images, self.levels)
+        return x.contiguous(memory_format=self._layout)
+
+    def _before_forward(self) -> None:
+        if self._stop():
+            raise Interrupted("stopped on request")
+        self._tell()
+
+    def _tell(self) -> None:
+        self._listener.progress(self.model.cost.forwards, self._done, self._left)
+
+    def _cost(self) -> Cost:
+        return replace(self.model.cost, seconds=time.perf_counter())
+
+
+def _batches(rows: Tensor, size: int) -> Sequence[Tensor]:
+    return rows.split(size) if len(rows) else ()

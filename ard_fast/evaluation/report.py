@@ -1,0 +1,292 @@
+"""What an evaluation prints and writes: the table of attacks, results.json and report.md."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ard_fast._files import write_text
+from ard_fast._progress import Display
+from ard_fast._version import __version__
+from ard_fast.evaluation.evaluator import CurvePoint, Listener, StageResult, Step, StepResult
+
+_COLUMNS = (
+    ("attack", 14),
+    ("attacked", 8),
+    ("robust %", 8),
+    ("worst case %", 12),
+    ("fwd/img", 8),
+    ("bwd/img", 8),
+    ("time s", 8),
+)
+_HEADER = [title for title, _ in _COLUMNS]
+_WORST_CASE = "worst case %: share of all images classified correctly under every attack down to this line."
+_EXPLAINED = (
+    "attacked: images given to the attack; clean images that are misclassified count as wrong and are not attacked.",
+    "robust %: share of all images classified correctly both clean and under this attack alone.",
+    _WORST_CASE,
+)
+_EXPLAINED_CASCADE = (
+    "attacked: images that no earlier attack fooled; the others are not attacked again (--cascade).",
+    "robust %: only known for an attack that was given every correctly classified image.",
+    _WORST_CASE,
+)
+_EXPLAINED_STAGES = (
+    "Indented: stages of an ensemble; each attacks what earlier stages did not fool, and robust % is what remains "
+    "after it."
+)
+_EXPLAINED_REUSED = "reused: the same attack was run above; its outcome is reused, and its cost counts there only."
+# Without a terminal, a line about an attack under way after this time, then ever more rarely: each a quarter later.
+_QUIET_SECONDS, _GROWTH = 5.0, 0.25
+
+
+def explain_columns(results: Sequence[StepResult], *, cascade: bool) -> list[str]:
+    """What the columns of the table mean, a line each."""
+    lines: list[str] = list(_EXPLAINED_CASCADE if cascade else _EXPLAINED)
+    if any(len(result.stages) > 1 for result in results):
+        lines.append(_EXPLAINED_STAGES)
+    if any(stage.reused for result in results for stage in result.stages):
+        lines.append(_EXPLAINED_REUSED)
+    return lines
+
+
+def _step_cells(result: StepResult) -> list[str]:
+    """A line of the table: an attack or an ensemble."""
+    reused = len(result.stages) == 1 and result.stages[0].reused
+    robust = "-" if result.robust_acc is None else f"{result.robust_acc:.2f}"
+    return [result.name, str(result.attacked), robust, f"{result.worst_case_acc:.2f}", *_cost_cells(result, reused)]
+
+
+def _stage_cells(stage: StageResult, total: int) -> list[str]:
+    """A line of the table: a stage of an ensemble."""
+    left = f"{100.0 * stage.left / total:.2f}"
+    return [f"  {stage.name}", str(stage.attacked), left, "", *_cost_cells(stage, stage.reused)]
+
+
+def _cost_cells(result: StepResult | StageResult, reused: bool) -> list[str]:
+    if reused:
+        return ["", "", "reused"]
+    cost, count = result.cost, max(result.attacked, 1)
+    return [f"{cost.forward_images / count:.1f}", f"{cost.backward_images / count:.1f}", f"{cost.seconds:.1f}"]
+
+
+def _all_cells(results: Sequence[StepResult]) -> list[list[str]]:
+    """The whole table, an ensemble's stages above its own line."""
+    lines = []
+    for result in results:
+        if len(result.stages) > 1:
+            lines.extend(_stage_cells(stage, result.total) for stage in result.stages)
+        lines.append(_step_cells(result))
+    return lines
+
+
+def _fixed_width(cells: Sequence[str]) -> str:
+    """A line as it is printed."""
+    first, *rest = (
+        cell.ljust(width) if index == 0 else cell.rjust(width)
+        for index, (cell, (_, width)) in enumerate(zip(cells, _COLUMNS, strict=True))
+    )
+    return "  " + "  ".join([first, *rest]).rstrip()
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up as plain text."""
+    table = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = (
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "| " + " | ".join([first, *rest]) + " |"
+
+    rule = "|" + "|".join("-" * (width + 1) + (":" if index else "-") for index, width in enumerate(widths)) + "|"
+    return "\n".join([line(table[0]), rule, *(line(row) for row in table[1:])])
+
+
+# ---- while attacks run --------------------------------------------------------------------------------------------
+
+
+class AttackProgress(Display, Listener):
+    """Prints the table line by line; on a terminal a bar shows the attack under way, elsewhere plain lines do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._name, self._count, self._passes, self._passes_before = "", 0, 0, 0
+        self._started = self._last_line = 0.0
+
+    def header(self) -> None:
+        """Print the table's titles."""
+        self.say(_fixed_width(_HEADER))
+
+    def stage_started(self, name: str, count: int) -> None:
+        self.start_bar(count, label=f"  {name}")
+        self._name, self._count, self._passes_before = name, count, self._passes
+        self._started = self._last_line = time.monotonic()
+
+    def progress(self, forwards: int, done: int, left: int) -> None:
+        self._passes = forwards
+        if self.show_on_bar(done, f"{left} still right" if done else ""):
+            return
+        now = time.monotonic()
+        elapsed = now - self._started
+        if not self._name or done == self._count or now - self._last_line < max(_QUIET_SECONDS, _GROWTH * elapsed):
+            return
+        self._last_line = now
+        passes = forwards - self._passes_before
+        text = f"    {self._name}: {elapsed:.0f} s, {passes:,} passes, {done} of {self._count} images done"
+        if done:
+            text += f", {left} still right, about {elapsed * (self._count - done) / done:.0f} s to go"
+        self.say(text)
+
+    def stage_done(self, result: StageResult, total: int) -> None:
+        self.close()
+        self.say(_fixed_width(_stage_cells(result, total)))
+
+    def step_done(self, result: StepResult) -> None:
+        self.close()
+        self.say(_fixed_width(_step_cells(result)))
+
+    def close(self) -> None:
+        """Remove the bar; the present attack is over."""
+        self._name = ""
+        super().close()
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+def versions(device: torch.device) -> dict[str, Any]:
+    """What the figures were made with."""
+    return {
+        "ard_fast": __version__,
+        "torch": torch.__version__,
+        "pyautoattack": _version("pyautoattack"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "cpu_threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def write_results(
+    folder: Path,
+    about: Mapping[str, Any],
+    results: Sequence[StepResult],
+    *,
+    planned: Sequence[Step],
+    warnings: Sequence[str],
+    curve_name: str,
+    curve: Sequence[CurvePoint],
+    export: Mapping[str, Any] | None,
+    unfinished: Sequence[StageResult],
+    complete: bool,
+) -> dict[str, Any]:
+    """Write results.json, and return its content: accuracies in percent, times in seconds, eps with pixels in [0, 1].
+
+    Args:
+        folder: of the results.
+        about: model, settings, images and versions.
+        results: the table; may be empty.
+        planned: the attacks of the whole evaluation.
+        warnings: one text each.
+        curve_name: the attack of the curve.
+        curve: accuracy against eps; may be empty.
+        export: of the adversarial images that were written.
+        unfinished: finished stages of an ensemble that was stopped.
+        complete: whether everything asked for has been done.
+    """
+    content = {
+        "complete": complete,
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **about,
+        "warnings": list(warnings),
+        "clean_acc": results[0].robust_acc if results else None,
+        "worst_case_acc": results[-1].worst_case_acc if results else None,
+        "attacks": [
+            {
+                **asdict(result),
+                "robust_acc": result.robust_acc,
+                "worst_case_acc": result.worst_case_acc,
+                "cost": asdict(result.cost),
+            }
+            for result in results
+        ],
+        "unfinished_stages": [asdict(stage) for stage in unfinished],
+        "not_run": [step.name for step in planned if step.name not in {result.name for result in results}],
+        "eps_curve": {
+            "attack": curve_name,
+            "points": [{**point._asdict(), "stage": asdict(point.stage)} for point in curve],
+        }
+        if curve
+        else None,
+        "export": export,
+    }
+    write_text(folder / "results.json", json.dumps(content, indent=2) + "\n")
+    return content
+
+
+def write_report(
+    folder: Path,
+    *,
+    title: str,
+    facts: Sequence[str],
+    results: Sequence[StepResult],
+    explained: Sequence[str],
+    warnings: Sequence[str],
+    curve: Sequence[CurvePoint],
+    curve_name: str,
+    pictures: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+) -> None:
+    """Write report.md.
+
+    Args:
+        folder: of the results.
+        title: the heading.
+        facts: what was evaluated and how, a line each.
+        results: the table.
+        explained: the meaning of its columns, a line each.
+        warnings: shown above the figures they concern.
+        curve: accuracy against eps; may be empty.
+        curve_name: its attack.
+        pictures: (caption, file name in the folder).
+        notes: lines at the end, such as what was exported or that the evaluation was stopped.
+    """
+    text = [f"# {title}", "", *(f"- {fact}" for fact in facts), ""]
+    if warnings:
+        text += ["## Warnings", "", *(f"- {warning}" for warning in warnings), ""]
+    indented = [[cells[0].replace("  ", "&nbsp;&nbsp;"), *cells[1:]] for cells in _all_cells(results)]
+    text += ["## Attacks", "", markdown_table(_HEADER, indented), "", *(f"- {line}" for line in explained), ""]
+    text += ["Parameters:", ""]
+    for result in results:
+        prefix = f"{result.name}: " if len(result.stages) > 1 else ""
+        text += [f"- {prefix}{stage.name}: `{stage.parameters}`" for stage in result.stages]
+    text.append("")
+    if curve:
+        rows = [[f"{point.eps:.5g}", f"{point.robust_acc:.2f}"] for point in curve]
+        text += ["## Accuracy against eps", "", f"By {curve_name}; an image fooled at a smaller eps counts as fooled "
+                 "at every larger one.", "", markdown_table(["eps", "robust %"], rows), ""]  # fmt: skip
+    for caption, name in pictures:
+        text += [f"![{caption}]({name})", ""]
+    text += [f"- {note}" for note in notes]
+    write_text(folder / "report.md", "\n".join(text).rstrip() + "\n")

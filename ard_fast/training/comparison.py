@@ -1,0 +1,327 @@
+"""Finished runs side by side: read from their folders, grouped over seeds, as a table, a plot, Markdown and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ard_fast._files import write_text
+from ard_fast._names import unknown
+from ard_fast.evaluation.evaluator import PGD20_STEPS
+from ard_fast.evaluation.report import markdown_table
+from ard_fast.training.config import ROLES, TrainConfig
+from ard_fast.training.descriptions import show
+from ard_fast.training.report import plot_curves
+from ard_fast.training.run_folder import PERCENT, TEXT, RunFolder, check_record
+from ard_fast.training.settings import COMPARE, MachineSettings, OutputSettings
+
+_ROBUST = f"PGD-{PGD20_STEPS}"
+_SHARED = ("dataset", "eps", "eval_step_size", "subset", "test_subset")  # differences in these are pointed out
+# Settings that may differ within a group: seed, place of the data, device, extra outputs, comparison.
+_ASIDE = {
+    "seed",
+    "data_dir",
+    "compare_methods",
+    "compare_seeds",
+    *(item.name for part in (MachineSettings, OutputSettings) for item in dataclasses.fields(part)),
+}
+_SEED_IN_PATH = re.compile(r"seed[-_]?\d+|\bs\d+\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has a summary.
+
+    Attributes:
+        folder: its folder.
+        config: what it was trained with.
+        summary: its summary.json.
+        attacks: robust accuracy in percent by the attack's name, from evaluations of the best checkpoint on the same
+            test images with the run's own eps in the L-infinity norm.
+    """
+
+    folder: RunFolder
+    config: TrainConfig
+    summary: Mapping[str, Any]
+    attacks: Mapping[str, float] = field(default_factory=dict)
+
+
+def expand(paths: Sequence[str | Path]) -> list[RunFolder]:
+    """The runs in these folders: each is a run, or holds runs as a comparison's folder does.
+
+    Raises:
+        FileNotFoundError: no such folder, or nothing that is a run in it.
+        ValueError: a configuration that cannot be read.
+    """
+    found: dict[Path, RunFolder] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise FileNotFoundError(f"run: no such folder: {path}")
+        folder = RunFolder(path)
+        if folder.config_file.is_file() and folder.config().method != COMPARE:
+            inside = [folder]
+        else:
+            children = (RunFolder(child) for child in sorted(path.iterdir()) if child.is_dir())
+            inside = [child for child in children if child.config_file.is_file()]
+        if not inside:
+            raise FileNotFoundError(f"run: {path} is not a run and holds none (no config.yaml)")
+        found.update({one.path.resolve(): one for one in inside})
+    return list(found.values())
+
+
+def read_run(folder: RunFolder) -> FinishedRun | None:
+    """A run, or None if it is not finished.
+
+    Raises:
+        ValueError: a file of it cannot be read.
+    """
+    summary = folder.summary()
+    if summary is None:
+        return None
+    config = folder.config()
+    attacks: dict[str, float] = {}
+    for path in sorted(folder.path.glob("evaluation*/results.json")):
+        attacks.update(_attacks(path, config))
+    return FinishedRun(folder, config, summary, attacks)
+
+
+def _attacks(path: Path, config: TrainConfig) -> dict[str, float]:
+    """Accuracies of an evaluation, if it used the images and the ball of the run's summary."""
+    try:
+        content = json.loads(path.read_bytes())
+        settings, rows = content["settings"], content["attacks"]
+        same = (
+            settings["split"] == "test"
+            and settings["norm"] == "linf"
+            and math.isclose(settings["eps"], config.eps, rel_tol=1e-9)
+            and settings["dataset"] == config.dataset
+            and settings["n_examples"] == config.test_subset
+            and (
+                config.test_subset is None or "classes" in content
+            )  # older versions took the first images instead of a sample
+            and Path(settings["source"]).name in (path.parent.parent.name, "best.safetensors")
+        )
+        found = [row for row in rows if same and row["robust_acc"] is not None]
+        for row in found:
+            check_record(row, {"name": TEXT, "robust_acc": PERCENT})
+        return {row["name"]: float(row["robust_acc"]) for row in found}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"run: {path} is not the result of an evaluation: {error!r}") from error
+
+
+# ---- one configuration over several seeds --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one configuration.
+
+    Attributes:
+        label: as printed, unique in a comparison.
+        runs: in the order of their seeds.
+    """
+
+    label: str
+    runs: Sequence[FinishedRun]
+
+    def values(self, key: str) -> list[float]:
+        """A figure of the summaries, one value for each run."""
+        return [run.summary[key] for run in self.runs]
+
+    def attack(self, name: str) -> list[float] | None:
+        """Robust accuracy under an attack, or None unless all runs were evaluated under it."""
+        found = [run.attacks[name] for run in self.runs if name in run.attacks]
+        return found if len(found) == len(self.runs) else None
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.config.seed for run in self.runs]
+
+
+def mean_sd(values: Sequence[float]) -> str:
+    """`mean ± sample standard deviation`, or a single value alone."""
+    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def group_runs(runs: Iterable[FinishedRun]) -> list[Group]:
+    """Runs that differ only in their seed form a group; of several runs with the same seed the last one counts.
+
+    Groups are in the order of their first run.
+    """
+    found: dict[tuple[Any, ...], dict[int, FinishedRun]] = {}
+    for run in runs:
+        found.setdefault(tuple(_identity(run).items()), {})[run.config.seed] = run
+    members = [[by_seed[seed] for seed in sorted(by_seed)] for by_seed in found.values()]
+    firsts = [runs[0] for runs in members]
+    labels = [
+        _name(run) + _difference(run, [other for other in firsts if _name(other) == _name(run)]) for run in firsts
+    ]
+    return [Group(label, runs) for label, runs in zip(labels, members, strict=True)]
+
+
+def _identity(run: FinishedRun) -> dict[str, Any]:
+    """What the runs of a group have in common."""
+    values = {name: value for name, value in vars(run.config).items() if name not in _ASIDE}
+    for role in ROLES:  # the teachers of several seeds are in several folders
+        if values[role] is not None:
+            values[role] = _SEED_IN_PATH.sub("*", values[role])
+    return values | {"is": _role(run)}
+
+
+def _role(run: FinishedRun) -> str | None:
+    """The role in a comparison, from the folder's name: `seed0-teacher`."""
+    return next((role for role in ROLES[::-1] if re.fullmatch(rf"(seed\d+-)?{role}", run.folder.path.name)), None)
+
+
+def _name(run: FinishedRun) -> str:
+    role = _role(run)
+    return (f"{role.replace('_', ' ')}, " if role else "") + f"{run.config.method} ({run.config.student})"
+
+
+def _difference(run: FinishedRun, namesakes: Sequence[FinishedRun]) -> str:
+    """The settings in which a run differs from others of the same name."""
+    others = [_identity(other) for other in namesakes]
+    differing = {key: value for key, value in _identity(run).items() if any(other[key] != value for other in others)}
+    return "".join(f", {key} {show(value)}" for key, value in differing.items())
+
+
+# ---- the table ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs side by side. Accuracies in percent on the test images, of each run's best checkpoint.
+
+    Attributes:
+        groups: the lines of the table.
+        baseline: the group that gaps are measured from, or None.
+    """
+
+    groups: Sequence[Group]
+    baseline: Group | None = None
+
+    def find(self, name: str) -> Group:
+        """The group with a label, or of a method if that is unique.
+
+        Raises:
+            ValueError: no such group, or several.
+        """
+        labels = {group.label: group for group in self.groups}
+        students = [group for group in self.groups if group.label.startswith(f"{name} (")]
+        if name not in labels and len(students) != 1:
+            if students:
+                raise ValueError(f"baseline: {name!r} is several: {'; '.join(group.label for group in students)}")
+            raise ValueError(f"baseline: {unknown('run', name, labels)}")
+        return labels.get(name) or students[0]
+
+    @property
+    def attacks(self) -> list[str]:
+        """Attacks that all runs of some group were evaluated under, without clean and PGD-20 of the summaries."""
+        names = dict.fromkeys(name for group in self.groups for run in group.runs for name in run.attacks)
+        return [name for name in names if name not in ("clean", "pgd20") and any(g.attack(name) for g in self.groups)]
+
+    def table(self) -> str:
+        """Markdown; mean ± sample standard deviation over the seeds."""
+        attacks = [f"{name} %" for name in (_ROBUST, *self.attacks)]
+        header = ["method (network)", "teacher", "seeds", "clean %", *attacks]
+        if self.baseline is not None:
+            header.append(f"{_ROBUST} - {self.baseline.label}")
+        rows = [self._row(group) for group in self.groups]
+        return markdown_table([*header, "train img/s", "s a run"], rows)
+
+    def _row(self, group: Group) -> list[str]:
+        teacher = group.runs[0].summary["teacher"]
+        cells = [group.label, "-" if teacher is None else Path(teacher).name, str(len(group.runs))]
+        cells += [mean_sd(group.values("clean_acc")), mean_sd(group.values("pgd20_acc"))]
+        for name in self.attacks:
+            values = group.attack(name)
+            cells.append("-" if values is None else mean_sd(values))
+        if self.baseline is not None:
+            cells.append("-" if group is self.baseline else f"{statistics.fmean(gaps(group, self.baseline)):+.2f}")
+        cells.append(f"{statistics.fmean(group.values('images_per_s')):.0f}")
+        cells.append(f"{statistics.fmean(group.values('elapsed_s')):.1f}")
+        return cells
+
+    def note(self) -> str:
+        """What the figures are of, and settings that make them hard to compare."""
+        configs = [run.config for group in self.groups for run in group.runs]
+        first = configs[0]
+        differing = [key for key in _SHARED if any(getattr(config, key) != getattr(first, key) for config in configs)]
+        seeds = sorted({config.seed for config in configs})
+        text = (
+            f"{first.dataset}, seeds {', '.join(map(str, seeds))}: mean ± sample standard deviation on the test "
+            f"images, best checkpoint by validation; eps {first.eps:.5g}, step {first.eval_step_size:.5g}."
+        )
+        if differing:
+            text += f" Not all of the same {', '.join(differing)}: compare with care."
+        return text
+
+    def plot(self, path: Path) -> None:
+        """Validation curves, and the test accuracies as bars."""
+        plot_curves(
+            path,
+            {group.label: [run.folder.metrics() for run in group.runs] for group in self.groups},
+            title=", ".join(dict.fromkeys(run.config.dataset for group in self.groups for run in group.runs)),
+            bars={
+                group.label: {"clean": group.values("clean_acc"), "robust": group.values("pgd20_acc")}
+                for group in self.groups
+            },
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Every figure, one value for each seed."""
+        return {
+            "note": self.note(),
+            "baseline": self.baseline and self.baseline.label,
+            "groups": [
+                {
+                    "label": group.label,
+                    **{
+                        key: group.runs[0].summary[key] for key in ("method", "dataset", "student", "teacher", "epochs")
+                    },
+                    "seeds": group.seeds,
+                    **{key: group.values(key) for key in ("clean_acc", "pgd20_acc", "images_per_s", "elapsed_s")},
+                    "attacks": {name: group.attack(name) for name in self.attacks},
+                    "pgd20_gap": None if self.baseline is None else gaps(group, self.baseline),
+                    "folders": [str(run.folder.path) for run in group.runs],
+                }
+                for group in self.groups
+            ],
+        }
+
+    def write(self, folder: Path) -> None:
+        """compare.md, compare.json and compare.png."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.plot(folder / "compare.png")
+        write_text(folder / "compare.json", json.dumps(self.as_json(), indent=2) + "\n")
+        lines = self.gap_lines()
+        text = ["# Comparison", "", self.note(), "", self.table(), "", *lines, "", "![curves](compare.png)"]
+        write_text(folder / "compare.md", "\n".join(text) + "\n")
+
+    def gap_lines(self) -> list[str]:
+        """A line for each group but the baseline; none without a baseline."""
+        if self.baseline is None:
+            return []
+        return [gap_line(group, self.baseline) for group in self.groups if group is not self.baseline]
+
+
+def gaps(group: Group, other: Group) -> list[float]:
+    """Differences under PGD-20 in points: for each seed where both have the same seeds, else of the means."""
+    ours, theirs = group.values("pgd20_acc"), other.values("pgd20_acc")
+    if group.seeds == other.seeds:
+        return [a - b for a, b in zip(ours, theirs, strict=True)]
+    return [statistics.fmean(ours) - statistics.fmean(theirs)]
+
+
+def gap_line(group: Group, other: Group) -> str:
+    """The gap between two groups as a sentence."""
+    points = gaps(group, other)
+    by_seed = f" (by seed: {', '.join(f'{gap:+.2f}' for gap in points)})" if len(points) > 1 else ""
+    return f"{group.label} - {other.label} under {_ROBUST}: {statistics.fmean(points):+.2f} points{by_seed}"
