@@ -1,4 +1,4 @@
-"""What the commands share: a parser that helps with misspelt flags, and the exit codes."""
+"""What the commands share: a parser that helps with misspelt flags, numbers such as 8/255, and the exit codes."""
 
 from __future__ import annotations
 
@@ -25,3 +25,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
+
+
+def number(text: str) -> float:
+    """A number, which may be written as a fraction such as 8/255.
+
+    Raises:
+        ValueError: anything else.
+    """
+    numerator, slash, denominator = text.partition("/")
+    try:
+        return float(numerator) / float(denominator) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"expected a number such as 8/255 or 0.03, got {text!r}") from None

@@ -7,7 +7,6 @@ python -m ard_fast.evaluate weights.pt --model my_package.models:make --dataset 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +16,8 @@ from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Par
 from ard_fast._interrupts import Interrupted, StopRequest
 from ard_fast.evaluation.job import Job
 from ard_fast.evaluation.settings import Flags, resolve_settings
+from ard_fast.training.config import flag
+from ard_fast.training.settings import extra
 
 
 def make_parser() -> Parser:
@@ -31,13 +32,14 @@ def make_parser() -> Parser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    for item in dataclasses.fields(Flags):
-        options = {name: value for name, value in item.metadata.items() if value is not None}
-        if item.name == "run":
-            parser.add_argument("run", nargs="?", **options)
+    for name, field in Flags.model_fields.items():
+        metavar = extra(field)["metavar"]
+        if name == "run":
+            parser.add_argument(name, nargs="?", metavar=metavar, help=field.description)
+        elif metavar is None:
+            parser.add_argument(flag(name), action="store_true", help=field.description)
         else:
-            action = "store" if "metavar" in options else "store_true"
-            parser.add_argument(f"--{item.name.replace('_', '-')}", action=action, **options)
+            parser.add_argument(flag(name), metavar=metavar, help=field.description)
     return parser
 
 

@@ -6,7 +6,6 @@ the small student distilled from it by ARD, the same student trained adversarial
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -16,20 +15,19 @@ from typing import Any
 
 import torch
 
-from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
+from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from ard_fast._devices import device_note, resolve_device
 from ard_fast._files import alone_in
 from ard_fast._interrupts import Interrupted, StopRequest
 from ard_fast._threads import set_threads
 from ard_fast.training.attacked_form import compile_error, failed_to_compile
 from ard_fast.training.checkpoint import DamagedRun
+from ard_fast.training.commandline import make_parser
 from ard_fast.training.config import (
     PATHS,
     PLACES,
-    PRESETS,
     ROLES,
     TrainConfig,
-    fields_by_group,
     flag,
     identity,
     is_path,
@@ -39,46 +37,10 @@ from ard_fast.training.config import (
     to_yaml,
     validate,
 )
-from ard_fast.training.descriptions import describe_default
 from ard_fast.training.distributed import World, connect, is_lost_process
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.runs import prepare, run
 from ard_fast.training.trainer import NonFiniteLoss
-
-
-def make_parser() -> Parser:
-    """The command line; every field of `TrainConfig` is a flag."""
-    parser = Parser(
-        prog="python -m ard_fast.train",
-        usage="%(prog)s [--method METHOD] [--dataset DATASET] [--out DIR] [--resume DIR] [any setting below]",
-        description="Train small robust networks: PGD adversarial training, distillation, ARD. "
-        "Without arguments: a comparison on scikit-learn's digits, 1 to 3 minutes on a laptop CPU.",
-        epilog="Later settings win: defaults, the data set's defaults, --preset, --config, the other flags. "
-        "--eps alone takes the attacks' steps with it.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--out", metavar="DIR", help="folder of the run; default runs/<dataset>-<method>-<time>")
-    parser.add_argument("--config", metavar="FILE", help="YAML with any settings below, e.g. a run's config.yaml")
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="the constants of a paper")
-    parser.add_argument("--resume", metavar="DIR", help="go on with a stopped run, exactly; beside it only "
-                        f"places may be given ({', '.join(map(flag, PLACES))})")  # fmt: skip
-    parser.add_argument("--print-config", action="store_true", help="print the resolved YAML, which repeats the run "
-                        "when given to --config, and do nothing else")  # fmt: skip
-    for title, fields in fields_by_group().items():
-        group = parser.add_argument_group(title)
-        for item in fields:
-            choices = item.metadata["choices"]
-            text = item.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
-            shown: dict[str, Any] = {
-                "metavar": "VALUE",
-                "help": f"{text} [{describe_default(item)}]".replace("%", "%%"),
-            }
-            if str(item.type).startswith("bool") or "true" in (choices or ()):  # --flip alone means --flip true
-                group.add_argument(flag(item.name), nargs="?", const="true", **shown)
-            else:
-                group.add_argument(flag(item.name), **shown)
-    return parser
 
 
 def _configuration(arguments: dict[str, Any], world: World) -> tuple[TrainConfig, RunFolder, bool]:

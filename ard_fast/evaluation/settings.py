@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from ard_fast._devices import device_note, resolve_device
 from ard_fast._names import unknown
@@ -19,20 +20,18 @@ from ard_fast.evaluation.evaluator import EVALUATION_SEED
 from ard_fast.evaluation.standard_attacks import ATTACKS_HELP, DEFAULT_ATTACKS, read_names
 from ard_fast.training.config import TrainConfig
 from ard_fast.training.defaults import DATASET_DEFAULTS
-from ard_fast.training.parsing import parser
 from ard_fast.training.run_folder import RunFolder
-from ard_fast.training.settings.compute import SWITCH
+from ard_fast.training.settings import SWITCH, FlagModel, checked
 
 SPLITS = ("test", "val", "train")
 DEFAULT_CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of eps
 
 
-def _flag(metavar: str | None, help: str) -> Any:
-    return field(default=None, metadata={"metavar": metavar, "help": help})
+def _flag(metavar: str | None, help: str, *, ge: int | None = None) -> Any:
+    return Field(None, ge=ge, description=help, json_schema_extra={"metavar": metavar})
 
 
-@dataclass(frozen=True)
-class Flags:
+class Flags(FlagModel):
     """The command line: a field is a flag (`run` the positional argument), its type how the text is read."""
 
     run: str = _flag("RUN", "a run's folder (its best checkpoint), a .safetensors or a .pt file")
@@ -69,21 +68,21 @@ class Flags:
     )
     dataset: str = _flag("NAME", f"{' or '.join(DATASETS)} [the run's]")
     data_dir: str = _flag("PATH", "where the images are, as in training [the run's]")
-    image_size: int = _flag("N", "dataset folder: scale images to this size [the run's]")
+    image_size: int = _flag("N", "dataset folder: scale images to this size [the run's]", ge=1)
     image_cache: str = _flag("DIR", "dataset folder: where decoded images are kept [the run's]")
     download: bool = _flag(
         None,
         "download missing files of cifar10, cifar100, mnist or fashion-mnist to --data-dir and verify their checksums",
     )
     val_size: int = _flag(
-        "N", "--split val and train: images held out of the training files, as in training [the run's]"
+        "N", "--split val and train: images held out of the training files, as in training [the run's]", ge=1
     )
     split: str = _flag("NAME", f"{', '.join(SPLITS)} [{SPLITS[0]}]")
-    n_examples: int = _flag("N", "only N images, each class in proportion; the same ones each time [all]")
-    batch_size: int = _flag("N", "images a batch; does not change results [the run's]")
-    seed: int = _flag("N", f"seed of every attack [{EVALUATION_SEED}]")
+    n_examples: int = _flag("N", "only N images, each class in proportion; the same ones each time [all]", ge=1)
+    batch_size: int = _flag("N", "images a batch; does not change results [the run's]", ge=1)
+    seed: int = _flag("N", f"seed of every attack [{EVALUATION_SEED}]", ge=0)
     device: str = _flag("NAME", "auto, cpu, cuda or cuda:N [the run's, or auto]")
-    threads: int = _flag("N", "CPU threads; 0: OMP_NUM_THREADS, else the physical cores available [the run's]")
+    threads: int = _flag("N", "CPU threads; 0: OMP_NUM_THREADS, else the physical cores available [the run's]", ge=0)
     channels_last: str = _flag(
         "WHEN", "keep images and weights in channels-last layout: auto, true or false [the run's]"
     )
@@ -93,10 +92,6 @@ class Flags:
         "write the adversarial images, rounded to whole pixel levels inside the ball and "
         "classified again: adversarial.npz and PNG files in samples",
     )
-
-
-_parse = parser(Flags)
-_LEAST = {"image_size": 1, "val_size": 1, "n_examples": 1, "batch_size": 1, "seed": 0, "threads": 0}
 
 
 @dataclass(frozen=True)
@@ -149,10 +144,8 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError, FileNotFoundError: names the flag, what it takes and what it got.
     """
-    given = _parse(flags, None)
-    for name, least in _LEAST.items():
-        if given.get(name, least) < least:
-            raise ValueError(f"{name}: expected a whole number of at least {least}, got {given[name]}")
+    read = checked(Flags, flags)
+    given = {name: getattr(read, name) for name in flags}
     source = Path(given["run"]) if "run" in given else None
     if source is None and "model" not in given:
         raise ValueError("run: expected the folder of a run, a checkpoint file, or --model package.module:factory")

@@ -2,7 +2,6 @@
 
 from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
 from ard_fast.methods.registry import METHODS, build_method, find_method
-from ard_fast.methods.settings import MethodSettings
 from ard_fast.methods.spec import MethodSpec
 
 __all__ = [
@@ -10,7 +9,6 @@ __all__ = [
     "Inner",
     "Method",
     "MethodContext",
-    "MethodSettings",
     "MethodSpec",
     "Quirk",
     "StepResult",

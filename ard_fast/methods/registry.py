@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from ard_fast._names import unknown
 from ard_fast.methods import (
@@ -29,7 +29,7 @@ from ard_fast.methods import (
     trades,
 )
 from ard_fast.methods.base import Method, MethodContext
-from ard_fast.methods.settings import FilledSettings, MethodSettings
+from ard_fast.methods.settings import FilledSettings
 from ard_fast.methods.spec import MethodSpec
 
 METHODS: dict[str, MethodSpec] = {
@@ -68,7 +68,7 @@ def find_method(name: str) -> MethodSpec:
     return METHODS[name]
 
 
-def build_method(name: str, settings: MethodSettings, context: MethodContext) -> Method:
+def build_method(name: str, settings: Any, context: MethodContext) -> Method:
     """A method from settings that are complete: none of those it has is None (see `ard_fast.training.config.resolve`).
 
     Raises:

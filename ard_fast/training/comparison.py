@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -16,11 +15,11 @@ from ard_fast._files import write_text
 from ard_fast._names import unknown
 from ard_fast.evaluation.evaluator import PGD20_STEPS
 from ard_fast.evaluation.report import markdown_table
+from ard_fast.training.commandline import show
 from ard_fast.training.config import ROLES, TrainConfig
-from ard_fast.training.descriptions import show
 from ard_fast.training.report import plot_curves
 from ard_fast.training.run_folder import PERCENT, TEXT, RunFolder, check_record
-from ard_fast.training.settings import COMPARE, MachineSettings, OutputSettings
+from ard_fast.training.settings import COMPARE, ComputeSettings, OutputSettings
 
 _ROBUST = f"PGD-{PGD20_STEPS}"
 _SHARED = ("dataset", "eps", "eval_step_size", "subset", "test_subset")  # differences in these are pointed out
@@ -30,7 +29,8 @@ _ASIDE = {
     "data_dir",
     "compare_methods",
     "compare_seeds",
-    *(item.name for part in (MachineSettings, OutputSettings) for item in dataclasses.fields(part)),
+    *ComputeSettings.model_fields,
+    *OutputSettings.model_fields,
 }
 _SEED_IN_PATH = re.compile(r"seed[-_]?\d+|\bs\d+\b", re.IGNORECASE)
 

@@ -13,7 +13,7 @@ from ard_fast.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class Machine:
-    """The choices of `MachineSettings`, made.
+    """The choices of `ComputeSettings`, made.
 
     Attributes:
         device: of networks and batches.

@@ -1,11 +1,8 @@
-"""The configuration of a run: one dataclass, from which the command line, the YAML file and the printout are made."""
+"""The configuration of a run: from defaults, presets, files and flags to a `TrainConfig` that can run."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +11,48 @@ import yaml
 from ard_fast._devices import check_device_name, resolve_device
 from ard_fast._names import unknown
 from ard_fast.data import check_arguments
-from ard_fast.methods import METHODS, MethodSettings, find_method
+from ard_fast.methods import METHODS, find_method
 from ard_fast.models import MODELS, find_model
 from ard_fast.teachers.cache import CACHE_AUTO, CACHE_OFF
-from ard_fast.training import yamlfile
 from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, presets
-from ard_fast.training.parsing import parser
 from ard_fast.training.settings import (
     COMPARE,
+    AttackSettings,
+    ComputeSettings,
     DataSettings,
     EvaluationSettings,
-    MachineSettings,
+    LossSettings,
     NetworkSettings,
     OptimiserSettings,
     OutputSettings,
     TeacherSettings,
     WeightSettings,
     WhatSettings,
+    checked,
 )
 
 
-@dataclass(frozen=True)
 class TrainConfig(
     OutputSettings,
-    MachineSettings,
+    ComputeSettings,
     DataSettings,
     EvaluationSettings,
     TeacherSettings,
     WeightSettings,
     OptimiserSettings,
-    MethodSettings,
+    LossSettings,
+    AttackSettings,
     NetworkSettings,
     WhatSettings,
 ):
     """Everything that decides a run's result. Names are the YAML keys and, with dashes, the command-line flags."""
 
     def replace(self, **changes: Any) -> TrainConfig:
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
+        """A copy with some fields changed; `validate` checks them."""
+        return self.model_copy(update=changes)
 
     def milestone_epochs(self) -> tuple[int, ...]:
-        """The epochs at which the rate drops."""
+        """The epochs at which the learning rate drops."""
         return (self.epochs // 2, self.epochs * 3 // 4) if self.milestones is None else self.milestones
 
     def passes(self) -> int:
@@ -74,12 +72,9 @@ ROLES = ("teacher", "clean_teacher")
 PATHS = ("data_dir", "image_cache", *ROLES, "teacher_cache")
 PLACES = (*PATHS, "device", "threads")
 """Where a run finds its inputs and where it computes, which may change while it is stopped."""
-_METHOD_FIELDS = tuple(item.name for item in dataclasses.fields(MethodSettings) if item.name != "eps")
+_METHOD_FIELDS = tuple(name for part in (AttackSettings, LossSettings) for name in part.model_fields if name != "eps")
 
 PRESETS = presets()
-
-_FIELDS = {item.name: item for item in dataclasses.fields(TrainConfig)}
-_PARSE = parser(TrainConfig)
 
 
 def flag(name: str) -> str:
@@ -87,15 +82,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def fields_by_group() -> dict[str, list[dataclasses.Field[Any]]]:
-    """The fields under their headings, in the order of the dataclass."""
-    groups: dict[str, list[dataclasses.Field[Any]]] = {}
-    for item in _FIELDS.values():
-        groups.setdefault(item.metadata["group"], []).append(item)
-    return groups
-
-
-def parse(mapping: Mapping[str, Any], source: str | None = None) -> dict[str, Any]:
+def parse(mapping: Mapping[Any, Any], source: str | None = None) -> dict[str, Any]:
     """Typed values of a mapping whose keys are field names: flags' texts, or what a YAML file holds.
 
     Args:
@@ -103,19 +90,28 @@ def parse(mapping: Mapping[str, Any], source: str | None = None) -> dict[str, An
         source: named in errors.
 
     Raises:
-        ValueError: an unknown key (with the nearest known one) or a value of the wrong type.
+        ValueError: an unknown key (with the nearest known one), or a value of the wrong type, name or range.
     """
-    return _PARSE(mapping, source)
+    config = checked(TrainConfig, mapping, source)
+    return {str(key): getattr(config, str(key)) for key in mapping}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The typed values of a YAML file, for example the `config.yaml` of a run.
+    """The typed values of a YAML file, for example the `config.yaml` of a run. Nothing in it is executed.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not plain YAML (see `ard_fast.training.yamlfile`), an unknown key, or a value of the wrong type.
+        ValueError: not plain YAML, an unknown key, or a value of the wrong type, name or range.
     """
-    return parse(yamlfile.read(Path(path)), str(path))
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config: no such file: {path}")
+    try:
+        found = yaml.safe_load(Path(path).read_bytes())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that does not exist
+        raise ValueError(f"config: {path} is not YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"config: {path} must hold `key: value` lines, got {type(found).__name__}")
+    return parse(found, str(path))
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -158,15 +154,15 @@ def resolve(
     if preset is not None and preset not in PRESETS:
         raise ValueError(unknown("preset", preset, PRESETS))
     layers = [PRESETS[preset] if preset else {}, file or {}, flags]
-    dataset = next((layer["dataset"] for layer in reversed(layers) if "dataset" in layer), TrainConfig.dataset)
+    given = {key: value for layer in layers for key, value in layer.items()}
+    dataset = given.get("dataset", TrainConfig.model_fields["dataset"].default)
     values: dict[str, Any] = {}
     for layer in (DATASET_DEFAULTS.get(dataset, {}), *layers):
         for key, followers in _FOLLOWERS.items():
             if key in layer:
                 values.update(dict.fromkeys(followers))
         values.update(layer)
-    config = TrainConfig(**values)
-    validate_names(config)
+    config = checked(TrainConfig, values)
     methods = config.compare_methods if config.method == COMPARE else (config.method,)
     for key in _METHOD_FIELDS:
         if getattr(config, key) is not None and not any(_has(find_method(name), key) for name in methods):
@@ -243,80 +239,29 @@ def for_teacher(config: TrainConfig, role: str) -> TrainConfig:
     )
 
 
-def validate_names(config: TrainConfig) -> None:
-    """Refuse names that do not exist.
-
-    Raises:
-        ValueError: names the field, what it takes and what it got.
-    """
-    for item in _FIELDS.values():
-        choices, value = item.metadata["choices"], getattr(config, item.name)
-        if choices and value is not None and value not in choices:
-            raise ValueError(f"{item.name}: {unknown('value', str(value), choices)}")
-    for name in ("student", *(f"{role}_model" for role in ROLES)):
-        if getattr(config, name) is not None:
-            find_model(getattr(config, name), argument=name)
-    for method in config.compare_methods:
-        if method not in METHODS:
-            raise ValueError(f"compare_methods: {unknown('method', method, METHODS)}")
-
-
 def validate(config: TrainConfig) -> None:
     """Refuse a configuration that cannot run, before any work is done.
 
     Raises:
         ValueError: names the field, what it takes and what it got.
     """
-    validate_names(config)
-
-    def require(name: str, good: bool, wanted: str) -> None:
-        if not good:
-            raise ValueError(f"{name}: expected {wanted}, got {getattr(config, name)!r}")
-
-    for item in _FIELDS.values():
-        value = getattr(config, item.name)
-        if isinstance(value, float):
-            require(item.name, math.isfinite(value), "a finite number")
-
-    def each(names: str, good: Any, wanted: str) -> None:
-        for name in names.split():
-            value = getattr(config, name)
-            require(name, value is None or good(value), wanted)
-
-    each(
-        "epochs batch_size accumulate eval_batch_size val_every compare_seeds steps val_steps replays",
-        lambda v: v >= 1,
-        "at least 1",
-    )
-    each("teacher_epochs subset test_subset", lambda v: v >= 1, "at least 1")
-    each("lr teacher_lr lr_factor temperature", lambda v: v > 0, "more than 0")
-    each(
-        "crop_padding threads seed weight_decay awp_gamma beta trust_power balance_rate fairness_power",
-        lambda v: v >= 0,
-        "at least 0",
-    )
-    each("igdm_weight entropy_scale noise_ratio save_every_seconds", lambda v: v >= 0, "at least 0")
-    each("eps eval_step_size", lambda v: 0 <= v <= 1, "0 to 1, in units of pixels in [0, 1] (8/255, not 8)")
-    each("step_size", lambda v: 0 <= v <= 1, "0 to 1, in units of pixels in [0, 1] (8/255, not 8)")
-    each("alpha alpha2", lambda v: 0 <= v <= 1, "0 to 1, the weight of the distillation term")
-    each("begin_share awp_warmup_share", lambda v: 0 <= v <= 1, "0 to 1, a share of the epochs")
-    each("averaging_start_share", lambda v: 0 <= v < 1, "0 to below 1, a share of the epochs")
-    each("ema_decay", lambda v: 0 <= v < 1, "0 to below 1")
-    require("momentum", 0 <= config.momentum < 1, "0 to below 1")
+    checked(TrainConfig, vars(config))
+    for name in ("student", *(f"{role}_model" for role in ROLES)):
+        if getattr(config, name) is not None:
+            find_model(getattr(config, name), argument=name)
     for network in ("student", *ROLES):
         mean, std = (getattr(config, f"{network}_{part}") for part in ("mean", "std"))
         if (mean is None) != (std is None):
             raise ValueError(f"{network}_mean: mean and std go together, got mean {mean}, std {std}")
-        require(f"{network}_mean", mean is None or all(map(math.isfinite, mean)), "finite numbers")
-        require(f"{network}_std", std is None or all(0 < value < math.inf for value in std), "numbers above 0")
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"{network}_std: expected numbers above 0, got {std}")
     for role in ROLES:
-        require(
-            f"{role}_weights",
-            getattr(config, f"{role}_weights") is None or is_path(role, getattr(config, role)),
-            f"none, unless {role} is a checkpoint file",
-        )
+        weights = getattr(config, f"{role}_weights")
+        if weights is not None and not is_path(role, getattr(config, role)):
+            raise ValueError(f"{role}_weights: expected none, unless {role} is a checkpoint file, got {weights!r}")
     milestones = config.milestone_epochs()
-    require("milestones", list(milestones) == sorted(milestones), "increasing epochs")
+    if list(milestones) != sorted(milestones):
+        raise ValueError(f"milestones: expected increasing epochs, got {milestones}")
     check_device_name(config.device)
     if config.precision == "tf32" and config.device == "cpu":
         raise ValueError("precision: tf32 is an arithmetic of CUDA devices, got device cpu; fp32 and bf16 run there")
@@ -327,20 +272,24 @@ def validate(config: TrainConfig) -> None:
         image_size=config.image_size,
         image_cache=config.image_cache,
     )
-    for method in config.compare_methods if config.method == COMPARE else (config.method,):
-        if config.awp_gamma and "replays" in METHODS[method].defaults:
+    for name in config.compare_methods if config.method == COMPARE else (config.method,):
+        _validate_method(config, name)
+
+
+def _validate_method(config: TrainConfig, name: str) -> None:
+    method = METHODS[name]
+    if config.awp_gamma and "replays" in method.defaults:
+        raise ValueError(
+            f"awp_gamma: expected 0 for method {name}, whose single pass moves weights and images, got "
+            f"{config.awp_gamma:g}: a weight perturbation needs a pass of its own"
+        )
+    if config.accumulate > 1 and method.whole_batch:
+        raise ValueError(
+            f"accumulate: expected 1 for method {name}, which needs the whole batch at once, got {config.accumulate}"
+        )
+    for role in method.teachers:
+        if getattr(config, role) is None:
             raise ValueError(
-                f"awp_gamma: expected 0 for method {method}, whose single pass moves weights and images, got "
-                f"{config.awp_gamma:g}: a weight perturbation needs a pass of its own"
+                f"{role}: method {name} needs {flag(role)}: a network's name (trained first), the folder of a "
+                "finished run, or a checkpoint file"
             )
-        if config.accumulate > 1 and METHODS[method].whole_batch:
-            raise ValueError(
-                f"accumulate: expected 1 for method {method}, which needs the whole batch at once, got "
-                f"{config.accumulate}"
-            )
-        for role in METHODS[method].teachers:
-            if getattr(config, role) is None:
-                raise ValueError(
-                    f"{role}: method {method} needs --{role.replace('_', '-')}: a network's name (trained first), "
-                    "the folder of a finished run, or a checkpoint file"
-                )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -148,7 +147,7 @@ class RunFolder:
         if not self.config_file.is_file():
             raise FileNotFoundError(f"resume: {self.path} is not the folder of a run (no config.yaml)")
         values = read_yaml(self.config_file)
-        missing = [item.name for item in dataclasses.fields(TrainConfig) if item.name not in values]
+        missing = [name for name in TrainConfig.model_fields if name not in values]
         if whole and missing:
             names = shorten(", ".join(missing), 200)
             raise ValueError(f"config: {self.config_file} is cut short or of another version: it lacks {names}")

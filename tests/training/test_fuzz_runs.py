@@ -61,12 +61,12 @@ def test_configuration_files(content):
     path.write_bytes(content)
     found, _ = read(lambda: read_yaml(path), path)
     if found is not None:
-        assert found.keys() <= {item.name for item in dataclasses.fields(TrainConfig)}
+        assert found.keys() <= set(TrainConfig.model_fields)
         read(lambda: resolve({}, file=found), "", errors=(ValueError, FileNotFoundError))
 
 
 # A name with a colon is code that the user asks for; nothing to import is among these.
-fields = st.sampled_from([item.name for item in dataclasses.fields(TrainConfig)])
+fields = st.sampled_from(list(TrainConfig.model_fields))
 values = trees.filter(lambda value: not (isinstance(value, str) and ":" in value))
 
 
@@ -78,7 +78,7 @@ def test_configurations_of_any_values(content):
     path.write_text(yaml.safe_dump(content))
     found, refusal = read(lambda: resolved(path), "", errors=(ValueError, FileNotFoundError))
     if found is None:
-        names = [item.name for item in dataclasses.fields(TrainConfig)]
+        names = list(TrainConfig.model_fields)
         assert any(name in str(refusal) for name in names) or str(path) in str(refusal)
     else:
         path.write_text(to_yaml(found))
