@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mnist_files import fake_mnist
 from test_folder import make_folder
-from test_data_npz import arrays, save
+from test_npz import arrays, save
 
 from ard_fast import evaluate, train
 from ard_fast.data import load_dataset
