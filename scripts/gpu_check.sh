@@ -161,11 +161,11 @@ several() { # processes: at most 12, each has a CUDA context of its own
 }
 
 RUNS=(tests/training/test_graphs_runs.py tests/attacks/test_graphs.py tests/training/test_train.py tests/test_bench_train.py)
-COMPILED=(tests/ops/test_ops_compiled.py)
+COMPILED=(tests/ops/test_compile.py)
 
 stage_operators() {
   needs_gpu
-  tests tests/ops/test_ops_cuda.py -k "cpu or cuda_graph"
+  tests tests/ops/test_cuda.py -k "cpu or cuda_graph"
 }
 stage_tests() {
   needs_gpu
@@ -194,8 +194,8 @@ sanitize() {
 # seen. Kernels of the framework must stay instrumented under initcheck: their writes are what initialises memory. Races
 # and barriers are judged in our kernels only (namespace ard), which keeps the run short.
 OURS=(--kernel-regex kns=_ZN3ard)
-stage_racecheck() { sanitize racecheck --racecheck-report all "${OURS[@]}" -- tests/ops/test_ops_cuda.py; }
-stage_memcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize memcheck -- tests/ops/test_ops_cuda.py; }
+stage_racecheck() { sanitize racecheck --racecheck-report all "${OURS[@]}" -- tests/ops/test_cuda.py; }
+stage_memcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize memcheck -- tests/ops/test_cuda.py; }
 stage_sanitizers() {
   sanitize racecheck --racecheck-report all "${OURS[@]}" -- tests
   sanitize synccheck "${OURS[@]}" -- tests

@@ -3,8 +3,8 @@
 #
 #   scripts/variant.sh avx2 python -m pytest -n auto        as on a processor without AVX-512; torch is held to the same
 #   scripts/variant.sh baseline python -m ard_fast.info     without AVX and AVX2 too
-#   scripts/variant.sh sanitized python -m pytest tests/ops -k "not sm_"    under ASan and UBSan, with gcov's counters,
-#                                                                           which stay below build/variant-sanitized
+#   scripts/variant.sh sanitized python -m pytest tests/ops    under ASan and UBSan, with gcov's counters, which
+#                                                              stay below build/variant-sanitized
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -33,7 +33,7 @@ def full_float32(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Of the emulated GPU: tests/ops/conftest.py."""
-    parser.addoption("--gpu", default="sm_90", help="generations of the emulated GPU, such as sm_80,sm_90,sm_120")
+    parser.addoption("--gpu", default="", help="run tests/ops on emulated GPUs, such as sm_90 or sm_80,sm_120")
     parser.addoption("--gpu-seed", type=int, default=0, help="draws the modes of the emulated GPU")
 
 

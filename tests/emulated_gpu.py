@@ -39,9 +39,8 @@ GENERATIONS = [80, 90]
 ORDERS = ("forward", "reverse", "shuffled")
 APPROXIMATIONS = ("exact", "extreme")
 NAMESPACE = "ard_fast_emulated"
-# The extension's sources, by the ends of their names, and the emulator's that belong to the GPU alone.
+# The extension's sources, by the ends of their names.
 EXTENSION = (".cu", "_ops.cpp", "csrc/module.cpp")
-FOR_GPU = ("cuda_runtime.cpp", "device.cpp", "fat_binary.cpp", "gpu_module.cpp", "torch_shims.cpp")
 # What the emulator stands between: allocations of libtorch.
 ONE_CALL = threading.Lock()
 WRAPPED = ("torch_call_dispatcher", "aoti_torch_empty_strided")
@@ -65,14 +64,13 @@ def _include_of(compiler: Path) -> Path:
     return Path(top) / "include"
 
 
-def _ninja_file(compiler: Path | None, archs: Sequence[int]) -> str:
-    """Builds `_interpreter.so` and, given nvcc, `_emulated.so` with PTX of the architectures."""
+def _ninja_file(compiler: Path, archs: Sequence[int]) -> str:
+    """Builds `_emulated.so` with PTX of the architectures."""
     import pybind11
 
     torch_root = Path(torch.__file__).parent
     standard = "-std=c++20" if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13) else "-std=c++17"
-    folders = [torch_root / "include", sysconfig.get_path("include"), pybind11.get_include()]
-    folders += [_include_of(compiler)] if compiler else []
+    folders = [torch_root / "include", sysconfig.get_path("include"), pybind11.get_include(), _include_of(compiler)]
     common = [standard, "-DUSE_CUDA", "-DARD_EMULATED", "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{CSRC}"]
     common += [word for folder in folders for word in ("-isystem", str(folder))]
     # Results do not depend on the processor: no -march, no contraction. The interpreter changes rounding modes.
@@ -93,40 +91,11 @@ def _ninja_file(compiler: Path | None, archs: Sequence[int]) -> str:
         lines += ["  depfile = $out.d", "  deps = gcc"]
     lines += ["rule link", "  command = $cxx $in -o $out $link"]
 
-    def objects(sources: Sequence[Path]) -> list[str]:
-        names = [str(source.relative_to(CSRC)).replace("/", "_") + ".o" for source in sources]
-        rows = zip(names, sources, strict=True)
-        lines.extend(f"build {name}: {source.suffix[1:]} {source}" for name, source in rows if name not in made)
-        made.update(names)
-        return names
-
-    made: set[str] = set()
-    emulator = sorted((CSRC / "emulator").glob("*.cpp"))
-    interpreter = objects([path for path in emulator if path.name not in (*FOR_GPU, "module.cpp")])
-    module = objects([CSRC / "emulator" / "module.cpp"])
-    lines.append(f"build _interpreter.so: link {' '.join([*interpreter, *module])}")
-    if compiler:
-        sources = [path for path in sorted(CSRC.rglob("*")) if str(path).endswith(EXTENSION)]
-        rest = objects([*sources, *(CSRC / "emulator" / name for name in FOR_GPU)])
-        lines.append(f"build _emulated.so: link {' '.join([*interpreter, *rest])}")
-    return "\n".join([*lines, ""])
-
-
-def _built(name: str) -> ModuleType:
-    """One of the two modules, compiled where sources have changed since the last time."""
-    folder = FOLDER / "-".join(map(str, GENERATIONS))
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes
-        text = _ninja_file(nvcc(), GENERATIONS)
-        file = folder / "build.ninja"
-        if not file.exists() or file.read_text() != text:
-            file.write_text(text)
-        command = [sys.executable, "-m", "ninja", "-C", str(folder), f"{name}.so"]
-        run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode != 0:
-        raise RuntimeError(f"compiling {name} failed:\n{run.stdout[-8000:]}{run.stderr[-2000:]}")
-    return _loaded(name, folder / f"{name}.so")
+    sources = [path for path in sorted(CSRC.rglob("*")) if str(path).endswith(EXTENSION)]
+    sources += [path for path in sorted((CSRC / "emulator").glob("*.cpp")) if path.name != "module.cpp"]
+    objects = {source: str(source.relative_to(CSRC)).replace("/", "_") + ".o" for source in sources}
+    lines += [f"build {name}: {source.suffix[1:]} {source}" for source, name in objects.items()]
+    return "\n".join([*lines, f"build _emulated.so: link {' '.join(objects.values())}", ""])
 
 
 def _loaded(name: str, path: Path) -> ModuleType:
@@ -139,22 +108,36 @@ def _loaded(name: str, path: Path) -> ModuleType:
 
 
 @functools.cache
-def interpreter() -> ModuleType:
-    """The interpreter: alone where there is no nvcc; $ARD_FAST_INTERPRETER names one that CMake has built."""
-    built = os.environ.get("ARD_FAST_INTERPRETER")
-    if built:
-        return _loaded("_interpreter", Path(built))
-    return _built("_interpreter") if nvcc() is None else build()
+def build() -> ModuleType:
+    """The module `_emulated`, compiled where sources have changed since the last time.
+
+    Its PTX is that of `GENERATIONS`, to which an option of pytest may add.
+
+    Raises:
+        RuntimeError: there is no nvcc, or with what a compiler said.
+    """
+    compiler = nvcc()
+    if compiler is None:
+        raise RuntimeError("the emulated GPU needs nvcc: a CUDA toolkit, or pip install nvidia-cuda-nvcc")
+    folder = FOLDER / "-".join(map(str, GENERATIONS))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes
+        text = _ninja_file(compiler, GENERATIONS)
+        file = folder / "build.ninja"
+        if not file.exists() or file.read_text() != text:
+            file.write_text(text)
+        run = subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder)], capture_output=True, text=True)
+    if run.returncode != 0:
+        raise RuntimeError(f"compiling the emulated GPU failed:\n{run.stdout[-8000:]}{run.stderr[-2000:]}")
+    return _loaded("_emulated", folder / "_emulated.so")
 
 
 @functools.cache
-def build() -> ModuleType:
-    """The module `_emulated`. Its PTX is that of `GENERATIONS`, to which an option of pytest may add.
-
-    Raises:
-        RuntimeError: with what a compiler said.
-    """
-    return _built("_emulated")
+def interpreter() -> ModuleType:
+    """The interpreter: alone where $ARD_FAST_INTERPRETER names a module that CMake has built."""
+    built = os.environ.get("ARD_FAST_INTERPRETER")
+    return _loaded("_interpreter", Path(built)) if built else build()
 
 
 @dataclass(frozen=True)

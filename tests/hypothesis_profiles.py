@@ -2,7 +2,7 @@
 
 The default is for every run of the suite: few examples, always the same ones, seconds. The long one is for people:
 
-    HYPOTHESIS_PROFILE=long HYPOTHESIS_EXAMPLES=2000 pytest tests/ops/test_properties_*.py tests/test_fuzz_*.py
+    HYPOTHESIS_PROFILE=long HYPOTHESIS_EXAMPLES=2000 pytest tests/ops
 
 Each test of the long profile tries that many, other ones every time.
 """
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, settings
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
 
 settings.register_profile(
-    "quick", max_examples=15, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    "quick", max_examples=12, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate, Phase.shrink],
     **_COMMON,
 )  # fmt: skip
 settings.register_profile(
@@ -29,4 +29,4 @@ if PROFILE not in ("quick", "long"):
 settings.load_profile(PROFILE)
 
 # For tests whose examples are cheap, and whose cases are many.
-often = settings(max_examples=4 * settings.get_profile(PROFILE).max_examples)
+often = settings(max_examples=3 * settings.get_profile(PROFILE).max_examples)

@@ -459,7 +459,7 @@ def test_gpu_check_runs_a_plan(gpu_check, plan, tmp_path):
             assert f"{benchmark}.py --device cuda --json" in found.commands
         # each test file on the GPU runs once
         assert "--ignore=tests/training/test_graphs_runs.py" in found.commands
-        assert "--ignore=tests/ops/test_ops_compiled.py" in found.commands
+        assert "--ignore=tests/ops/test_compile.py" in found.commands
     else:
         assert "-m pip install -v --no-build-isolation --no-deps ." in found.commands
         assert f"--dataset cifar10 --data-dir {tmp_path}" in found.commands

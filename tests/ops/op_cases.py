@@ -270,6 +270,16 @@ CALLS = {
 }
 
 
+# Those that write, and what.
+WRITTEN = {
+    "pgd_linf_step_": ("x_adv",),
+    "pgd_l2_step_": ("x_adv",),
+    "mifgsm_step_": ("x_adv", "momentum"),
+    "select_best_": ("best",),
+    "affine_relu_": ("x",),
+}
+
+
 def apgd_run(x, start, norm="linf", steps=6):
     """Auto-PGD on a loss whose gradient needs no network."""
     run = F.APGDRun(x, start, eps=0.1, norm=norm, steps=steps)

@@ -16,7 +16,6 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 EDGES = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-40, 6e-8, 1.1754944e-38, 1.0, -1.0, 1 + 2**-23, 65504.0,
          3.4028235e38, -3.4028235e38)  # fmt: skip
 UNIT = 2.0**-24  # of float32, half the distance from 1 to the next number
-FINITE = tuple(value for value in EDGES if math.isfinite(value))
 
 seeds = st.integers(0, 2**31)
 floats = st.sampled_from(FLOATS)
@@ -67,8 +66,9 @@ class Layout:
         shape = [values.shape[d] for d in order]
         gaps = self.kind in ("sliced", "reversed") and dims > 0
         room = [*shape[:-1], 2 * shape[-1]] if gaps else shape
-        memory = torch.zeros(math.prod(room) + self.offset, dtype=values.dtype, device=values.device)
-        view = memory[self.offset :].view(room)
+        count = math.prod(room)
+        memory = torch.zeros(self.offset + count + 8, dtype=values.dtype, device=values.device)
+        view = memory[self.offset : self.offset + count].view(room)
         if gaps:
             view = view[..., ::2]
         back = sorted(range(dims), key=order.__getitem__)
@@ -79,6 +79,14 @@ def layouts(*, dense=False, keep_batch=False):
     """Layouts, without gaps if `dense`."""
     kinds = ("plain", "permuted") if dense else ("plain", "permuted", "sliced", "reversed")
     return st.builds(Layout, st.sampled_from(kinds), seeds, st.sampled_from((0, 0, 1, 3)), st.just(keep_batch))
+
+
+def untouched_around(tensor):
+    """Whether the memory that `Layout.place` gave it still holds zeros everywhere else."""
+    count = tensor.untyped_storage().nbytes() // tensor.element_size()
+    memory = tensor.as_strided((count,), (1,), 0).clone()
+    memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).zero_()
+    return bool((memory == 0).all())
 
 
 def with_edges(values, share, edges, generator):

@@ -6,17 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from op_cases import CALLS, logits, pixels
+from op_cases import CALLS, WRITTEN, logits
 
 from ard_fast import functional as F
-
-WRITTEN = {
-    "pgd_linf_step_": ("x_adv",),
-    "pgd_l2_step_": ("x_adv",),
-    "mifgsm_step_": ("x_adv", "momentum"),
-    "select_best_": ("best",),
-    "affine_relu_": ("x",),
-}
 
 
 class DeviceArray:
@@ -51,6 +43,9 @@ def test_arrays_give_what_tensors_give(name, kind):
     expected = tensors_of(function(*mine, **keywords))
     arrays = as_arrays(positional, kind)
     keys = dict(zip(keywords, as_arrays(keywords.values(), kind), strict=True))
+    for array in keys.values():
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False  # what is only read may be
     got = tensors_of(function(*arrays, **keys))
     assert len(got) == len(expected)
     for a, b in zip(got, expected, strict=True):
@@ -66,17 +61,6 @@ def test_calls_are_of_every_public_function():
     assert functions == {name.split()[0] for name in CALLS}
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_written_arrays_share_their_memory_with_the_result(name):
-    function, positional, keywords = CALLS[name]
-    arrays = as_arrays(positional, "numpy")
-    before = arrays[0].copy()
-    result = function(*arrays, **keywords)
-    if name not in ("select_best_", "affine_relu_"):  # these return something else
-        assert result.data_ptr() == arrays[0].ctypes.data
-    assert not np.array_equal(arrays[0], before)
-
-
 @pytest.mark.parametrize("kind", ["numpy", "device"])
 @pytest.mark.parametrize(("name", "written"), [(name, w) for name, names in WRITTEN.items() for w in names])
 def test_read_only_arrays_are_not_written_to(name, written, kind):
@@ -89,15 +73,6 @@ def test_read_only_arrays_are_not_written_to(name, written, kind):
         arrays[index] = DeviceArray(positional[index].clone(), read_only=True)
     with pytest.raises(ValueError, match=rf"^{written} is written in place and must be writable, got a read-only"):
         function(*arrays, **keywords)
-
-
-def test_read_only_arrays_are_read():
-    function, positional, keywords = CALLS["ard_loss"]
-    arrays = as_arrays(positional, "numpy")
-    keys = dict(zip(keywords, as_arrays(keywords.values(), "numpy"), strict=True))
-    for array in (*arrays, keys["teacher_logits"], keys["student_logits"], keys["labels"]):
-        array.flags.writeable = False
-    assert function(*arrays, **keys).equal(function(*positional, **keywords))
 
 
 def test_arrays_of_a_gpu_are_handed_over_on_torchs_current_stream(monkeypatch):
@@ -130,13 +105,6 @@ def test_arrays_that_torch_cannot_hold_are_refused_by_name(case):
         F.kl_distill_loss(logits(), array)
 
 
-def test_gpu_arrays_without_a_gpu_are_refused_by_name():
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(RuntimeError, match=r"^x must be an array that DLPack can hand over"):
-        F.random_start(DeviceArray(pixels(), device=(2, 0)), eps=0.1)
-
-
 @pytest.mark.parametrize("value", [[[0.0] * 6] * 3, None, 1.5, "logits", object()], ids=lambda v: type(v).__name__)
 def test_what_is_no_array_is_refused_by_name(value):
     for name, (function, positional, keywords) in CALLS.items():
@@ -153,16 +121,7 @@ def test_what_is_no_array_is_refused_by_name(value):
                 function(**given | {key: value})
 
 
-def test_parameters_and_other_tensors_pass_as_they_are():
-    student = torch.nn.Parameter(logits())
-    F.kl_distill_loss(student, logits(1).numpy()).backward()
-    leaf = logits().requires_grad_()
-    F.kl_distill_loss(leaf, logits(1)).backward()
-    assert student.grad.equal(leaf.grad) and leaf.grad.abs().max() > 0
-
-
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", CALLS)
 def test_cupy_arrays(name):
     cupy = pytest.importorskip("cupy")

@@ -17,9 +17,6 @@ from op_cases import AROUND_48_KIB, CASES, mapped, prepared, tensors
 
 from ard_fast.functional import _ops
 
-if emulated_gpu.nvcc() is None:
-    pytest.skip("the emulated GPU needs nvcc: a CUDA toolkit, or pip install nvidia-cuda-nvcc", allow_module_level=True)
-
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # A GPU without clusters, one with, and one whose blocks have so little shared memory that nothing large fits.
 GPUS = {"sm_80": (80, None), "sm_90": (90, None), "small": (90, 2600)}

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from loss_cases import DTYPES, REDUCTIONS
 from tolerances import GRAD_RTOL, LOSS_RTOL
 
 from ard_fast import functional as F
@@ -14,6 +13,7 @@ from ard_fast import reference
 from ard_fast.functional import _ops
 
 INF, NAN = math.inf, math.nan
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 VALUES = [NAN, INF, -INF, 3.4e38, -3.4e38, 1e15, -1e15, 1e9, -1e9]
 CLASSES = [4, 10, 37, 1100]  # less than a vector; vectors with a tail, in a warp and in a block
 
@@ -196,7 +196,7 @@ def test_scaled_gradients_of_the_divergence(classes, dtype, device, on_cpu):
 
 
 @pytest.mark.sanitizer
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", ["none", "sum", "batchmean", "mean"])
 @pytest.mark.parametrize("loss, wanted", [(kl, (0,)), (ard, (0, 2)), (rslad, (0, 2)), (trades, (0, 1)), (mart, (0, 1))])
 def test_weights_and_reductions(loss, wanted, reduction, device):
     """Every weight with every kind of row: plain, equal, huge, without a class, and NaN."""

@@ -1,10 +1,11 @@
 """What torch expects of an operator: opcheck, meta and fake tensors, modes such as autocast, threads."""
 
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from op_cases import CASES, assert_same_bits, call, prepared, tensors
+from op_cases import CALLS, CASES, WRITTEN, assert_same_bits, call, prepared, tensors
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
@@ -19,9 +20,12 @@ def described(values):
 
 @every_case
 def test_opcheck(case, device):
-    """Schema, fake tensors, no autograd behind the operator's back, and tracing with static and dynamic shapes."""
+    """Schema, fake tensors, no autograd behind the operator's back; once an operator, tracing with dynamic shapes."""
     op, arguments = prepared(case, device)
-    torch.library.opcheck(op, arguments)
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if next(name for name in CASES if CASES[name]("cpu")[0] is op) == case:
+        checks.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(op, arguments, test_utils=checks)
 
 
 def test_every_operator_has_a_case():
@@ -64,6 +68,32 @@ def test_autocast_and_inference_mode_change_nothing(case, device):
         assert_same_bits(call(case, device), expected)
 
 
+@pytest.mark.parametrize("name", WRITTEN)
+def test_writes_are_counted(name):
+    """Autograd must notice that a tensor it saved was written over: a silently wrong gradient otherwise."""
+    function, positional, keywords = CALLS[name]
+    tensors = [t.clone() for t in positional]
+    names = list(inspect.signature(function).parameters)
+    for written in WRITTEN[name]:
+        saved = tensors[names.index(written)]
+        product = torch.rand(saved.shape, requires_grad=True) * saved
+        function(*tensors, **keywords)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.sum().backward()
+
+
+def test_writes_of_auto_pgd_are_counted():
+    x = torch.rand(2, 5)
+    run = F.APGDRun(x, x, eps=0.1, steps=2)
+    answers = torch.zeros(2), torch.ones(2, dtype=torch.bool)
+    run.step(torch.ones_like(x), *answers)
+    products = [torch.rand(2, 5, requires_grad=True) * t for t in (run.x_adv, run.x_best, run.x_fooled)]
+    run.step(torch.ones_like(x), *answers)
+    for product in products:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.sum().backward()
+
+
 def test_threads_at_once(device):
     """Several Python threads in the operators, which run without the interpreter's lock: the results of one thread."""
 
@@ -77,15 +107,3 @@ def test_threads_at_once(device):
         for results in pool.map(all_cases, range(8)):
             for got, wanted in zip(results, expected, strict=True):
                 assert_same_bits(got, wanted)
-
-
-def test_under_autocast(device):
-    """Logits come out of autocast in bfloat16; the loss takes them as they are and is float32."""
-    layer = torch.nn.Linear(8, 5, device=device)
-    x, teacher = torch.randn(4, 8, device=device), torch.randn(4, 5, device=device)
-    with torch.autocast(device.type, torch.bfloat16):
-        logits = layer(x)
-        loss = F.kl_distill_loss(logits, teacher)
-    assert logits.dtype == torch.bfloat16 and loss.dtype == torch.float32
-    loss.backward()
-    assert layer.weight.grad.isfinite().all() and layer.weight.grad.abs().max() > 0
