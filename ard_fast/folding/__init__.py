@@ -1,7 +1,7 @@
-"""Networks in the form that computes least: what an attack or a teacher needs of one, and nothing else."""
+"""Networks in eval mode with folded batch norms: what an attack or a teacher needs of one, and nothing else."""
 
 from ard_fast.folding.network import FoldedNetwork
-from ard_fast.folding.views import Unfoldable
+from ard_fast.folding.trace import Unfoldable
 from ard_fast.folding.weights import FoldedWeights, FoldLayer
 
 __all__ = ["FoldLayer", "FoldedNetwork", "FoldedWeights", "Unfoldable"]

@@ -8,11 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ard_fast.attacks.model_mode import attack_mode
-from ard_fast.folding.conv import Affine, Convolution
-from ard_fast.folding.linear import Float32Linear
-from ard_fast.folding.patterns import Chain, find_chains
-from ard_fast.folding.trace import module_of, note_shapes, trace
-from ard_fast.folding.views import Alias, EvalViews, Unfoldable
+from ard_fast.folding.layers import Affine, Convolution, Float32Linear
+from ard_fast.folding.trace import Alias, Chain, EvalViews, Unfoldable, find_chains, module_of, note_shapes, trace
 from ard_fast.folding.weights import FoldedWeights, FoldLayer
 from ard_fast.models.trial import differs, layout_name, logits_and_gradient, reason, untouched
 
@@ -22,9 +19,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 class FoldedNetwork:
     """The eval mode of a network, with gradients for its input only, on weights folded when it is told to.
 
-    The forward is traced. Each batch norm goes into the convolution before it; bias, addition and rectifier are one
-    pass in place behind the convolution; a batch norm that stands alone is one pass with the rectifier behind it. For
-    the backward pass such layers keep one bit for each element that went through a rectifier. Whatever else there is
+    The forward is traced. Each batch norm goes into the convolution before it; bias, addition and ReLU are one
+    pass in place behind the convolution; a batch norm that stands alone is one pass with the ReLU behind it. For
+    the backward pass such layers keep one bit for each element that went through a ReLU. Whatever else there is
     runs as it is, in eval mode. Forward and backward wait for nothing and read the same memory each time, so that a
     CUDA graph can hold them.
 
@@ -123,7 +120,7 @@ class FoldedNetwork:
             raise Unfoldable(str(error)) from error
         self._sums = []
         for index, layer in enumerate(self._layers(chains, folding)):
-            _replace(traced, chains[index], f"lean_{index}", layer)
+            _replace(traced, chains[index], f"folded_{index}", layer)
         if self.dtype != torch.float32:
             _keep_last_linear(traced)
         traced.delete_all_unused_submodules()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ard_fast._typing import known
 from ard_fast.functional import _ops
 
 # Elements: every folded tensor begins on a 256-byte line, whatever its dtype.
@@ -23,14 +24,6 @@ class FoldLayer(NamedTuple):
 
     conv: nn.Conv2d | None
     norm: _BatchNorm | None
-
-
-class _Place(NamedTuple):
-    shape: tuple[int, ...] | None  # of the weight
-    weight: int | None  # first element among the weights
-    scale: int | None  # first element among scales and shifts
-    shift: int
-    channels: int
 
 
 class FoldedWeights:
@@ -67,16 +60,25 @@ class FoldedWeights:
             _check_layer(i, layer)
         self._slots = [slot for layer in self._layers for slot in _slots(layer)]
         self._eps = [0.0 if layer.norm is None else layer.norm.eps for layer in self._layers]
-        self._places, weights, affine = _place(self._layers)
-        self._where = [-1 if at is None else at for p in self._places for at in (p.weight, p.scale, p.shift)]
+        self._where: list[int] = []  # for each layer where weight, scale and shift begin, -1 where there is none
+        weights = affine = 0
+        for conv, norm in self._layers:
+            channels = _aligned(norm.num_features if conv is None else conv.out_channels)
+            if conv is None:
+                self._where += [-1, affine, affine + channels]
+            else:
+                self._where += [weights, -1, affine]
+                weights += _aligned(conv.weight.numel())
+            affine = self._where[-1] + channels
         device = self.sources()[0].device
         with torch.inference_mode(False):  # tensors that a backward pass may keep, with versions
             self._weights = torch.zeros(weights, dtype=dtype, device=device)
             self._affine = torch.zeros(affine, device=device)
-            self._views = [self._view(place) for place in self._places]
-            copied = [weight for weight, _, _ in self._views if weight is not None and layout != torch.channels_last]
-            self._copied = copied
-            self.contiguous = [torch.empty(weight.shape, dtype=dtype, device=device) for weight in copied]
+            self._folded = {i: self._weight_view(i) for i, layer in enumerate(self._layers) if layer.conv is not None}
+            self._copies = {}
+            if layout != torch.channels_last:
+                self._copies = {i: torch.empty(w.shape, dtype=dtype, device=device) for i, w in self._folded.items()}
+        self.contiguous = list(self._copies.values())
         self.refresh()
 
     def __len__(self) -> int:
@@ -84,21 +86,19 @@ class FoldedWeights:
 
     def weight(self, i: int) -> Tensor:
         """The folded weight `[O, I / groups, kh, kw]` of layer `i`, in the layout."""
-        weight = self._views[i][0]
-        if weight is None:
+        if i not in self._folded:
             raise ValueError(f"layer {i} has no convolution, so no weight")
-        return next((copy for copy, of in zip(self.contiguous, self._copied, strict=True) if of is weight), weight)
+        return self._copies.get(i, self._folded[i])
 
     def scale(self, i: int) -> Tensor:
         """float32 `[O]`: the factor of a norm without convolution."""
-        scale = self._views[i][1]
-        if scale is None:
+        if i in self._folded:
             raise ValueError(f"layer {i} has a convolution, which has taken up the scale")
-        return scale
+        return self._channels(i, self._where[3 * i + 1])
 
     def shift(self, i: int) -> Tensor:
         """float32 `[O]`: what is added behind layer `i`."""
-        return self._views[i][2]
+        return self._channels(i, self._where[3 * i + 2])
 
     @property
     def outputs(self) -> tuple[Tensor, Tensor]:
@@ -117,17 +117,18 @@ class FoldedWeights:
         _ops.fold_batch_norm_(*self.outputs, tensors, self._eps, self._where)
         torch.autograd.graph.increment_version(self.outputs)
         if self.contiguous:
-            torch._foreach_copy_(self.contiguous, self._copied)
+            torch._foreach_copy_(self.contiguous, list(self._folded.values()))
 
-    def _view(self, place: _Place) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        weight = scale = None
-        if place.shape is not None:
-            _, i, height, width = place.shape
-            strides = (i * height * width, 1, width * i, i)
-            weight = self._weights.as_strided(place.shape, strides, place.weight)
-        if place.scale is not None:
-            scale = self._affine[place.scale : place.scale + place.channels]
-        return weight, scale, self._affine[place.shift : place.shift + place.channels]
+    def _weight_view(self, i: int) -> Tensor:
+        """The part of the memory that is the weight of layer `i`, channels_last."""
+        shape = known(self._layers[i].conv).weight.shape
+        _, channels, height, width = shape
+        strides = (channels * height * width, 1, width * channels, channels)
+        return self._weights.as_strided(shape, strides, self._where[3 * i])
+
+    def _channels(self, i: int, begin: int) -> Tensor:
+        conv, norm = self._layers[i]
+        return self._affine[begin : begin + (known(norm).num_features if conv is None else conv.out_channels)]
 
 
 def _check_layer(i: int, layer: FoldLayer) -> None:
@@ -156,21 +157,6 @@ def _slots(layer: FoldLayer) -> list[tuple[dict[str, Tensor | None], str]]:
     of_norm, buffers = (none, none) if layer.norm is None else (layer.norm._parameters, layer.norm._buffers)
     owners = [of_conv, of_conv, of_norm, of_norm, buffers, buffers]
     return list(zip(owners, ["weight", "bias", "weight", "bias", "running_mean", "running_var"], strict=True))
-
-
-def _place(layers: Sequence[FoldLayer]) -> tuple[list[_Place], int, int]:
-    """Where each layer lies, and how many elements there are of weights, and of scales and shifts."""
-    places = []
-    weights = affine = 0
-    for conv, norm in layers:
-        channels = norm.num_features if conv is None else conv.out_channels
-        scale = affine if conv is None else None
-        shift = affine + (_aligned(channels) if conv is None else 0)
-        shape = None if conv is None else tuple(conv.weight.shape)
-        places.append(_Place(shape, None if conv is None else weights, scale, shift, channels))
-        weights += 0 if conv is None else _aligned(conv.weight.numel())
-        affine = shift + _aligned(channels)
-    return places, weights, affine
 
 
 def _aligned(count: int) -> int:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ard_fast.folding import packed
-from ard_fast.folding.packed import PackedConvolution
+from ard_fast.folding import layers
+from ard_fast.folding.layers import PackedConvolution
 
 GEOMETRIES = [  # kernel, stride, padding, dilation, whether the gradient is a convolution
     ((3, 3), (1, 1), (1, 1), (1, 1), True),
@@ -19,7 +19,7 @@ GEOMETRIES = [  # kernel, stride, padding, dilation, whether the gradient is a c
 def test_convolution_and_gradient(kernel, stride, padding, dilation, has_gradient):
     torch.manual_seed(0)
     weight, bias = torch.randn(24, 20, *kernel), torch.randn(24)
-    convolution = PackedConvolution(weight, (stride, padding, dilation, 1))
+    convolution = PackedConvolution(weight, layers.Geometry(stride, padding, dilation))
     assert convolution.has_gradient == has_gradient
     for count, layout in ((2, torch.channels_last), (5, torch.contiguous_format)):
         for _ in range(2):  # on a kept copy, and after a change
@@ -46,9 +46,9 @@ def test_where_it_is_used(monkeypatch):
     def fails(*_):
         raise RuntimeError("another signature")
 
-    packed._works.cache_clear()
-    monkeypatch.setattr(packed, "_convolution", fails)
+    layers._works.cache_clear()
+    monkeypatch.setattr(layers, "_convolution", fails)
     try:
         assert not PackedConvolution.fits(large, 1)
     finally:
-        packed._works.cache_clear()
+        layers._works.cache_clear()

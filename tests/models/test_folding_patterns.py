@@ -7,7 +7,7 @@ from folded_cases import assert_same_function, images, trained
 from torch import nn
 
 from ard_fast.folding import FoldedNetwork
-from ard_fast.folding.conv import Affine, Convolution
+from ard_fast.folding.layers import Affine, Convolution
 
 
 class Net(nn.Module):
@@ -106,7 +106,7 @@ def in_place_without_result(m, x):
     out.mul_(2)
     out -= 0.3
     out *= 1.5
-    tf.relu(out, True)
+    tf.relu(out, inplace=True)
     return out
 
 
