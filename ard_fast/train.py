@@ -20,9 +20,9 @@ from ard_fast._devices import device_note, resolve_device
 from ard_fast._files import alone_in
 from ard_fast._interrupts import Interrupted, StopRequest
 from ard_fast._threads import set_threads
-from ard_fast.training.attacked_form import compile_error, failed_to_compile
 from ard_fast.training.checkpoint import DamagedRun
 from ard_fast.training.commandline import make_parser
+from ard_fast.training.compute import compile_error, failed_to_compile
 from ard_fast.training.config import (
     PATHS,
     PLACES,
@@ -38,9 +38,9 @@ from ard_fast.training.config import (
     validate,
 )
 from ard_fast.training.distributed import World, connect, is_lost_process
+from ard_fast.training.nonfinite import NonFiniteLoss
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.runs import prepare, run
-from ard_fast.training.trainer import NonFiniteLoss
 
 
 def _configuration(arguments: dict[str, Any], world: World) -> tuple[TrainConfig, RunFolder, bool]:

@@ -22,11 +22,12 @@ from ard_fast._precision import training_arithmetic
 from ard_fast.data import Batch
 from ard_fast.folding import FoldedNetwork
 from ard_fast.teachers import InferenceNetwork, Teacher, Views, build_teacher
-from ard_fast.training.compute import resolve_machine
+from ard_fast.training.compute import resolve_compute
 from ard_fast.training.config import TrainConfig, resolve
 from ard_fast.training.distributed import World
+from ard_fast.training.fitting import Environment
 from ard_fast.training.run_folder import RunFolder
-from ard_fast.training.trainer import Environment, Trainer
+from ard_fast.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class TrainerIteration:
     def __init__(self, case: TrainingCase, recipe: Recipe, flags: Mapping[str, Any]) -> None:
         self.config = trainer_config(case, recipe, flags)
         env = Environment(case.data.evaluated_on(case.device), case.device, StopRequest(), World())
-        machine = resolve_machine(self.config, case.device)
+        machine = resolve_compute(self.config, case.device)
         self.arithmetic = partial(training_arithmetic, machine.precision, case.device)
         self.trainer = Trainer(self.config, RunFolder("unused"), env, {"teacher": case.teacher(machine.layout)})
         self.student = self.trainer.student

@@ -30,6 +30,7 @@ class AdaptiveAdversarialDistillation(Method):
     """
 
     name = "adaad"
+
     def __init__(
         self,
         teacher: Teacher,

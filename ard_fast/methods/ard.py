@@ -24,6 +24,7 @@ class AdversariallyRobustDistillation(Method):
     """
 
     name = "ard"
+
     def __init__(self, teacher: Teacher, inner_attack: PGD, loss: ARDLoss, clean_branch: bool = False) -> None:
         self.teacher, self.inner_attack, self.outer, self.clean_branch = teacher, inner_attack, loss, clean_branch
 

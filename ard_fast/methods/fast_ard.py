@@ -34,6 +34,7 @@ class FastARD(Method):
     """
 
     name = "fast-ard"
+
     def __init__(
         self, teacher: Teacher, perturbation: CarriedPerturbation, loss: ARDLoss, replays: int, delta_gradient: str
     ) -> None:

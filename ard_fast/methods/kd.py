@@ -15,6 +15,7 @@ class CleanDistillation(Method):
     """alpha T^2 KL(T^T(x) || S^T(x)) + (1 - alpha) CE(S(x), y): no attack, one forward of each network."""
 
     name = "kd"
+
     def __init__(self, teacher: Teacher, loss: ARDLoss) -> None:
         self.teacher, self.outer = teacher, loss
 

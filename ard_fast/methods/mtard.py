@@ -35,6 +35,7 @@ class MultiTeacherDistillation(Method):
     """
 
     name = "mtard"
+
     def __init__(self, inner_attack: PGD, settings: FilledSettings, context: MethodContext) -> None:
         self.teacher, self.clean_teacher = context.teachers["teacher"], context.teachers["clean_teacher"]
         self.inner_attack, self.context = inner_attack, context

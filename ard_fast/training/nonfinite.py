@@ -1,18 +1,18 @@
-"""Where a NaN or an infinity began: the steps since the last checkpoint once more, looked at one by one."""
+"""Where a NaN or an infinity began: which step of the epoch, and which term of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ard_fast.data import Batch
-from ard_fast.methods import Inner, Method, StepResult
-from ard_fast.teachers import Teacher
+from ard_fast.methods import Inner, StepResult
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the last good checkpoint was kept."""
 
 
 class FirstBad(Exception):
@@ -26,13 +26,30 @@ def check(what: str, tensor: Tensor | None) -> None:
     bad = ~tensor.isfinite()
     count = int(bad.sum())
     if count:
-        value = tensor[bad][0].item()
-        raise FirstBad(f"{what} ({count} of {tensor.numel()} values, the first {value})")
+        raise FirstBad(f"{what} ({count} of {tensor.numel()} values, the first {tensor[bad][0].item()})")
 
 
-def check_weights(network: nn.Module, when: str) -> None:
+def check_attack(batch: Batch, inner: Inner) -> None:
+    """Raise `FirstBad` for the batch, or the first of what a method's attack gives, that is not finite."""
+    check("the input batch", batch.x)
+    check("the teacher's logits", inner.target)
+    check("the clean teacher's logits", inner.clean_target)
+    check("the perturbation", inner.delta)
+    check("the adversarial images", inner.x_adv)
+    check("the weights of the samples", inner.weight)
+
+
+def check_gradient(result: StepResult, student: nn.Module) -> None:
+    """Raise `FirstBad` for the logits, the loss, or the first gradient that is not finite."""
+    check("the student's logits", result.logits)
+    check("the loss", result.loss)
+    for name, parameter in student.named_parameters():
+        check(f"the gradient of {name}", parameter.grad)
+
+
+def check_weights(student: nn.Module, when: str) -> None:
     """Raise `FirstBad` for the first parameter or buffer that is not finite."""
-    for name, tensor in network.state_dict().items():
+    for name, tensor in student.state_dict().items():
         check(f"the student's {name} {when}", tensor)
 
 
@@ -42,86 +59,8 @@ def weights_are_finite(network: nn.Module) -> Tensor:
     return torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
 
 
-@contextmanager
-def watched(method: Method, student: nn.Module, teachers: dict[str, Teacher]) -> Iterator[None]:
-    """Within, every part of a method's step raises `FirstBad` as soon as it is not finite.
-
-    In the order of a step: batch, weights, the networks' logits, adversarial images, what the teachers say, loss,
-    gradient.
-    """
-    stage = ["the attack"]
-    with ExitStack() as stack:
-
-        def attack(network: Callable[[Tensor], Tensor], batch: Batch) -> Inner:
-            stage[0] = "the attack"
-            if not isinstance(network, nn.Module):  # a form of the student that none of the hooks below is on
-                network = looked_at(network)
-            check("the input batch", batch.x)
-            check_weights(student, "before the step")
-            inner = real_attack(network, batch)
-            check("the adversarial images", inner.x_adv)
-            check("the teacher's logits", inner.target)
-            check("the clean teacher's logits", inner.clean_target)
-            check("the perturbation", inner.delta)
-            check("the weights of the samples", inner.weight)
-            return inner
-
-        def looked_at(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-            def seen(x: Tensor) -> Tensor:
-                check(f"the images the student is given in {stage[0]}", x)
-                logits = network(x)
-                check(f"the student's logits in {stage[0]}", logits)
-                return logits
-
-            return seen
-
-        def loss(network: nn.Module, batch: Batch, inner: Inner) -> StepResult:
-            stage[0] = "the outer loss"
-            result = real_loss(network, batch, inner)
-            check("the student's logits", result.logits)
-            check("the loss", result.loss)
-            return result
-
-        def after_backward(batch: Batch, inner: Inner) -> None:
-            for name, parameter in student.named_parameters():
-                check(f"the gradient of {name}", parameter.grad)
-            real_after_backward(batch, inner)
-
-        real_attack, real_loss, real_after_backward = method.attack, method.loss, method.after_backward
-        for name, replacement in (("attack", attack), ("loss", loss), ("after_backward", after_backward)):
-            setattr(method, name, replacement)
-            stack.callback(delattr, method, name)
-
-        def hook(what: str) -> Callable[..., None]:
-            def seen(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-                for tensor in inputs:
-                    if isinstance(tensor, Tensor):
-                        check(f"the images {what} is given in {stage[0]}", tensor)
-                if isinstance(output, Tensor):
-                    check(f"{what}'s logits in {stage[0]}", output)
-
-            return seen
-
-        networks = {"the student": student} | {
-            f"the {role.replace('_', ' ')}": teacher.network for role, teacher in teachers.items()
-        }
-        for what, network in networks.items():
-            stack.callback(network.register_forward_hook(hook(what)).remove)
-        roles = {id(teacher): role.replace("_", " ") for role, teacher in teachers.items()}
-
-        def logits(teacher: Teacher, x: Tensor) -> Tensor:  # a lean teacher does not ask its network
-            found = real_logits(teacher, x)
-            check(f"the {roles.get(id(teacher), 'teacher')}'s logits in {stage[0]}", found)
-            return found
-
-        real_logits = Teacher.__call__
-        Teacher.__call__ = logits  # pyright: ignore[reportAttributeAccessIssue] - undone below
-        stack.callback(setattr, Teacher, "__call__", real_logits)
-        yield
-
-
 class LossWatch:
-    """Says soon that the loss is no longer finite, without making the host wait for the device.
+    """Notices that the loss is no longer finite, without making the host wait for the device.
 
     On a CPU after every step; on another device the loss is fetched now and then, and looked at once it has arrived.
     """

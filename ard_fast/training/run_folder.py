@@ -13,8 +13,8 @@ from typing import Any
 
 from ard_fast._files import append_line, write_text
 from ard_fast._interrupts import Interrupted
-from ard_fast.training.checkpoint import BEST, LAST, STATE, DamagedRun
-from ard_fast.training.config import PATHS, TrainConfig, is_path, read_yaml, to_yaml, validate
+from ard_fast.training.checkpoint import BEST, LAST, STATE, DamagedRun, TrainingState, load_state
+from ard_fast.training.config import PATHS, PLACES, ROLES, TrainConfig, identity, is_path, read_yaml, to_yaml, validate
 
 _Kind = tuple[Callable[[Any], bool], str]  # a check, and what it lets through in words
 TEXT: _Kind = (lambda value: isinstance(value, str), "text")
@@ -202,3 +202,58 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json. Its presence says that the run is finished, so it comes last."""
         write_text(self.summary_file, json.dumps(summary, indent=2) + "\n")
+
+    def check_inputs(self, before: Mapping[str, str], now: Mapping[str, str], config: TrainConfig) -> None:
+        """Refuse to go on with other images or teachers than those of the run's start.
+
+        Args:
+            before: what the training state says (`TrainingState.inputs`).
+            now: the same of what was loaded, as far as it is to be compared.
+            config: where that is.
+
+        Raises:
+            DamagedRun: names the first that differs and its place.
+        """
+        for what, value in now.items():
+            if before.get(what, value) != value:
+                name, kind = (what, "weights") if what in ROLES else ("data_dir", what)
+                raise DamagedRun(
+                    f"{name}: {getattr(config, name) or config.dataset} holds other {kind} than {self.path} was "
+                    "started with"
+                )
+
+    def state_to_resume(self, config: TrainConfig, inputs: Mapping[str, str]) -> TrainingState | None:
+        """The state to go on from, after which the metrics have been set; None before the first checkpoint.
+
+        Args:
+            config: of the run that is to go on.
+            inputs: hashes of its images and teachers (`TrainingState.inputs`).
+
+        Raises:
+            DamagedRun: the state is missing or damaged, or of another run, or the folder was started with another
+                configuration, other images or another teacher.
+        """
+        values = identity(config)
+        if identity(self.config()) != values:
+            raise DamagedRun(f"resume: {self.path} was started with another configuration")
+        if not self.state.is_file():  # stopped before its first checkpoint: from the start
+            if self.last.is_file():
+                raise DamagedRun(
+                    f"resume: {self.state} is missing, without which the run cannot go on; its weights are in "
+                    f"{self.last.name}"
+                )
+            self.rewrite_metrics([])
+            return None
+        state = load_state(self.state)
+        differing = [
+            name
+            for name, value in state.config.items()
+            if name in values and name not in PLACES and values[name] != value
+        ]
+        if differing:
+            raise DamagedRun(
+                f"resume: config.yaml and {self.state} are not of the same run; they differ in {', '.join(differing)}"
+            )
+        self.check_inputs(state.inputs, inputs, config)
+        self.rewrite_metrics(state.rows)
+        return state

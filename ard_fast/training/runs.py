@@ -23,18 +23,12 @@ from ard_fast.training.checkpoint import DamagedRun, load_network, load_state
 from ard_fast.training.comparison import Comparison, gap_line, group_runs, read_run
 from ard_fast.training.config import ROLES, TrainConfig, for_method, for_teacher, identity, is_path
 from ard_fast.training.distributed import World
+from ard_fast.training.fitting import Environment, check_model_fits, fit_student, fit_teacher, merges_last_batch
+from ard_fast.training.graph import check_graph
+from ard_fast.training.report import require_tensorboard
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.settings import COMPARE
-from ard_fast.training.tensorboard import require_tensorboard
-from ard_fast.training.trainer import (
-    Environment,
-    Trainer,
-    check_inputs,
-    check_model_fits,
-    fit_student,
-    fit_teacher,
-    merges_last_batch,
-)
+from ard_fast.training.trainer import Trainer
 
 
 def prepare(config: TrainConfig, stop: StopRequest, world: World | None = None) -> Environment:
@@ -74,6 +68,7 @@ def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environmen
     if config.tensorboard:
         require_tensorboard()
     device = find_device(world.device_name(resolve_device(config.device)))
+    check_graph(config.graph, device, world)
     if config.batch_size < world.size * config.accumulate:
         raise ValueError(
             f"batch_size: {config.batch_size} images cannot be cut into {config.accumulate} micro-batches for each of "
@@ -167,7 +162,7 @@ def _start(config: TrainConfig, folder: RunFolder, env: Environment, resume: boo
     done = folder.summary()
     for state in (folder.state, *folder.path.glob(f"*/{folder.state.name}")):  # of this run, and of those inside
         if state.is_file() and (before != config or done is not None):
-            check_inputs(load_state(state).inputs, env.fingerprints, config, folder)
+            folder.check_inputs(load_state(state).inputs, env.fingerprints, config)
     if done is None and before != config:  # other places
         folder.write_config(config)
     return done

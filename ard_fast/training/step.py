@@ -1,4 +1,4 @@
-"""What one step does to the student."""
+"""One training step: attack, loss, gradient, weight perturbation, optimiser, average of the weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from ard_fast._precision import autocast
 from ard_fast._typing import known
 from ard_fast.data import Batch
 from ard_fast.methods import Inner, Method, StepResult
-from ard_fast.training.attacked_form import AttackedStudent
 from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.awp import AdversarialWeightPerturbation
-from ard_fast.training.compute import Machine
+from ard_fast.training.compute import AttackedStudent, ComputeConfig
 from ard_fast.training.config import TrainConfig
 from ard_fast.training.distributed import World
-from ard_fast.training.scalars import Scalars
-from ard_fast.training.sgd import SGD
+from ard_fast.training.nonfinite import check_attack, check_gradient, check_weights
+from ard_fast.training.optimiser import SGD, Scalars
 
 
 class Decisions(NamedTuple):
@@ -38,22 +37,23 @@ class Decisions(NamedTuple):
 
 
 class Update:
-    """Attack, outer loss, gradient, optimiser; over the micro-batches and replays of a step and over all processes.
+    """A step on a batch: one update of the student, or several in methods that repeat each batch ("free").
 
     Args:
         config: of a single method.
         student: the network, in its place and layout.
         method: what is trained.
-        world: the processes that share each step.
-        machine: how it computes.
+        world: the processes that share each batch.
+        compute: precision, layout, folding and compiling.
         average: the average of its weights, if one is kept.
-        recordable: whether `run` reads its numbers from the device, so that it can be recorded once and repeated; None:
-            on CUDA.
+        capturable: whether `run` reads its numbers from the device, so that a CUDA graph can hold it; None: on CUDA.
         sample: a few images of the training set, float32 in [0, 1] on the device, on which the form of the student
             that is attacked is checked; None: the student itself is attacked.
 
     Attributes:
         attacked: what the method's attack is given.
+        checked: whether every term of the step is looked at, and the first that is not finite raises `FirstBad`; waits
+            for the device.
     """
 
     def __init__(
@@ -62,21 +62,22 @@ class Update:
         student: nn.Module,
         method: Method,
         world: World,
-        machine: Machine,
+        compute: ComputeConfig,
         average: WeightAverage | None,
         *,
-        recordable: bool | None = None,
+        capturable: bool | None = None,
         sample: Tensor | None = None,
     ) -> None:
-        self.student, self.method, self.world, self.machine, self.average = student, method, world, machine, average
-        self.attacked = AttackedStudent(student, machine, config.attack_bn, sample)
-        self.synchronised = world.synchronises(config.sync_bn, machine.device)
-        self.wrapped = world.wrap(student, machine.device)  # for the outer loss only
-        self.learner: Any = torch.compile(self.wrapped) if machine.compile else self.wrapped
-        recordable = machine.device.type == "cuda" if recordable is None else recordable
-        self.optimizer = SGD(student.parameters(), config, fused=recordable)
-        self._rates = Scalars(method.replays, machine.device if recordable else None)
-        self._shares = Scalars(method.replays, machine.device if recordable else None)
+        self.student, self.method, self.world, self.compute, self.average = student, method, world, compute, average
+        self.checked = False
+        self.attacked = AttackedStudent(student, compute, config.attack_bn, sample)
+        self.synchronised = world.synchronises(config.sync_bn, compute.device)
+        self.wrapped = world.wrap(student, compute.device)  # for the outer loss only
+        self.learner: Any = torch.compile(self.wrapped) if compute.compile else self.wrapped
+        capturable = compute.device.type == "cuda" if capturable is None else capturable
+        self.optimizer = SGD(student.parameters(), config, fused=capturable)
+        self._rates = Scalars(method.replays, compute.device if capturable else None)
+        self._shares = Scalars(method.replays, compute.device if capturable else None)
         self.awp: AdversarialWeightPerturbation | None = None
         if config.awp_gamma:
             self.awp = AdversarialWeightPerturbation(
@@ -84,7 +85,7 @@ class Update:
             )
 
     def __call__(self, parts: list[Batch], *, epoch: int, rates: Sequence[float]) -> Tensor:
-        """Update the student on the micro-batches of one step, once for each learning rate (the method's replays).
+        """Update the student on the micro-batches of one step, once for each learning rate.
 
         Returns:
             For the last update, the loss summed over this process's images and how many of them were classified
@@ -106,47 +107,61 @@ class Update:
         """The device's part of a step, the same work for the same decisions; arguments and result as of the call."""
         parts = parts[: parts[0].global_size]  # with fewer images than parts the last ones are empty in every process
         sums: Tensor | None = None
-        for replay, average in enumerate(decisions.average):
-            self.optimizer.set_rate(self._rates[replay])
+        for repeat, average in enumerate(decisions.average):
+            self.optimizer.set_rate(self._rates[repeat])
             self.optimizer.zero_grad(set_to_none=True)
             self.attacked.refresh()
-            sums = self._accumulate_gradients(parts, decisions.perturb)
+            attacked = [(batch, self._attack(batch)) for batch in parts]
+            if self.awp is not None and decisions.perturb:
+                losses = [partial(self._weighted_loss, self.student, *part) for part in attacked]
+                self.awp.perturb(lambda loss=loss: loss()[0] for loss in losses)
+            sums = self._accumulate_gradients(attacked)
             self.optimizer.step()
             if not self.synchronised:
                 self._average_running_statistics(parts)
             if self.awp is not None:
                 self.awp.restore()
             if self.average is not None and average is not None:
-                self.average.move(1.0 if average == "copy" else self._shares[replay])
+                self.average.move(1.0 if average == "copy" else self._shares[repeat])
+            if self.checked:
+                check_weights(self.student, "after the update")
+        self.world.padding = False
         return known(sums)
 
     def describe(self) -> list[str]:
         """How an update computes, in words."""
-        return [self.machine.describe(), *self.attacked.facts]
+        return [self.compute.describe(), *self.attacked.facts]
 
-    def _accumulate_gradients(self, parts: list[Batch], perturb: bool) -> Tensor:
+    def _attack(self, batch: Batch) -> Inner:
+        self.world.padding = batch.filler
+        with self._autocast():
+            inner = self.method.attack(self.attacked.model, batch)
+        if self.checked:
+            check_attack(batch, inner)
+        return inner
+
+    def _weighted_loss(self, student: nn.Module, batch: Batch, inner: Inner) -> tuple[Tensor, StepResult]:
+        """The outer loss, times what makes its mean over the processes the loss of the whole step."""
+        self.world.padding = batch.filler
+        with self._autocast():
+            result = self.method.loss(lambda x: student(x).float(), batch, inner)
+        return result.loss * (batch.share * self.world.size), result
+
+    def _accumulate_gradients(self, attacked: list[tuple[Batch, Inner]]) -> Tensor:
         """Leave the gradient of the whole step's mean loss in the student's `.grad`; sums as of `__call__`."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.machine.device)
-        attacked = []
-        for batch in parts:
-            self.world.padding = batch.filler
-            with self._autocast():
-                attacked.append((batch, self.method.attack(self.attacked.model, batch)))
-        if self.awp is not None and perturb:
-            losses = [partial(self._weighted_loss, self.student, *part) for part in attacked]
-            self.awp.perturb(lambda loss=loss: loss()[0] for loss in losses)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.compute.device)
         for index, (batch, inner) in enumerate(attacked):
             # Only the last backward pass sends gradients to the other processes.
-            alone = self.world.size == 1 or index == len(parts) - 1
-            self.world.padding = batch.filler
-            with nullcontext() if alone else cast("Any", self.wrapped).no_sync():
+            sends = self.world.size == 1 or index == len(attacked) - 1
+            with nullcontext() if sends else cast("Any", self.wrapped).no_sync():
                 loss, result = self._weighted_loss(self.learner, batch, inner)
                 loss.backward()
+                if self.checked:
+                    check_gradient(result, self.student)
                 self.method.after_backward(batch, inner)
             sums[0] += result.loss.detach() * batch.count
             if batch.count:
                 sums[1] += (result.logits.detach().argmax(1) == batch.y).sum()
-        self.world.padding = False
         return sums
 
     def _average_running_statistics(self, parts: list[Batch]) -> None:
@@ -155,12 +170,5 @@ class Update:
             buffers = [buffer for buffer in self.student.buffers() if buffer.is_floating_point()]
             self.world.average_(buffers, weight=sum(batch.share for batch in parts))
 
-    def _weighted_loss(self, student: nn.Module, batch: Batch, inner: Inner) -> tuple[Tensor, StepResult]:
-        """The outer loss, and what the mean over the processes makes the loss of the whole step: each process's, in
-        proportion to its images."""
-        with self._autocast():
-            result = self.method.loss(lambda x: student(x).float(), batch, inner)
-        return result.loss * (batch.share * self.world.size), result
-
     def _autocast(self) -> AbstractContextManager[Any]:
-        return autocast(self.machine.precision, self.machine.device)
+        return autocast(self.compute.precision, self.compute.device)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from textwrap import shorten
 from typing import Any
@@ -15,230 +14,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ard_fast._interrupts import Interrupted, StopRequest
-from ard_fast._precision import AUTO, training_arithmetic
+from ard_fast._interrupts import Interrupted
+from ard_fast._precision import training_arithmetic
 from ard_fast._progress import Progress
 from ard_fast._typing import known
 from ard_fast.attacks import PGD
-from ard_fast.data import Batch, Dataset, make_loader
-from ard_fast.data.batches import derive_seed
+from ard_fast.data import Batch, make_loader
 from ard_fast.evaluation.evaluator import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
-from ard_fast.evaluation.self_checks import TeacherWorth, collapsed, describe_teacher, doubts, measure_teacher
+from ard_fast.evaluation.self_checks import collapsed, describe_teacher, doubts
 from ard_fast.methods import METHODS, MethodContext, build_method
-from ard_fast.models import MODELS, Normalised, build_model, find_model
-from ard_fast.models.trial import TRIAL_IMAGES, Form, initialise_lazily, try_network
+from ard_fast.models import MODELS
 from ard_fast.teachers import Teacher, Views, build_teacher
-from ard_fast.teachers.fingerprints import fingerprint_split, fingerprint_weights
-from ard_fast.training.attacked_form import try_compile
+from ard_fast.teachers.fingerprints import fingerprint_weights
 from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.checkpoint import DamagedRun, TrainingState, load_network, load_state, save_state, save_weights
-from ard_fast.training.compute import Machine, resolve_machine
-from ard_fast.training.config import PLACES, ROLES, TrainConfig, identity
+from ard_fast.training.config import TrainConfig
 from ard_fast.training.conventions import describe_run
-from ard_fast.training.distributed import World
-from ard_fast.training.graph_choice import choose_graph, graph_attack
-from ard_fast.training.graphed_update import GraphedUpdate
-from ard_fast.training.nonfinite import FirstBad, LossWatch, check_weights, watched, weights_are_finite
-from ard_fast.training.report import draw_examples, write_run_report
+from ard_fast.training.fitting import Environment, first_images, fit_student, fit_teacher, merges_last_batch
+from ard_fast.training.graph import GraphedUpdate, choose_graph, graph_attack
+from ard_fast.training.nonfinite import FirstBad, LossWatch, NonFiniteLoss, check_weights, weights_are_finite
+from ard_fast.training.optimiser import learning_rate, relative_rate
+from ard_fast.training.report import Board, draw_examples, write_run_report
 from ard_fast.training.run_folder import RunFolder
-from ard_fast.training.schedules import learning_rate, relative_rate
 from ard_fast.training.step import Update
-from ard_fast.training.tensorboard import Board
 
-TEACHER_STEPS = 10  # at most, of the attack that teachers are measured by
 _LONG_ENOUGH = 3  # validations without success until a run that may have collapsed says so
 _SAMPLE = 16  # images on which the form of the student that is attacked is checked
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the last good checkpoint was kept."""
-
-
-@dataclass
-class Environment:
-    """What runs of one process share."""
-
-    dataset: Dataset  # training images on the host, the others on `device`
-    device: torch.device
-    stop: StopRequest
-    world: World = field(default_factory=World)
-    given: dict[str, nn.Module] = field(default_factory=dict)  # teachers that are not to be trained first, by role
-    worths: dict[tuple[str, float], TeacherWorth] = field(default_factory=dict)  # measured, by weights and eps
-
-    @cached_property
-    def fingerprints(self) -> dict[str, str]:
-        """Hashes of the images and of the given teachers' weights, by what messages call them."""
-        splits = {"training": self.dataset.train, "validation": self.dataset.val, "test": self.dataset.test}
-        images = {f"{name} images": fingerprint_split(split) for name, split in splits.items()}
-        return {**images, **{role: fingerprint_weights(network) for role, network in self.given.items()}}
-
-    def measure(self, network: nn.Module, config: TrainConfig) -> TeacherWorth:
-        """What a teacher is worth on the validation images under the run's attack; measured once by one process."""
-        return self.world.from_main(lambda: self._measure(network, config))
-
-    def _measure(self, network: nn.Module, config: TrainConfig) -> TeacherWorth:
-        key = fingerprint_weights(network), config.eps
-        if key not in self.worths:
-            self.worths[key] = measure_teacher(
-                network.to(self.device),
-                self.dataset,
-                eps=config.eps,
-                step_size=known(config.eval_step_size),
-                steps=min(config.val_steps, TEACHER_STEPS),
-            )
-        return self.worths[key]
-
-
-def check_inputs(before: Mapping[str, str], now: Mapping[str, str], config: TrainConfig, folder: RunFolder) -> None:
-    """Refuse to go on with other images or teachers than those of the run's start.
-
-    Args:
-        before: what the training state says (`TrainingState.inputs`).
-        now: the same of what was loaded, as far as it is to be compared.
-        config: where that is.
-        folder: of the run.
-
-    Raises:
-        DamagedRun: names the first that differs and its place.
-    """
-    for what, value in now.items():
-        if before.get(what, value) != value:
-            name, kind = (what, "weights") if what in ROLES else ("data_dir", what)
-            raise DamagedRun(
-                f"{name}: {getattr(config, name) or config.dataset} holds other {kind} than {folder.path} was "
-                "started with"
-            )
-
-
-def check_model_fits(
-    name: str,
-    dataset: Dataset,
-    argument: str,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> None:
-    """Refuse a network that cannot take the data set's images, or a normaliser for other channels.
-
-    Raises:
-        ValueError: names the argument, the network and both sizes.
-    """
-    size, (channels, height, width) = find_model(name, argument=argument).image_size, dataset.image_shape
-    if size is not None and (height, width) != (size, size):
-        raise ValueError(f"{argument}: {name} takes {size}x{size} images, {dataset.name} has {height}x{width}")
-    for part, numbers in (("mean", mean), ("std", std)):
-        if numbers is not None and len(numbers) not in (1, channels):
-            raise ValueError(
-                f"{argument}_{part}: expected a number for each of the {channels} channels of {dataset.name}, or one "
-                f"for all, got {len(numbers)}"
-            )
-
-
-def initial_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
-    """The student at the start: the same weights for the same seed, whatever the method."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, 0))
-        network = build_model(config.student, dataset.num_classes, dataset.image_shape[0], argument="student")
-        initialise_lazily(network, dataset.image_shape, "student")
-    if config.student_mean is None:
-        return network
-    return Normalised(network, config.student_mean, known(config.student_std))
-
-
-def fit_student(
-    config: TrainConfig, dataset: Dataset, device: torch.device, *, label: str = "student", world: World | None = None
-) -> tuple[nn.Module, Machine, tuple[str, ...]]:
-    """The student at the start, how the run computes with it, and what it cannot do, in words.
-
-    Args:
-        config: of the run.
-        dataset: some of whose images it is tried on.
-        device: where it goes.
-        label: what messages call it.
-        world: the processes that go by what the first one finds; None before a run, which tries torch.compile as well.
-
-    Raises:
-        ValueError: it does not keep the contract of a network, or cannot do what was asked for; begins with `label`.
-    """
-    machine, network = resolve_machine(config, device), initial_network(config, dataset).to(device)
-
-    def tried() -> Form:
-        return try_network(
-            network,
-            _first_images(dataset, device, TRIAL_IMAGES),
-            num_classes=dataset.num_classes,
-            label=label,
-            channels_last=config.channels_last if machine.channels_last else "false",
-            precision=machine.precision,
-            fixed_precision=config.precision != AUTO,
-            trained=True,
-        )
-
-    form = tried() if world is None else world.from_main(tried)  # one form for all processes
-    if world is None and config.averaging != "none":
-        WeightAverage(network, kind=config.averaging)  # there can be a second one
-    if world is None and machine.compile:
-        try_compile(network, _first_images(dataset, device, TRIAL_IMAGES), label)
-    network = network.to(memory_format=form.layout)  # pyright: ignore[reportCallIssue]
-    channels_last = form.layout == torch.channels_last
-    return network, replace(machine, channels_last=channels_last, precision=form.precision), form.notes
-
-
-def fit_teacher(network: nn.Module, config: TrainConfig, dataset: Dataset, device: torch.device, role: str) -> Form:
-    """The form in which a teacher runs, which is put on the device; as `fit_student`."""
-    machine = resolve_machine(config, device)
-    precision = machine.precision if config.parity else machine.teacher_precision
-    form = try_network(
-        network.to(device),
-        _first_images(dataset, device, TRIAL_IMAGES),
-        num_classes=dataset.num_classes,
-        label=role,
-        channels_last=AUTO if machine.channels_last else "false",
-        precision=precision,
-        fixed_precision=config.teacher_precision != AUTO,
-    )
-    network.to(memory_format=form.layout)  # pyright: ignore[reportCallIssue]
-    return form
-
-
-def _first_images(dataset: Dataset, device: torch.device, count: int) -> Tensor:
-    """float32 `[count, C, H, W]`, training images in [0, 1]."""
-    return dataset.train.images[:count].to(device, torch.float32) / dataset.levels
-
-
-def merges_last_batch(config: TrainConfig, dataset: Dataset, world: World, device: torch.device) -> bool:
-    """Whether the last images of an epoch join the batch before, since alone they would leave one image to a batch norm
-    that needs several: one over `[B, C]`, or behind a pooling to 1x1 pixels.
-
-    Raises:
-        ValueError: every batch leaves such a network one image.
-    """
-    parts = config.accumulate * (
-        1 if world.synchronises(config.sync_bn, device) else world.size
-    )  # that batch statistics are taken over
-    count, size = len(dataset.train), min(config.batch_size, len(dataset.train))
-    last = count % size
-    if (size >= 2 * parts and not 0 < last < 2 * parts) or not _needs_two_images(config, dataset):
-        return False
-    if size < 2 * parts:
-        images = f"{size} image{'s' * (size > 1)} in {parts} part{'s' * (parts > 1)}"
-        raise ValueError(
-            f"batch_size: {images} leave a part with one image, but the "
-            f"batch norm of {config.student} needs at least two in train mode"
-        )
-    return True
-
-
-def _needs_two_images(config: TrainConfig, dataset: Dataset) -> bool:
-    network = initial_network(config, dataset).train()
-    images = dataset.train.images[:2].to(torch.float32) / dataset.levels
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        network(images)
-        try:
-            network(images[:1])
-        except ValueError:  # torch: Expected more than 1 value per channel when training
-            return True
-    return False
 
 
 class Trainer:
@@ -257,7 +58,7 @@ class Trainer:
         self, config: TrainConfig, folder: RunFolder, env: Environment, teachers: Mapping[str, nn.Module] | None = None
     ) -> None:
         self.config, self.folder, self.env, self.world = config, folder, env, env.world
-        self.student, self.machine, notes = fit_student(config, env.dataset, env.device, world=env.world)
+        self.student, self.compute, notes = fit_student(config, env.dataset, env.device, world=env.world)
         self.notes = list(notes)
         self.networks = dict(teachers or {})
         self.worths = {role: env.measure(network, config) for role, network in self.networks.items()}
@@ -276,11 +77,19 @@ class Trainer:
         self.method = build_method(config.method, config, context)
         if self.world.synchronises(config.sync_bn, env.device):
             self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
-        self.average = self._weight_average()
-        sample = _first_images(env.dataset, env.device, _SAMPLE)
-        self.update = Update(config, self.student, self.method, self.world, self.machine, self.average, sample=sample)
+        self.average: WeightAverage | None = None
+        if config.averaging != "none":
+            first = config.averaging_epoch()
+            self.average = WeightAverage(self.student, kind=config.averaging, decay=config.ema_decay, first_epoch=first)
+        sample = first_images(env.dataset, env.device, _SAMPLE)
+        self.update = Update(config, self.student, self.method, self.world, self.compute, self.average, sample=sample)
         self.graph = choose_graph(config.graph, env.device, self.method, self.world, sync_bn=config.sync_bn)
-        self.graphed = self._graphed()
+        self.graphed: GraphedUpdate | None = None
+        if self.graph.mode == "iteration":
+            fallback = partial(graph_attack, self.method) if config.graph == "auto" else None
+            self.graphed = GraphedUpdate(self.update, config.batch_size, fallback=fallback)
+        elif self.graph.mode == "attack":
+            graph_attack(self.method)
         self.state = TrainingState()
         self.board: Board | None = None
         self.merges_last = merges_last_batch(config, env.dataset, self.world, env.device)
@@ -293,7 +102,7 @@ class Trainer:
             batch_size=config.batch_size,
             padding=config.crop_padding,
             flip=config.flip,
-            layout=self.machine.layout,
+            layout=self.compute.layout,
             shard=(self.world.rank, self.world.size),
             accumulate=config.accumulate,
             merge_last=self.merges_last,
@@ -302,10 +111,10 @@ class Trainer:
 
     def _teacher(self, role: str, network: nn.Module) -> Teacher:
         """The network as the methods ask it; under parity the plain one, as in the published codes."""
-        config, dataset, machine = self.config, self.env.dataset, self.machine
+        config, dataset, compute = self.config, self.env.dataset, self.compute
         found = fit_teacher(network, config, dataset, self.env.device, role)
         self.notes += found.notes
-        alike = found.layout == machine.layout and (found.precision == "bf16") == (machine.precision == "bf16")
+        alike = found.layout == compute.layout and (found.precision == "bf16") == (compute.precision == "bf16")
         form = None if alike else found
         if config.parity:
             return Teacher(network, form=form)
@@ -318,23 +127,6 @@ class Trainer:
             layout=found.layout,
             form=form,
         )
-
-    def _weight_average(self) -> WeightAverage | None:
-        config = self.config
-        if config.averaging == "none":
-            return None
-        return WeightAverage(
-            self.student, kind=config.averaging, decay=config.ema_decay, first_epoch=config.averaging_epoch()
-        )
-
-    def _graphed(self) -> GraphedUpdate | None:
-        """The update as a graph, where it is one; else a graph may take the place of the method's attack."""
-        if self.graph.mode == "iteration":
-            fallback = partial(graph_attack, self.method) if self.config.graph == "auto" else None
-            return GraphedUpdate(self.update, self.config.batch_size, fallback=fallback)
-        if self.graph.mode == "attack":
-            graph_attack(self.method)
-        return None
 
     @property
     def network(self) -> nn.Module:
@@ -425,7 +217,7 @@ class Trainer:
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         """Of training; evaluation has its own."""
-        return training_arithmetic(self.machine.precision, self.machine.device)
+        return training_arithmetic(self.compute.precision, self.compute.device)
 
     # ---- training ---------------------------------------------------------------------------------------------
 
@@ -484,23 +276,23 @@ class Trainer:
         """Where it began to be not finite, in words, from the steps since the last checkpoint once more."""
         if self.world.size > 1:
             return "a run of one process would say where it began"
-        config = self.config.replace(graph="off")  # a replay runs nothing that could look at its parts
+        config = self.config.replace(graph="off")  # a replay runs nothing that could look at its terms
         again = Trainer(config, self.folder, self.env, self.networks)
         if self.folder.state.is_file():
             again.load(load_state(self.folder.state))
         return again.find_origin(self.state.step)
 
     def find_origin(self, steps: int) -> str:
-        """Train this epoch up to a step, every part of every step looked at; what was the first that is not finite."""
+        """Train this epoch up to a step, every term of every step looked at; the first that is not finite."""
         state = self.state
         self.student.train()
         self.method.begin_epoch(state.epoch)
-        parts_of_steps = islice(self._steps(), steps - state.step)
-        with self._arithmetic(), watched(self.method, self.student, self.teachers):
-            for parts in parts_of_steps:
+        self.update.checked = True
+        with self._arithmetic():
+            for parts in islice(self._steps(), steps - state.step):
                 try:
+                    check_weights(self.student, "before the step")
                     self.update(parts, epoch=state.epoch, rates=self.rates())
-                    check_weights(self.student, "after the update")
                 except FirstBad as found:
                     return f"it began in step {state.step + 1} of {self.loader.steps} with {found}"
                 state.step += 1
@@ -577,7 +369,7 @@ class Trainer:
             argument="best",
             model_argument="student",
         )
-        best = self.world.from_main(load_best).to(self.env.device, memory_format=self.machine.layout)  # pyright: ignore[reportCallIssue]
+        best = self.world.from_main(load_best).to(self.env.device, memory_format=self.compute.layout)  # pyright: ignore[reportCallIssue]
         test = self._evaluate(best, dataset.test, PGD20_STEPS)
         test_last = self._evaluate(self.network, dataset.test, PGD20_STEPS)
         labels = dataset.test.labels
@@ -619,7 +411,7 @@ class Trainer:
             attack,
             eps=config.eps,
             seed=EVALUATION_SEED,
-            channels_last=self.machine.channels_last,
+            channels_last=self.compute.channels_last,
         )
         write_run_report(self.folder, summary, self.describe(), test_last, self.state.best_epoch, pictures=shown)
         self.folder.write_summary(summary)
@@ -633,7 +425,7 @@ class Trainer:
             attack=attack,
             seed=EVALUATION_SEED,
             batch_size=self.config.eval_batch_size,
-            channels_last=self.machine.channels_last,
+            channels_last=self.compute.channels_last,
             between_batches=self._stop_if_requested,
             shard=(self.world.rank, self.world.size),
             all_reduce=self.world.all_reduce,
@@ -683,42 +475,10 @@ class Trainer:
 
     def _restore(self, inputs: Mapping[str, str]) -> None:
         """Go on from the training state, from which alone the run's other files are put right."""
-        state = self.world.from_main(lambda: self._read_state(inputs))
+        state = self.world.from_main(lambda: self.folder.state_to_resume(self.config, inputs))
         if state is not None:
             self.load(state)
             self.world.from_main(self._write_weights)
-
-    def _read_state(self, inputs: Mapping[str, str]) -> TrainingState | None:
-        """The state to go on from, after which the metrics have been set; None before the first checkpoint.
-
-        Raises:
-            DamagedRun: the state is missing or damaged, or of another run, or the folder was started with another
-                configuration, other images or another teacher.
-        """
-        folder, values = self.folder, identity(self.config)
-        if identity(folder.config()) != values:
-            raise DamagedRun(f"resume: {folder.path} was started with another configuration")
-        if not folder.state.is_file():  # stopped before its first checkpoint: from the start
-            if folder.last.is_file():
-                raise DamagedRun(
-                    f"resume: {folder.state} is missing, without which the run cannot go on; its weights are in "
-                    f"{folder.last.name}"
-                )
-            folder.rewrite_metrics([])
-            return None
-        state = load_state(folder.state)
-        differing = [
-            name
-            for name, value in state.config.items()
-            if name in values and name not in PLACES and values[name] != value
-        ]
-        if differing:
-            raise DamagedRun(
-                f"resume: config.yaml and {folder.state} are not of the same run; they differ in {', '.join(differing)}"
-            )
-        check_inputs(state.inputs, inputs, self.config, folder)
-        folder.rewrite_metrics(state.rows)
-        return state
 
     def load(self, state: TrainingState) -> None:
         """Put a training state into student, optimiser and method.

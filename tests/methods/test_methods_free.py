@@ -9,7 +9,7 @@ import torch.nn.functional as tf
 from distillation_cases import Seen, make_batch, make_method, make_student, make_teacher
 
 from ard_fast.training.config import resolve
-from ard_fast.training.schedules import learning_rate
+from ard_fast.training.optimiser import learning_rate
 
 EPS, M = 0.1, 3
 

@@ -4,7 +4,7 @@ import pytest
 
 from ard_fast.methods import METHODS
 from ard_fast.training.config import resolve
-from ard_fast.training.schedules import learning_rate
+from ard_fast.training.optimiser import learning_rate
 
 RSLAD_RECIPE = {"epochs": 300, "milestones": (215, 260, 285), "weight_decay": 2e-4}
 ARD_RECIPE = {"epochs": 200, "milestones": (100, 150), "weight_decay": 2e-4}

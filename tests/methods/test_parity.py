@@ -16,7 +16,7 @@ from ard_fast import functional as F
 from ard_fast.methods import MethodContext, build_method
 from ard_fast.teachers import Teacher
 from ard_fast.training.config import resolve
-from ard_fast.training.schedules import learning_rate
+from ard_fast.training.optimiser import learning_rate
 
 EPS, STEP, STEPS, LR, MOMENTUM, DECAY = 0.03, 0.0075, 10, 0.1, 0.9, 2e-4
 

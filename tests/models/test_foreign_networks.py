@@ -21,8 +21,9 @@ from ard_fast.models.trial import frozen, initialise_lazily, try_network
 from ard_fast.teachers import InferenceNetwork
 from ard_fast.train import main as train
 from ard_fast.training.config import resolve
+from ard_fast.training.fitting import Environment
 from ard_fast.training.run_folder import RunFolder
-from ard_fast.training.trainer import Environment, Trainer
+from ard_fast.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of TorchScript, quantisation and the older norms
@@ -254,7 +255,7 @@ def test_where_torch_compile_fails_it_is_said(where, monkeypatch, tmp_path, caps
 
             return compiled
 
-        monkeypatch.setattr("ard_fast.training.trainer.try_compile", lambda *_: None)
+        monkeypatch.setattr("ard_fast.training.fitting.try_compile", lambda *_: None)
         monkeypatch.setattr(torch, "compile", fails)
     arguments = ["--method", "at", "--student", student, *TINY, "--compile", "--out", str(out)]
     assert train(arguments) == (2 if where == "before" else 1)
@@ -276,7 +277,7 @@ def test_auto_precision_falls_back(monkeypatch, digits, tmp_path):
     monkeypatch.setattr("ard_fast.training.compute.resolve_precision", lambda *_, **__: "bf16")
     config = resolve({"method": "at", "student": "foreign_networks:Float32Only"})
     trainer = Trainer(config, RunFolder(tmp_path), Environment(digits, CPU, StopRequest()))
-    assert trainer.machine.precision == "fp32"
+    assert trainer.compute.precision == "fp32"
     assert "student: runs in float32: it fails under bfloat16 autocast (AssertionError: expected float32" in "\n".join(
         trainer.describe()
     )

@@ -16,10 +16,11 @@ from ard_fast.attacks.cuda_graph import CudaGraphs
 from ard_fast.data import load_dataset
 from ard_fast.methods import METHODS
 from ard_fast.training.config import resolve
-from ard_fast.training.graphed_update import GraphedUpdate
+from ard_fast.training.fitting import Environment
+from ard_fast.training.graph import GraphedUpdate
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.step import Update
-from ard_fast.training.trainer import Environment, Trainer
+from ard_fast.training.trainer import Trainer
 
 BATCH, IMAGES = 8, 52  # 6 whole batches an epoch and one of 4 images
 
@@ -57,8 +58,8 @@ class Run:
         networks = {role: copy.deepcopy(make_teacher(seed)) for seed, role in enumerate(spec.teachers, 1)}
         self.trainer = trainer = Trainer(config, RunFolder("unused"), env, networks)
         images = dataset.train.images[:4].to(device, torch.float32) / dataset.levels
-        parts = config, trainer.student, trainer.method, trainer.world, trainer.machine, trainer.average
-        trainer.update = Update(*parts, recordable=True, sample=images)
+        parts = config, trainer.student, trainer.method, trainer.world, trainer.compute, trainer.average
+        trainer.update = Update(*parts, capturable=True, sample=images)
         self.graphed = None if backend is None else GraphedUpdate(trainer.update, config.batch_size, backend=backend)
         self.step = self.graphed or trainer.update
         self.outcome = Outcome({})

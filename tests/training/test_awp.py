@@ -5,9 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as tf
+from short_runs import AT, metrics, small_and_tidy
 from torch import nn
 
+from ard_fast.train import main
 from ard_fast.training.awp import AdversarialWeightPerturbation
+
+__all__ = ["small_and_tidy"]  # a fixture
 
 GAMMA = 0.02
 
@@ -102,16 +106,16 @@ def test_parts_of_a_batch_add_up_and_are_averaged_over_processes(problem):
         assert torch.allclose(one, other, atol=1e-6)
 
 
-def test_it_begins_with_its_first_epoch_and_undoes_nothing_before(problem):
-    network, _, _ = problem
-    before = snapshot(network)
-    awp = AdversarialWeightPerturbation(network, gamma=GAMMA, first_epoch=2)
-    assert [awp.begun(epoch) for epoch in range(4)] == [False, False, True, True]
-    awp.restore()
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
 def test_a_loss_that_ignores_a_weight_moves_it_nowhere(problem):
     network, x, _ = problem
     AdversarialWeightPerturbation(network, gamma=GAMMA).perturb([lambda: network(x).sum() * 0.0])
     assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
+def test_it_begins_with_its_first_epoch(tmp_path, capsys):
+    options = ["--awp-gamma", "0.005", "--awp-warmup-share", "0.5"]
+    assert main([*AT, "--epochs", "2", *options, "--out", str(tmp_path / "run")]) == 0
+    assert "adversarial weight perturbation: gamma 0.005, from epoch 2" in capsys.readouterr().out
+    assert main([*AT, "--epochs", "2", "--out", str(tmp_path / "plain")]) == 0
+    (first, second), (plain, other) = metrics(tmp_path / "run"), metrics(tmp_path / "plain")
+    assert first["train_loss"] == plain["train_loss"] and second["train_loss"] != other["train_loss"]

@@ -19,7 +19,7 @@ from ard_fast.training.config import (
     to_yaml,
     validate,
 )
-from ard_fast.training.schedules import learning_rate, relative_rate
+from ard_fast.training.optimiser import learning_rate, relative_rate
 
 
 def test_resolved_yaml_gives_the_same_configuration_back(tmp_path):

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 from mnist_files import fake_mnist
 from test_folder import make_folder
@@ -14,7 +13,6 @@ from ard_fast.data import load_dataset
 from ard_fast.data.splits import pixels
 from ard_fast.models import build_model
 from ard_fast.training.checkpoint import load_network, save_weights
-from ard_fast.training.config import resolve
 
 TRAINING = ["--method", "natural", "--student", "digits-student", "--epochs", "1", "--batch-size", "8"]
 TRAINING += ["--crop-padding", "0", "--val-steps", "1", "--threads", "1"]
@@ -63,31 +61,6 @@ def test_arguments_of_other_data_sets_are_refused_before_any_work(tmp_path, caps
         assert train.main([*TRAINING, *arguments, "--out", str(tmp_path / "run")]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_settings_of_an_image_folder_reach_the_evaluation(tmp_path, capsys):
-    path, settings = a_folder(tmp_path / "data")
-    out, cache = str(tmp_path / "run"), tmp_path / "cache"
-    arguments = ["--dataset", "folder", "--data-dir", str(path), "--val-size", "6", "--image-cache", str(cache)]
-    assert train.main([*TRAINING, *arguments, *settings, "--out", out]) == 0, capsys.readouterr().err
-    made = sorted(entry.name for entry in cache.iterdir())
-    assert evaluate.main([out, *EVALUATION]) == 0, capsys.readouterr().err
-    assert sorted(entry.name for entry in cache.iterdir()) == made and not (path / ".ard_fast_cache").exists()
-    images = np.load(next(cache.glob("*/test.npy")))
-    assert images.shape == (18, 3, 8, 8)
-
-
-def test_digits_are_not_mirrored_unless_asked():
-    config = resolve({"dataset": "mnist", "data_dir": "x", "method": "at"})
-    assert (config.eps, config.step_size, config.flip) == (0.3, 0.075, False)
-    assert resolve({"dataset": "mnist", "data_dir": "x", "method": "at", "flip": True}).flip
-
-
-def test_ard_on_mnist_has_constants_with_which_it_learns():
-    config = resolve({"dataset": "mnist", "data_dir": "x", "method": "ard", "teacher": "resnet18-narrow"})
-    assert (config.student, config.lr, config.schedule, config.temperature) == ("resnet18-tiny", 0.5, "cyclic", 1.0)
-    config = resolve({"dataset": "mnist", "data_dir": "x", "method": "ard", "teacher": "t.pt", "temperature": 30.0})
-    assert config.temperature == 30.0
 
 
 def test_a_folder_of_test_images_has_the_labels_of_the_checkpoint(tmp_path, capsys):

@@ -3,12 +3,14 @@
 import re
 
 import pytest
-from test_train import AT, small_and_tidy, stop_after  # noqa: F401 - a fixture
+from short_runs import AT, small_and_tidy, stop_after
 
 from ard_fast import _progress as progress
 from ard_fast._progress import Progress
 from ard_fast.train import main
-from ard_fast.training import tensorboard
+from ard_fast.training import report
+
+__all__ = ["small_and_tidy"]  # a fixture
 
 ROW = {"epoch": 1, "lr": 0.1, "train_loss": 1.0, "train_acc": 50.0, "val_clean": None, "val_robust": None,
        "images_per_s": 100.0, "elapsed_s": 3.0}  # fmt: skip
@@ -28,14 +30,6 @@ def test_lines_carry_rate_and_time_left(monkeypatch, capsys):
     assert re.search(r"-\s+-\s+100\s+3\.0\s+02:00$", line)
 
 
-def test_a_report_has_curves_and_pictures(tmp_path):
-    out = tmp_path / "run"
-    assert main([*AT, "--epochs", "3", "--out", str(out)]) == 0
-    text = (out / "report.md").read_text()
-    assert "![accuracy over epochs](plot.png)" in text and "(pictures.png)" in text
-    assert (out / "pictures.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_tensorboard_has_every_epoch_once_also_after_a_stop(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -52,7 +46,7 @@ def test_tensorboard_has_every_epoch_once_also_after_a_stop(tmp_path):
 
 
 def test_a_missing_tensorboard_is_said_before_any_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
     assert main([*AT, "--tensorboard", "--out", str(tmp_path / "run")]) == 2
     assert "tensorboard: the package is not installed; pip install tensorboard" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

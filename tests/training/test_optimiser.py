@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from ard_fast.training.config import resolve
-from ard_fast.training.scalars import Scalars
-from ard_fast.training.sgd import SGD
+from ard_fast.training.optimiser import SGD, Scalars
 
 RATES = [0.3, 0.3, 0.05, 0.0]
 

@@ -1,0 +1,106 @@
+"""The optimiser of a run, and its learning rate as a function of the epoch: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ard_fast._typing import known
+from ard_fast.training.config import TrainConfig
+
+
+def learning_rate(config: TrainConfig, epoch: float) -> float:
+    """The learning rate at a moment of training.
+
+    Args:
+        config: `schedule`, `lr`, `lr_factor`, `epochs`, `replays` and `milestones` are read.
+        epoch: epochs done so far, batch repeats counted, with the fraction of the current one (2.5: in the middle of
+            the third).
+
+    `ard` reproduces the official ARD code, whose every drop multiplies the constant initial rate: the first milestone
+    acts, the later ones set the same rate again (0.1 then 0.01; 0.001 is never reached).
+    """
+    rate = known(config.lr)
+    if config.schedule == "constant":
+        return rate
+    total = config.passes() * (config.replays or 1)  # at least `epochs`, and at most replays - 1 more
+    if config.schedule == "cosine":
+        return rate * 0.5 * (1.0 + math.cos(math.pi * epoch / total))
+    if config.schedule == "cyclic":  # one triangle (Wong, Rice, Kolter 2020)
+        half = total / 2
+        return rate * (1.0 - abs(epoch - half) / half)
+    drops = sum(epoch >= milestone for milestone in config.milestone_epochs())
+    return rate * config.lr_factor ** (min(drops, 1) if config.schedule == "ard" else drops)
+
+
+def relative_rate(config: TrainConfig, epoch: int) -> float:
+    """The learning rate when a pass over the images (from 0) begins, in units of `lr`."""
+    return learning_rate(config, epoch * (config.replays or 1)) / known(config.lr)
+
+
+class Scalars:
+    """Numbers that the host chooses for every step; on the device, at a fixed address, where a captured step reads
+    their present values.
+
+    Args:
+        count: of numbers.
+        device: float32 tensors there; None for plain Python numbers.
+    """
+
+    def __init__(self, count: int, device: torch.device | None) -> None:
+        self._values: list[float] = [0.0] * count
+        self._tensor = None if device is None else torch.zeros(count, device=device)
+
+    def write(self, values: Sequence[float]) -> None:
+        """Set all of them, without waiting for the device."""
+        for index, value in enumerate(values):
+            if self._tensor is not None and value != self._values[index]:
+                self._tensor[index].fill_(value)  # a launch that carries the number: no copy from the host
+            self._values[index] = value
+
+    def __getitem__(self, index: int) -> float | Tensor:
+        """One of them: a number, or a scalar tensor that follows later writes."""
+        return self._values[index] if self._tensor is None else self._tensor[index]
+
+
+class SGD(torch.optim.SGD):
+    """`torch.optim.SGD` whose learning rate is set before every step, and whose checkpoints hold plain numbers.
+
+    Args:
+        parameters: of the student.
+        config: `momentum`, `weight_decay` and `nesterov` are read.
+        fused: one launch for all parameters, which reads a learning rate that is a tensor when it runs.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], config: TrainConfig, *, fused: bool) -> None:
+        super().__init__(
+            parameters,
+            lr=known(config.lr),
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+            fused=fused or None,  # None leaves the choice between its other forms to torch
+        )
+
+    def set_rate(self, rate: float | Tensor) -> None:
+        """Take the next step at this learning rate: a number, or a scalar tensor on the device."""
+        for group in self.param_groups:
+            group["lr"] = rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with the learning rate as a number: waits for the device."""
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            group["lr"] = float(group["lr"])
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Put a state back that was perhaps saved on another device: this optimiser's form stays as it is."""
+        form = [{name: group[name] for name in ("fused", "foreach")} for group in self.param_groups]
+        super().load_state_dict(dict(state_dict))
+        for group, own in zip(self.param_groups, form, strict=True):
+            group.update(own)
