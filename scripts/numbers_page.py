@@ -39,8 +39,7 @@ a GPU where none is named.
 - `% of copy`: our speed against a plain copy of as many bytes as the operation must move, timed in the same rounds. An
   operation that writes in place can pass 100 %.
 - `graph`: the same as one captured CUDA graph, without the gaps between launches.
-- [methods.md](methods.md) has what each training method reaches on the digits, [cost.md](cost.md) what an iteration
-  costs and how that grows.
+- [methods.md](methods.md) lists what each training method reaches on the digits.
 """
 
 # The program that writes the rows of a benchmark.

@@ -1,9 +1,9 @@
-"""Every example of the documentation, the README and the docstrings runs.
+"""The examples of the documentation, the README and the docstrings run.
 
-Python blocks of a page run in order, in one namespace, with `epochs=1`. Of shell blocks the package's own commands run
+Python blocks of a page run in order, in one namespace, with `epochs=1`. In shell blocks, the package's own commands run
 in this process in quick forms (one epoch, few images); other programs must exist and know their flags. A comment before
-a block changes that: `<!-- test: check -->` only parses and resolves commands (they need a GPU, CIFAR-10 or somebody's
-checkpoint), `<!-- test: slow -->` leaves the block to `pytest -m slow`. Blocks of other languages are not looked at.
+a block changes that: `<!-- test: check -->` only parses and resolves its commands (they need a GPU, CIFAR-10 or a
+checkpoint), `<!-- test: slow -->` leaves the block to `pytest -m slow`. Blocks in other languages are ignored.
 """
 
 import doctest
@@ -23,30 +23,14 @@ from ard_fast import attacks, compare, evaluate, functional, info, train
 from ard_fast.models import build_model
 
 ROOT = Path(__file__).parents[1]
-# Their commands are CI's or install things; here they are only checked.
-OUTSIDE = ["README.md", "CONTRIBUTING.md"]
+OUTSIDE = ["README.md", "CONTRIBUTING.md"]  # CI runs their commands; here they are only checked
 PAGES = [*OUTSIDE, *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 COMMANDS = {"train": train, "evaluate": evaluate, "compare": compare, "info": info}
 QUICK = {
-    "train": ["--epochs", "1", "--teacher-epochs", "1", "--compare-seeds", "1"],
+    "train": ["--epochs", "1", "--teacher-epochs", "1", "--compare-seeds", "1", "--val-steps", "1"],
     "evaluate": ["--n-examples", "8", "--eps-curve", "none"],
 }
 FEW_DIGITS = ["--subset", "64", "--test-subset", "32"]
-# What CI runs in stages of its own, and what needs what a test must not: a network, a scheduler, other machines.
-ELSEWHERE = {
-    "pip",
-    "git",
-    "pytest",
-    ".ci/run",
-    "cmake",
-    "ctest",
-    "srun",
-    "sbatch",
-    "cp",
-    "clang-format",
-    "ruff",
-    "pre-commit",
-}
 BLOCK = re.compile(r"(?:<!-- test: (check|slow) -->\n)?^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -76,34 +60,26 @@ def run_block(page, block, namespace):
         return
     for line in block.text.replace("\\\n", " ").splitlines():
         words = [word for word in shlex.split(line, comments=True) if word != "..."]
-        if words and "=" not in words[0]:  # not an assignment of the shell
-            wrong = run_command(words, check=block.mode == "check")
-            assert not wrong, f"{page}:{block.line}: {line.strip()}: {wrong}"
+        own = re.search(r"-m ard_fast\.(\w+) ?(.*)", " ".join(words))
+        if own:
+            check = block.mode == "check" or "torchrun" in words
+            wrong = run_command(own[1], own[2].split(), check=check)
+        else:
+            wrong = unknown_flags(words[1:] if words[:1] == ["python"] else words)
+        assert not wrong, f"{page}:{block.line}: {line.strip()}: {wrong}"
 
 
-def run_command(words, *, check):
-    """Runs or checks a command; returns what is wrong with it."""
-    if "torchrun" in words:
-        words, check = ["python", *words[words.index("-m") :]], True
-    if words[:2] == ["python", "-m"]:
-        name = words[2].removeprefix("ard_fast.")
-        if name in COMMANDS:
-            return run_own(name, words[3:], check=check)
-        return None if words[2] in ("sphinx", "pip", "pytest", "venv") else "no such module"
-    program = words[1] if words[0] == "python" else words[0]
-    if program in ELSEWHERE:
-        return None
-    if not (ROOT / program).is_file():
-        return "no such program"
-    known = (ROOT / program).read_text()
-    if program.startswith("benchmarks/"):
-        known += (ROOT / "benchmarks" / "_cli.py").read_text()
-    if "ard_fast.train import" in known:
-        known += train.make_parser().format_help()
+def unknown_flags(words):
+    """Of a program of this repository; other programs are not looked at."""
+    if not words or not re.match(r"(benchmarks|scripts)/", words[0]):
+        return []
+    program = ROOT / words[0]
+    known = "".join(path.read_text() for path in (program, *program.parent.glob("_*.py")))
     return [word for word in words if word.startswith("--") and word not in known]
 
 
-def run_own(name, arguments, *, check):
+def run_command(name, arguments, *, check):
+    """The exit code of a command of the package, None where it was only checked."""
     arguments = ["cpu" if word == "cuda" else word for word in arguments]
     if check and name != "info":
         COMMANDS[name].make_parser().parse_args(arguments)
@@ -118,7 +94,7 @@ def run_own(name, arguments, *, check):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """An empty folder with what the pages take for granted: images, and the module of the page on own networks."""
+    """An empty folder with what the pages assume: images, and the module of the page on own networks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -141,7 +117,7 @@ def workplace(tmp_path, monkeypatch):
 
 @pytest.fixture
 def given():
-    """What examples that are not whole take for granted."""
+    """What incomplete examples assume."""
     x, y = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     network = build_model("resnet18-tiny", num_classes=10, in_channels=3)
     networks = dict.fromkeys(("student", "teacher", "model"), network)
@@ -165,12 +141,6 @@ def test_the_slow_examples_of_a_page_run_too(page, workplace):
     run_page(page, {}, ("run", "check", "slow"))
 
 
-def with_examples():
-    for path in sorted((ROOT / "ard_fast").rglob("*.py")):
-        if ">>> " in path.read_text(encoding="utf-8"):
-            yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
 class AnyOutput(doctest.OutputChecker):
     """An example that shows no output may have one."""
 
@@ -178,7 +148,13 @@ class AnyOutput(doctest.OutputChecker):
         return not want or super().check_output(want, got, optionflags)
 
 
-@pytest.mark.parametrize("name", list(with_examples()))
+def modules_with_examples():
+    for path in sorted((ROOT / "ard_fast").rglob("*.py")):
+        if ">>> " in path.read_text(encoding="utf-8"):
+            yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("name", list(modules_with_examples()))
 def test_the_examples_of_docstrings_run(name, given):
     module = importlib.import_module(name)
     if name.endswith(".adapters"):
@@ -188,16 +164,3 @@ def test_the_examples_of_docstrings_run(name, given):
     assert found
     for test in found:
         assert doctest.DocTestRunner(AnyOutput()).run(test).failed == 0
-
-
-@pytest.mark.parametrize(
-    ("line", "wrong"),
-    [
-        ("python benchmarks/bench_pgd.py --no-such-flag", "--no-such-flag"),
-        ("python benchmarks/no_such_program.py", "no such program"),
-        ("python -m ard_fast.nothing", "no such module"),
-    ],
-)
-def test_a_wrong_command_is_found(line, wrong):
-    with pytest.raises(AssertionError, match=wrong):
-        run_block("README.md", Block("check", "sh", line + "\n", 1), {})

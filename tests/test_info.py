@@ -1,9 +1,7 @@
 """`python -m ard_fast.info`: the report, and the judgement of what runs on which GPU."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+import re
 
 import pytest
 import torch
@@ -11,33 +9,26 @@ import torch
 from ard_fast import info
 from ard_fast.functional._load import arch_coverage
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @pytest.mark.parametrize(
     ("capability", "archs", "runs", "phrase"),
     [
         ((9, 0), ["sm_80", "sm_90", "compute_90"], True, "runs its sm_90 code"),
-        ((8, 6), ["sm_80", "sm_90", "compute_90"], True, "runs its sm_80 code"),
         ((8, 9), ["sm_80", "sm_86"], True, "runs its sm_86 code"),
         ((8, 0), ["sm_86"], False, "TORCH_CUDA_ARCH_LIST=8.0"),
         ((12, 1), ["sm_90", "compute_90"], True, "from compute_90 at first use"),
         ((7, 5), ["sm_80", "compute_80"], False, "TORCH_CUDA_ARCH_LIST=7.5"),
         ((9, 0), ["sm_90a"], True, "runs its sm_90a code"),
         ((12, 1), ["sm_120a"], False, "not covered"),
-        ((12, 1), ["sm_120"], True, "runs its sm_120 code"),
-        ((10, 3), ["sm_100", "sm_120"], True, "runs its sm_100 code"),
         ((9, 0), [], False, "not covered"),
-        ((9, 0), ["sm_80", "compute_80"], True, "from compute_80 at first use, without the thread-block clusters"),
-        ((9, 0), ["sm_80", "compute_80"], True, ": build again with TORCH_CUDA_ARCH_LIST=9.0"),
-        ((12, 0), ["compute_80", "compute_90"], True, "from compute_90 at first use"),
+        ((9, 0), ["sm_80", "compute_80"], True, "without the thread-block clusters.*: build again with .*LIST=9.0"),
         ((12, 0), ["compute_90", "compute_120"], True, "from compute_120 at first use"),
     ],
 )
 def test_arch_coverage(capability: tuple[int, int], archs: list[str], runs: bool, phrase: str) -> None:
     covered, how = arch_coverage(capability, archs)
     assert covered is runs
-    assert phrase in how
+    assert re.search(phrase, how)
 
 
 def test_every_operator_is_reported_with_what_it_runs() -> None:
@@ -50,19 +41,12 @@ def test_every_operator_is_reported_with_what_it_runs() -> None:
             assert on["cuda"] == f"none: {report['cuda_reason']}", name
 
 
-def run_info(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """From the command line in the clone's root, as a person or a script runs it."""
-    command = [sys.executable, "-m", "ard_fast.info", *arguments]
-    return subprocess.run(command, text=True, capture_output=True, check=False, cwd=ROOT)
-
-
-def test_report_as_text_and_as_json() -> None:
-    text, as_json = run_info(), run_info("--json")
-    assert f"{torch.__version__}, " in text.stdout, text.stderr
-    assert "pgd_linf_step_" in text.stdout
-    report = json.loads(as_json.stdout)
+def test_report_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    text_code, text = info.main([]), capsys.readouterr().out
+    json_code, report = info.main(["--json"]), json.loads(capsys.readouterr().out)
+    assert f"{torch.__version__}, " in text and "pgd_linf_step_" in text
     assert report["torch"] == torch.__version__
-    assert as_json.returncode == text.returncode == (1 if report["stale"] else 0)
+    assert json_code == text_code == (1 if report["stale"] else 0)
 
 
 def test_stale_extension_and_uncovered_gpu_fail_the_command(

@@ -4,7 +4,7 @@
 
 Each entry of `STANDARDS` makes the attack for a radius: `STANDARDS["pgd20"](8 / 255)`, or with "l2" as the second
 argument where the attack exists there. Step sizes are the published ones at eps = 8/255 and in proportion elsewhere.
-All attack the model in eval mode. `repr` of the attack states every parameter in one line.
+All attack the model in eval mode. `repr` of the attack states every parameter in one line::
 
     fgsm          one step of eps, no random start
     pgd10, pgd20  cross-entropy, steps of eps/4 (2/255), uniform start; "PGD_SAT" of the RSLAD tables
@@ -16,7 +16,7 @@ All attack the model in eval mode. `repr` of the attack states every parameter i
                   as in AutoAttack: 100 iterations, one restart, rho .75; -t: targeted DLR, 9 target classes. Samples
                   that are fooled leave a run after every 5 iterations: the same accuracy for fewer passes
 
-Other numbers of steps N and restarts R are read from the name, `STANDARDS["pgd40"]`, everything else being as above:
+Other numbers of steps N and restarts R are read from the name, `STANDARDS["pgd40"]`, everything else being as above::
 
     pgdN  pgdN-R  pgdN-trades  pgdN-R-trades  cwN  cwN-R  mifgsmN (steps of eps/N)
     apgd-ceN  apgd-ceN-R  apgd-dlrN  apgd-dlrN-R  apgd-tN  apgd-tN-R

@@ -9,13 +9,23 @@ from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 
-_FUNCTIONS = ["functional", "attacks", "losses", "reference"]
-_PARTS = ["methods", "models", "data", "teachers", "attacks.cuda_graph", "attacks.adapters"]
+_MODULES = [
+    "functional",
+    "attacks",
+    "attacks.cuda_graph",
+    "attacks.adapters",
+    "losses",
+    "reference",
+    "methods",
+    "models",
+    "data",
+    "teachers",
+]
 
 
 def public_names() -> Iterator[str]:
     """The full names of what the public modules offer: `__all__`, or without one what a module itself defines."""
-    for name in ("ard_fast", *(f"ard_fast.{short}" for short in (*_FUNCTIONS, *_PARTS))):
+    for name in ("ard_fast", *(f"ard_fast.{short}" for short in _MODULES)):
         module = importlib.import_module(name)
         own = [
             name
