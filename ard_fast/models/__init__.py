@@ -4,8 +4,7 @@ All return logits `[B, num_classes]` from pixels in [0, 1]. Those of the ARD pap
 `dm-` networks do, and `Normalised` does it for any other.
 """
 
-from ard_fast.models.normalised import Normalised
-from ard_fast.models.published import Matched, match_published
+from ard_fast.models.published import Matched, Normalised, match_published
 from ard_fast.models.registry import MODELS, ModelSpec, build_model, count_parameters, find_model
 
 __all__ = [

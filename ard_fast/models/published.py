@@ -1,4 +1,4 @@
-"""State dicts as published, put under a network's own names.
+"""State dicts as published, put under a network's own names, and a network with the normalisation of its input inside.
 
 Published files wrap the same network in many ways: `module.` (DataParallel), `model.`, `1.` or `network.` (behind a
 normaliser), `_orig_mod.` (torch.compile), and any of them inside another; and they carry weights that no forward uses.
@@ -6,10 +6,12 @@ normaliser), `_orig_mod.` (torch.compile), and any of them inside another; and t
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 # Registered by a published network, used by none of its forwards: the spare stage of the TRADES WideResNet and the
@@ -110,3 +112,50 @@ def _is_of(key: str, others: list[str], prefix: str, own: Mapping[str, Tensor]) 
         if key.startswith(other) and (key.removeprefix(other) in own or not prefix.startswith(other)):
             return not (key.startswith(prefix) and key.removeprefix(prefix) in own)
     return False
+
+
+class Normalised(nn.Module):
+    """`network((x - mean) / std)` for pixels x in [0, 1], so that eps stays in these.
+
+    Its state dict holds `mean`, `std` and the network's keys behind `network.`; `ard_fast.training.checkpoint` reads it
+    back into this wrapper, and reads the network's bare keys into `network`.
+
+    Args:
+        network: what takes normalised images `[B, C, H, W]`.
+        mean: in pixels of [0, 1], one number for each channel or one for all.
+        std: likewise, above 0.
+
+    Raises:
+        ValueError: not finite, not above 0, or different counts.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float] | float, std: Sequence[float] | float) -> None:
+        super().__init__()
+        means, stds = _numbers(mean, "mean"), _numbers(std, "std")
+        if len(means) != len(stds):
+            raise ValueError(f"std: expected as many numbers as mean has ({len(means)}), got {len(stds)}")
+        if min(stds) <= 0.0:
+            raise ValueError(f"std: expected numbers above 0, got {stds}")
+        self.network = network
+        self.register_buffer("mean", torch.tensor(means, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(stds, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of pixels in [0, 1]."""
+        return self.network((x - self.mean) / self.std)
+
+    def extra_repr(self) -> str:
+        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
+
+def _numbers(values: Sequence[float] | float, name: str) -> list[float]:
+    try:
+        numbers = [float(value) for value in (values if isinstance(values, Sequence) else [values])]
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected a number for each channel, got {values!r}") from None
+    if not numbers or not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"{name}: expected a finite number for each channel, got {values!r}")
+    return numbers

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import pathlib
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ard_fast.models.published import COPIES
@@ -66,12 +67,19 @@ def read_weights(path: Path, *, argument: str, name: str | None = None) -> Weigh
     """
     with open(path, "rb") as file:
         head = file.read(512)
-    kind = _other_kind(path, head)
+    is_torch = head.startswith((b"PK", b"\x80")) or b"ustar" in head  # zip, pickle and tar: what torch has written
+    is_safetensors = not is_torch and (path.suffix == ".safetensors" or head[8:10] in (b'{"', b"{}"))
+    kind = _other_kind(head)
+    if kind is None and not (is_torch or is_safetensors):
+        kind = f"neither a file of torch.save nor safetensors: it begins with {head[:16]!r}"
     if kind is not None:
         raise ValueError(f"{argument}: {path} is {kind}")
-    if path.suffix == ".safetensors" or head[8:10] in (b'{"', b"{}"):
-        return Weights(*_read_safetensors(path, argument))
-    content = _unpickled(path, argument)
+    try:
+        if is_safetensors:
+            return Weights(*_read_safetensors(path))
+        content = _unpickled(path)
+    except Exception as error:  # a damaged or refused file fails with almost any exception type
+        raise _refusal(path, argument, error) from error
     found = dict(_state_dicts(content, (), set()))
     if not found:
         raise ValueError(f"{argument}: {path} holds no state dict of tensors{_found_instead(content)}")
@@ -98,12 +106,10 @@ def check_sums(path: Path) -> None:
     """Compare the checksums that torch.save writes and torch.load does not read.
 
     Raises:
-        ValueError: one is wrong, or the archive is compressed.
+        ValueError: one is wrong.
         zipfile.BadZipFile: no archive.
     """
     with zipfile.ZipFile(path) as archive:
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ValueError("compressed, as torch.save never writes")
         damaged = archive.testzip()
     if damaged:
         raise ValueError(f"damaged: the checksum of {damaged} is wrong")
@@ -117,90 +123,78 @@ def cause(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-# ---- files that are something else --------------------------------------------------------------------------------
+# What a file may be that is no weights file, by how it begins (in small letters), and what to do.
+_OTHER_KINDS = {
+    (b"version https://git-lfs",): "a Git LFS pointer, not the weights: `git lfs pull` fetches them",
+    (b"<!doctype", b"<html", b"<?xml"): (
+        "an HTML page, not weights: the download led to a login, a warning or an error; open it in a browser"
+    ),
+    (b"{",): "a JSON text, not weights: the answer of a server, or an index that names the files of the weights",
+    (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!"): "a packed archive: unpack it first",
+    (b"\x89hdf",): "an HDF5 file, as Keras writes: only files of torch.save and safetensors are read",
+}
+# What errors of torch and safetensors mean, by words in them.
+_MEANINGS = {
+    "TorchScript": (
+        "is a TorchScript program, not a state dict: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt') makes "
+        "one of it"
+    ),
+    **dict.fromkeys(
+        ("data.pkl", "hasRecord", "not in a subdirectory"), "is a zip archive of something else: unpack it first"
+    ),
+    "central directory": "is cut short: download or copy it again",
+    "not fully covered": "is cut short or damaged: download or copy it again",
+    "header length": "is cut short or damaged: download or copy it again",
+}
 
 
-def _other_kind(path: Path, head: bytes) -> str | None:
+def _other_kind(head: bytes) -> str | None:
     """What a file is that is no weights file, and what to do; None where it may be one."""
-    text = head.lstrip().lower()
     if not head:
         return "an empty file: download or copy it again"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the weights: `git lfs pull` fetches them"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "an HTML page, not weights: the download led to a login, a warning or an error; open it in a browser"
-    if text.startswith(b"{"):
-        return "a JSON text, not weights: the answer of a server, or an index that names the files of the weights"
-    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")):
-        return "a packed archive: unpack it first"
-    if head.startswith(b"\x89HDF"):
-        return "an HDF5 file, as Keras writes: only files of torch.save and safetensors are read"
-    if head.startswith(b"PK\x03\x04"):
-        if not zipfile.is_zipfile(path):
-            return "cut short: download or copy it again"
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-        except Exception:  # damaged, as the reader will say
-            return None
-        tails = {name.partition("/")[2] or name for name in names}
-        if "constants.pkl" in tails:
-            return (
-                "a TorchScript program, not a state dict: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt') "
-                "makes one of it"
-            )
-        if "data.pkl" not in tails:
-            return (
-                f"a zip archive of something else ({', '.join(names[:3])}{', ...' * (len(names) > 3)}): unpack it first"
-            )
-    elif path.suffix != ".safetensors" and head[8:9] != b"{" and head[:1] != b"\x80" and b"ustar" not in head:
-        return f"neither a file of torch.save nor safetensors: it begins with {head[:16]!r}"
-    return None
+    text = head.lstrip().lower()
+    return next((kind for beginnings, kind in _OTHER_KINDS.items() if text.startswith(beginnings)), None)
 
 
-def _found_instead(content: Any) -> str:
-    if isinstance(content, dict):
-        strangers = [key for key, value in content.items() if not isinstance(value, Tensor)]
-        if 0 < len(strangers) < len(content) / 2:
-            return f": its {strangers[0]!r} is of type {type(content[strangers[0]]).__name__}"
-        kinds = [f"{key!r}: {type(value).__name__}" for key, value in list(content.items())[:_MOST_NAMED]]
-        return f"; it is a dictionary of {', '.join(kinds)}{', ...' * (len(content) > _MOST_NAMED)}" if kinds else ""
-    return f"; it is of type {type(content).__name__}"
-
-
-# ---- reading ------------------------------------------------------------------------------------------------------
-
-
-def _read_safetensors(path: Path, argument: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            tensors, metadata = {key: file.get_tensor(key) for key in names}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        if "not fully covered" in str(error) or "invalid header length" in str(error):
-            raise ValueError(f"{argument}: {path} is cut short or damaged: download or copy it again") from error
-        raise ValueError(f"{argument}: {path} is not a safetensors file: {cause(error)}") from error
-    if metadata.get("sha256", None) not in (None, digest(tensors)):
-        raise ValueError(f"{argument}: {path} is damaged: its weights are not those that were written")
-    return tensors, metadata
-
-
-def _unpickled(path: Path, argument: str) -> Any:
-    try:
-        if zipfile.is_zipfile(path):
-            check_sums(path)
-        with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or refused pickle fails with almost any exception type
-        code = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
-        if code is None:
-            raise ValueError(f"{argument}: cannot read {path} as a state dict: {cause(error)}") from error
-        raise ValueError(
+def _refusal(path: Path, argument: str, error: Exception) -> ValueError:
+    """What is wrong with a file that cannot be read, in one line."""
+    text = str(error)
+    code = re.search(r"GLOBAL (\S+) (was not an allowed global|whose module)", text)
+    if code is not None:
+        return ValueError(
             f"{argument}: cannot read {path} as a state dict: it holds objects of {code[1]}, and reading them runs "
             "code. If you trust the file, save its weights alone where that code can be imported: "
             "model = torch.load(FILE, weights_only=False); torch.save(model.state_dict(), 'weights.pt'), or of a "
             "dictionary the entry that is the state dict"
-        ) from error
+        )
+    meaning = next((meaning for words, meaning in _MEANINGS.items() if words in text), None)
+    return ValueError(f"{argument}: {path} {meaning or f'cannot be read as a state dict: {cause(error)}'}")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        tensors, metadata = {key: file.get_tensor(key) for key in names}, file.metadata() or {}
+    if metadata.get("sha256", None) not in (None, digest(tensors)):
+        raise ValueError("damaged: its weights are not those that were written")
+    return tensors, metadata
+
+
+def _unpickled(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        check_sums(path)
+    with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*TorchScript")
+        with open(path, "rb") as file:  # by its content: torch goes by the suffix of a path
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _found_instead(content: Any) -> str:
+    if not isinstance(content, dict):
+        return f"; it is of type {type(content).__name__}"
+    others = [(key, value) for key, value in content.items() if not isinstance(value, Tensor)]
+    kinds = ", ".join(f"{key!r}: {type(value).__name__}" for key, value in others[:_MOST_NAMED])
+    return f"; beside tensors it holds {kinds}{', ...' * (len(others) > _MOST_NAMED)}" if others else ""
 
 
 def _state_dicts(

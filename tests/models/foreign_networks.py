@@ -27,38 +27,6 @@ class ViewFlatten(nn.Module):
         return x.view(x.size(0), -1)
 
 
-def MnistNet():
-    """A Flatten of its own behind strided convolutions."""
-    layers = [nn.Conv2d(1, 8, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 4, stride=2, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, ViewFlatten(), nn.Linear(32, 20), nn.ReLU(), nn.Linear(20, 10))
-
-
-class NormedView(nn.Module):
-    """Batch norms to fold, and a `view`."""
-
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
-        self.more = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
-        self.head = nn.Linear(8 * 16, 10)
-
-    def forward(self, x):
-        x = self.features(x)
-        return self.head(torch.relu(x + self.more(x)).view(x.size(0), 8 * 16))
-
-
-class Dropout2d(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
-        self.drop, self.fc = nn.Dropout2d(0.3), nn.Linear(32, 10)
-
-    def forward(self, x):
-        x = self.drop(self.conv2(torch.relu(self.conv1(x))))
-        x = tf.dropout(tf.max_pool2d(x, 2).view(-1, 32), 0.2, self.training)
-        return self.fc(x)
-
-
 class InPlace(nn.Module):
     """ReLU in place on a residual, addition in place."""
 
@@ -73,22 +41,6 @@ class InPlace(nn.Module):
         out = self.bn2(self.conv2(x))
         out += x
         return self.fc(self.relu(out).mean((2, 3)))
-
-
-class Branching(nn.Module):
-    """Its path depends on values: on those of each batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(1, 8, 3), nn.Linear(8 * 36, 10)
-
-    def forward(self, x):
-        x = torch.relu(self.conv(x)).reshape(len(x), -1)
-        if x.abs().max() > 1e3:
-            x = x / x.abs().max()
-        for _ in range(int(x.shape[1] > 100)):
-            x = torch.tanh(x)
-        return self.fc(x)
 
 
 class Functional(nn.Module):
@@ -135,11 +87,6 @@ def OldNorms():
     )
 
 
-class LogSoftmax(LeNet):
-    def forward(self, x):
-        return tf.log_softmax(super().forward(x), dim=1)
-
-
 class Counting(nn.Module):
     """Changes a buffer in place, replaces another, and counts, in each mode."""
 
@@ -157,19 +104,6 @@ class Counting(nn.Module):
         return self.fc(x)
 
 
-class Asserting(nn.Module):
-    """Asserts that its activations are contiguous."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(1, 8, 3), nn.Linear(8 * 36, 10)
-
-    def forward(self, x):
-        x = self.conv(x)
-        assert x.is_contiguous(), "expected contiguous activations"
-        return self.fc(torch.relu(x).flatten(1))
-
-
 class Strided(nn.Module):
     """Takes its activations' memory for contiguous: other layouts give other logits, without an error."""
 
@@ -182,19 +116,6 @@ class Strided(nn.Module):
         return self.fc(torch.relu(x.as_strided((len(x), 8 * 36), (8 * 36, 1))))
 
 
-class Transposed(nn.Module):
-    """`view` behind a transposition of what was contiguous."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(1, 8, 3, stride=2), nn.Linear(9 * 8, 10)
-
-    def forward(self, x):
-        x = torch.relu(self.conv(x))
-        x = x.view(len(x), 8, 9).transpose(1, 2).contiguous()
-        return self.fc(x.view(len(x), 9 * 8))
-
-
 class Lazy(nn.Module):
     def __init__(self):
         super().__init__()
@@ -202,22 +123,6 @@ class Lazy(nn.Module):
 
     def forward(self, x):
         return self.fc(torch.relu(self.bn(self.conv(x))).flatten(1))
-
-
-def Dense():
-    """BatchNorm1d, and no convolution."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10))
-
-
-class Flat(nn.Module):
-    """Of the pixels alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(64, 20), nn.Linear(20, 10)
-
-    def forward(self, x):
-        return self.fc2(torch.relu(self.fc1(x.view(-1, 64))))
 
 
 class Rows(nn.Module):
@@ -231,54 +136,8 @@ class Rows(nn.Module):
         return self.fc(self.rnn(x.squeeze(1))[0][:, -1])
 
 
-class Attention(nn.Module):
-    """Patches, positions as a four-dimensional parameter, attention."""
-
-    def __init__(self):
-        super().__init__()
-        self.patches = nn.Conv2d(1, 16, 2, stride=2)
-        self.positions = nn.Parameter(torch.randn(1, 16, 4, 4) * 0.02)
-        self.attention, self.norm = nn.MultiheadAttention(16, 2, batch_first=True), nn.LayerNorm(16)
-        self.fc = nn.Linear(16, 10)
-
-    def forward(self, x):
-        x = (self.patches(x) + self.positions).flatten(2).transpose(1, 2)
-        x = x + self.attention(self.norm(x), self.norm(x), self.norm(x), need_weights=False)[0]
-        return self.fc(x.mean(1))
-
-
-class Complex(nn.Module):
-    """Through the Fourier transform."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4 * 8 * 5, 10)
-
-    def forward(self, x):
-        spectrum = torch.fft.rfft2(self.conv(x).float())
-        return self.fc((spectrum.real.square() + spectrum.imag.square() + 1e-3).log().flatten(1))
-
-
-def Groups():
-    norm = nn.GroupNorm(2, 8)
-    return nn.Sequential(nn.Conv2d(1, 8, 3), norm, nn.SiLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
-
-
 def Scripted():
     return torch.jit.script(LeNet())
-
-
-class Quantised(nn.Module):
-    """Stubs for a quantisation to come."""
-
-    def __init__(self):
-        super().__init__()
-        self.quant, self.dequant = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
-        self.conv, self.bn, self.relu = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
-        self.fc = nn.Linear(8 * 36, 10)
-
-    def forward(self, x):
-        return self.dequant(self.fc(self.relu(self.bn(self.conv(self.quant(x)))).flatten(1)))
 
 
 class Tied(nn.Module):
@@ -296,23 +155,6 @@ class Tied(nn.Module):
         return self.out(torch.relu(self.fc(x)) @ self.fc.weight)
 
 
-class Parallel(nn.Module):
-    """Holds an nn.DataParallel."""
-
-    def __init__(self):
-        super().__init__()
-        self.features = nn.DataParallel(nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
-        self.fc = nn.Linear(8 * 36, 10)
-
-    def forward(self, x):
-        x = self.features(x)
-        return self.fc(x.view(x.shape[0], -1))
-
-
-def WholeParallel():
-    return nn.DataParallel(LeNet())
-
-
 class Uncopyable(nn.Module):
     """Has a lock, so no copy; and a branch on values, so no graph."""
 
@@ -325,17 +167,6 @@ class Uncopyable(nn.Module):
         with self.lock:
             x = torch.relu(self.bn(self.conv(x))).mean((2, 3))
             return self.fc(x if x.mean() < 1e6 else -x)
-
-
-class Volume(nn.Module):
-    """A five-dimensional weight, which no channels_last layout of images fits."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv3d(1, 4, (1, 3, 3)), nn.Linear(4 * 36, 10)
-
-    def forward(self, x):
-        return self.fc(torch.relu(self.conv(x[:, None])).flatten(1))
 
 
 class Checked(torch.autograd.Function):
@@ -376,18 +207,27 @@ class Float32Only(nn.Module):
         return x @ self.weight
 
 
-CONTIGUOUS = {
-    "LeNet", "MnistNet", "NormedView", "Dropout2d", "OldNorms", "LogSoftmax", "Asserting", "Strided", "Scripted",
-    "Parallel", "WholeParallel", "Volume", "Backward",
-}  # fmt: skip
-FACTORIES = [
-    LeNet, MnistNet, NormedView, Dropout2d, InPlace, Branching, Functional, BatchStatistics, Parametrised, OldNorms,
-    LogSoftmax, Counting, Asserting, Strided, Transposed, Lazy, Dense, Flat, Rows, Attention, Complex, Groups, Scripted,
-    Quantised, Tied, Parallel, WholeParallel, Uncopyable, Volume, Backward, Float32Only,
-]  # fmt: skip
+CONTIGUOUS = {"LeNet", "OldNorms", "Strided", "Scripted", "Backward"}
+NAMES = [
+    "LeNet",
+    "InPlace",
+    "Functional",
+    "BatchStatistics",
+    "Parametrised",
+    "OldNorms",
+    "Counting",
+    "Strided",
+    "Lazy",
+    "Rows",
+    "Scripted",
+    "Tied",
+    "Uncopyable",
+    "Backward",
+    "Float32Only",
+]
 
 
-# ---- networks that do not keep the contract ---------------------------------------------------------------------
+# ---- networks that do not keep the contract ------------------------------------------------------------------------
 
 
 class Odd(nn.Module):
@@ -416,19 +256,9 @@ class ThousandClasses(Odd):
         return self.logits(x).repeat(1, 100)
 
 
-class OneLogit(Odd):
-    def forward(self, x):
-        return self.logits(x)[:, :1]
-
-
 class FixedBatch(Odd):
     def forward(self, x):
         return self.fc(x.view(4, 64))
-
-
-class NotANumber(Odd):
-    def forward(self, x):
-        return self.logits(x) * float("nan")
 
 
 class NotANumberInTraining(Odd):
@@ -444,18 +274,6 @@ class Classes(Odd):
 class Integers(Odd):
     def forward(self, x):
         return self.logits(x).long()
-
-
-class Large(nn.Module):
-    """A stem for larger images."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Sequential(*[nn.Conv2d(1, 1, 3, stride=2) for _ in range(5)])
-        self.fc = nn.Linear(1, 10)
-
-    def forward(self, x):
-        return self.fc(self.conv(x).mean((2, 3)))
 
 
 class ThreeChannels(nn.Module):
@@ -485,7 +303,3 @@ class Growing(Odd):
         if not hasattr(self, "late"):
             self.late = nn.Linear(10, 10)
         return self.late(self.logits(x))
-
-
-def Half():
-    return Flat().half()

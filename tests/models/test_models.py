@@ -1,10 +1,14 @@
-"""Networks: shapes, parameter counts of the published ones, and the registry's errors."""
+"""Networks: shapes, parameter counts and names of the published ones; factories, timm, and what is neither."""
+
+import sys
+import types
 
 import pytest
 import torch
 import torch.nn.functional as tf
+from torch import nn
 
-from ard_fast.models import MODELS, build_model, count_parameters
+from ard_fast.models import MODELS, build_model, count_parameters, find_model
 
 # The wide ones are tested narrow: a narrow network of the same depth has the same layers.
 NARROW = {name: {"depth": 10, "widen": 1} if "wrn" in name else {} for name in MODELS}
@@ -50,22 +54,6 @@ def test_logits_shape_and_gradient_of_every_parameter(name):
     assert dead == []
 
 
-def test_wide_resnet_downsamples_twice():
-    model = build_model("wrn-34-10", depth=10, widen=1)
-    shapes = []
-    model.block3.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
-    assert model(torch.rand(1, 3, 32, 32)).shape == (1, 10)
-    assert shapes == [(1, 64, 8, 8)]
-
-
-def test_mobilenetv2_keeps_cifar_resolution():
-    model = build_model("mobilenetv2").eval()
-    shapes = []
-    model.conv2.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
-    model(torch.rand(1, 3, 32, 32))
-    assert shapes == [(1, 1280, 4, 4)]
-
-
 def test_published_names_of_state_dicts():
     assert "layers.0.shortcut.0.weight" in build_model("mobilenetv2").state_dict()
     assert "layer2.0.shortcut.1.running_mean" in build_model("resnet18-narrow").state_dict()
@@ -80,21 +68,6 @@ def test_published_names_of_state_dicts():
         "layer_2.0.shortcut.weight",
         "batchnorm.bias",
     } <= names.keys()
-
-
-def test_narrow_resnet_is_a_width_option():
-    assert count_parameters(build_model("resnet18-narrow")) == count_parameters(build_model("resnet18", width=16))
-    assert count_parameters(build_model("resnet18", width=32)) < 3_000_000
-
-
-def test_student_is_much_smaller_than_its_teacher():
-    teacher, student = (count_parameters(build_model(name)) for name in ("digits-teacher", "digits-student"))
-    assert 5 * student < teacher
-
-
-def test_unknown_name_gets_the_nearest():
-    with pytest.raises(ValueError, match="unknown model 'resnet-18'; did you mean 'resnet18'"):
-        build_model("resnet-18")
 
 
 def test_one_class_and_wrong_depth_are_refused():
@@ -127,13 +100,6 @@ def test_the_shortcut_reads_what_its_form_says(name):
     torch.testing.assert_close(out, expected)
 
 
-def test_strided_convolutions_of_the_dm_networks_pad_at_the_end():
-    model = build_model("dm-wrn-28-10", depth=10, widen=1)
-    block = model.layer[1].block[0]
-    assert block.conv_0.stride == (2, 2) and block.conv_0.padding == (0, 0)
-    assert block(torch.randn(1, 16, 8, 8)).shape == (1, 32, 4, 4)
-
-
 def test_dm_networks_normalise_pixels():
     torch.manual_seed(0)
     x = torch.rand(2, 3, 32, 32)
@@ -148,3 +114,97 @@ def test_dm_networks_normalise_pixels():
     assert build_model("dm-preactresnet18", in_channels=1, width=8).std.flatten().tolist() == [1.0]
     with pytest.raises(ValueError, match="mean: expected 3 numbers, one for each channel, got 2"):
         build_model("dm-preactresnet18", width=8, mean=(0.5, 0.5))
+
+
+# ---- factories and timm -------------------------------------------------------------------------------------------
+
+MODULE = """
+from torch import nn
+
+def both(num_classes, in_channels=3):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes))
+
+def classes(*, num_classes=5):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+def neither():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+def options(num_classes, **kwargs):
+    assert "in_channels" not in kwargs
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes, **kwargs))
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=10, in_channels=1):
+        super().__init__(nn.Flatten(), nn.Linear(64 * in_channels, num_classes))
+
+ready = neither()
+constant = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "factories_of_others.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "factories_of_others"
+    sys.modules.pop("factories_of_others", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "in_channels", "classes"),
+    [("both", 2, 7), ("classes", 1, 7), ("neither", 1, 3), ("options", 1, 7), ("Net", 2, 7), ("ready", 1, 3)],
+)
+def test_a_factory_is_told_what_it_asks_for(module, name, in_channels, classes):
+    network = build_model(f"{module}:{name}", 7, in_channels)
+    assert network(torch.rand(2, in_channels, 8, 8)).shape == (2, classes)
+
+
+def test_options_reach_the_factory(module):
+    assert build_model(f"{module}:options", 4, 1, bias=False)[1].bias is None
+    with pytest.raises(ValueError, match=r"model: .*:both\(\) failed \(TypeError"):
+        build_model(f"{module}:both", 4, 1, depth=3)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("factories_of_others:bohth", "student: 'factories_of_others' has no 'bohth'; did you mean .*:both"),
+        ("factories_of_others:constant", "must be a function or a network, got int"),
+        ("factories_of_others:", "expected package.module:factory"),
+        (":make", "expected package.module:factory"),
+        ("factories_of_other:make", "student: cannot import 'factories_of_other'"),
+        ("resnet-18", "unknown student 'resnet-18'; did you mean 'resnet18'"),
+        ("wrn-34-11", "unknown student 'wrn-34-11'; did you mean 'wrn-34-10'"),
+    ],
+)
+def test_what_is_no_factory(module, path, message):
+    with pytest.raises(ValueError, match=message):
+        find_model(path, argument="student")
+
+
+def test_timm(monkeypatch):
+    """What is asked of timm: the name among its own (nothing that it would download), no weights, classes, channels."""
+    asked = {}
+
+    def create_model(name, **options):
+        asked.update(name=name, **options)
+        return nn.Sequential(nn.Flatten(), nn.Linear(48, options["num_classes"]))
+
+    timm = types.ModuleType("timm")
+    timm.is_model = lambda name: name == "resnet26"
+    timm.list_models = lambda: ["resnet26"]
+    timm.create_model = create_model
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    assert build_model("timm:resnet26", 7, img_size=4)(torch.rand(2, 3, 4, 4)).shape == (2, 7)
+    assert asked == {"name": "resnet26", "pretrained": False, "num_classes": 7, "in_chans": 3, "img_size": 4}
+    with pytest.raises(ValueError, match="model: timm has no network 'resnet-26'; did you mean timm:resnet26"):
+        build_model("timm:resnet-26")
+    with pytest.raises(ValueError, match="timm has no network 'hf-hub:someone/net'"):
+        build_model("timm:hf-hub:someone/net")
+
+
+def test_timm_that_is_not_there_or_broken(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"student: timm:resnet18 needs timm \(pip install timm\)"):
+        find_model("timm:resnet18", argument="student")

@@ -9,10 +9,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from ard_fast.models import Normalised, build_model, match_published
+from ard_fast.models import Normalised, build_model
 from ard_fast.models.registry import MODELS, ModelSpec
 from ard_fast.models.wideresnet import WideResNet
 from ard_fast.training.checkpoint import load_network, save_weights
@@ -49,13 +49,24 @@ def same(a, b, x=None):
 # ---- published forms ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "_orig_mod.", "1.", "module.1.module."])
-@pytest.mark.parametrize("nesting", [(), ("state_dict",), ("model",), ("model_state_dict",), ("last", "state_dict")])
+@pytest.mark.parametrize(
+    ("prefix", "nesting"),
+    [
+        ("", ()),
+        ("module.", ("state_dict",)),
+        ("module.model.", ("model",)),
+        ("_orig_mod.", ("last", "state_dict")),
+        ("module.1.module.", ("checkpoint", "weights", "network")),
+        ("1.", ("my_own_key",)),
+        ("model.", ("ema",)),
+    ],
+)
 def test_wrappers(tmp_path, prefix, nesting):
     network = trained("wrn-10-1")
     content = {prefix + key: value for key, value in network.state_dict().items()}
     for key in nesting:
-        content = {key: content, "epoch": 76, "optimizer": {"lr": 0.1}}
+        content = {key: content, "epoch": 76, "optimizer": {"lr": 0.1}, "args": argparse.Namespace(lr=0.1)}
+        content |= {"best_acc": np.float64(51.2), "acc": np.float32(3)}
     torch.save(content, tmp_path / "published.pt")
     loaded = load(tmp_path / "published.pt")
     assert same(loaded, network) and not loaded.training
@@ -83,16 +94,9 @@ def test_files_of_old_torch_have_no_batch_counters(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("dm-preactresnet18", {}),
-        ("preactresnet18", {}),
-        ("preactresnet18-fast", {}),
-        ("resnet18", {}),
-        ("mobilenetv2", {}),
-    ],
+    "name", ["dm-preactresnet18", "preactresnet18", "preactresnet18-fast", "resnet18", "mobilenetv2"]
 )
-def test_every_published_network_comes_back(tmp_path, monkeypatch, name, options):
+def test_every_published_network_comes_back(tmp_path, monkeypatch, name):
     spec = MODELS[name]
     if "resnet18" in name:
         monkeypatch.setitem(MODELS, name, ModelSpec(spec.build, options={**spec.options, "width": 4}))
@@ -113,26 +117,6 @@ def test_dm_networks_take_their_normalisation_from_the_file_or_keep_their_own(tm
     assert torch.equal(loaded.mean.flatten(), torch.tensor(MEAN)) and not same(loaded, network)
     with pytest.raises(ValueError, match="normalises its input itself"):
         load(tmp_path / "with.pt", "dm-wrn-28-10", mean=MEAN, std=STD)
-
-
-@pytest.mark.parametrize(
-    ("keys", "beside"),
-    [
-        (("params",), {}),
-        (("student",), {"epoch": 3}),
-        (("checkpoint", "weights", "network"), {"optimizer": {"state": {"step": torch.ones(2)}}}),
-        (("state_dict",), {"args": argparse.Namespace(lr=0.1), "best_acc": np.float64(51.2), "acc": np.float32(3)}),
-        (("ema",), {}),
-        (("my_own_key",), {"history": {"loss": [1.0, 2.0]}}),
-    ],
-)
-def test_the_state_dict_is_found_wherever_it_is(tmp_path, keys, beside):
-    network = trained("wrn-10-1")
-    content = {f"module.model.{key}": value for key, value in network.state_dict().items()}
-    for key in reversed(keys):
-        content = {**beside, key: content}
-    torch.save(content, tmp_path / "w.pt")
-    assert same(load(tmp_path / "w.pt"), network)
 
 
 def other_weights(network):
@@ -159,16 +143,6 @@ def test_of_two_sets_of_weights_the_trained_one_is_taken_and_the_other_named(tmp
         load(tmp_path / "w.pt", weights="swa")
 
 
-def test_parts_that_look_alike_are_no_second_set_of_weights(tmp_path):
-    """Two branches of one network: neither is the network by itself."""
-    branches = nn.ModuleDict({"left": nn.Linear(12, 10), "right": nn.Linear(12, 10)})
-    torch.save(branches.state_dict(), tmp_path / "w.pt")
-    matched = match_published(branches.state_dict(), branches)
-    assert matched.others == () and matched.weights.keys() == branches.state_dict().keys()
-    one = match_published(branches.state_dict(), nn.Linear(12, 10))
-    assert one.others == () and "right.weight" in one.weights  # left for load_state_dict to refuse
-
-
 def test_what_does_not_fit_is_one_line(tmp_path):
     state = trained("wrn-10-1").state_dict()
     wrong = {key: value for key, value in state.items() if not key.startswith("block3")}
@@ -187,9 +161,12 @@ def test_what_does_not_fit_is_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "prefix"),
-    [(("mu", "sigma"), ""), (("normalize.mean", "normalize.std"), "model."), (("0.mean", "0.std"), "1."),
-     (("module.0.mean", "module.0.std"), "module.1."), (("mean", "std"), "network.")],
-)  # fmt: skip
+    [
+        (("mu", "sigma"), ""),
+        (("normalize.mean", "normalize.std"), "model."),
+        (("module.0.mean", "module.0.std"), "module.1."),
+    ],
+)
 def test_a_normaliser_in_the_file_comes_with_the_network(tmp_path, names, prefix):
     network = trained("wrn-10-1")
     mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
@@ -225,7 +202,6 @@ def test_a_normalised_network_survives_its_own_file(tmp_path):
     [
         (MEAN, None, "teacher_mean: mean and std go together"),
         ((0.5, 0.5), (0.5, 0.5), "expected 3 numbers as mean and as std, got 2"),
-        (MEAN, (0.2, 0.2), "expected 3 numbers as mean and as std, got 2"),
         (MEAN, (0.2, 0.0, 0.2), "std: expected numbers above 0"),
         ((0.5, float("nan"), 0.5), STD, "mean: expected a finite number"),
     ],
@@ -234,13 +210,6 @@ def test_normalisers_that_are_none(tmp_path, mean, std, message):
     torch.save(trained("wrn-10-1").state_dict(), tmp_path / "w.pt")
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "w.pt", mean=mean, std=std)
-
-
-def test_a_zero_std_in_the_file_is_refused(tmp_path):
-    content = {**trained("wrn-10-1").state_dict(), "mu": torch.tensor(MEAN), "sigma": torch.zeros(3)}
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"teacher: .*w\.pt: std: expected numbers above 0"):
-        load(tmp_path / "w.pt")
 
 
 # ---- files that are damaged or hostile ----------------------------------------------------------------------------
@@ -256,47 +225,45 @@ class Touch:
         return os.system, (f"touch {self.path}",)
 
 
-def endless():
-    content = {}
-    content["model"] = content
-    return content
-
-
-def test_hostile_pickles(tmp_path):
-    state = trained("wrn-10-1").state_dict()
-    for number, content in enumerate([Touch(tmp_path / "ran"), {"state_dict": Touch(tmp_path / "ran")}]):
-        torch.save(content, tmp_path / f"evil{number}.pt")
-        with pytest.raises(ValueError, match=r"teacher: cannot read .* as a state dict"):
-            load(tmp_path / f"evil{number}.pt")
+def test_hostile_pickles_run_nothing(tmp_path):
+    for content in (Touch(tmp_path / "ran"), {"state_dict": Touch(tmp_path / "ran")}):
+        torch.save(content, tmp_path / "evil.pt")
+        with pytest.raises(ValueError, match=r"teacher: cannot read .* as a state dict: it holds objects of"):
+            load(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
-    wrong = {
-        "endless": endless(),
-        "list": [1, 2],
-        "empty": {},
-        "number": {**state, "fc.bias": 3.0},
-        "keys": {1: state["fc.bias"]},
-    }
-    for name, content in wrong.items():
-        torch.save(content, tmp_path / f"{name}.pt")
-        with pytest.raises(ValueError, match=r"teacher: .* holds no state dict of tensors"):
-            load(tmp_path / f"{name}.pt")
 
 
-def test_tensors_that_no_network_has(tmp_path):
-    state = trained("wrn-10-1").state_dict()
-    for name, value in {
-        "sparse": torch.eye(64)[:10].to_sparse(),
-        "complex": torch.zeros(10, 64, dtype=torch.complex64),
-        "meta": torch.empty(10, 64, device="meta"),
-        "short": torch.zeros(9, 64),
-    }.items():
-        torch.save({**state, "fc.weight": value}, tmp_path / f"{name}.pt")
-        with pytest.raises(ValueError, match=r"teacher: .*\.pt"):
-            load(tmp_path / f"{name}.pt")
-    for value in (float("nan"), float("inf")):
-        torch.save({**state, "fc.bias": torch.full((10,), value)}, tmp_path / "nan.pt")
-        with pytest.raises(ValueError, match=r"holds values that are not finite, in fc\.bias"):
-            load(tmp_path / "nan.pt")
+endless = {}
+endless["model"] = endless
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (endless, "holds no state dict of tensors"),
+        ([1, 2], "holds no state dict of tensors; it is of type list"),
+        ({}, "holds no state dict of tensors"),
+        (
+            {"fc.bias": 3.0, "x": torch.zeros(1)},
+            "holds no state dict of tensors; beside tensors it holds 'fc.bias': float",
+        ),
+        ({1: torch.zeros(1)}, "holds no state dict of tensors"),
+        ({"fc.weight": torch.eye(64)[:10].to_sparse()}, "a tensor that no network has"),
+        ({"fc.weight": torch.zeros(10, 64, dtype=torch.complex64)}, "a tensor that no network has"),
+        ({"fc.weight": torch.zeros(9, 64)}, "does not fit"),
+    ],
+)
+def test_files_without_weights_are_said(tmp_path, content, message):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=rf"teacher: .*w\.pt .*{message}"):
+        load(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    torch.save({**trained("wrn-10-1").state_dict(), "fc.bias": torch.full((10,), value)}, tmp_path / "nan.pt")
+    with pytest.raises(ValueError, match=r"holds values that are not finite, in fc\.bias"):
+        load(tmp_path / "nan.pt")
 
 
 class Elsewhere(nn.Linear):
@@ -311,20 +278,26 @@ def as_zip(*names):
     return file.getvalue()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_torchscript_program_is_called_that(tmp_path):
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt is a TorchScript program.*torch.jit.load"):
+        load(tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "is an empty file"),
         (b"\n<!DOCTYPE html>\n<html><title>Google Drive - Virus scan warning</title>", "is an HTML page, not weights"),
-        (b"<html>404</html>", "is an HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "is a Git LFS pointer.*git lfs"),
         (b'{"error": "Repository not found"}', "is a JSON text, not weights"),
         (gzip.compress(b"x"), "is a packed archive: unpack it first"),
         (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
-        (as_zip("readme.txt", "a/b.png"), r"is a zip archive of something else \(readme.txt, a/b.png\)"),
-        (as_zip("x/constants.pkl", "x/data.pkl"), "is a TorchScript program.*torch.jit.load"),
+        (as_zip("readme.txt", "a/b.png"), "is a zip archive of something else"),
         (as_zip("x/data.pkl")[:60], "is cut short"),
+        (b"hello", "(is neither a file of torch.save nor safetensors|cannot be read|is cut short)"),
     ],
 )
 def test_files_that_are_something_else_are_called_that(tmp_path, content, message, suffix):
@@ -334,23 +307,12 @@ def test_files_that_are_something_else_are_called_that(tmp_path, content, messag
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kept", [200, -5])
-def test_a_safetensors_file_that_is_cut_short_is_called_that(tmp_path, kept):
-    content = save({name: torch.zeros(9, 9) for name in ("first", "second", "third")})
-    (tmp_path / "w.safetensors").write_bytes(content[:kept])
-    with pytest.raises(
-        ValueError, match=r"^teacher: .*w\.safetensors is cut short or damaged: download or copy it again"
-    ):
-        load(tmp_path / "w.safetensors")
-
-
 def test_the_content_decides_what_a_file_is(tmp_path):
     network = trained("wrn-10-1")
     save_file(network.state_dict(), tmp_path / "w.bin")
     assert same(load(tmp_path / "w.bin"), network)
-    (tmp_path / "text.pt").write_bytes(b"hello")
-    with pytest.raises(ValueError, match=r"neither a file of torch.save nor safetensors: it begins with b'hello'"):
-        load(tmp_path / "text.pt")
+    torch.save(network.state_dict(), tmp_path / "w.safetensors")
+    assert same(load(tmp_path / "w.safetensors"), network)
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -375,15 +337,12 @@ def test_truncated_and_altered_files(tmp_path, suffix):
         save_file(state, whole)
     content = whole.read_bytes()
     assert same(load(whole), trained("wrn-10-1"))
-    for size in (0, 1, 8, 100, len(content) // 2, len(content) - 1):
-        part = tmp_path / f"part{size}{suffix}"
-        part.write_bytes(content[:size])
-        with pytest.raises(ValueError, match=r"teacher: .*part"):
-            load(part)
-    huge = tmp_path / f"huge{suffix}"
-    huge.write_bytes(b"\xff" * 8 + content[8:])  # of safetensors: a header of 2^64 bytes
-    with pytest.raises(ValueError, match=r"teacher: .*huge"):
-        load(huge)
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    for damaged in (content[:8], content[:200], content[:-5], *[bytes(flipped)] * (suffix == ".pt")):
+        whole.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"teacher: .*whole{suffix} .*(cut short|damaged|cannot be read)"):
+            load(whole)
 
 
 def test_metadata_runs_no_code(tmp_path, monkeypatch):
