@@ -23,7 +23,7 @@ from ard_fast.evaluation.self_checks import Finding, SelfCheck, check_model, che
 from ard_fast.evaluation.settings import Settings
 from ard_fast.evaluation.standard_attacks import curve_attack, default_attacks, make_plan
 from ard_fast.models.trial import TRIAL_IMAGES, initialise_lazily, try_network
-from ard_fast.training.run_folder import RunFolder
+from ard_fast.training.checkpoint import written_by_run
 
 PLOT_FILE, PICTURES_FILE = "accuracy_vs_eps.png", "pictures.png"
 _CHECKED_IMAGES = 256
@@ -107,7 +107,7 @@ class Job:
         chosen = self.split.sample(min(_CHECKED_IMAGES, settings.batch_size, len(self.split)))
         x = pixels(chosen.images, self.dataset.levels).contiguous(memory_format=self.form.layout)
         found = check_model(self.model, x, chosen.labels, num_classes=self.dataset.num_classes)
-        if settings.mean is not None or settings.source is None or not RunFolder.trained(settings.source):
+        if settings.mean is not None or settings.source is None or not written_by_run(settings.source):
             check_normalisation(self.model, x, chosen.labels, self.dataset.name, found)
         if self.loaded.choice and settings.weights is None:
             found.add("weights", self.loaded.choice + ".")

@@ -21,7 +21,7 @@ from ard_fast.models import Normalised, build_model, match_published
 from ard_fast.models.trial import frozen
 from ard_fast.models.weights_file import cause, check_sums, digest, read_weights
 
-BEST, LAST, STATE = "best.safetensors", "last.safetensors", "training_state.pt"
+BEST, LAST, STATE, CONFIG = "best.safetensors", "last.safetensors", "training_state.pt", "config.yaml"
 _SCHEMA = 4  # 3: a --subset was of the first images
 
 
@@ -82,6 +82,13 @@ def find_weights(source: str | Path, *, argument: str = "teacher") -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{argument}: {path} is neither a network's name nor an existing folder or file")
     return path
+
+
+def written_by_run(source: str | Path) -> bool:
+    """Whether the weights at a path, a run's folder or a file, are those that a run has written."""
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    return (folder / CONFIG).is_file() and (path.is_dir() or path.name in (BEST, LAST))
 
 
 def load_network(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from ard_fast._precision import AUTO, full_precision, resolve_precision
 from ard_fast.folding import FoldedNetwork, Unfoldable
 from ard_fast.models.trial import layout_name, reason, untouched
-from ard_fast.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from ard_fast.training.config import TrainConfig
 
 
 @dataclass(frozen=True)

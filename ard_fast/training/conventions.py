@@ -1,17 +1,25 @@
-"""What a run does, in words: the lines printed at its start and kept in its report."""
+"""A run in words: its conventions, printed at the start and kept in the report, and its warnings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from ard_fast._typing import known
 from ard_fast.data import Dataset
-from ard_fast.evaluation.evaluator import PGD20_STEPS
+from ard_fast.evaluation.evaluator import PGD20_STEPS, Accuracy
+from ard_fast.evaluation.self_checks import TeacherWorth, collapsed, doubts
 from ard_fast.methods import METHODS, Method
-from ard_fast.models import count_parameters
+from ard_fast.models import MODELS, count_parameters
 from ard_fast.teachers import Teacher
-from ard_fast.training.config import TrainConfig
+from ard_fast.training.checkpoint import written_by_run
+
+if TYPE_CHECKING:
+    from ard_fast.training.config import TrainConfig
+
+_LONG_ENOUGH = 3  # validations without success until a run that may have collapsed says so
 
 
 def describe_run(
@@ -77,3 +85,61 @@ def describe_run(
         f"uniform start, eval mode; best epoch by {best_by} on the validation images"
     )
     return lines
+
+
+def teacher_warnings(config: TrainConfig, worths: Mapping[str, TeacherWorth], num_classes: int) -> list[str]:
+    """What is odd about the teachers, by what they are worth on the validation images."""
+    found = []
+    for role, worth in worths.items():
+        robust = role == "teacher" and METHODS[config.method].attacks and config.eps > 0
+        source = getattr(config, role)
+        of_run = getattr(config, f"{role}_mean") is None and (source in MODELS or written_by_run(source))
+        found += doubts(role, worth, num_classes, robust=robust, of_run=of_run)
+    return found
+
+
+def collapse_warnings(
+    config: TrainConfig, what: str, accuracy: Accuracy, *, labels: Tensor, num_classes: int
+) -> list[str]:
+    """A warning if a network has learned nothing.
+
+    Args:
+        config: of the run.
+        what: has been evaluated.
+        accuracy: of it.
+        labels: of the images that it was evaluated on.
+        num_classes: of the data set.
+    """
+    wrong = collapsed(accuracy, labels, num_classes)
+    if wrong is None:
+        return []
+    rate, temperature = known(config.lr), config.temperature
+    helps = f"A smaller learning rate (--lr {rate / 10:g} instead of {rate:g})"
+    if temperature is not None and config.reduction == "mean":  # the gradient is divided by the classes
+        helps = f"A smaller --temperature (now {temperature:g}), larger --lr (now {rate:g}), --reduction batchmean"
+    return [
+        f"the {what} has collapsed: {wrong}. {helps}, a learning rate that warms up (--schedule cyclic), more epochs "
+        "or a smaller --eps at first usually help"
+    ]
+
+
+def late_warnings(
+    config: TrainConfig, rows: Sequence[Mapping[str, Any]], labels: Tensor, num_classes: int
+) -> list[str]:
+    """A warning when the last validations found nothing learned; once, and again after a success.
+
+    Args:
+        config: of the run.
+        rows: lines of its metrics so far.
+        labels: of the validation images.
+        num_classes: of the data set.
+    """
+    validated = [row for row in rows if row["val_clean"] is not None]
+    found = []
+    for row in validated:
+        accuracy = Accuracy(row["val_clean"], row["val_robust"])
+        found.append(collapse_warnings(config, "run", accuracy, labels=labels, num_classes=num_classes))
+    recent = found[-_LONG_ENOUGH:]
+    if len(recent) < _LONG_ENOUGH or not all(recent) or (len(found) > _LONG_ENOUGH and found[-_LONG_ENOUGH - 1]):
+        return []
+    return [f"after {validated[-1]['epoch']} epochs {recent[-1][0]}"]

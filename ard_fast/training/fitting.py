@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,14 @@ from ard_fast.data.batches import derive_seed
 from ard_fast.evaluation.self_checks import TeacherWorth, measure_teacher
 from ard_fast.models import Normalised, build_model, find_model
 from ard_fast.models.trial import TRIAL_IMAGES, Form, initialise_lazily, try_network
+from ard_fast.teachers import Teacher, Views, build_teacher
 from ard_fast.teachers.fingerprints import fingerprint_split, fingerprint_weights
 from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.compute import ComputeConfig, resolve_compute, try_compile
-from ard_fast.training.config import TrainConfig
 from ard_fast.training.distributed import World
+
+if TYPE_CHECKING:
+    from ard_fast.training.config import TrainConfig
 
 TEACHER_STEPS = 10  # at most, of the attack that teachers are measured by
 
@@ -149,6 +153,28 @@ def fit_teacher(network: nn.Module, config: TrainConfig, dataset: Dataset, devic
     )
     network.to(memory_format=form.layout)  # pyright: ignore[reportCallIssue]
     return form
+
+
+def make_teacher(
+    network: nn.Module, config: TrainConfig, dataset: Dataset, compute: ComputeConfig, role: str
+) -> tuple[Teacher, tuple[str, ...]]:
+    """The network as the methods ask it, and what it cannot do, in words; under parity it is asked as it is, as in the
+    published codes."""
+    found = fit_teacher(network, config, dataset, compute.device, role)
+    alike = found.layout == compute.layout and (found.precision == "bf16") == (compute.precision == "bf16")
+    form = None if alike else found
+    if config.parity:
+        return Teacher(network, form=form), found.notes
+    teacher = build_teacher(
+        network,
+        Views(dataset.train, levels=dataset.levels, padding=config.crop_padding, flip=config.flip),
+        precision=found.precision,
+        cache=config.teacher_cache,
+        cache_dtype=config.teacher_cache_dtype,
+        layout=found.layout,
+        form=form,
+    )
+    return teacher, found.notes
 
 
 def first_images(dataset: Dataset, device: torch.device, count: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from ard_fast.attacks.base import GradientAttack
 from ard_fast.attacks.cuda_graph import CudaGraphs, GraphedFunction, GraphWarning
 from ard_fast.attacks.model_mode import network_tensors
 from ard_fast.data import Batch
-from ard_fast.methods import Method
+from ard_fast.methods.base import Method
 from ard_fast.teachers import Teacher
 from ard_fast.training.distributed import World
-from ard_fast.training.step import Decisions, Update
+
+if TYPE_CHECKING:
+    from ard_fast.training.step import Decisions, Update
 
 _PATIENCE = 3  # changes of a method's plain values within epochs, which a phase of its training does not make
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))

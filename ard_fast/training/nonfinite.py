@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ard_fast.data import Batch
-from ard_fast.methods import Inner, StepResult
+from ard_fast.methods.base import Inner, StepResult
 
 
 class NonFiniteLoss(RuntimeError):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ard_fast._typing import known
-from ard_fast.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from ard_fast.training.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -14,7 +14,9 @@ from ard_fast.data import Dataset
 from ard_fast.evaluation.evaluator import PGD20_STEPS, Accuracy, Attack, Evaluator, Step
 from ard_fast.evaluation.figures import draw_pictures
 from ard_fast.evaluation.report import markdown_table
-from ard_fast.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from ard_fast.training.run_folder import RunFolder
 
 _ROBUST = f"PGD-{PGD20_STEPS}"
 _EXAMPLES = 64  # test images that the pictures are chosen from

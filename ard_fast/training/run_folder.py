@@ -13,7 +13,7 @@ from typing import Any
 
 from ard_fast._files import append_line, write_text
 from ard_fast._interrupts import Interrupted
-from ard_fast.training.checkpoint import BEST, LAST, STATE, DamagedRun, TrainingState, load_state
+from ard_fast.training.checkpoint import BEST, CONFIG, LAST, STATE, DamagedRun, TrainingState, load_state
 from ard_fast.training.config import PATHS, PLACES, ROLES, TrainConfig, identity, is_path, read_yaml, to_yaml, validate
 
 _Kind = tuple[Callable[[Any], bool], str]  # a check, and what it lets through in words
@@ -63,7 +63,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config_file = self.path / "config.yaml"
+        self.config_file = self.path / CONFIG
         self.places_file = self.path / "places.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.summary_file = self.path / "summary.json"
@@ -100,13 +100,6 @@ class RunFolder:
             if made and not isinstance(error, Interrupted) and not any(kept):
                 shutil.rmtree(self.path, ignore_errors=True)
             raise
-
-    @classmethod
-    def trained(cls, source: str | Path) -> bool:
-        """Whether the weights at a path, a run's folder or a file, are those that a run has written."""
-        path = Path(source)
-        folder = cls(path if path.is_dir() else path.parent)
-        return folder.config_file.is_file() and (path.is_dir() or path in (folder.best, folder.last))
 
     def write_config(self, config: TrainConfig) -> None:
         """Write the configuration, and from where its paths are to be read."""

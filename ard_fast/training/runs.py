@@ -142,7 +142,7 @@ def _run_single(
     trainer = Trainer(config, folder, env, teachers)
     if explain:
         print("\n".join(f"  {line}" for line in trainer.describe()))
-    for warning in trainer.doubts():
+    for warning in trainer.doubts:
         print(f"  warning: {warning}", flush=True)
     return trainer.run()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from ard_fast._precision import autocast
 from ard_fast._typing import known
 from ard_fast.data import Batch
-from ard_fast.methods import Inner, Method, StepResult
+from ard_fast.methods.base import Inner, Method, StepResult
 from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.awp import AdversarialWeightPerturbation
 from ard_fast.training.compute import AttackedStudent, ComputeConfig
-from ard_fast.training.config import TrainConfig
 from ard_fast.training.distributed import World
 from ard_fast.training.nonfinite import check_attack, check_gradient, check_weights
 from ard_fast.training.optimiser import SGD, Scalars
+
+if TYPE_CHECKING:
+    from ard_fast.training.config import TrainConfig
 
 
 class Decisions(NamedTuple):

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, closing
 from functools import partial
 from itertools import islice
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +21,24 @@ from ard_fast._typing import known
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch, make_loader
 from ard_fast.evaluation.evaluator import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
-from ard_fast.evaluation.self_checks import collapsed, describe_teacher, doubts
+from ard_fast.evaluation.self_checks import describe_teacher
 from ard_fast.methods import METHODS, MethodContext, build_method
-from ard_fast.models import MODELS
-from ard_fast.teachers import Teacher, Views, build_teacher
+from ard_fast.teachers import Teacher
 from ard_fast.teachers.fingerprints import fingerprint_weights
 from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.checkpoint import DamagedRun, TrainingState, load_network, load_state, save_state, save_weights
-from ard_fast.training.config import TrainConfig
-from ard_fast.training.conventions import describe_run
-from ard_fast.training.fitting import Environment, first_images, fit_student, fit_teacher, merges_last_batch
+from ard_fast.training.conventions import collapse_warnings, describe_run, late_warnings, teacher_warnings
+from ard_fast.training.fitting import Environment, first_images, fit_student, make_teacher, merges_last_batch
 from ard_fast.training.graph import GraphedUpdate, choose_graph, graph_attack
 from ard_fast.training.nonfinite import FirstBad, LossWatch, NonFiniteLoss, check_weights, weights_are_finite
 from ard_fast.training.optimiser import learning_rate, relative_rate
 from ard_fast.training.report import Board, draw_examples, write_run_report
-from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.step import Update
 
-_LONG_ENOUGH = 3  # validations without success until a run that may have collapsed says so
+if TYPE_CHECKING:
+    from ard_fast.training.config import TrainConfig
+    from ard_fast.training.run_folder import RunFolder
+
 _SAMPLE = 16  # images on which the form of the student that is attacked is checked
 
 
@@ -59,10 +59,13 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.env, self.world = config, folder, env, env.world
         self.student, self.compute, notes = fit_student(config, env.dataset, env.device, world=env.world)
-        self.notes = list(notes)
-        self.networks = dict(teachers or {})
+        self.notes, self.networks = list(notes), dict(teachers or {})
         self.worths = {role: env.measure(network, config) for role, network in self.networks.items()}
-        self.teachers = {role: self._teacher(role, network) for role, network in self.networks.items()}
+        self.doubts = teacher_warnings(config, self.worths, env.dataset.num_classes)
+        self.teachers: dict[str, Teacher] = {}
+        for role, network in self.networks.items():
+            self.teachers[role], notes = make_teacher(network, config, env.dataset, self.compute, role)
+            self.notes += notes
         context = MethodContext(
             num_classes=env.dataset.num_classes,
             epochs=config.passes(),
@@ -109,25 +112,6 @@ class Trainer:
         )
         self._started = time.perf_counter()  # or the last save
 
-    def _teacher(self, role: str, network: nn.Module) -> Teacher:
-        """The network as the methods ask it; under parity the plain one, as in the published codes."""
-        config, dataset, compute = self.config, self.env.dataset, self.compute
-        found = fit_teacher(network, config, dataset, self.env.device, role)
-        self.notes += found.notes
-        alike = found.layout == compute.layout and (found.precision == "bf16") == (compute.precision == "bf16")
-        form = None if alike else found
-        if config.parity:
-            return Teacher(network, form=form)
-        return build_teacher(
-            network,
-            Views(dataset.train, levels=dataset.levels, padding=config.crop_padding, flip=config.flip),
-            precision=found.precision,
-            cache=config.teacher_cache,
-            cache_dtype=config.teacher_cache_dtype,
-            layout=found.layout,
-            form=form,
-        )
-
     @property
     def network(self) -> nn.Module:
         """What is validated, kept and tested: the student, or the average of its weights."""
@@ -145,7 +129,10 @@ class Trainer:
         """
         inputs = self.world.from_main(self._inputs)
         if self.world.from_main(self.folder.config_file.exists):
-            self._restore(inputs)
+            state = self.world.from_main(lambda: self.folder.state_to_resume(self.config, inputs))
+            if state is not None:  # from it alone the run's other files are put right
+                self.load(state)
+                self.world.from_main(self._write_weights)
         else:
             self.world.from_main(lambda: self.folder.start(self.config))
         self.state.inputs = inputs
@@ -182,38 +169,9 @@ class Trainer:
         lines = describe_run(
             self.config, self.env.dataset, self.student, self.method, self.teachers, computing=computing
         )
-        for role, worth in self.worths.items():
-            lines.append(f"{role.replace('_', ' ')} {getattr(self.config, role)}: {describe_teacher(worth)}")
+        worths = ((role, getattr(self.config, role), describe_teacher(worth)) for role, worth in self.worths.items())
+        lines += [f"{role.replace('_', ' ')} {source}: {worth}" for role, source, worth in worths]
         return lines
-
-    def doubts(self) -> list[str]:
-        """Warnings about the teachers."""
-        spec, found = METHODS[self.config.method], []
-        for role, worth in self.worths.items():
-            robust = role == "teacher" and spec.attacks and self.config.eps > 0
-            source = getattr(self.config, role)
-            found += doubts(
-                role,
-                worth,
-                self.env.dataset.num_classes,
-                robust=robust,
-                of_run=getattr(self.config, f"{role}_mean") is None and (source in MODELS or RunFolder.trained(source)),
-            )
-        return found
-
-    def _collapse(self, what: str, accuracy: Accuracy, labels: Tensor) -> list[str]:
-        """A warning if the network has learned nothing."""
-        wrong = collapsed(accuracy, labels, self.env.dataset.num_classes)
-        if wrong is None:
-            return []
-        rate, temperature = known(self.config.lr), self.config.temperature
-        helps = f"A smaller learning rate (--lr {rate / 10:g} instead of {rate:g})"
-        if temperature is not None and self.config.reduction == "mean":  # the gradient is divided by the classes
-            helps = f"A smaller --temperature (now {temperature:g}), larger --lr (now {rate:g}), --reduction batchmean"
-        return [
-            f"the {what} has collapsed: {wrong}. {helps}, a rate that warms up (--schedule cyclic), more epochs or a "
-            "smaller --eps at first usually help"
-        ]
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         """Of training; evaluation has its own."""
@@ -266,9 +224,11 @@ class Trainer:
         state.train_seconds += time.perf_counter() - started
         if not math.isfinite(state.loss_sum) or not weights_are_finite(self.student):
             what = f"loss became {state.loss_sum}" if not math.isfinite(state.loss_sum) else "weights became not finite"
+            kept = f"the checkpoint of the epoch before is kept in {self.folder.path}"
             raise NonFiniteLoss(
                 f"{self.config.method}: the {what} in epoch {state.epoch + 1} at learning rate "
-                f"{self._learning_rate(0.0):g}; {self._origin()}; {self._kept()}. A smaller --lr usually helps."
+                f"{self._learning_rate(0.0):g}; {self._origin()}; "
+                f"{kept if self.folder.last.is_file() else 'no epoch was finished'}. A smaller --lr usually helps."
             )
         state.correct = int(correct)
 
@@ -310,7 +270,7 @@ class Trainer:
                 teacher.cache.save(**settings)
 
     def _learning_rate(self, done: float) -> float:
-        """The rate when the share `done` of the current pass is over."""
+        """The learning rate when the share `done` of the current pass is over."""
         return learning_rate(self.config, (self.state.epoch + done) * self.method.replays)
 
     def _finish_epoch(self, progress: Progress) -> None:
@@ -346,16 +306,8 @@ class Trainer:
         if self.board is not None:
             self.board.add(row)
         progress.epoch(row, last=epoch == config.passes())
-        self._warn_of_collapse()
-
-    def _warn_of_collapse(self) -> None:
-        """Say so in time when the last validations found nothing learned; once, and again after a success."""
-        labels = self.env.dataset.val.labels
-        rows = [row for row in self.state.rows if row["val_clean"] is not None]
-        found = [self._collapse("run", Accuracy(row["val_clean"], row["val_robust"]), labels) for row in rows]
-        recent = found[-_LONG_ENOUGH:]
-        if len(recent) == _LONG_ENOUGH and all(recent) and not (len(found) > _LONG_ENOUGH and found[-_LONG_ENOUGH - 1]):
-            print(f"  warning: after {rows[-1]['epoch']} epochs {recent[-1][0]}", flush=True)
+        for warning in late_warnings(config, state.rows, self.env.dataset.val.labels, self.env.dataset.num_classes):
+            print(f"  warning: {warning}", flush=True)
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate the best and the last checkpoint on the test images; write plot, report and summary."""
@@ -372,8 +324,8 @@ class Trainer:
         best = self.world.from_main(load_best).to(self.env.device, memory_format=self.compute.layout)  # pyright: ignore[reportCallIssue]
         test = self._evaluate(best, dataset.test, PGD20_STEPS)
         test_last = self._evaluate(self.network, dataset.test, PGD20_STEPS)
-        labels = dataset.test.labels
-        collapse = self._collapse("best checkpoint", test, labels) or self._collapse("last epoch", test_last, labels)
+        warn = partial(collapse_warnings, config, labels=dataset.test.labels, num_classes=dataset.num_classes)
+        collapse = warn("best checkpoint", test) or warn("last epoch", test_last)
         summary = {
             "method": config.method,
             "dataset": config.dataset,
@@ -389,7 +341,7 @@ class Trainer:
                 role: {"clean_acc": worth.clean, f"pgd{worth.steps}_acc": worth.robust, "images": worth.images}
                 for role, worth in self.worths.items()
             },
-            "warnings": [*self.doubts(), *collapse],
+            "warnings": [*self.doubts, *collapse],
         }
         self.world.from_main(lambda: self._report(best, summary, test_last))
         print(
@@ -402,14 +354,12 @@ class Trainer:
         return summary
 
     def _report(self, best: nn.Module, summary: dict[str, Any], test_last: Accuracy) -> None:
-        config, dataset = self.config, self.env.dataset
-        attack = PGD(eps=config.eps, step_size=known(config.eval_step_size), steps=PGD20_STEPS, bn="eval")
         shown = draw_examples(
             self.folder.pictures_file,
             best,
-            dataset,
-            attack,
-            eps=config.eps,
+            self.env.dataset,
+            self._attack(PGD20_STEPS),
+            eps=self.config.eps,
             seed=EVALUATION_SEED,
             channels_last=self.compute.channels_last,
         )
@@ -417,12 +367,11 @@ class Trainer:
         self.folder.write_summary(summary)
 
     def _evaluate(self, network: nn.Module, split: Any, steps: int) -> Accuracy:
-        attack = PGD(eps=self.config.eps, step_size=known(self.config.eval_step_size), steps=steps, bn="eval")
         return evaluate(
             network,
             split,
             levels=self.env.dataset.levels,
-            attack=attack,
+            attack=self._attack(steps),
             seed=EVALUATION_SEED,
             batch_size=self.config.eval_batch_size,
             channels_last=self.compute.channels_last,
@@ -431,18 +380,11 @@ class Trainer:
             all_reduce=self.world.all_reduce,
         )
 
-    # ---- checkpoints ------------------------------------------------------------------------------------------
+    def _attack(self, steps: int) -> PGD:
+        """Of validation and test."""
+        return PGD(eps=self.config.eps, step_size=known(self.config.eval_step_size), steps=steps, bn="eval")
 
-    def _save_weights(self, path: Any) -> None:
-        dataset = self.env.dataset
-        save_weights(
-            path,
-            self.network,
-            name=self.config.student,
-            num_classes=dataset.num_classes,
-            in_channels=dataset.image_shape[0],
-            class_names=dataset.class_names,
-        )
+    # ---- checkpoints ------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         self.state.elapsed = self._elapsed()
@@ -452,17 +394,24 @@ class Trainer:
         self.state.method = self.method.state_dict()
         self.state.average = {} if self.average is None else self.average.state_dict()
         self.state.config = vars(self.config)
-        self.world.from_main(self._write_checkpoint)  # nobody leaves before the files are there
+        self.world.from_main(self._write_state)  # nobody leaves before the files are there
 
-    def _write_checkpoint(self) -> None:
+    def _write_state(self) -> None:
         save_state(self.folder.state, self.state)
         self._write_weights()
 
     def _write_weights(self) -> None:
         """The files that follow from the state. A run killed between the two writes them when it goes on."""
-        self._save_weights(self.folder.last)
-        if self.state.is_best:
-            self._save_weights(self.folder.best)
+        dataset = self.env.dataset
+        for path in (self.folder.last, self.folder.best) if self.state.is_best else (self.folder.last,):
+            save_weights(
+                path,
+                self.network,
+                name=self.config.student,
+                num_classes=dataset.num_classes,
+                in_channels=dataset.image_shape[0],
+                class_names=dataset.class_names,
+            )
 
     def _save_is_due(self) -> bool:
         every = self.config.save_every_seconds
@@ -472,13 +421,6 @@ class Trainer:
         """What the run learns from, by which it is known wherever it lies when the run goes on."""
         teachers = {role: fingerprint_weights(network) for role, network in self.networks.items()}
         return {**self.env.fingerprints, **teachers}
-
-    def _restore(self, inputs: Mapping[str, str]) -> None:
-        """Go on from the training state, from which alone the run's other files are put right."""
-        state = self.world.from_main(lambda: self.folder.state_to_resume(self.config, inputs))
-        if state is not None:
-            self.load(state)
-            self.world.from_main(self._write_weights)
 
     def load(self, state: TrainingState) -> None:
         """Put a training state into student, optimiser and method.
@@ -507,10 +449,6 @@ class Trainer:
         if self.state.epoch == self.config.passes():
             where = "trained to the end, not yet evaluated"
         raise Interrupted(f"stopped: {self.folder.path} ({where}); checkpoint written")
-
-    def _kept(self) -> str:
-        kept = self.folder.last.is_file()
-        return f"the checkpoint of the epoch before is kept in {self.folder.path}" if kept else "no epoch was finished"
 
     # ---- time -------------------------------------------------------------------------------------------------
 
