@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ard_fast._commandline import EXIT_INTERRUPTED, EXIT_USAGE, Parser
-from ard_fast._interrupts import Interrupted, StopRequest
 from ard_fast._typing import known
 from ard_fast.evaluation.job import Job
 from ard_fast.evaluation.settings import resolve_settings
 from ard_fast.evaluation.standard_attacks import ATTACKS_HELP, read_names
 from ard_fast.training.comparison import Comparison, FinishedRun, expand, group_runs, read_run
+from ard_fast.training.interrupts import Interrupted, StopRequest
 
 
 def make_parser() -> Parser:

@@ -16,10 +16,8 @@ from typing import Any
 import torch
 
 from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
-from ard_fast._devices import device_note, resolve_device
+from ard_fast._devices import device_note, resolve_device, set_threads
 from ard_fast._files import alone_in
-from ard_fast._interrupts import Interrupted, StopRequest
-from ard_fast._threads import set_threads
 from ard_fast.training.checkpoint import DamagedRun
 from ard_fast.training.commandline import make_parser
 from ard_fast.training.compute import compile_error, failed_to_compile
@@ -38,6 +36,7 @@ from ard_fast.training.config import (
     validate,
 )
 from ard_fast.training.distributed import World, connect, is_lost_process
+from ard_fast.training.interrupts import Interrupted, StopRequest
 from ard_fast.training.nonfinite import NonFiniteLoss
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.runs import prepare, run

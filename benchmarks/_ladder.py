@@ -17,8 +17,7 @@ from _published import Part, PublishedIteration, Recipe, distillation, published
 from _training_case import PADDING, TrainingCase
 from torch import Tensor
 
-from ard_fast._interrupts import StopRequest
-from ard_fast._precision import training_arithmetic
+from ard_fast._devices import training_arithmetic
 from ard_fast.data import Batch
 from ard_fast.folding import FoldedNetwork
 from ard_fast.teachers import InferenceNetwork, Teacher, Views, build_teacher
@@ -26,6 +25,7 @@ from ard_fast.training.compute import resolve_compute
 from ard_fast.training.config import TrainConfig, resolve
 from ard_fast.training.distributed import World
 from ard_fast.training.fitting import Environment
+from ard_fast.training.interrupts import StopRequest
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.trainer import Trainer
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as tf
 from torch import Tensor, nn
 
-from ard_fast._precision import training_arithmetic
+from ard_fast._devices import training_arithmetic
 from ard_fast.data import Batch
 
 Noise = Callable[[Batch], Tensor]

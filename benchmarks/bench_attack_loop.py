@@ -59,7 +59,7 @@ from _training_case import settled
 from torch import Tensor, nn
 
 from ard_fast import functional as F
-from ard_fast._precision import training_arithmetic
+from ard_fast._devices import training_arithmetic
 from ard_fast.attacks import PGD, GraphedPGD
 from ard_fast.folding import FoldedNetwork
 from ard_fast.models import build_model

@@ -25,7 +25,7 @@ def full_float32(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("gpu") is None:
         yield
         return
-    from ard_fast._precision import full_precision
+    from ard_fast._devices import full_precision
 
     with full_precision():
         yield

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ard_fast._interrupts import Interrupted
-from ard_fast._precision import full_precision
+from ard_fast._devices import full_precision
 from ard_fast.attacks import PGD, GraphedPGD, as_graph, attack_mode
 from ard_fast.data import Split
 from ard_fast.data.batches import share
 from ard_fast.data.splits import pixels
+from ard_fast.training.interrupts import Interrupted
 
 PGD20_STEPS = 20
 EVALUATION_SEED = 1234567  # the same for all runs: every network is attacked from the same starting points

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ard_fast._devices import find_device
-from ard_fast._interrupts import Interrupted, StopRequest
-from ard_fast._threads import set_threads
+from ard_fast._devices import find_device, set_threads
 from ard_fast._typing import known
 from ard_fast.data import Split, load_dataset
 from ard_fast.data.splits import pixels
@@ -24,6 +22,7 @@ from ard_fast.evaluation.settings import Settings
 from ard_fast.evaluation.standard_attacks import curve_attack, default_attacks, make_plan
 from ard_fast.models.trial import TRIAL_IMAGES, initialise_lazily, try_network
 from ard_fast.training.checkpoint import written_by_run
+from ard_fast.training.interrupts import Interrupted, StopRequest
 
 PLOT_FILE, PICTURES_FILE = "accuracy_vs_eps.png", "pictures.png"
 _CHECKED_IMAGES = 256

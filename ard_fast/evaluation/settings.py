@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from ard_fast._devices import device_note, resolve_device
+from ard_fast._devices import AUTO, device_note, resolve_device
 from ard_fast._names import unknown
-from ard_fast._precision import AUTO
 from ard_fast.attacks.settings import NORMS
 from ard_fast.data import DATASETS
 from ard_fast.evaluation.evaluator import EVALUATION_SEED

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ard_fast._precision import AUTO, autocast, full_precision
+from ard_fast._devices import AUTO, autocast, full_precision
 from ard_fast.attacks.model_mode import attack_mode
 
 TRIAL_IMAGES = 4

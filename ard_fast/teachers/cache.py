@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ard_fast import functional as F
+from ard_fast._devices import arithmetic
 from ard_fast._files import NotWritten, exclusive, write_atomic
-from ard_fast._precision import arithmetic
 from ard_fast._typing import known as given
 from ard_fast.data.batches import Batch
 from ard_fast.data.splits import Split

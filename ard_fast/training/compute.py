@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ard_fast._precision import AUTO, full_precision, resolve_precision
+from ard_fast._devices import AUTO, full_precision, resolve_precision
 from ard_fast.folding import FoldedNetwork, Unfoldable
 from ard_fast.models.trial import layout_name, reason, untouched
 

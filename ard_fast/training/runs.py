@@ -12,7 +12,6 @@ from torch import nn
 
 from ard_fast._devices import find_device, resolve_device
 from ard_fast._files import write_atomic, write_text
-from ard_fast._interrupts import StopRequest
 from ard_fast._typing import known
 from ard_fast.data import load_dataset
 from ard_fast.evaluation.evaluator import at_chance
@@ -25,6 +24,7 @@ from ard_fast.training.config import ROLES, TrainConfig, for_method, for_teacher
 from ard_fast.training.distributed import World
 from ard_fast.training.fitting import Environment, check_model_fits, fit_student, fit_teacher, merges_last_batch
 from ard_fast.training.graph import check_graph
+from ard_fast.training.interrupts import StopRequest
 from ard_fast.training.report import require_tensorboard
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.settings import COMPARE

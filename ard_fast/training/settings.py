@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from ard_fast._commandline import number
+from ard_fast._devices import AUTO, PRECISIONS
 from ard_fast._names import unknown
-from ard_fast._precision import AUTO, PRECISIONS
 from ard_fast.data import DATASETS
 from ard_fast.data.loader import RESIDENT
 from ard_fast.methods import METHODS

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ard_fast._precision import autocast
+from ard_fast._devices import autocast
 from ard_fast._typing import known
 from ard_fast.data import Batch
 from ard_fast.methods.base import Inner, Method, StepResult

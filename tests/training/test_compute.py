@@ -6,9 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ard_fast._devices import device_note, find_device
-from ard_fast._precision import arithmetic, full_precision, resolve_precision, tf32, training_arithmetic
-from ard_fast._threads import set_threads
+from ard_fast._devices import (
+    arithmetic,
+    device_note,
+    find_device,
+    full_precision,
+    resolve_precision,
+    set_threads,
+    tf32,
+    training_arithmetic,
+)
 from ard_fast.evaluation.settings import resolve_settings
 from ard_fast.functional import _load
 from ard_fast.training.compute import ComputeConfig, resolve_compute
