@@ -18,7 +18,6 @@ Environment variables:
 
 import os
 import pprint
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -36,9 +35,8 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 sys.path.insert(0, str(ROOT / "build_backend"))
 
+import fingerprint  # noqa: E402
 import found  # noqa: E402
-
-fingerprint = runpy.run_path(str(ROOT / "ard_fast" / "functional" / "_fingerprint.py"))
 
 COMPILER = shlex.split(os.environ.get("CXX") or "c++")
 # The oldest torch and Python that the module runs on: headers hide whatever is newer.
@@ -106,7 +104,7 @@ def ninja_file(torch: found.Torch, toolkit: found.Toolkit | None, archs: list[st
         # torch's own, with which it shares device, context and streams. Its symbols are hidden (--exclude-libs), so
         # that the two are never mixed.
         link += ["-Wl,--exclude-libs,ALL", "-ltorch_cuda", str(toolkit.cudart_static), "-lrt", "-lpthread", "-ldl"]
-    sources = [path for name in names for path in fingerprint["compiled_sources"](CSRC) if path.match(name)]
+    sources = [path for name in names for path in fingerprint.compiled_sources(CSRC) if path.match(name)]
 
     def words(command: list[str]) -> str:
         return shlex.join(command).replace("$", "$$")
@@ -160,7 +158,7 @@ class BuildExtension(build_ext):
         module = folder / Path(self.get_ext_filename("ard_fast._C")).name
         (folder / "build.ninja").write_text(ninja_file(torch, toolkit, archs, folder, module))
         # Taken before compiling: if a source changes meanwhile, the result counts as stale.
-        sources = fingerprint["source_fingerprint"](CSRC)
+        sources = fingerprint.source_fingerprint(CSRC)
         run_ninja(folder, jobs)
 
         package = ROOT / "ard_fast" if self.inplace else Path(self.build_lib) / "ard_fast"

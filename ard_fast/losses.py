@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ard_fast import functional as F
 from ard_fast.functional._arguments import fraction, positive
-from ard_fast.functional._reductions import check_reduction
+from ard_fast.functional._logits import check_reduction
 
 
 class ARDLoss(nn.Module):

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from ard_fast.attacks.base import GradientAttack, Model, check_model
 from ard_fast.attacks.inputs import check_images, check_labels, check_logits, check_targets
 from ard_fast.attacks.model_mode import attack_mode, without_gradient_sync
-from ard_fast.functional._arguments import bounds_pair, flag, nonnegative, positive_int, seed_tensor
-from ard_fast.functional._bounds import check_precondition
+from ard_fast.functional._arguments import bounds_pair, check_precondition, flag, nonnegative, positive_int, seed_tensor
 
 __all__ = ["FoolboxAdapter", "FromFoolbox", "FromTorchattacks", "TorchattacksAdapter"]
 

@@ -45,8 +45,7 @@ from ard_fast.attacks.inputs import as_mask, check_images, check_integers, check
 from ard_fast.attacks.model_mode import attack_mode, is_fixed, uses_batch_statistics, without_gradient_sync
 from ard_fast.attacks.settings import Configured, Settings
 from ard_fast.functional import AttackGradient
-from ard_fast.functional._bounds import check_precondition
-from ard_fast.functional._layout import is_plain
+from ard_fast.functional._arguments import check_precondition, is_plain
 from ard_fast.functional.gradients import one_scale, scaled_rows
 
 _GRADIENT_HOOKS = frozenset(("step", "begin", "gradient", "differentiate", "advance", "run", "search"))

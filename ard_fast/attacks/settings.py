@@ -10,8 +10,16 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ard_fast.attacks.model_mode import BN_POLICIES
-from ard_fast.functional._arguments import bounds_pair, confidence, flag, nonnegative, one_of, positive, positive_int
-from ard_fast.functional._bounds import check_radius
+from ard_fast.functional._arguments import (
+    bounds_pair,
+    check_radius,
+    confidence,
+    flag,
+    nonnegative,
+    one_of,
+    positive,
+    positive_int,
+)
 
 LOSSES = ("ce", "kl", "margin", "dlr", "dlr_targeted")
 NORMS = ("linf", "l2")

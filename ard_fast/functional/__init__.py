@@ -37,11 +37,9 @@ from ard_fast.functional.affine import affine_relu, affine_relu_, affine_relu_ba
 from ard_fast.functional.apgd import APGDRun, checkpoint_windows
 from ard_fast.functional.augmentation import crop_flip
 from ard_fast.functional.gradients import AttackGradient, attack_gradient
-from ard_fast.functional.losses import ard_loss, kl_distill_loss, rslad_loss
-from ard_fast.functional.pair_losses import mart_loss, trades_loss
-from ard_fast.functional.selection import select_best_
+from ard_fast.functional.losses import ard_loss, kl_distill_loss, mart_loss, rslad_loss, trades_loss
 from ard_fast.functional.starts import random_start
-from ard_fast.functional.steps import mifgsm_step_, pgd_l2_step_, pgd_linf_step_
+from ard_fast.functional.steps import mifgsm_step_, pgd_l2_step_, pgd_linf_step_, select_best_
 
 __all__ = [
     "APGDRun",

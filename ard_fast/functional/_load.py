@@ -28,8 +28,6 @@ from typing import Any
 
 import torch
 
-from ard_fast.functional._fingerprint import source_fingerprint
-
 PACKAGE = Path(__file__).resolve().parents[1]
 MINIMUM_TORCH = (2, 11)
 CLUSTERS = (9, 0)  # the compute capability that brings them; kClusterCode in csrc/common/sample_group.cuh
@@ -94,7 +92,8 @@ def _choose_folder(folders: list[Path], csrc: Path | None) -> tuple[Path, dict[s
     """
     if csrc is None:
         return folders[0], _read_build_info(folders[0]), None
-    wanted = source_fingerprint(csrc)
+    fingerprint = runpy.run_path(str(csrc.parent / "build_backend" / "fingerprint.py"))
+    wanted = fingerprint["source_fingerprint"](csrc)
     infos = [_read_build_info(folder) for folder in folders]
     for folder, info in zip(folders, infos, strict=True):
         if info.get("SOURCE_FINGERPRINT") == wanted:
@@ -203,12 +202,3 @@ def load() -> Extension:
         stale=stale,
         build_info=MappingProxyType(info),
     )
-
-
-def __getattr__(name: str) -> Any:
-    """`HAS_CUDA_KERNELS: bool` and `cuda_reason: str`, of the loaded extension."""
-    if name == "HAS_CUDA_KERNELS":
-        return load().has_cuda_kernels
-    if name == "cuda_reason":
-        return load().cuda_reason
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

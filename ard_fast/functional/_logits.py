@@ -1,11 +1,16 @@
-"""Checks of logits that several functions share."""
+"""Logits and the weights of their rows, as the losses take them."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
+from ard_fast.functional._arguments import Array, tensor
+
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+REDUCTIONS = ("none", "sum", "batchmean", "mean")
 
 
 def check_two_classes(logits: Tensor, name: str) -> None:
@@ -38,3 +43,49 @@ def common_logits(named: dict[str, Tensor]) -> list[Tensor]:
         return logits if logits.stride(1) == 1 else logits.contiguous()
 
     return [prepared(logits) for logits in named.values()]
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise ValueError for a name that is none of `REDUCTIONS`."""
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+
+
+def divisors(reduction: str, logits: Tensor, name: str) -> tuple[int, int, int | None]:
+    """What divides the KL and the cross-entropy of a row: 1, 1, or B, B, or (for "mean") B * C, B.
+
+    In a traced graph B comes last, for the loss as a whole to be divided by, and is None otherwise: the numbers that an
+    operator takes are constants of the graph, which would hold for one batch size only.
+    """
+    if reduction in ("none", "sum"):
+        return 1, 1, None
+    batch, classes = logits.shape
+    if batch == 0:
+        raise ValueError(f"{name} must have at least one row for reduction={reduction!r}, got none")
+    classes = classes if reduction == "mean" else 1
+    if torch.compiler.is_compiling():
+        return classes, 1, batch
+    return batch * classes, batch, None
+
+
+def sample_weight(weight: Array | None) -> Tensor | None:
+    """The factors of the samples, `[B]` float32 and contiguous. Their shape is checked by the operator."""
+    if weight is None:
+        return None
+    weight = tensor(weight, "weight")
+    if weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError("weight must not require grad: it is a constant of the loss; pass weight.detach()")
+    return weight.to(torch.float32).contiguous()
+
+
+def float16_lift(classes: int, largest: float) -> float:
+    """What the gradients of float16 logits are multiplied by in the kernel, a power of two.
+
+    Float16 holds the gradients of a mean over many classes badly. They leave the kernel free of the mean's divisor and
+    with |p - q|, around 1 / C, brought near 1, and get their size where a loss scale, if any, is multiplied in.
+
+    Args:
+        classes: C.
+        largest: bound on the gradient of a row; the product stays within float16.
+    """
+    return 2.0 ** min(math.floor(math.log2(classes)), math.floor(math.log2(32768.0 / largest)))

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from ard_fast.functional import _ops
-from ard_fast.functional._arguments import flag
-from ard_fast.functional._arrays import Array, optional_tensor, tensor, written_tensor
-from ard_fast.functional._layout import with_layout_of
+from ard_fast.functional._arguments import Array, flag, optional_tensor, tensor, with_layout_of, written_tensor
 
 
 def affine_relu_(
@@ -61,7 +59,7 @@ def affine_relu(
         scale: float32 `[C]`.
         shift: float32 `[C]`.
         residual: like `x` in shape and dtype; another memory layout costs a copy.
-        relu: apply the rectifier.
+        relu: apply ReLU.
         mask: return the mask; needs `relu`.
 
     Returns:

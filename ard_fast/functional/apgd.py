@@ -9,10 +9,18 @@ from torch import Tensor
 
 from ard_fast._typing import known
 from ard_fast.functional import _ops
-from ard_fast.functional._arguments import bounds_pair, flag, nonnegative, number_or_per_sample, one_of
-from ard_fast.functional._arrays import Array, tensor
-from ard_fast.functional._bounds import check_precondition
-from ard_fast.functional._layout import is_plain, with_layout_of
+from ard_fast.functional._arguments import (
+    Array,
+    bounds_pair,
+    check_precondition,
+    flag,
+    is_plain,
+    nonnegative,
+    number_or_per_sample,
+    one_of,
+    tensor,
+    with_layout_of,
+)
 
 # Rows of the state, as in csrc/apgd/apgd.h.
 _STATE_ROWS = 7

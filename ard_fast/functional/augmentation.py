@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ard_fast.functional import _ops
-from ard_fast.functional._arguments import flag, int_between, seed_tensor
-from ard_fast.functional._arrays import Array, optional_tensor, tensor
+from ard_fast.functional._arguments import Array, flag, int_between, optional_tensor, seed_tensor, tensor
 
 
 def crop_flip(

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ard_fast._typing import known
 from ard_fast.functional import _ops
-from ard_fast.functional._arguments import confidence, flag, one_of, positive
-from ard_fast.functional._arrays import Array, tensor
+from ard_fast.functional._arguments import Array, confidence, flag, one_of, positive, tensor
 from ard_fast.functional._logits import check_two_classes, common_logits
 
 _CODES = {"ce": 0, "margin": 1, "dlr": 2, "dlr_targeted": 3}

@@ -8,10 +8,18 @@ import torch
 from torch import Tensor
 
 from ard_fast.functional import _ops
-from ard_fast.functional._arguments import bounds_pair, flag, nonnegative, number_or_per_sample, one_of, seed_tensor
-from ard_fast.functional._arrays import Array, tensor
-from ard_fast.functional._bounds import check_precondition
-from ard_fast.functional._layout import is_plain
+from ard_fast.functional._arguments import (
+    Array,
+    bounds_pair,
+    check_precondition,
+    flag,
+    is_plain,
+    nonnegative,
+    number_or_per_sample,
+    one_of,
+    seed_tensor,
+    tensor,
+)
 
 _RADIUS_STREAM = 0x5DEECE66D1CE4E5B  # any constant: it only has to change the seed
 

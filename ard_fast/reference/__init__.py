@@ -4,15 +4,18 @@ Same signatures as `ard_fast.functional`, except that steps and selections retur
 gradient alone. Any floating dtype; in float64 the losses serve as ground truth.
 """
 
-from ard_fast.reference.affine import affine_relu, affine_relu_backward, pack_mask, unpack_mask
-from ard_fast.reference.apgd import APGDIterate, apgd_step
-from ard_fast.reference.augmentation import crop_flip, draw_views
-from ard_fast.reference.folding import fold_batch_norm
-from ard_fast.reference.gradients import attack_gradient, attack_loss
-from ard_fast.reference.losses import ard_loss, kl_distill_loss, mart_loss, rslad_loss, trades_loss
-from ard_fast.reference.selection import select_best
-from ard_fast.reference.starts import philox_bits, philox_uniform, random_start
-from ard_fast.reference.steps import mifgsm_step, pgd_l2_step, pgd_linf_step
+from ard_fast.reference.layers import affine_relu, affine_relu_backward, fold_batch_norm, pack_mask, unpack_mask
+from ard_fast.reference.losses import (
+    ard_loss,
+    attack_gradient,
+    attack_loss,
+    kl_distill_loss,
+    mart_loss,
+    rslad_loss,
+    trades_loss,
+)
+from ard_fast.reference.starts import crop_flip, draw_views, philox_bits, philox_uniform, random_start
+from ard_fast.reference.steps import APGDIterate, apgd_step, mifgsm_step, pgd_l2_step, pgd_linf_step, select_best
 
 __all__ = [
     "APGDIterate",

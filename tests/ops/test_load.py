@@ -7,6 +7,7 @@ site-packages folder around the extension that is installed.
 import json
 import pprint
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ard_fast.functional import _fingerprint, _load
+from ard_fast.functional import _load
 
 ROOT = Path(__file__).resolve().parents[2]
+source_fingerprint = runpy.run_path(str(ROOT / "build_backend" / "fingerprint.py"))["source_fingerprint"]
 
 REPORT = """
 import json, sys, warnings
@@ -37,6 +39,8 @@ def make_checkout(root: Path) -> Path:
         (root / "csrc" / folder).mkdir(parents=True)
     (root / "csrc" / "core" / "one.h").write_text("// one\n")
     (root / "setup.py").touch()
+    (root / "build_backend").mkdir()
+    shutil.copy(ROOT / "build_backend" / "fingerprint.py", root / "build_backend")
     make_package(root / "ard_fast")
     return root
 
@@ -45,16 +49,15 @@ def make_package(folder: Path) -> Path:
     """The package's loader, without the rest."""
     (folder / "functional").mkdir(parents=True)
     (folder / "functional" / "__init__.py").touch()
-    for name in ("_load.py", "_fingerprint.py"):
-        shutil.copy(ROOT / "ard_fast" / "functional" / name, folder / "functional")
+    shutil.copy(ROOT / "ard_fast" / "functional" / "_load.py", folder / "functional")
     (folder / "__init__.py").write_text("from ard_fast.functional._load import load\n\nload()\n")
     return folder
 
 
-def put_extension(folder: Path, fingerprint: str) -> None:
+def put_extension(folder: Path, built_from: str) -> None:
     """The extension that is installed here, as if built from sources with this fingerprint."""
     shutil.copy(_load.load().c_path, folder)
-    info = {**_load.load().build_info, "SOURCE_FINGERPRINT": fingerprint}
+    info = {**_load.load().build_info, "SOURCE_FINGERPRINT": built_from}
     text = "".join(f"{key} = {pprint.pformat(value)}\n" for key, value in info.items())
     (folder / "_build_info.py").write_text(text)
 
@@ -71,7 +74,7 @@ def import_in(*path: Path) -> tuple[Path, Path, str | None, list[str]]:
 def test_checkout_in_front_of_the_installed_package_takes_its_extension(tmp_path: Path) -> None:
     """After `pip install .`, started from the clone's own root; then the clone's sources change."""
     checkout, site = make_checkout(tmp_path / "clone"), make_package(tmp_path / "site" / "ard_fast")
-    put_extension(site, _fingerprint.source_fingerprint(checkout / "csrc"))
+    put_extension(site, source_fingerprint(checkout / "csrc"))
     assert import_in(checkout, site.parent) == (checkout / "ard_fast", site, None, [])
 
     (checkout / "csrc" / "core" / "one.h").write_text("// two\n")
@@ -83,22 +86,19 @@ def test_checkout_in_front_of_the_installed_package_takes_its_extension(tmp_path
     assert f"`pip install .` (or `pip install -e .`) in {checkout}" in warned[0]
 
 
-def test_extension_left_beside_the_sources_gives_way_to_one_that_fits(tmp_path: Path) -> None:
+def test_of_several_extensions_the_one_that_fits_is_taken(tmp_path: Path) -> None:
     """An earlier `pip install -e .` left its extension in the clone, which a later `pip install .` does not replace."""
     checkout, site = make_checkout(tmp_path / "clone"), make_package(tmp_path / "site" / "ard_fast")
     put_extension(checkout / "ard_fast", "of an earlier build")
-    put_extension(site, _fingerprint.source_fingerprint(checkout / "csrc"))
-    assert import_in(checkout, site.parent) == (checkout / "ard_fast", site, None, [])
-    put_extension(checkout / "ard_fast", _fingerprint.source_fingerprint(checkout / "csrc"))
-    assert import_in(checkout, site.parent) == (checkout / "ard_fast", checkout / "ard_fast", None, [])
-
-
-def test_installed_package_takes_its_own_extension_unchecked(tmp_path: Path) -> None:
-    """There are no sources beside it to check against, and no other extension to look for."""
-    site, other = make_package(tmp_path / "site" / "ard_fast"), make_package(tmp_path / "other" / "ard_fast")
-    for folder in (site, other):
-        put_extension(folder, "whatever")
-    assert import_in(site.parent, other.parent) == (site, site, None, [])
+    put_extension(site, source_fingerprint(checkout / "csrc"))
+    folders = _load._folders_with_extension(checkout / "ard_fast", [str(checkout), str(tmp_path), str(site.parent)])
+    assert folders == [checkout / "ard_fast", site]
+    chosen, _, stale = _load._choose_folder(folders, checkout / "csrc")
+    assert (chosen, stale) == (site, None)
+    put_extension(checkout / "ard_fast", source_fingerprint(checkout / "csrc"))
+    assert _load._choose_folder(folders, checkout / "csrc")[0] == checkout / "ard_fast"
+    # Without sources to check against, the package's own.
+    assert _load._choose_folder(folders, None)[::2] == (checkout / "ard_fast", None)
 
 
 def test_missing_extension_is_an_error_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,42 +179,18 @@ def test_too_old_torch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         _load.load.__wrapped__()
 
 
-def test_module_attributes_are_those_of_the_loaded_extension() -> None:
-    extension = _load.load()
-    assert _load.load() is extension
-    assert _load.HAS_CUDA_KERNELS is extension.has_cuda_kernels
-    assert _load.cuda_reason == extension.cuda_reason
-    with pytest.raises(AttributeError, match="no attribute 'HAS_CUDA'"):
-        _ = _load.HAS_CUDA
-
-
 def test_fingerprint_is_of_compiled_sources_only(tmp_path: Path) -> None:
     """Any edit, rename or new file among the compiled sources changes it; the emulator and notes do not."""
     csrc = make_checkout(tmp_path / "clone") / "csrc"
-    seen = [_fingerprint.source_fingerprint(csrc)]
+    seen = [source_fingerprint(csrc)]
     (csrc / "core" / "one.h").write_text("// one, edited\n")
-    seen.append(_fingerprint.source_fingerprint(csrc))
+    seen.append(source_fingerprint(csrc))
     (csrc / "core" / "one.h").rename(csrc / "core" / "two.h")
-    seen.append(_fingerprint.source_fingerprint(csrc))
+    seen.append(source_fingerprint(csrc))
     (csrc / "cuda" / "new.cuh").touch()
-    seen.append(_fingerprint.source_fingerprint(csrc))
+    seen.append(source_fingerprint(csrc))
     assert len(set(seen)) == 4
-    for folder in _fingerprint.TEST_FOLDERS:
-        (csrc / folder).mkdir()
-        (csrc / folder / "emulator.cpp").write_text("int x;\n")
+    (csrc / "emulator").mkdir()
+    (csrc / "emulator" / "emulator.cpp").write_text("int x;\n")
     (csrc / "core" / "notes.md").write_text("notes\n")
-    assert _fingerprint.source_fingerprint(csrc) == seen[-1]
-
-
-def test_fingerprint_reads_each_compiled_source_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is computed at every import from a checkout: a megabyte of text and nothing else."""
-    read, real = [], Path.read_bytes
-
-    def read_bytes(path: Path) -> bytes:
-        read.append(path)
-        return real(path)
-
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    _fingerprint.source_fingerprint(ROOT / "csrc")
-    assert read == _fingerprint.compiled_sources(ROOT / "csrc")
-    assert sum(path.stat().st_size for path in read) < 1 << 20
+    assert source_fingerprint(csrc) == seen[-1]

@@ -1,4 +1,4 @@
-"""Scale and shift of each channel, a second tensor added, the rectifier, and the bits that its backward pass needs."""
+"""Scale, shift, residual, ReLU and the bits that its backward pass needs; batch norms folded into convolutions."""
 
 from __future__ import annotations
 
@@ -57,6 +57,32 @@ def unpack_mask(mask: Tensor, like: Tensor) -> Tensor:
     bits = torch.empty_like(like, dtype=torch.bool)
     _in_memory_order(bits).copy_(((mask[:, None] >> places) & 1).flatten()[: like.numel()])
     return bits
+
+
+def fold_batch_norm(
+    weight: Tensor | None,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Folded weight `[O, I / groups, kh, kw]`, scale `[O]` and shift `[O]` of one layer.
+
+    The norm's output is `conv(x, folded weight) + shift`, or `scale x + shift` where there is no convolution. Every
+    argument but `eps` may be missing: without `mean` and `var` there is no norm.
+    """
+    some = known(weight if var is None else var)
+    channels = some.shape[0]
+    bias = some.new_zeros(channels) if bias is None else bias
+    if var is None:
+        return weight, some.new_ones(channels), bias
+    # by way of float64 rounded correctly, which torch's float32 root on a CPU is not
+    root = (var + torch.full_like(var, eps)).double().sqrt().to(var.dtype)
+    scale = (some.new_ones(channels) if gamma is None else gamma) / root
+    shift = (some.new_zeros(channels) if beta is None else beta) + scale * (bias - known(mean))
+    return None if weight is None else weight * scale.view(-1, 1, 1, 1), scale, shift
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """A short hash of the C++ and CUDA sources that the extension module is compiled from.
 
-The build writes it into `_build_info.py`; `_load.py` compares it with the sources beside the Python files. Standard
-library only, because the build loads this file on its own, before the package can be imported.
+The build writes it into `_build_info.py`; in a checkout `ard_fast/functional/_load.py` compares it with the sources.
 """
 
 import hashlib
