@@ -220,7 +220,7 @@ def method_passes(method: str, steps: int | None, cached: bool) -> dict[str, Pas
     roles, count, classes = METHODS[method].teachers, 4, 10
     with FakeTensorMode():
         teachers = {role: Teacher(build_model("digits-teacher")) for role in roles}
-        context = MethodContext(num_classes=classes, epochs=10, train_size=100, teachers=teachers)
+        context = MethodContext(num_classes=classes, epochs=10, teachers=teachers)
         instance = build_method(method, resolve(settings), context)
         student = build_model("digits-student").train()
         ids = torch.zeros(count, dtype=torch.int64)

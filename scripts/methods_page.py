@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from _timing import cpu_model  # noqa: E402
 
 from ard_fast._files import write_text  # noqa: E402
-from ard_fast.methods import METHODS, MethodSpec  # noqa: E402
+from ard_fast.methods import METHODS, Method  # noqa: E402
 from ard_fast.training.comparison import mean_sd  # noqa: E402
 from ard_fast.training.report import markdown_table  # noqa: E402
 
@@ -126,9 +126,10 @@ def _figures() -> list[str]:
         "",
         f"{content['note']} Measured {measured['date']} on {measured['processor']}, one thread a run, torch "
         f"{measured['torch']}. The students have 4,258 parameters, the teachers 23,034. The same 15 epochs for all, "
-        "replays counted; rates and temperatures chosen on the validation images (benchmarks/NOTES.md has what was "
-        "tried). With 450 test images one figure's standard error is 2 points, so most of the differences between the "
-        "members of the family are noise. Commands: `python -m ard_fast.train --compare-methods NAME,NAME,...`, then "
+        "batch repeats counted; learning rates and temperatures chosen on the validation images (benchmarks/NOTES.md "
+        "has what was tried). With 450 test images one figure's standard error is 2 points, so most of the differences "
+        "between the members of the family are noise. Commands: `python -m ard_fast.train --compare-methods "
+        "NAME,NAME,...`, then "
         "`python -m ard_fast.compare RUN --attacks apgd-ce --baseline at --out DIR`."
         + ("" if timed else " The machine was busy, so the times are left out."),
         "",
@@ -138,9 +139,9 @@ def _figures() -> list[str]:
     ]
 
 
-def _section(name: str, spec: MethodSpec) -> str:
+def _section(name: str, spec: type[Method]) -> str:
     lines = ["", f"### {name}", "", f"{spec.summary}.", ""]
-    lines.append(f"- constants: {_settings(spec.defaults)}")
+    lines.append(f"- constants: {_settings(spec.defaults())}")
     if spec.attacks:
         lines.append(f"- step of the attack: {spec.step_ratio:g} eps")
     if spec.teachers:

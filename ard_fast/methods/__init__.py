@@ -1,15 +1,15 @@
 """Training methods: what a step attacks and which loss it takes; `build_method` makes one by name."""
 
-from ard_fast.methods.base import Inner, Method, MethodContext, Quirk, StepResult
+from ard_fast.methods.base import AttackingMethod, Inner, Method, MethodContext, PGDMethod, Quirk, StepResult
 from ard_fast.methods.registry import METHODS, build_method, find_method
-from ard_fast.methods.spec import MethodSpec
 
 __all__ = [
     "METHODS",
+    "AttackingMethod",
     "Inner",
     "Method",
     "MethodContext",
-    "MethodSpec",
+    "PGDMethod",
     "Quirk",
     "StepResult",
     "build_method",

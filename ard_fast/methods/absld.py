@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as tf
@@ -10,29 +10,24 @@ from torch import Tensor
 
 from ard_fast import functional as F
 from ard_fast._typing import known
-from ard_fast.attacks import KLPGD
-from ard_fast.data import Batch
-from ard_fast.methods.attack import kl_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, Network, Quirk, StepResult
-from ard_fast.methods.by_class import sums_by_class
-from ard_fast.methods.quirks import KL_MEAN, UNCLAMPED_NORMAL
-from ard_fast.methods.settings import FilledSettings
-from ard_fast.methods.spec import MethodSpec
-from ard_fast.methods.words import kl_words
-from ard_fast.teachers import Teacher
+from ard_fast.attacks.pgd import KLPGD
+from ard_fast.data.batches import Batch
+from ard_fast.methods.base import Inner, Network, PGDMethod, Quirk, StepResult
+from ard_fast.methods.shared import KL_MEAN, RSLAD_RECIPE, UNCLAMPED_NORMAL, kl_settings, kl_words, sums_by_class
 
 LOWEST, HIGHEST = 0.5, 5.0  # of the classes' temperatures
 
 
-class AntiBiasDistillation(Method):
+@dataclass(eq=False, repr=False, kw_only=True)
+class AntiBiasDistillation(PGDMethod):
     """RSLAD with teachers' labels as smooth as their class can bear: T^2 [alpha KL(T^a(x) || S(x')) + (1 - alpha)
     KL(T^n(x) || S(x))], T^a(x) = softmax(T(x) / a_y), x' attacking KL(T^a(x) || S(x')).
 
     The teacher's temperatures a and n (on top of T), one for each class y and each term, start at 1. After each epoch
     a_c -= r (L_c - mean L) / max |L - mean L|, held within [0.5, 5], L_c the epoch's mean CE of class c at x' (at x for
-    n): a class that is learnt badly gets sharper labels. r follows the learning rate's drops. The code takes sums for
-    L_c; where classes are equally frequent, as in CIFAR, that is the same. A class that no image of the epoch had keeps
-    its temperatures and does not count in the mean.
+    n): a class that is learnt badly gets sharper labels. r is `balance_rate` and follows the learning rate's drops. The
+    code takes sums for L_c; where classes are equally frequent, as in CIFAR, that is the same. A class that no image of
+    the epoch had keeps its temperatures and does not count in the mean.
 
     In the code both targets share memory and are divided in place, so that the published figures come from logits
     divided by a_y n_y in both terms and in the attack (`temperature_product`).
@@ -41,28 +36,43 @@ class AntiBiasDistillation(Method):
     """
 
     name = "absld"
+    summary = "ABSLD: RSLAD with a teacher temperature for each class, moved each epoch (Zhao et al., NeurIPS 2024)"
+    state = ("class_temperatures", "sums")
+    teachers = ("teacher",)
+    asked_clean = ("teacher",)
+    attack_class, init = KLPGD, "normal"
+    paper = RSLAD_RECIPE
+    quirks = (
+        Quirk(
+            "the teacher's logits are divided by the product of both class temperatures in both terms",
+            {"temperature_product": True},
+        ),
+        KL_MEAN,
+        UNCLAMPED_NORMAL,
+    )
 
-    def __init__(self, inner_attack: KLPGD, settings: FilledSettings, context: MethodContext) -> None:
-        self.teacher, self.inner_attack, self.context = context.teachers["teacher"], inner_attack, context
-        self.alpha, self.temperature, self.reduction = settings.alpha, settings.temperature, settings.reduction
-        self.initial_rate, self.product = settings.balance_rate, settings.temperature_product
-        # first row for x', second for x
-        self.class_temperatures = torch.ones(2, context.num_classes, device=context.device)
-        self.sums = torch.zeros(3, context.num_classes, dtype=torch.float64, device=context.device)
-        self.rate = torch.zeros((), device=context.device)
+    alpha: float = 5 / 6
+    temperature: float = 1.0
+    reduction: str = "mean"
+    balance_rate: float = 0.1
+    temperature_product: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        classes, device = self.context.num_classes, self.context.device
+        self.class_temperatures = torch.ones(2, classes, device=device)  # first row for x', second for x
+        self.sums = torch.zeros(3, classes, dtype=torch.float64, device=device)
+        self.rate = torch.zeros((), device=device)
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
         # The code drops the learning rate, and r with it, before it moves the temperatures at an epoch's end.
-        self.rate.fill_(self.initial_rate * self.context.relative_rate(epoch + 1))
-
-    def clean_teachers(self) -> tuple[Teacher, ...]:
-        return (self.teacher,)
+        self.rate.fill_(self.balance_rate * self.context.relative_rate(epoch + 1))
 
     def attack(self, student: Network, batch: Batch) -> Inner:
         target = self.teacher.clean(batch)
         attacked = target / self._teacher_temperatures(batch)[0][:, None]
-        return Inner(self.inner_attack(student, batch.x, attacked, seed=batch.seed, sample_ids=batch.ids), target)
+        return Inner(self.perturb(student, batch, attacked), target)
 
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         logits, clean = student(known(inner.x_adv)), student(batch.x)
@@ -73,10 +83,9 @@ class AntiBiasDistillation(Method):
             teacher_logits=known(inner.target),
             adv_weight=self.alpha,
             clean_weight=1.0 - self.alpha,
-            temperature=self.temperature,
-            reduction=self.reduction,
             teacher_temperature=self.temperature * adversarial,
             clean_teacher_temperature=self.temperature * natural,
+            **kl_settings(self),
         )
         with torch.no_grad():
             both = (tf.cross_entropy(rows.float(), batch.y, reduction="none") for rows in (logits, clean))
@@ -105,57 +114,20 @@ class AntiBiasDistillation(Method):
             "clean_temperature_max": natural.max().item(),
         }
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"class_temperatures": self.class_temperatures, "sums": self.sums}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.class_temperatures.copy_(state["class_temperatures"])
-        self.sums.copy_(state["sums"])
-
     def _teacher_temperatures(self, batch: Batch) -> Tensor:
         """For each sample, of the term at x' and of the one at x: `[2, B]`."""
         temperatures = self.class_temperatures[:, batch.y]
-        return temperatures.prod(0).expand(2, -1).contiguous() if self.product else temperatures
+        return temperatures.prod(0).expand(2, -1).contiguous() if self.temperature_product else temperatures
 
     def conventions(self) -> list[str]:
         own = "divided by the class temperature of each term"
-        if self.product:
+        if self.temperature_product:
             own = "divided by the product of the class's two temperatures in both terms, as published"
         return [
             f"loss T^2 * [{self.alpha:.4g} * KL(T(x) || S(x')) + {1 - self.alpha:.4g} * KL(T(x) || S(x))], "
             f"{kl_words(self)}; teacher's logits {own}",
             f"class temperatures from 1 within [{LOWEST:g}, {HIGHEST:g}], each epoch moved by up to "
-            f"{self.initial_rate:g} against the class's CE; the step falls with the learning rate",
+            f"{self.balance_rate:g} against the class's CE; the step falls with the learning rate",
             "teacher sees x, eval mode; x' attacks the KL of the first term at temperature 1 of the student, from "
             "noise of 0.001 N(0, 1)",
         ]
-
-
-def _build(settings: FilledSettings, context: MethodContext) -> AntiBiasDistillation:
-    return AntiBiasDistillation(kl_attack(settings), settings, context)
-
-
-SPEC = MethodSpec(
-    summary="ABSLD: RSLAD with a teacher temperature for each class, moved each epoch (Zhao et al., NeurIPS 2024)",
-    build=_build,
-    defaults={
-        "steps": 10,
-        "attack_bn": "eval",
-        "clamp_start": True,
-        "alpha": 5 / 6,
-        "temperature": 1.0,
-        "reduction": "mean",
-        "balance_rate": 0.1,
-        "temperature_product": False,
-    },
-    teachers=("teacher",),
-    paper={"student": "resnet18", "epochs": 300, "milestones": (215, 260, 285), "lr": 0.1, "weight_decay": 2e-4},
-    quirks=(
-        Quirk(
-            "the teacher's logits are divided by the product of both class temperatures in both terms",
-            {"temperature_product": True},
-        ),
-        KL_MEAN,
-        UNCLAMPED_NORMAL,
-    ),
-)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from ard_fast import functional as F
 from ard_fast._typing import known
-from ard_fast.attacks import KLPGD
-from ard_fast.data import Batch
-from ard_fast.methods.attack import kl_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, Network, Quirk, StepResult
-from ard_fast.methods.quirks import KL_MEAN, UNCLAMPED_NORMAL
-from ard_fast.methods.settings import FilledSettings
-from ard_fast.methods.spec import MethodSpec
-from ard_fast.methods.words import kl_words
-from ard_fast.teachers import Teacher
+from ard_fast.attacks.pgd import KLPGD
+from ard_fast.data.batches import Batch
+from ard_fast.methods.base import Inner, Network, PGDMethod, Quirk, StepResult
+from ard_fast.methods.shared import KL_MEAN, UNCLAMPED_NORMAL, kl_settings, kl_words, recipe
+from ard_fast.teachers.teacher import Teacher
 
 
-class AdaptiveAdversarialDistillation(Method):
+@dataclass(eq=False, repr=False, kw_only=True)
+class AdaptiveAdversarialDistillation(PGDMethod):
     """T^2 [alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x))], x' attacking KL(T(x') || S(x')); no label.
 
     The attack's gradient flows through both networks, so each of its K steps costs a forward and a backward of the
@@ -30,30 +27,31 @@ class AdaptiveAdversarialDistillation(Method):
     """
 
     name = "adaad"
+    summary = "AdaAD: KL(T(x') || S(x')), x' attacks the same through both networks (Huang et al., CVPR 2023)"
+    teachers = ("teacher",)
+    attack_class, init = KLPGD, "normal"
+    paper = recipe(student="resnet18", weight_decay=5e-4)
+    quirks = (
+        KL_MEAN,
+        UNCLAMPED_NORMAL,
+        Quirk("clean forward although its loss has weight 0: one more batch-norm update", {"clean_branch": True}),
+    )
 
-    def __init__(
-        self,
-        teacher: Teacher,
-        inner_attack: KLPGD,
-        *,
-        alpha: float,
-        temperature: float,
-        reduction: str,
-        clean_branch: bool = False,
-    ) -> None:
-        self.teacher, self.inner_attack, self.clean_branch = teacher, inner_attack, clean_branch
-        self.alpha, self.temperature, self.reduction = alpha, temperature, reduction
+    alpha: float = 1.0
+    temperature: float = 1.0
+    reduction: str = "mean"
+    clean_branch: bool = False
 
     def clean_teachers(self) -> tuple[Teacher, ...]:
         return () if self.alpha == 1.0 else (self.teacher,)
 
     def attack(self, student: Network, batch: Batch) -> Inner:
-        x_adv = self.inner_attack(student, batch.x, self.teacher.attacked, seed=batch.seed, sample_ids=batch.ids)
+        x_adv = self.perturb(student, batch, self.teacher.attacked)
         clean_target = None if self.alpha == 1.0 else self.teacher.clean(batch)
         return Inner(x_adv, self.teacher(x_adv), clean_target)
 
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
-        how: dict[str, Any] = {"temperature": self.temperature, "reduction": self.reduction}
+        how = kl_settings(self)
         clean = student(batch.x) if self.clean_branch or self.alpha != 1.0 else None
         logits = student(known(inner.x_adv))
         loss = self.alpha * F.kl_distill_loss(logits, known(inner.target), **how)
@@ -74,36 +72,3 @@ class AdaptiveAdversarialDistillation(Method):
             "x' attacks KL(T(x') || S(x')) at temperature 1, gradient through both networks, teacher in eval mode, "
             f"from noise of 0.001 N(0, 1); then forwards: {forwards}",
         ]
-
-
-def _build(settings: FilledSettings, context: MethodContext) -> AdaptiveAdversarialDistillation:
-    return AdaptiveAdversarialDistillation(
-        context.teachers["teacher"],
-        kl_attack(settings),
-        alpha=settings.alpha,
-        temperature=settings.temperature,
-        reduction=settings.reduction,
-        clean_branch=settings.clean_branch,
-    )
-
-
-SPEC = MethodSpec(
-    summary="AdaAD: KL(T(x') || S(x')), x' attacks the same through both networks (Huang et al., CVPR 2023)",
-    build=_build,
-    defaults={
-        "steps": 10,
-        "attack_bn": "eval",
-        "clamp_start": True,
-        "alpha": 1.0,
-        "temperature": 1.0,
-        "reduction": "mean",
-        "clean_branch": False,
-    },
-    teachers=("teacher",),
-    paper={"student": "resnet18", "epochs": 200, "milestones": (100, 150), "lr": 0.1, "weight_decay": 5e-4},
-    quirks=(
-        KL_MEAN,
-        UNCLAMPED_NORMAL,
-        Quirk("clean forward although its loss has weight 0: one more batch-norm update", {"clean_branch": True}),
-    ),
-)

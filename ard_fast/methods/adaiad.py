@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from ard_fast.data import Batch
-from ard_fast.methods.attack import kl_attack
-from ard_fast.methods.base import Inner, MethodContext, Network, Quirk, StepResult
-from ard_fast.methods.iad_i import UNTRUSTED_TEACHER, IntrospectiveDistillation
-from ard_fast.methods.quirks import UNCLAMPED_NORMAL
-from ard_fast.methods.settings import FilledSettings
-from ard_fast.methods.spec import MethodSpec
-from ard_fast.teachers import Teacher
+from dataclasses import dataclass
+
+from ard_fast.attacks.pgd import KLPGD
+from ard_fast.data.batches import Batch
+from ard_fast.methods.base import Inner, Network, Quirk, StepResult
+from ard_fast.methods.iad_i import IntrospectiveDistillation
+from ard_fast.methods.shared import UNCLAMPED_NORMAL, UNTRUSTED_TEACHER, recipe, teacher_trust
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class AdaptiveIntrospectiveDistillation(IntrospectiveDistillation):
     """IAD-I's loss with T(x') for T(x), and AdaAD's x', which attacks KL(T(x') || S(x')) through both networks.
 
@@ -21,52 +21,31 @@ class AdaptiveIntrospectiveDistillation(IntrospectiveDistillation):
     """
 
     name = "adaiad"
-    taught_at = "x'"
+    summary = "AdaIAD: IAD-I with AdaAD's attack and the teacher at x' (Huang et al., CVPR 2023)"
+    asked_clean = ()  # at x' only
+    attack_class, init = KLPGD, "normal"
+    paper = recipe(student="resnet18", weight_decay=5e-4)
+    quirks = (
+        UNTRUSTED_TEACHER,
+        Quirk("two more clean forwards of the student: two batch-norm updates", {"clean_branch": True}),
+        UNCLAMPED_NORMAL,
+    )
 
-    def clean_teachers(self) -> tuple[Teacher, ...]:
-        return ()  # at x' only
+    temperature: float = 30.0
 
     def attack(self, student: Network, batch: Batch) -> Inner:
-        x_adv = self.inner_attack(student, batch.x, self.teacher.attacked, seed=batch.seed, sample_ids=batch.ids)
+        x_adv = self.perturb(student, batch, self.teacher.attacked)
         target = self.teacher(x_adv)
-        return Inner(x_adv, target, weight=self._trust(target, batch) if self.begun else None)
+        return Inner(x_adv, target, weight=teacher_trust(target, batch.y, self.trust_power) if self.begun else None)
 
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         if self.clean_branch:
             student(batch.x)
         return super().loss(student, batch, inner)
 
-    def _attack_words(self) -> str:
-        return (
+    def conventions(self) -> list[str]:
+        return self._conventions(
+            "x'",
             "x' attacks KL(T(x') || S(x')) at temperature 1, gradient through both networks, from noise of "
-            "0.001 N(0, 1); teacher, in eval mode, sees x'"
+            "0.001 N(0, 1); teacher, in eval mode, sees x'",
         )
-
-
-def _build(settings: FilledSettings, context: MethodContext) -> AdaptiveIntrospectiveDistillation:
-    return AdaptiveIntrospectiveDistillation(context.teachers["teacher"], kl_attack(settings), settings, context.epochs)
-
-
-SPEC = MethodSpec(
-    summary="AdaIAD: IAD-I with AdaAD's attack and the teacher at x' (Huang et al., CVPR 2023)",
-    build=_build,
-    defaults={
-        "steps": 10,
-        "attack_bn": "eval",
-        "clamp_start": True,
-        "alpha": 1.0,
-        "temperature": 30.0,
-        "reduction": "batchmean",
-        "begin_share": 0.3,
-        "trust_power": 0.1,
-        "trust_teacher": True,
-        "clean_branch": False,
-    },
-    teachers=("teacher",),
-    paper={"student": "resnet18", "epochs": 200, "milestones": (100, 150), "lr": 0.1, "weight_decay": 5e-4},
-    quirks=(
-        UNTRUSTED_TEACHER,
-        Quirk("two more clean forwards of the student: two batch-norm updates", {"clean_branch": True}),
-        UNCLAMPED_NORMAL,
-    ),
-)

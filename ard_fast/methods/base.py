@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as tf
 from torch import Tensor
 
-from ard_fast.data import Batch
-from ard_fast.teachers import Teacher
+from ard_fast._typing import known
+from ard_fast.attacks.pgd import PGD
+from ard_fast.data.batches import Batch
+from ard_fast.teachers.teacher import Teacher
 
 Network = Callable[[Tensor], Tensor]
 """Maps images `[B, ...]` to logits `[B, C]`: a module, or the function that stands for it."""
@@ -39,7 +42,7 @@ class Inner:
         target: teacher logits `[B, num_classes]`, at the images that the method's teacher sees.
         clean_target: logits of the second teacher, or of the same one at other images.
         weight: float32 `[B]`, of each sample's loss.
-        delta: the perturbation that a method keeps between its replays; it requires grad.
+        delta: the perturbation that a method keeps between updates; it requires grad.
         record: what `loss` leaves for `after_backward`, which is where a method changes its state: a loss may be taken
             twice in a step.
     """
@@ -50,6 +53,19 @@ class Inner:
     weight: Tensor | None = None
     delta: Tensor | None = None
     record: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """A departure of a published code from its formulas, or from good practice, that changes results.
+
+    Attributes:
+        text: for people.
+        settings: what reproduces it: fields of the run's configuration.
+    """
+
+    text: str
+    settings: Mapping[str, object]
 
 
 def same(value: Tensor) -> Tensor:
@@ -69,7 +85,6 @@ class MethodContext:
     Attributes:
         num_classes: C.
         epochs: passes of the whole run.
-        train_size: images of the training split.
         teachers: by role, "teacher" and "clean_teacher".
         processes: of the run.
         all_reduce: sums a tensor over all processes of the run, without a host synchronisation; may work in place.
@@ -81,7 +96,6 @@ class MethodContext:
 
     num_classes: int
     epochs: int
-    train_size: int
     teachers: Mapping[str, Teacher] = field(default_factory=dict[str, Teacher])
     processes: int = 1
     all_reduce: Callable[[Tensor], Tensor] = same
@@ -90,21 +104,64 @@ class MethodContext:
     relative_rate: Callable[[int], float] = constant_rate
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Method(ABC):
-    """One training method. It holds teachers, attack and its own state, never the student or the optimiser.
+    """One training method: a dataclass whose fields are its settings, with the constants of its paper as defaults.
 
-    For each batch the trainer calls `attack`, then `loss`, differentiates it, calls `after_backward` and updates the
-    student; `replays` times in a row. Nothing in these may wait for the device.
+    It holds teachers, attack and its own state, never the student or the optimiser. For each batch the trainer calls
+    `attack`, then `loss`, differentiates it, calls `after_backward` and updates the student; `replays` times in a row.
+    Nothing in these may wait for the device.
 
     What the three compute may be recorded once and repeated for the following batches (a CUDA graph), without running
     any Python. So what changes from step to step or from epoch to epoch is either a tensor that is written in place
     (what `state_dict` gives; a rate that follows the schedule), or a plain value in an attribute (whether a term has
     begun), at whose every new value the step is recorded anew.
+
+    Attributes:
+        context: the run that it is part of.
+        name: on the command line.
+        summary: one line: inner problem, outer loss, source.
+        teachers: the roles it needs, of "teacher" and "clean_teacher".
+        asked_clean: those of them that each step asks for their logits at the batch's own images.
+        state: the attributes, tensors that are written in place, that must survive a stop.
+        attacks: whether it attacks the student.
+        step_ratio: the step of its attack in units of eps.
+        selects_by: the validation accuracy that makes an epoch the best: "robust" or "clean".
+        whole_batch: whether each batch changes the method's state, or is used twice, so that it cannot come in parts.
+        paper: the rest of its paper's training recipe on CIFAR-10, for the preset `<name>-paper`.
+        quirks: what `parity` switches on.
+        replays: updates on each batch (batch repeats); the run then makes epochs / replays passes over the data.
     """
 
-    name: str
-    replays: int = 1
-    """Updates on each batch; the run then makes epochs / replays passes over the data."""
+    context: MethodContext
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    teachers: ClassVar[tuple[str, ...]] = ()
+    asked_clean: ClassVar[tuple[str, ...]] = ()
+    state: ClassVar[tuple[str, ...]] = ()
+    attacks: ClassVar[bool] = False
+    step_ratio: ClassVar[float] = 0.25
+    selects_by: ClassVar[str] = "robust"
+    whole_batch: ClassVar[bool] = False
+    paper: ClassVar[Mapping[str, Any]] = {}
+    quirks: ClassVar[tuple[Quirk, ...]] = ()
+    replays = 1
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The settings that it has, with the constants of its paper; radius and step of an attack go without."""
+        return {item.name: item.default for item in fields(cls) if item.init and item.default is not MISSING}
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher; for methods with two, the one that was trained adversarially."""
+        return self.context.teachers["teacher"]
+
+    @property
+    def clean_teacher(self) -> Teacher:
+        """The second teacher, trained on clean images."""
+        return self.context.teachers["clean_teacher"]
 
     @abstractmethod
     def attack(self, student: Network, batch: Batch) -> Inner:
@@ -123,7 +180,7 @@ class Method(ABC):
 
     def clean_teachers(self) -> tuple[Teacher, ...]:
         """The teachers that each step asks for their logits at the batch's own images (`Teacher.clean`)."""
-        return ()
+        return tuple(self.context.teachers[role] for role in self.asked_clean)
 
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027 - most methods need none
         """Called before the first batch of an epoch (from 0), and when a run goes on inside one."""
@@ -134,26 +191,85 @@ class Method(ABC):
 
     def state_dict(self) -> dict[str, Tensor]:
         """What must survive a stop, as tensors."""
-        return {}
+        return {name: getattr(self, name) for name in self.state}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put `state_dict`'s tensors back."""
-        if state:
-            raise ValueError(f"resume: method {self.name} keeps no state, got {', '.join(state)}")
+        if set(state) != set(self.state):
+            raise ValueError(f"resume: method {self.name} keeps {self.state or 'no state'}, got {', '.join(state)}")
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
 
     @abstractmethod
     def conventions(self) -> list[str]:
         """The method's conventions in words, printed when a run starts."""
 
 
-@dataclass(frozen=True)
-class Quirk:
-    """A departure of a published code from its formulas, or from good practice, that changes results.
+@dataclass(eq=False, repr=False, kw_only=True)
+class AttackingMethod(Method):
+    """Adversarial training with any attack: CE(S(x'), y), averaged over the batch, x' attacking the label.
 
     Attributes:
-        text: for people.
-        settings: what reproduces it: fields of the run's configuration.
+        eps: radius of the L-infinity ball, pixels in [0, 1].
+        step_size: of the attack, likewise.
+        inner_attack: made by `make_attack`.
     """
 
-    text: str
-    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    eps: float
+    step_size: float
+    inner_attack: PGD = field(init=False)
+
+    attacks = True
+
+    def __post_init__(self) -> None:
+        self.inner_attack = self.make_attack()
+
+    @abstractmethod
+    def make_attack(self) -> PGD:
+        """The attack of the inner problem."""
+
+    @property
+    def relative_step(self) -> float:
+        """The step in units of eps; 0 where eps is 0."""
+        return self.step_size / self.eps if self.eps else 0.0
+
+    def perturb(self, student: Network, batch: Batch, target: Any = None) -> Tensor:
+        """x' by the inner attack, at labels, at target logits, or at a network (see `KLPGD`)."""
+        return self.inner_attack(student, batch.x, target, seed=batch.seed, sample_ids=batch.ids)
+
+    def attack(self, student: Network, batch: Batch) -> Inner:
+        return Inner(self.perturb(student, batch, batch.y))
+
+    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
+        logits = student(known(inner.x_adv))
+        return StepResult(tf.cross_entropy(logits, batch.y), logits)
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class PGDMethod(AttackingMethod):
+    """A method that attacks in several steps, by default on the cross-entropy from a uniform start in the ball.
+
+    Attributes:
+        steps: of the attack.
+        attack_bn: batch norm inside the attack: "eval", "train" or "train_frozen".
+        clamp_start: whether the start is clamped to [0, 1].
+        attack_class: `PGD`, or `KLPGD` for the KL from x + 0.001 N(0, 1), the inner problem of TRADES, RSLAD and AdaAD.
+        init: of the start under `PGD`: "uniform", or "normal" for x + 0.001 N(0, 1).
+    """
+
+    steps: int = 10
+    attack_bn: str = "eval"
+    clamp_start: bool = True
+
+    attack_class: ClassVar[type[PGD]] = PGD
+    init: ClassVar[str] = "uniform"
+
+    def make_attack(self) -> PGD:
+        return self.attack_class(
+            eps=self.eps,
+            step_size=self.step_size,
+            steps=self.steps,
+            bn=self.attack_bn,
+            clamp_start=self.clamp_start,
+            init=self.init,
+        )

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ard_fast import functional as F
 from ard_fast._typing import known
-from ard_fast.attacks import PGD
 from ard_fast.attacks.base import Problem
-from ard_fast.data import Batch
+from ard_fast.attacks.pgd import PGD
+from ard_fast.data.batches import Batch
 from ard_fast.functional import AttackGradient
-from ard_fast.methods.ard import ARD_CODE_QUIRKS
-from ard_fast.methods.attack import ce_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
-from ard_fast.methods.by_class import sums_by_class
-from ard_fast.methods.settings import FilledSettings
-from ard_fast.methods.spec import MethodSpec
-from ard_fast.methods.words import kl_words
-from ard_fast.teachers import Teacher
+from ard_fast.methods.ard import AdversariallyRobustDistillation
+from ard_fast.methods.base import Inner, Network
+from ard_fast.methods.shared import kl_words, recipe, sums_by_class
 
 LOWEST, HIGHEST = 5 / 6, 5 / 2  # of the classes' weights
 _NEVER = 1e-5  # added to kappa, which is 0 for a class that no step finds correct
@@ -51,7 +45,8 @@ class CountingPGD(PGD):
         return super().step(x_adv, outcome, problem, state)
 
 
-class FairDistillation(Method):
+@dataclass(eq=False, repr=False, kw_only=True)
+class FairDistillation(AdversariallyRobustDistillation):
     """ARD's loss, each sample's weighted by its class: v_y [alpha T^2 KL(T(x) || S(x')) + (1 - alpha) CE(S(x), y)].
 
     kappa_c is the mean over the epoch's images of class c of the number of steps of the attack at which the student was
@@ -59,44 +54,27 @@ class FairDistillation(Method):
     scaled to a mean of 1 over the classes and then held within [5/6, 5/2]; v = 1 in the first epoch. A class that no
     image of the epoch had gets 1 and is left out of the mean.
 
-    As ARD, x' attacks CE(S(x'), y), the teacher sees x, and at alpha = 1 the clean images go through the student only
-    for batch norm, if `clean_branch` says so.
-
     State: v and the running epoch's sums, on the device, the same in every process.
     """
 
     name = "fair-ard"
+    summary = "Fair-ARD: ARD with class weights from how long a class withstands the attack (Yue et al., NeurIPS 2023)"
+    state = ("class_weights", "sums")
+    attack_class = CountingPGD
+    paper = recipe(student="resnet18", nesterov=True)
 
-    def __init__(self, inner_attack: CountingPGD, settings: FilledSettings, context: MethodContext) -> None:
-        self.teacher, self.inner_attack, self.context = context.teachers["teacher"], inner_attack, context
-        self.alpha, self.temperature, self.reduction = settings.alpha, settings.temperature, settings.reduction
-        self.power, self.clean_branch = settings.fairness_power, settings.clean_branch
-        self.class_weights = torch.ones(context.num_classes, device=context.device)
-        self.sums = torch.zeros(2, context.num_classes, dtype=torch.float64, device=context.device)
+    fairness_power: float = 2.0
 
-    def clean_teachers(self) -> tuple[Teacher, ...]:
-        return (self.teacher,)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        classes, device = self.context.num_classes, self.context.device
+        self.class_weights = torch.ones(classes, device=device)
+        self.sums = torch.zeros(2, classes, dtype=torch.float64, device=device)
 
     def attack(self, student: Network, batch: Batch) -> Inner:
-        target = self.teacher.clean(batch)
-        x_adv = self.inner_attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids)
-        weight = self.class_weights[batch.y]
-        return Inner(x_adv, target, weight=weight, record=self.inner_attack.steps_correct)
-
-    def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
-        logits = student(known(inner.x_adv))
-        clean = student(batch.x) if self.clean_branch or self.alpha != 1.0 else None
-        loss = F.ard_loss(
-            logits,
-            teacher_logits=known(inner.target),
-            student_logits=clean,
-            labels=batch.y,
-            alpha=self.alpha,
-            temperature=self.temperature,
-            reduction=self.reduction,
-            weight=inner.weight,
-        )
-        return StepResult(loss, logits)
+        inner = super().attack(student, batch)
+        inner.weight, inner.record = self.class_weights[batch.y], cast("CountingPGD", self.inner_attack).steps_correct
+        return inner
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:
         sums = sums_by_class(known(inner.record)[None], batch.y, self.context.num_classes)
@@ -106,7 +84,7 @@ class FairDistillation(Method):
         total, count = self.sums
         seen = count > 0
         kappa = total / count.clamp_min(1.0)
-        exponents = torch.where(seen, -self.power * (kappa + _NEVER).log(), -torch.inf)
+        exponents = torch.where(seen, -self.fairness_power * (kappa + _NEVER).log(), -torch.inf)
         scaled = torch.softmax(exponents, 0) * seen.sum()
         self.class_weights.copy_(torch.where(seen, scaled.clamp(LOWEST, HIGHEST), 1.0))
         seen_kappa = kappa[seen]
@@ -118,49 +96,12 @@ class FairDistillation(Method):
             "class_weight_max": self.class_weights.max().item(),
         }
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"class_weights": self.class_weights, "sums": self.sums}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.class_weights.copy_(state["class_weights"])
-        self.sums.copy_(state["sums"])
-
     def conventions(self) -> list[str]:
         clean = "" if self.alpha == 1.0 else f" + {1 - self.alpha:.4g} * CE(S(x), y)"
         dead = "; clean forward, weight 0 (as published)" if self.clean_branch and self.alpha == 1.0 else ""
         return [
             f"loss v_y * [{self.alpha:.4g} * T^2 * KL(T(x) || S(x')){clean}], {kl_words(self)}",
-            f"v_c of each epoch: (1 / kappa_c)^{self.power:g}, mean 1, within [5/6, 5/2]; kappa_c: attack steps at "
-            "which class c was still right, mean of the epoch before",
+            f"v_c of each epoch: (1 / kappa_c)^{self.fairness_power:g}, mean 1, within [5/6, 5/2]; kappa_c: attack "
+            "steps at which class c was still right, mean of the epoch before",
             f"teacher sees x, eval mode; x' attacks CE(S(x'), y){dead}",
         ]
-
-
-def _build(settings: FilledSettings, context: MethodContext) -> FairDistillation:
-    return FairDistillation(CountingPGD(**ce_attack(settings).settings()), settings, context)
-
-
-SPEC = MethodSpec(
-    summary="Fair-ARD: ARD with class weights from how long a class withstands the attack (Yue et al., NeurIPS 2023)",
-    build=_build,
-    defaults={
-        "steps": 10,
-        "attack_bn": "eval",
-        "clamp_start": True,
-        "alpha": 1.0,
-        "temperature": 30.0,
-        "reduction": "mean",
-        "fairness_power": 2.0,
-        "clean_branch": False,
-    },
-    teachers=("teacher",),
-    paper={
-        "student": "resnet18",
-        "epochs": 200,
-        "milestones": (100, 150),
-        "lr": 0.1,
-        "weight_decay": 2e-4,
-        "nesterov": True,
-    },
-    quirks=ARD_CODE_QUIRKS,
-)

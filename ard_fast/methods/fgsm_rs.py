@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from ard_fast.methods.at import AdversarialTraining
-from ard_fast.methods.attack import fgsm_rs_attack
-from ard_fast.methods.base import MethodContext
-from ard_fast.methods.settings import FilledSettings
-from ard_fast.methods.spec import MethodSpec
+from dataclasses import dataclass
+
+from ard_fast.attacks.one_step import FGSMRS
+from ard_fast.attacks.pgd import PGD
+from ard_fast.methods.base import AttackingMethod
+from ard_fast.methods.shared import recipe
 
 
-class FastAdversarialTraining(AdversarialTraining):
-    """Cross-entropy on images attacked by FGSM-RS: uniform start, one step, projection."""
+@dataclass(eq=False, repr=False, kw_only=True)
+class FastAdversarialTraining(AttackingMethod):
+    """CE(S(x'), y), x' by FGSM-RS: uniform start, one step, projection."""
 
     name = "fgsm-rs"
+    summary = "FGSM-RS: CE(S(x'), y), one step from a random start (Wong et al., ICLR 2020)"
+    step_ratio = 1.25
+    paper = recipe(epochs=15, milestones=None, schedule="cyclic", lr=0.2, weight_decay=5e-4)
+
+    attack_bn: str = "train"
+
+    def make_attack(self) -> PGD:
+        return FGSMRS(eps=self.eps, relative_step=self.relative_step, bn=self.attack_bn)
 
     def conventions(self) -> list[str]:
         return ["loss CE(S(x'), y), mean over the batch; x' is one step on CE(S(x'), y) from a uniform start"]
-
-
-def _build(settings: FilledSettings, context: MethodContext) -> FastAdversarialTraining:
-    return FastAdversarialTraining(fgsm_rs_attack(settings))
-
-
-SPEC = MethodSpec(
-    summary="FGSM-RS: CE(S(x'), y), one step from a random start (Wong et al., ICLR 2020)",
-    build=_build,
-    defaults={"attack_bn": "train"},
-    step_ratio=1.25,
-    paper={"epochs": 15, "schedule": "cyclic", "lr": 0.2, "weight_decay": 5e-4},
-)

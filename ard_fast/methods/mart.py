@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ard_fast import functional as F
 from ard_fast._typing import known
-from ard_fast.attacks import PGD
-from ard_fast.data import Batch
+from ard_fast.data.batches import Batch
 from ard_fast.losses import divisor_words
-from ard_fast.methods.attack import ce_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
-from ard_fast.methods.quirks import UNCLAMPED_NORMAL
-from ard_fast.methods.settings import FilledSettings
-from ard_fast.methods.spec import MethodSpec
+from ard_fast.methods.base import Inner, Network, PGDMethod, StepResult
+from ard_fast.methods.shared import UNCLAMPED_NORMAL, recipe
 
 
-class Mart(Method):
+@dataclass(eq=False, repr=False, kw_only=True)
+class Mart(PGDMethod):
     """BCE(S(x'), y) + beta KL(S(x) || S(x')) (1 - p_y(x)), with x' attacking CE(S(x'), y) from small normal noise.
 
     BCE is the cross-entropy and a margin term, see `ard_fast.functional.mart_loss`; the clean images go through the
@@ -22,12 +21,13 @@ class Mart(Method):
     """
 
     name = "mart"
+    summary = "MART: BCE(S(x'), y) + beta KL(S(x) || S(x')) (1 - p_y(x)) (Wang et al., ICLR 2020)"
+    init = "normal"
+    paper = recipe(epochs=120, milestones=(75, 90, 100), lr=0.01, weight_decay=3.5e-3, eps=0.031, step_size=0.007)
+    quirks = (UNCLAMPED_NORMAL,)
 
-    def __init__(self, inner_attack: PGD, beta: float, reduction: str) -> None:
-        self.inner_attack, self.beta, self.reduction = inner_attack, beta, reduction
-
-    def attack(self, student: Network, batch: Batch) -> Inner:
-        return Inner(self.inner_attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids))
+    beta: float = 5.0
+    reduction: str = "batchmean"
 
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         clean = student(batch.x)
@@ -41,23 +41,3 @@ class Mart(Method):
             f"loss BCE(S(x'), y) + {self.beta:g} * KL(S(x) || S(x')) (1 - p_y(x)), KL divided by {divisor}",
             "x' attacks CE(S(x'), y) from x + 0.001 N(0, 1)",
         ]
-
-
-def _build(settings: FilledSettings, context: MethodContext) -> Mart:
-    return Mart(ce_attack(settings, init="normal"), settings.beta, settings.reduction)
-
-
-SPEC = MethodSpec(
-    summary="MART: BCE(S(x'), y) + beta KL(S(x) || S(x')) (1 - p_y(x)) (Wang et al., ICLR 2020)",
-    build=_build,
-    defaults={"steps": 10, "attack_bn": "eval", "clamp_start": True, "beta": 5.0, "reduction": "batchmean"},
-    paper={
-        "epochs": 120,
-        "milestones": (75, 90, 100),
-        "lr": 0.01,
-        "weight_decay": 3.5e-3,
-        "eps": 0.031,
-        "step_size": 0.007,
-    },
-    quirks=(UNCLAMPED_NORMAL,),
-)

@@ -2,64 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ard_fast import functional as F
 from ard_fast._typing import known
-from ard_fast.attacks import PGD
-from ard_fast.data import Batch
-from ard_fast.methods.attack import ce_attack
-from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
-from ard_fast.methods.quirks import KL_MEAN, UNCLAMPED_NORMAL
-from ard_fast.methods.settings import FilledSettings
-from ard_fast.methods.spec import MethodSpec
-from ard_fast.methods.words import kl_words
-from ard_fast.teachers import Teacher
+from ard_fast.data.batches import Batch
+from ard_fast.methods.base import Inner, Network, PGDMethod, StepResult
+from ard_fast.methods.shared import KL_MEAN, RSLAD_RECIPE, UNCLAMPED_NORMAL, kl_settings, kl_words
 
 
-class MultiTeacherDistillation(Method):
+@dataclass(eq=False, repr=False, kw_only=True)
+class MultiTeacherDistillation(PGDMethod):
     """T^2 [(1 - w) L_adv + w L_nat], L_adv = KL(T(x') || S(x')), L_nat = KL(T'(x) || S(x)); x' attacks CE(S(x'), y).
 
     T, trained adversarially, sees the attacked images; T', trained on clean ones, the clean images. w, 1/2 at the
     start, moves before each step's loss by -r (w - l_nat / (l_nat + l_adv)), where l is a loss of this step in units of
-    the same loss of the first step: the term that has fallen less gets more weight. r follows the learning rate's
-    drops, as in the code. The code's losses have 1e-5 inside the logarithm of the target, which shifts l by less than
-    that: left out.
+    the same loss of the first step: the term that has fallen less gets more weight. r is `balance_rate` and follows the
+    learning rate's drops, as in the code. The code's losses have 1e-5 inside the logarithm of the target, which shifts
+    l by less than that: left out.
 
     State: w and the first two losses, on the device. The losses are means over the global batch, so w is the same in
     every process.
     """
 
     name = "mtard"
+    summary = "MTARD: w_adv KL(T(x') || S(x')) + w_nat KL(T'(x) || S(x)), weights balanced (Zhao et al., ECCV 2022)"
+    state = ("balance",)
+    teachers = ("teacher", "clean_teacher")
+    asked_clean = ("clean_teacher",)
+    init = "normal"
+    whole_batch = True
+    paper = RSLAD_RECIPE
+    quirks = (KL_MEAN, UNCLAMPED_NORMAL)
 
-    def __init__(self, inner_attack: PGD, settings: FilledSettings, context: MethodContext) -> None:
-        self.teacher, self.clean_teacher = context.teachers["teacher"], context.teachers["clean_teacher"]
-        self.inner_attack, self.context = inner_attack, context
-        self.temperature, self.reduction = settings.temperature, settings.reduction
-        self.initial_rate = settings.balance_rate
+    temperature: float = 1.0
+    reduction: str = "mean"
+    balance_rate: float = 0.025
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        device = self.context.device
         # w, the first L_adv, the first L_nat; the latter two NaN until they are known
-        self.balance = torch.tensor([0.5, torch.nan, torch.nan], device=context.device)
-        self.rate = torch.zeros((), device=context.device)
+        self.balance = torch.tensor([0.5, torch.nan, torch.nan], device=device)
+        self.rate = torch.zeros((), device=device)
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
-        self.rate.fill_(self.initial_rate * self.context.relative_rate(epoch))
-
-    def clean_teachers(self) -> tuple[Teacher, ...]:
-        return (self.clean_teacher,)
+        self.rate.fill_(self.balance_rate * self.context.relative_rate(epoch))
 
     def attack(self, student: Network, batch: Batch) -> Inner:
         clean_target = self.clean_teacher.clean(batch)
-        x_adv = self.inner_attack(student, batch.x, batch.y, seed=batch.seed, sample_ids=batch.ids)
+        x_adv = self.perturb(student, batch, batch.y)
         return Inner(x_adv, self.teacher(x_adv), clean_target)
 
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
-        how: dict[str, Any] = {"temperature": self.temperature, "reduction": self.reduction}
-        logits = student(known(inner.x_adv))
+        logits, how = student(known(inner.x_adv)), kl_settings(self)
         adversarial = F.kl_distill_loss(logits, known(inner.target), **how)
         natural = F.kl_distill_loss(student(batch.x), known(inner.clean_target), **how)
         inner.record = self._balanced(adversarial, natural, len(batch.y))
@@ -71,12 +71,6 @@ class MultiTeacherDistillation(Method):
 
     def end_epoch(self) -> dict[str, float]:
         return {"clean_weight": self.balance[0].item()}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"balance": self.balance}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.balance.copy_(state["balance"])
 
     def _balanced(self, adversarial: Tensor, natural: Tensor, count: int) -> Tensor:
         """The state after a step with these losses."""
@@ -93,30 +87,8 @@ class MultiTeacherDistillation(Method):
     def conventions(self) -> list[str]:
         return [
             f"loss T^2 * [(1 - w) * KL(T(x') || S(x')) + w * KL(T'(x) || S(x))], {kl_words(self)}",
-            f"w from 1/2, at each step -= {self.initial_rate:g} * (w - l_nat / (l_nat + l_adv)), l: loss / first loss; "
+            f"w from 1/2, at each step -= {self.balance_rate:g} * (w - l_nat / (l_nat + l_adv)), l: loss / first loss; "
             "the factor falls with the learning rate",
             "T, adversarially trained, sees x', T', trained on clean images, x, both in eval mode; x' attacks "
             "CE(S(x'), y) from noise of 0.001 N(0, 1)",
         ]
-
-
-def _build(settings: FilledSettings, context: MethodContext) -> MultiTeacherDistillation:
-    return MultiTeacherDistillation(ce_attack(settings, init="normal"), settings, context)
-
-
-SPEC = MethodSpec(
-    summary="MTARD: w_adv KL(T(x') || S(x')) + w_nat KL(T'(x) || S(x)), weights balanced (Zhao et al., ECCV 2022)",
-    build=_build,
-    defaults={
-        "steps": 10,
-        "attack_bn": "eval",
-        "clamp_start": True,
-        "temperature": 1.0,
-        "reduction": "mean",
-        "balance_rate": 0.025,
-    },
-    teachers=("teacher", "clean_teacher"),
-    whole_batch=True,
-    paper={"student": "resnet18", "epochs": 300, "milestones": (215, 260, 285), "lr": 0.1, "weight_decay": 2e-4},
-    quirks=(KL_MEAN, UNCLAMPED_NORMAL),
-)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as tf
 
-from ard_fast.data import Batch
-from ard_fast.methods.base import Inner, Method, MethodContext, Network, StepResult
-from ard_fast.methods.settings import FilledSettings
-from ard_fast.methods.spec import MethodSpec
+from ard_fast.data.batches import Batch
+from ard_fast.methods.base import Inner, Method, Network, StepResult
+from ard_fast.methods.shared import recipe
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class NaturalTraining(Method):
     """CE(S(x), y), averaged over the batch: no attack, no teacher."""
 
     name = "natural"
+    summary = "clean images only: CE(S(x), y)"
+    selects_by = "clean"  # its robust accuracy is noise, and another method's clean teacher should be a good one
+    paper = recipe()
 
     def attack(self, student: Network, batch: Batch) -> Inner:
         return Inner()
@@ -24,17 +29,3 @@ class NaturalTraining(Method):
 
     def conventions(self) -> list[str]:
         return ["loss CE(S(x), y), mean over the batch; no attack"]
-
-
-def _build(settings: FilledSettings, context: MethodContext) -> NaturalTraining:
-    return NaturalTraining()
-
-
-SPEC = MethodSpec(
-    summary="clean images only: CE(S(x), y)",
-    build=_build,
-    defaults={},
-    attacks=False,
-    selects_by="clean",  # its robust accuracy is noise, and another method's clean teacher should be a good one
-    paper={"epochs": 200, "milestones": (100, 150), "lr": 0.1, "weight_decay": 2e-4},
-)

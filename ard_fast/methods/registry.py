@@ -2,63 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from dataclasses import fields
+from typing import Any
 
 from ard_fast._names import unknown
-from ard_fast.methods import (
-    absld,
-    adaad,
-    adaiad,
-    ard,
-    at,
-    fair_ard,
-    fast_ard,
-    fgsm_ard,
-    fgsm_rs,
-    free,
-    iad_i,
-    iad_ii,
-    igdm,
-    kd,
-    mart,
-    mtard,
-    n_fgsm,
-    natural,
-    rslad,
-    saad,
-    trades,
-)
+from ard_fast.methods.absld import AntiBiasDistillation
+from ard_fast.methods.adaad import AdaptiveAdversarialDistillation
+from ard_fast.methods.adaiad import AdaptiveIntrospectiveDistillation
+from ard_fast.methods.ard import AdversariallyRobustDistillation
+from ard_fast.methods.at import AdversarialTraining
 from ard_fast.methods.base import Method, MethodContext
-from ard_fast.methods.settings import FilledSettings
-from ard_fast.methods.spec import MethodSpec
+from ard_fast.methods.fair_ard import FairDistillation
+from ard_fast.methods.fast_ard import FastARD
+from ard_fast.methods.fgsm_ard import FGSMARD
+from ard_fast.methods.fgsm_rs import FastAdversarialTraining
+from ard_fast.methods.free import FreeAdversarialTraining
+from ard_fast.methods.iad_i import IntrospectiveDistillation
+from ard_fast.methods.iad_ii import TwoTeacherIntrospectiveDistillation
+from ard_fast.methods.igdm import GradientMatching
+from ard_fast.methods.kd import CleanDistillation
+from ard_fast.methods.mart import Mart
+from ard_fast.methods.mtard import MultiTeacherDistillation
+from ard_fast.methods.n_fgsm import NoiseFGSMTraining
+from ard_fast.methods.natural import NaturalTraining
+from ard_fast.methods.rslad import RobustSoftLabelDistillation
+from ard_fast.methods.saad import SampleWiseDistillation
+from ard_fast.methods.trades import Trades
 
-METHODS: dict[str, MethodSpec] = {
-    "natural": natural.SPEC,
-    "at": at.SPEC,
-    "trades": trades.SPEC,
-    "mart": mart.SPEC,
-    "free": free.SPEC,
-    "fgsm-rs": fgsm_rs.SPEC,
-    "n-fgsm": n_fgsm.SPEC,
-    "kd": kd.SPEC,
-    "ard": ard.SPEC,
-    "fast-ard": fast_ard.SPEC,
-    "fgsm-ard": fgsm_ard.SPEC,
-    "rslad": rslad.SPEC,
-    "iad-i": iad_i.SPEC,
-    "iad-ii": iad_ii.SPEC,
-    "mtard": mtard.SPEC,
-    "adaad": adaad.SPEC,
-    "adaiad": adaiad.SPEC,
-    "absld": absld.SPEC,
-    "fair-ard": fair_ard.SPEC,
-    "igdm": igdm.SPEC,
-    "saad": saad.SPEC,
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        NaturalTraining,
+        AdversarialTraining,
+        Trades,
+        Mart,
+        FreeAdversarialTraining,
+        FastAdversarialTraining,
+        NoiseFGSMTraining,
+        CleanDistillation,
+        AdversariallyRobustDistillation,
+        FastARD,
+        FGSMARD,
+        RobustSoftLabelDistillation,
+        IntrospectiveDistillation,
+        TwoTeacherIntrospectiveDistillation,
+        MultiTeacherDistillation,
+        AdaptiveAdversarialDistillation,
+        AdaptiveIntrospectiveDistillation,
+        AntiBiasDistillation,
+        FairDistillation,
+        GradientMatching,
+        SampleWiseDistillation,
+    )
 }
 
 
-def find_method(name: str) -> MethodSpec:
-    """The entry of a method.
+def find_method(name: str) -> type[Method]:
+    """The class of a method.
 
     Raises:
         ValueError: no such method; the message has the nearest name.
@@ -69,16 +69,24 @@ def find_method(name: str) -> MethodSpec:
 
 
 def build_method(name: str, settings: Any, context: MethodContext) -> Method:
-    """A method from settings that are complete: none of those it has is None (see `ard_fast.training.config.resolve`).
+    """A method with the settings of a run.
+
+    Args:
+        name: of `METHODS`.
+        settings: has each of the method's settings as an attribute, none of them None, as a resolved
+            `ard_fast.training.config.TrainConfig` has.
+        context: the run.
 
     Raises:
-        ValueError: an unknown method, a missing teacher, or an incomplete setting.
+        ValueError: an unknown method, a missing teacher, or a setting that is None.
     """
-    spec = find_method(name)
-    for role in spec.teachers:
+    method = find_method(name)
+    for role in method.teachers:
         if role not in context.teachers:
             raise ValueError(f"{role}: method {name} needs one")
-    for key in spec.defaults:
-        if getattr(settings, key) is None:
+    keys = [item.name for item in fields(method) if item.init and item.name != "context"]
+    values = {key: getattr(settings, key) for key in keys}
+    for key, value in values.items():
+        if value is None:
             raise ValueError(f"{key}: method {name} needs a value, got None")
-    return spec.build(cast("FilledSettings", settings), context)
+    return method(context=context, **values)

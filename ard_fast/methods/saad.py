@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ard_fast.attacks import KLPGD
 from ard_fast.attacks.base import backward
-from ard_fast.data import Batch
-from ard_fast.methods.attack import kl_attack
-from ard_fast.methods.base import Inner, MethodContext, Network, Quirk, StepResult
+from ard_fast.data.batches import Batch
+from ard_fast.methods.base import Inner, Network, Quirk, StepResult
 from ard_fast.methods.igdm import GradientMatching, opposite
-from ard_fast.methods.quirks import UNCLAMPED_NORMAL
-from ard_fast.methods.settings import FilledSettings
-from ard_fast.methods.spec import MethodSpec
-from ard_fast.teachers import Teacher
+from ard_fast.methods.shared import UNCLAMPED_NORMAL, recipe
 
 
 class FirstOrderTeacher:
@@ -44,6 +40,7 @@ class FirstOrderTeacher:
         return self.logits.scatter_add(1, self.column, change[:, None])
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SampleWiseDistillation(GradientMatching):
     """IGDM's loss, each sample's weighted by w = s (H - min H), H the entropy of the teacher at x', min over the batch.
 
@@ -57,23 +54,25 @@ class SampleWiseDistillation(GradientMatching):
     """
 
     name = "saad"
+    summary = "SAAD: IGDM's loss weighted by the teacher's entropy, first-order teacher in the attack (Lee, Chung 2026)"
+    whole_batch = True
+    # averaged from the 95th epoch on
+    paper = recipe(student="resnet18", averaging="swa", averaging_start_share=0.47)
+    quirks = (
+        Quirk(
+            "clean forward of the student for a term of weight 0: one more batch-norm update", {"clean_branch": True}
+        ),
+        UNCLAMPED_NORMAL,
+    )
 
-    def __init__(
-        self,
-        teacher: Teacher,
-        inner_attack: KLPGD,
-        settings: FilledSettings,
-        context: MethodContext,
-    ) -> None:
-        super().__init__(teacher, inner_attack, settings, context)
-        self.scale, self.clean_branch, self.all_min = settings.entropy_scale, settings.clean_branch, context.all_min
+    entropy_scale: float = 5.0
+    clean_branch: bool = False
 
     def attack(self, student: Network, batch: Batch) -> Inner:
-        nearby = FirstOrderTeacher(self.teacher.attacked, batch.x, batch.y)
-        x_adv = self.inner_attack(student, batch.x, nearby, seed=batch.seed, sample_ids=batch.ids)
+        x_adv = self.perturb(student, batch, FirstOrderTeacher(self.teacher.attacked, batch.x, batch.y))
         target = self.teacher(x_adv)
         entropy = torch.special.entr(torch.softmax(target, 1)).sum(1)
-        weight = self.scale * (entropy - self.all_min(entropy.min()))
+        weight = self.entropy_scale * (entropy - self.context.all_min(entropy.min()))
         return Inner(x_adv, target, self.teacher(opposite(batch, x_adv)), weight)
 
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
@@ -82,49 +81,10 @@ class SampleWiseDistillation(GradientMatching):
             student(batch.x)
         return result
 
-    def _weighing(self) -> str:
-        return f"{self.scale:g} * (H(T(x+d)) - min H) * "
-
-    def _attack_words(self) -> str:
+    def conventions(self) -> list[str]:
         dead = "; one clean forward of the student of weight 0, as published" if self.clean_branch else ""
-        return (
+        return self._conventions(
+            f"{self.entropy_scale:g} * (H(T(x+d)) - min H) * ",
             "x+d attacks KL(T~ || S(x+d)) at temperature 1, T~: T(x) with the true class's logit moved to first order, "
-            f"by one teacher gradient a batch{dead}"
+            f"by one teacher gradient a batch{dead}",
         )
-
-
-def _build(settings: FilledSettings, context: MethodContext) -> SampleWiseDistillation:
-    return SampleWiseDistillation(context.teachers["teacher"], kl_attack(settings), settings, context)
-
-
-SPEC = MethodSpec(
-    summary="SAAD: IGDM's loss weighted by the teacher's entropy, first-order teacher in the attack (Lee, Chung 2026)",
-    build=_build,
-    defaults={
-        "steps": 10,
-        "attack_bn": "eval",
-        "clamp_start": True,
-        "temperature": 1.0,
-        "reduction": "batchmean",
-        "igdm_weight": 1.0,
-        "entropy_scale": 5.0,
-        "clean_branch": False,
-    },
-    teachers=("teacher",),
-    whole_batch=True,
-    paper={
-        "student": "resnet18",
-        "epochs": 200,
-        "milestones": (100, 150),
-        "lr": 0.1,
-        "weight_decay": 2e-4,
-        "averaging": "swa",  # from the 95th epoch on
-        "averaging_start_share": 0.47,
-    },
-    quirks=(
-        Quirk(
-            "clean forward of the student for a term of weight 0: one more batch-norm update", {"clean_branch": True}
-        ),
-        UNCLAMPED_NORMAL,
-    ),
-)

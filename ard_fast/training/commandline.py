@@ -66,7 +66,7 @@ def _add_flag(group: Any, name: str) -> None:
 def describe_default(name: str) -> str:
     """For example `200; digits: 15`, or `10; free: 7` for a setting whose default is the method's."""
     default = TrainConfig.model_fields[name].default
-    of_methods = {method: spec.defaults[name] for method, spec in METHODS.items() if name in spec.defaults}
+    of_methods = {method: spec.defaults()[name] for method, spec in METHODS.items() if name in spec.defaults()}
     parts = [_of_methods(of_methods)] if default is None and of_methods else [show(default)]
     for dataset, values in DATASET_DEFAULTS.items():
         tuned = METHOD_ON_DATASET.get(dataset, {})

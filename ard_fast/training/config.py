@@ -166,7 +166,7 @@ def resolve(
     methods = config.compare_methods if config.method == COMPARE else (config.method,)
     for key in _METHOD_FIELDS:
         if getattr(config, key) is not None and not any(_has(find_method(name), key) for name in methods):
-            known = sorted(set(METHODS[methods[0]].defaults))
+            known = sorted(set(METHODS[methods[0]].defaults()))
             raise ValueError(f"{key}: method {', '.join(methods)} has no such setting; it has {', '.join(known)}")
     config = complete(config).replace(device=resolve_device(config.device))
     validate(config)
@@ -186,7 +186,7 @@ def complete(config: TrainConfig) -> TrainConfig:
     spec = find_method(config.method)
     on_dataset = METHOD_ON_DATASET.get(config.dataset, {})
     tuned = {**on_dataset.get(EVERY_METHOD, {}), **on_dataset.get(config.method, {})}
-    defaults = {**spec.defaults, **{key: value for key, value in tuned.items() if key in spec.defaults}}
+    defaults = {**spec.defaults(), **{key: value for key, value in tuned.items() if key in spec.defaults()}}
     if config.parity:
         for quirk in spec.quirks:
             defaults.update(quirk.settings)
@@ -203,7 +203,7 @@ def complete(config: TrainConfig) -> TrainConfig:
 
 
 def _has(spec: Any, key: str) -> bool:
-    return key in spec.defaults or (key == "step_size" and spec.attacks)
+    return key in spec.defaults() or (key == "step_size" and spec.attacks)
 
 
 def for_method(config: TrainConfig, method: str, seed: int) -> TrainConfig:
@@ -278,7 +278,7 @@ def validate(config: TrainConfig) -> None:
 
 def _validate_method(config: TrainConfig, name: str) -> None:
     method = METHODS[name]
-    if config.awp_gamma and "replays" in method.defaults:
+    if config.awp_gamma and "replays" in method.defaults():
         raise ValueError(
             f"awp_gamma: expected 0 for method {name}, whose single pass moves weights and images, got "
             f"{config.awp_gamma:g}: a weight perturbation needs a pass of its own"

@@ -69,7 +69,6 @@ class Trainer:
         context = MethodContext(
             num_classes=env.dataset.num_classes,
             epochs=config.passes(),
-            train_size=len(env.dataset.train),
             device=env.device,
             relative_rate=partial(relative_rate, config),
             teachers=self.teachers,

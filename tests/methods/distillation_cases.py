@@ -40,7 +40,7 @@ def make_method(name, teacher=None, clean_teacher=None, *, context=None, **setti
     config = resolve({"method": name, "dataset": "digits", **settings})
     networks = {"teacher": teacher, "clean_teacher": clean_teacher}
     teachers = {role: Teacher(network) for role, network in networks.items() if network is not None}
-    context = {"num_classes": 10, "epochs": EPOCHS, "train_size": 12, "teachers": teachers, **(context or {})}
+    context = {"num_classes": 10, "epochs": EPOCHS, "teachers": teachers, **(context or {})}
     return build_method(name, config, MethodContext(**context))
 
 

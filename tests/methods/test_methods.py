@@ -1,7 +1,6 @@
 """Methods: their losses against the formulas in float64, who sees which image, and no dead forward."""
 
 import copy
-import typing
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from ard_fast.attacks import PGD
 from ard_fast.data import Batch
 from ard_fast.losses import ARDLoss
 from ard_fast.methods import MethodContext, build_method
-from ard_fast.methods.settings import FilledSettings, MethodSettings
 from ard_fast.models import build_model
 from ard_fast.teachers import Teacher
 from ard_fast.training.config import resolve
@@ -49,7 +47,7 @@ def make(name, teacher=None, **settings):
     """The method of a resolved configuration."""
     config = resolve({"method": name, "dataset": "digits", **settings})
     teachers = {} if teacher is None else {"teacher": Teacher(teacher)}
-    return build_method(name, config, MethodContext(num_classes=10, epochs=4, train_size=12, teachers=teachers))
+    return build_method(name, config, MethodContext(num_classes=10, epochs=4, teachers=teachers))
 
 
 def with_stand_in(method):
@@ -145,24 +143,10 @@ def test_a_missing_teacher_is_refused(method):
 
 def test_unknown_method_gets_the_nearest():
     with pytest.raises(ValueError, match="unknown method 'ardd'; did you mean 'ard'"):
-        build_method("ardd", resolve({"method": "at"}), MethodContext(num_classes=10, epochs=1, train_size=1))
+        build_method("ardd", resolve({"method": "at"}), MethodContext(num_classes=10, epochs=1))
 
 
 def test_conventions_name_every_choice():
     text = ARDLoss(alpha=0.9, temperature=30.0, reduction="mean").describe()
     assert text == "0.9 * T^2 * KL(T(x) || S(x')), T=30, KL divided by B*C ('mean') + 0.1 * CE(S(x), y)"
     assert "divided by B ('batchmean')" in ARDLoss(reduction="batchmean").describe()
-
-
-def test_filled_settings_are_the_settings_without_none() -> None:
-    """What type checkers see of them in a method that is being built."""
-    settings = typing.get_type_hints(MethodSettings)
-    filled = {
-        name: typing.get_type_hints(value.fget)["return"]
-        for name, value in vars(FilledSettings).items()
-        if isinstance(value, property)
-    }
-    assert filled == {
-        name: next(kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None))
-        for name, hint in settings.items()
-    }

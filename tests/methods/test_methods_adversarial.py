@@ -24,16 +24,9 @@ from ard_fast.training.config import resolve
 NAMES = ("natural", "trades", "mart", "fgsm-rs", "n-fgsm", "fgsm-ard")
 
 
-class TradesStandIn(StandIn):
-    """The same for TRADES, whose attack takes its target from the student itself."""
-
-    def __call__(self, model, x, *, seed, sample_ids):
-        return super().__call__(model, x, None, seed=seed, sample_ids=sample_ids)
-
-
 def stand_in(method):
     if hasattr(method, "inner_attack"):
-        method.inner_attack = TradesStandIn() if method.name == "trades" else StandIn()
+        method.inner_attack = StandIn()
     return method
 
 

@@ -21,7 +21,7 @@ from distillation_cases import (
 
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch
-from ard_fast.methods.by_class import sums_by_class
+from ard_fast.methods.shared import sums_by_class
 
 NAMES = ("absld", "fair-ard")
 
@@ -234,6 +234,6 @@ def test_training_lowers_the_loss_and_quirks(name):
     published = make_method(name, make_teacher(), parity=True)
     assert not published.inner_attack.clamp_start
     if name == "absld":
-        assert published.product and not method.product
+        assert published.temperature_product and not method.temperature_product
     else:
         assert published.clean_branch and published.inner_attack.bn == "train"

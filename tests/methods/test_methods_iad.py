@@ -20,7 +20,7 @@ from distillation_cases import (
 )
 
 from ard_fast.attacks import KLPGD
-from ard_fast.methods.trust import teacher_trust
+from ard_fast.methods.shared import teacher_trust
 
 ONE_TEACHER = ("iad-i", "adaiad")
 

@@ -21,9 +21,9 @@ def command(name, folder):
     """A run of 4 epochs, replays counted, of 3 batches, the last of them smaller."""
     spec = METHODS[name]
     arguments = ["--method", name, "--subset", "80", "--batch-size", "32", "--val-steps", "1", "--epochs", "4"]
-    if "steps" in spec.defaults:
+    if "steps" in spec.defaults():
         arguments += ["--steps", "2"]
-    if "replays" in spec.defaults:
+    if "replays" in spec.defaults():
         arguments += ["--replays", "2"]
     for role in spec.teachers:
         path = folder / f"{role}.safetensors"

@@ -14,7 +14,7 @@ CASES = [*((name, {}) for name in METHODS), ("adaad", {"alpha": 0.5})]
 
 def make(name, **settings):
     teachers = [make_teacher(), make_teacher(7)][: len(METHODS[name].teachers)]
-    if "steps" in METHODS[name].defaults:
+    if "steps" in METHODS[name].defaults():
         settings["steps"] = 2
     return make_method(name, *teachers, **settings)
 

@@ -108,7 +108,7 @@ def test_an_iteration_equals_the_published_one(name):
     with torch.no_grad():
         student.classifier.weight.mul_(3)  # logits apart: TRADES' first gradients are else lost in rounding
     other = copy.deepcopy(student)
-    context = MethodContext(num_classes=10, epochs=4, train_size=24, teachers={"teacher": Teacher(teacher)})
+    context = MethodContext(num_classes=10, epochs=4, teachers={"teacher": Teacher(teacher)})
     method = build_method(name, config, context)
     ours, theirs = sgd(student), sgd(other)
     for seed in (2, 3):  # the second iteration has momentum and moved statistics
@@ -139,7 +139,7 @@ def test_an_iteration_equals_the_published_one(name):
 def test_without_parity_nothing_dead_runs_and_starts_are_clamped(name, updates):
     config = resolve({"method": name, "dataset": "digits", "eps": EPS, "steps": STEPS})
     student = make_student()
-    context = MethodContext(num_classes=10, epochs=4, train_size=24, teachers={"teacher": Teacher(make_teacher())})
+    context = MethodContext(num_classes=10, epochs=4, teachers={"teacher": Teacher(make_teacher())})
     method = build_method(name, config, context)
     batch = make_batch()
     method.loss(student, batch, method.attack(student, batch))

@@ -46,9 +46,9 @@ class Run:
 
     def __init__(self, name: str, *, backend: CudaGraphs | None = None, device: str = "cpu", **settings: Any) -> None:
         spec = METHODS[name]
-        if "steps" in spec.defaults:
+        if "steps" in spec.defaults():
             settings = {"steps": 2, **settings}
-        if "replays" in spec.defaults:
+        if "replays" in spec.defaults():
             settings = {"replays": 2, "epochs": 4, **settings}
         settings = {"epochs": 2, "subset": IMAGES, "batch_size": BATCH, "schedule": "cosine", **settings}
         roles = dict.fromkeys(spec.teachers, "digits-teacher")

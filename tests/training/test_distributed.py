@@ -47,9 +47,9 @@ def command(name, folder, *more):
     """A short run of a method, with teachers made once in the folder."""
     spec = METHODS[name]
     arguments = ["--method", name, *SMALL, *more]
-    if "steps" in spec.defaults:
+    if "steps" in spec.defaults():
         arguments += ["--steps", "2"]
-    if "replays" in spec.defaults:
+    if "replays" in spec.defaults():
         arguments += ["--replays", "2", "--epochs", "4"]
     for role in spec.teachers:
         path = folder / f"{role}.safetensors"

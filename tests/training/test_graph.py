@@ -1,5 +1,6 @@
 """The graph of a training step: what --graph comes to, and a replayed step that is the eager one to the bit."""
 
+import dataclasses
 import warnings
 from functools import partial
 
@@ -164,14 +165,14 @@ def test_the_origin_of_a_nan_is_found_eagerly(tmp_path, monkeypatch, tapes, caps
 class Counts(AdversarialTraining):
     """Changes a plain number at every step."""
 
-    steps = 0
+    count = 0
 
     def loss(self, student, batch, inner):
         result = super().loss(student, batch, inner)
-        return result._replace(loss=result.loss * (1.0 + 0.1 * self.steps))
+        return result._replace(loss=result.loss * (1.0 + 0.1 * self.count))
 
     def after_backward(self, batch, inner):
-        self.steps += 1
+        self.count += 1
 
 
 class Waits(AdversarialTraining):
@@ -196,14 +197,16 @@ class Phases(AdversarialTraining):
 def of_ones_own(kind, backend, **settings):
     """A run of a method that is not of the package."""
     run = Run("at", backend=backend, **settings)
-    run.trainer.method = run.trainer.update.method = kind(run.trainer.method.inner_attack)
+    own = run.trainer.method
+    settings = {item.name: getattr(own, item.name) for item in dataclasses.fields(own) if item.init}
+    run.trainer.method = run.trainer.update.method = kind(**settings)
     return run
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (Counts, "method at changes steps from step to step"),
+        (Counts, "method at changes count from step to step"),
         (Waits, "its capture failed with NotCapturable: .*_local_scalar_dense"),
     ],
 )
