@@ -1,7 +1,8 @@
-"""One training iteration of Adversarially Robust Distillation as its published code does it, in plain torch.
+"""One training iteration of Adversarially Robust Distillation as its published code does it, in plain torch, and that
+iteration with a peer's attack, compiled, and as a CUDA graph.
 
-Transcribed in our words from the official code of Goldblum, Fowl, Feizi and Goldstein (AAAI 2020). What it does and a
-leaner form would not:
+Transcribed in our words from the official code of Goldblum, Fowl, Feizi and Goldstein (AAAI 2020). What it does and
+need not do:
 
 * the student is in train mode inside the attack: batch statistics, and running ones that every forward pass moves;
 * the clean images go through the student, forward and backward, for a cross-entropy that alpha = 1 multiplies by zero;
@@ -16,10 +17,10 @@ decode and crop them with PIL), the loss is not fetched to the host after every 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
+from typing import Any
 
 import torch
 import torch.nn.functional as tf
@@ -29,8 +30,6 @@ from ard_fast._devices import training_arithmetic
 from ard_fast.data import Batch
 
 Noise = Callable[[Batch], Tensor]
-Part = tuple[object, str, str]
-"""An object, the attribute of it that is called, and which share of the iteration that call is."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +62,20 @@ def published_pgd(
     network: Callable[[Tensor], Tensor],
     x: Tensor,
     y: Tensor,
-    recipe: Recipe,
     noise: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
     move: Callable[..., Tensor] = ascend,
 ) -> Tensor:
     """Adversarial images `[B, C, H, W]` for images in [0, 1] and labels `[B]`; the noisy start is not clamped."""
     x_adv = x.detach() + noise
-    for _ in range(recipe.steps):
+    for _ in range(steps):
         x_adv.requires_grad_()
         loss = tf.cross_entropy(network(x_adv), y, reduction="sum")
         grad = torch.autograd.grad(loss, [x_adv])[0]
-        x_adv = move(x_adv, grad, x, recipe.eps, recipe.step_size)
+        x_adv = move(x_adv, grad, x, eps, step_size)
     return x_adv
 
 
@@ -88,19 +90,16 @@ class PublishedIteration:
     """The iteration; called, it takes the next batch, updates the student and returns the loss, on the device.
 
     Args:
-        student: in train mode.
-        teacher: in eval mode, frozen.
-        batches: are gone through again and again.
-        recipe: constants.
+        student: In train mode.
+        teacher: In eval mode, frozen.
+        batches: Are gone through again and again.
+        recipe: Constants.
         attack_bn: "train" as published; "eval" puts the student in eval mode for the attack (as TRADES' code does), the
             baseline of equal semantics for attacks in eval mode.
-        clean_branch: the clean forward and backward of weight 1 - alpha, which is 0.
         precision: "fp32" (TF32 off) or "tf32", on a GPU.
 
     Attributes:
-        noise: `noise(batch)` is the start's noise; None draws it anew. Set by `start_at`.
-        x_adv: of the last call.
-        outer_at: images at which the outer loss is taken instead, so that gradients can be compared; None for x_adv.
+        replays: How many calls were replays of a CUDA graph.
     """
 
     def __init__(
@@ -111,68 +110,133 @@ class PublishedIteration:
         recipe: Recipe,
         *,
         attack_bn: str = "train",
-        clean_branch: bool = True,
         precision: str = "fp32",
     ) -> None:
-        self.student, self.teacher_network, self.recipe = student, teacher, recipe
-        self.attack_bn, self.clean_branch = attack_bn, clean_branch
+        self.student, self.recipe, self.attack_bn = student, recipe, attack_bn
+        self.network: Callable[[Tensor], Tensor] = student  # or its compiled form
+        self.teacher: Callable[[Tensor], Tensor] = teacher
+        self.move, self.distillation = ascend, distillation
         self.batches = cycle(batches)
         # cuDNN tries its algorithms, as the code tells it to
         self.arithmetic = partial(training_arithmetic, precision, next(student.parameters()).device)
         self.noise: Noise | None = None
-        self.x_adv: Tensor | None = None
         self.outer_at: Tensor | None = None
+        self.x_adv = torch.empty(0)
+        self.replays = 0
         self.optimizer = torch.optim.SGD(
             student.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
-
-    @property
-    def replays(self) -> int:
-        """How many calls were replays of a CUDA graph."""
-        return 0
-
-    def observed(self) -> AbstractContextManager[object]:
-        """While this lasts, `x_adv` and `outer_at` are what they say."""
-        return nullcontext()
-
-    def parts(self) -> list[Part]:
-        """What is what of an iteration; the rest is the update."""
-        return [(self, "attack", "attack"), (self, "teacher", "teacher")]
-
-    def start_at(self, noise: Noise | None) -> None:
-        """Let the attack start at given noise, so that iterations can be compared; None lets it be random again."""
-        self.noise = noise
 
     def __call__(self) -> Tensor:
         with self.arithmetic():
             return self.update(next(self.batches))
 
+    def observed(self, noise: Noise, outer_at: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One call whose attack starts at given noise and whose outer loss is taken at given images, or at its own.
+
+        Returns:
+            The loss, and the adversarial images of its attack.
+        """
+        self.noise, self.outer_at = noise, outer_at
+        loss = self()
+        self.noise, self.outer_at = None, None
+        return loss, self.x_adv
+
     def update(self, batch: Batch) -> Tensor:
         """One step of the optimiser; returns the loss, a scalar."""
         self.optimizer.zero_grad()
-        adv = self.student(self.attacked_images(batch))
-        target = self.teacher(batch)
-        loss = distillation(adv, target, self.recipe)
-        if self.clean_branch:
-            loss = loss + (1.0 - self.recipe.alpha) * tf.cross_entropy(self.student(batch.x), batch.y)
+        self.x_adv = self.attack(batch)
+        adv = self.network(self.x_adv if self.outer_at is None else self.outer_at)
+        loss = self.distillation(adv, self.teacher(batch.x), self.recipe) + self.clean_loss(batch)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
-    def attacked_images(self, batch: Batch) -> Tensor:
-        """Attack, and what the outer loss is taken at."""
-        self.x_adv = self.attack(batch)
-        return self.x_adv if self.outer_at is None else self.outer_at
-
-    def teacher(self, batch: Batch) -> Tensor:
-        """Logits `[B, C]` at the clean images."""
-        return self.teacher_network(batch.x)
+    def clean_loss(self, batch: Batch) -> Tensor:
+        """The cross-entropy of the clean images, of weight 1 - alpha."""
+        return (1.0 - self.recipe.alpha) * tf.cross_entropy(self.network(batch.x), batch.y)
 
     def attack(self, batch: Batch) -> Tensor:
         """Adversarial images `[B, C, H, W]`."""
-        noise = uniform_noise(batch.x, self.recipe.eps) if self.noise is None else self.noise(batch)
-        if self.attack_bn == "eval":
-            self.student.eval()
-        x_adv = published_pgd(self.student, batch.x, batch.y, self.recipe, noise)
+        r = self.recipe
+        noise = uniform_noise(batch.x, r.eps) if self.noise is None else self.noise(batch)
+        self.student.train(self.attack_bn == "train")
+        x_adv = published_pgd(
+            self.network, batch.x, batch.y, noise, eps=r.eps, step_size=r.step_size, steps=r.steps, move=self.move
+        )
         self.student.train()
         return x_adv
+
+
+class TorchattacksIteration(PublishedIteration):
+    """The attack of torchattacks, which puts the network in eval mode; no clean branch: what somebody writes today who
+    takes the parts from the shelf.
+
+    Raises:
+        ImportError: torchattacks, or something it imports, is not installed.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, attack_bn="eval")
+        import torchattacks
+
+        r = self.recipe
+        self.peer = torchattacks.PGD(self.student, eps=r.eps, alpha=r.step_size, steps=r.steps, random_start=True)
+
+    def clean_loss(self, batch: Batch) -> Tensor:
+        return batch.x.new_zeros(())
+
+    def attack(self, batch: Batch) -> Tensor:
+        return self.peer(batch.x, batch.y)
+
+
+class CompiledIteration(PublishedIteration):
+    """The published iteration with the networks, the step and the loss compiled.
+
+    A compiled backward computes all gradients of its inputs that require one, the weights' among them; so they do not
+    require one during the attack, or the compiler would be charged for work that eager mode leaves out.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        compiled: Callable[..., Any] = partial(torch.compile, dynamic=False)
+        self.network, self.teacher = compiled(self.student), compiled(self.teacher)
+        self.move, self.distillation = compiled(ascend), compiled(distillation)
+
+    def attack(self, batch: Batch) -> Tensor:
+        self.student.requires_grad_(False)
+        x_adv = super().attack(batch)
+        self.student.requires_grad_()
+        return x_adv
+
+
+class GraphedIteration(PublishedIteration):
+    """The published iteration as one CUDA graph: what capturing alone gives. Batches are copied to where it reads."""
+
+    WARM_UP = 3
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.calls = 0
+
+    def update(self, batch: Batch) -> Tensor:
+        if self.calls < self.WARM_UP:
+            self.calls += 1
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                loss = super().update(batch)
+            torch.cuda.current_stream().wait_stream(stream)
+            return loss
+        if self.graph is None:
+            self.static = Batch(batch.x.clone(), batch.y.clone(), batch.ids.clone(), batch.seed.clone())
+            self.graph = torch.cuda.CUDAGraph()
+            self.optimizer.zero_grad(set_to_none=True)
+            with torch.cuda.graph(self.graph):
+                self.loss = super().update(self.static)
+        for name in ("x", "y", "ids", "seed"):
+            getattr(self.static, name).copy_(getattr(batch, name))
+        self.graph.replay()
+        self.replays += 1
+        return self.loss

@@ -4,12 +4,11 @@
 
 Variants, all from x_adv, grad, x (B*C*H*W elements, images in [0, 1], fp32; grad fp32 or bf16) to the next x_adv:
 
-    ard              the published ARD script's expression: 8 image-sized operations
-    torchattacks     torchattacks.PGD's expression: 7 image-sized operations
-    lean             the leanest eager form: bounds precomputed once per attack (not timed), in place, 3 operations
+    ard              the published ARD script's expression: 8 image-sized operations, 19 tensor passes
+    torchattacks     torchattacks.PGD's expression: 7 image-sized operations, 17 passes
+    inplace          the leanest eager form: bounds precomputed once per attack (not timed), in place, 9 passes
     compile          torch.compile of the ARD expression: one kernel, and a new tensor for the result
     compile_inplace  the same written over x_adv: one kernel, 3 reads and 1 write, the least there is
-    compile_lean     torch.compile of `lean`: one kernel, 4 reads and 1 write
     cupy             CuPy's fused elementwise kernel, hand-written (CUDA with CuPy only)
     fused            ard_fast.functional.pgd_linf_step_ with check_bounds=False, as attacks call it
     copy             a copy of as many bytes as the step must move: the ceiling
@@ -27,25 +26,14 @@ take a step rounded to bf16 (2/255 becomes 1/128): they are timed as published a
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from _cli import Row, WrongResult, build_variants, parse_args, run
-from _timing import (
-    GRAPH_SUFFIX,
-    Variant,
-    copy_variant,
-    format_table,
-    make_clock,
-    measure,
-    number,
-    rotation_sets,
-    timing_rows,
-    unavailable_row,
-)
+from _run import DTYPES, Problem, Row, Sets, compiled, copies, parse_args, require_close, run, run_problem
+from torch import Tensor
 
 EPS = 8 / 255
 STEP = 2 / 255
@@ -57,300 +45,137 @@ CASES: dict[str, tuple[int, ...]] = {
     "imagenet-32": (32, 3, 224, 224),
     "imagenet-128": (128, 3, 224, 224),
 }
-QUICK_CASES = ("cifar-1", "cifar-128")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-VARIANTS = ("ard", "torchattacks", "lean", "compile", "compile_inplace", "compile_lean", "cupy", "fused")
-
-# What each variant's own operations read and write, in tensor passes (one pass = one element read or written).
-PASSES = {
-    "ard": 19,
-    "torchattacks": 17,
-    "lean": 9,
-    "compile": 4,
-    "compile_inplace": 4,
-    "compile_lean": 5,
-    "cupy": 4,
-    "fused": 4,
-}
-
-TORCHATTACKS_TOLERANCE = 1.2e-7
+VARIANTS = ("ard", "torchattacks", "inplace", "compile", "compile_inplace", "cupy", "fused")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The expressions
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def ard_step(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def ard_step(x_adv: Tensor, grad: Tensor, x: Tensor) -> Tensor:
     """One step as written in the ARD script (goldblum/AdversariallyRobustDistillation, main.py, AttackPGD)."""
     out = x_adv.detach() + STEP * torch.sign(grad.detach())
     out = torch.min(torch.max(out, x - EPS), x + EPS)
     return torch.clamp(out, 0.0, 1.0)
 
 
-def torchattacks_step(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def torchattacks_step(x_adv: Tensor, grad: Tensor, x: Tensor) -> Tensor:
     """One step as written in torchattacks (Harry24k/adversarial-attacks-pytorch, torchattacks/attacks/pgd.py)."""
     out = x_adv.detach() + STEP * grad.sign()
     delta = torch.clamp(out - x, min=-EPS, max=EPS)
     return torch.clamp(x + delta, min=0, max=1).detach()
 
 
-def lean_step_(x_adv: torch.Tensor, grad: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """The leanest eager step: adv-lib's precomputed bounds and `sign_`, with its add and mul as one `add_`."""
-    return x_adv.add_(grad.sign_(), alpha=STEP).clamp_(low, high)
-
-
-def compiled_step(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def compiled_step(x_adv: Tensor, grad: Tensor, x: Tensor) -> Tensor:
     """The ARD expression for the compiler; the sign is widened first, so a bf16 gradient does not round the step."""
     out = x_adv + STEP * torch.sign(grad.to(x_adv.dtype))
     return torch.clamp(torch.min(torch.max(out, x - EPS), x + EPS), 0.0, 1.0)
 
 
-def compiled_step_(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def compiled_step_(x_adv: Tensor, grad: Tensor, x: Tensor) -> Tensor:
     """`compiled_step` with its result written over x_adv."""
     return x_adv.copy_(compiled_step(x_adv, grad, x))
 
 
-def compiled_lean_step_(x_adv: torch.Tensor, grad: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """`lean_step_` for the compiler: grad is not overwritten, which saves the compiled kernel a write."""
-    return x_adv.add_(torch.sign(grad.to(x_adv.dtype)), alpha=STEP).clamp_(low, high)
-
-
-CUPY_BODY = """
-float g = {load};
-float v = a + STEP * (float)((g > 0.f) - (g < 0.f));
-v = fminf(fmaxf(v, x - EPS), x + EPS);
-a = fminf(fmaxf(v, 0.f), 1.f);
-"""
-
-
-def make_cupy_step(buffers: Buffers) -> Callable[[int], object]:
-    """Returns the CuPy step over `buffers`: one elementwise kernel on torch's current stream.
+def cupy_step(grads: list[Tensor], xs: list[Tensor], x_advs: list[Tensor]) -> Callable[[int], object]:
+    """Returns the CuPy step over the buffers: one elementwise kernel on torch's current stream.
 
     Raises:
         ImportError: If CuPy is not installed.
     """
     import cupy
 
-    bf16 = buffers.dtype == torch.bfloat16  # read as 16 bits and widened in the kernel
-    body = CUPY_BODY.replace(
-        "{load}", "__uint_as_float((unsigned int)(unsigned short)gbits << 16)" if bf16 else "gbits"
-    )
+    bf16 = grads[0].dtype == torch.bfloat16  # read as 16 bits and widened in the kernel
+    widened = "__uint_as_float((unsigned int)(unsigned short)bits << 16)" if bf16 else "bits"
     kernel = cupy.ElementwiseKernel(
-        f"{'int16' if bf16 else 'float32'} gbits, float32 x",
+        f"{'int16' if bf16 else 'float32'} bits, float32 x",
         "float32 a",
-        body,
+        f"""float g = {widened};
+        float v = a + {STEP:.9e}f * (float)((g > 0.f) - (g < 0.f));
+        a = fminf(fmaxf(fminf(fmaxf(v, x - {EPS:.9e}f), x + {EPS:.9e}f), 0.f), 1.f);""",
         "pgd_linf_step_cupy",
-        preamble=f"#define STEP {STEP:.9e}f\n#define EPS {EPS:.9e}f\n",
     )
-    flat = [
-        (
-            cupy.asarray(g.view(torch.int16).flatten() if bf16 else g.flatten()),
-            cupy.asarray(x.flatten()),
-            cupy.asarray(a.flatten()),
-        )
-        for g, x, a in zip(buffers.grad, buffers.x, buffers.x_adv, strict=True)
+    arrays = [
+        tuple(map(cupy.asarray, (g.view(torch.int16).flatten() if bf16 else g.flatten(), x.flatten(), a.flatten())))
+        for g, x, a in zip(grads, xs, x_advs, strict=True)
     ]
     current = [None]
 
-    def call(i: int) -> object:
+    def call(i: int) -> Tensor:
         stream = torch.cuda.current_stream().cuda_stream
         if stream != current[0]:  # follow torch, also onto the stream of a graph capture
             cupy.cuda.ExternalStream(stream).use()
             current[0] = stream
-        return kernel(*flat[i])
+        kernel(*arrays[i])
+        return x_advs[i]
 
     return call
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Buffers and variants
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Buffers:
-    """Rotated copies of one problem; x_adv and grad are overwritten by the in-place variants, x never."""
-
-    x: list[torch.Tensor]
-    x_adv: list[torch.Tensor]
-    grad: list[torch.Tensor]
-    low: list[torch.Tensor]
-    high: list[torch.Tensor]
-    x_adv_start: torch.Tensor
-    grad_start: torch.Tensor
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the gradient."""
-        return self.grad_start.dtype
-
-    def reset(self, n: int) -> None:
-        """Restores x_adv and grad of sets 0 to n-1."""
-        for i in range(n):
-            self.x_adv[i].copy_(self.x_adv_start)
-            self.grad[i].copy_(self.grad_start)
-
-
-def make_buffers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, n_sets: int) -> Buffers:
-    """Returns `n_sets` separately allocated copies of a random problem.
+def problem(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, sets: Sets) -> Problem:
+    """Returns the step at `shape` with gradients of `dtype`.
 
     x is uniform in [0, 1] (with exact 0 and 1 among it), x_adv inside the eps-ball, grad about 1e-3 with exact zeros.
     """
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(shape, generator=generator).mul_(1.02).sub_(0.01).clamp_(0, 1)
-    x_adv = (x + torch.empty_like(x).uniform_(-EPS, EPS, generator=generator)).clamp_(0, 1)
-    grad = torch.randn(shape, generator=generator).mul_(1e-3)
-    grad.flatten()[::97] = 0
-    x, x_adv, grad = x.to(device), x_adv.to(device), grad.to(device, dtype)
-    low, high = (x - EPS).clamp_(min=0), (x + EPS).clamp_(max=1)
-
-    def copies(t: torch.Tensor) -> list[torch.Tensor]:
-        return [t.clone() for _ in range(n_sets)]
-
-    return Buffers(copies(x), copies(x_adv), copies(grad), copies(low), copies(high), x_adv, grad)
-
-
-def make_variant(name: str, b: Buffers) -> Variant:
-    """Returns the variant called `name` over the buffers.
-
-    Raises:
-        Exception: Whatever keeps the variant from existing here (no CuPy, no compiler).
-    """
     from ard_fast import functional as F
 
-    if name == "ard":
-        call = lambda i: ard_step(b.x_adv[i], b.grad[i], b.x[i])  # noqa: E731
-    elif name == "torchattacks":
-        call = lambda i: torchattacks_step(b.x_adv[i], b.grad[i], b.x[i])  # noqa: E731
-    elif name == "lean":
-        call = lambda i: lean_step_(b.x_adv[i], b.grad[i], b.low[i], b.high[i])  # noqa: E731
-    elif name in ("compile", "compile_inplace"):
-        written = compiled_step if name == "compile" else compiled_step_
-        compiled = torch.compile(written, fullgraph=True, dynamic=False)
-        call = lambda i: compiled(b.x_adv[i], b.grad[i], b.x[i])  # noqa: E731
-    elif name == "compile_lean":
-        compiled = torch.compile(compiled_lean_step_, fullgraph=True, dynamic=False)
-        call = lambda i: compiled(b.x_adv[i], b.grad[i], b.low[i], b.high[i])  # noqa: E731
-    elif name == "cupy":
-        call = make_cupy_step(b)
-    elif name == "fused":
-        call = lambda i: F.pgd_linf_step_(  # noqa: E731
-            b.x_adv[i], b.grad[i], b.x[i], step_size=STEP, eps=EPS, check_bounds=False
-        )
-    else:
-        raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {name!r}")
-    return Variant(name, call, b.reset)
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.rand(shape, generator=generator).mul_(1.02).sub_(0.01).clamp_(0, 1)
+    x_adv0 = (x0 + torch.empty_like(x0).uniform_(-EPS, EPS, generator=generator)).clamp_(0, 1)
+    grad0 = torch.randn(shape, generator=generator).mul_(1e-3)
+    grad0.flatten()[::97] = 0
+    x0, x_adv0, grad0 = x0.to(device), x_adv0.to(device), grad0.to(device, dtype)
+    n = sets(x0.numel() * (8 + dtype.itemsize))
+    x, x_adv, grad = copies(x0, n), copies(x_adv0, n), copies(grad0, n)
+    low, high = copies((x0 - EPS).clamp_(min=0), n), copies((x0 + EPS).clamp_(max=1), n)
 
+    def reset(n: int) -> None:  # in-place variants overwrite x_adv, and the signs the gradient
+        for i in range(n):
+            x_adv[i].copy_(x_adv0)
+            grad[i].copy_(grad0)
 
-def check_variant(variant: Variant, b: Buffers) -> Row:
-    """Compares one step of `variant` with the ARD expression in fp32; returns the row fields saying what was checked.
+    def over(step: Callable[..., Any]) -> Callable[[int], object]:
+        return lambda i: step(x_adv[i], grad[i], x[i])
 
-    Raises:
-        WrongResult: If the result differs by more than the variant's definition allows.
-    """
-    variant.reset(1)
-    out = variant.call(0)
-    # CuPy returns its own array; like every in-place variant it left the result in x_adv.
-    out = out if isinstance(out, torch.Tensor) else b.x_adv[0]
-    want = ard_step(b.x_adv_start, b.grad_start.float(), b.x[0])
-    if out.shape != want.shape or not bool(torch.isfinite(out).all()):
-        raise WrongResult(f"{variant.name}: not finite, or of shape {tuple(out.shape)} instead of {tuple(want.shape)}")
-    rounded_step = b.dtype != torch.float32 and variant.name in ("ard", "torchattacks")
-    tolerance = TORCHATTACKS_TOLERANCE if variant.name == "torchattacks" else 0.0
-    if rounded_step:  # what torch makes of `STEP * bf16 tensor`, and of adding it
-        tolerance += abs(float(torch.tensor(STEP, dtype=b.dtype)) - STEP) + 6e-8
-    worst = float((out.double() - want.double()).abs().max())
-    if worst > tolerance:
-        raise WrongResult(f"{variant.name}: differs from the ARD expression by {worst:.3g}, allowed {tolerance:.3g}")
-    if tolerance == 0:
-        return {"checked": "bit-equal"}
-    return {"checked": f"within {tolerance:.1e}" + (" (bf16 step)" if rounded_step else "")}
+    fused = partial(F.pgd_linf_step_, step_size=STEP, eps=EPS, check_bounds=False)
+    rounding = 0.0 if dtype == torch.float32 else abs(float(torch.tensor(STEP, dtype=dtype)) - STEP) + 6e-8
+    tolerances = {"ard": rounding, "torchattacks": 1.2e-7 + rounding}
 
+    def check(name: str, out: Tensor) -> Row:
+        return require_close(name, "x_adv", out, ard_step(x_adv0, grad0.float(), x0), tolerances.get(name, 0.0))
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Running
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def run_case(case: str, dtype_name: str, env: Row, args: argparse.Namespace) -> list[Row]:
-    """Checks and times all variants of one case and prints its table; returns the rows.
-
-    Raises:
-        WrongResult: If a variant gives a wrong result.
-    """
-    shape, device, dtype = CASES[case], torch.device(args.device), DTYPES[dtype_name]
-    numel = torch.Size(shape).numel()
-    bytes_min = numel * (12 + dtype.itemsize)
-    bytes_of_a_set = numel * (8 + dtype.itemsize)
-    n_sets = 1 if args.warm else rotation_sets(bytes_of_a_set, int(env["cache_bytes"]))  # type: ignore[call-overload]
-    buffers = make_buffers(shape, dtype, device, n_sets)
-    common = {**env, "benchmark": "pgd_linf_step", "case": case, "shape": list(shape), "dtype": dtype_name}
-
-    variants, checks, absent = build_variants(
-        args.variants,
-        lambda name: make_variant(name, buffers),
-        lambda variant: check_variant(variant, buffers),
-        n_sets=n_sets,
-        device=device,
+    return Problem(
+        shape=shape,
+        bytes_min=x0.numel() * (12 + dtype.itemsize),
+        traffic="x_adv, grad, x read, x_adv written",
+        baseline="ard",
+        makers={
+            "ard": lambda: over(ard_step),
+            "torchattacks": lambda: over(torchattacks_step),
+            "inplace": lambda: lambda i: x_adv[i].add_(grad[i].sign_(), alpha=STEP).clamp_(low[i], high[i]),
+            "compile": lambda: over(compiled(compiled_step)),
+            "compile_inplace": lambda: over(compiled(compiled_step_)),
+            "cupy": lambda: cupy_step(grad, x, x_adv),
+            "fused": lambda: over(fused),
+        },
+        check=check,
+        reset=reset,
     )
-    variants.append(copy_variant(bytes_min, n_sets, device))
-    measured = measure(
-        variants, make_clock(device), n_sets=n_sets, rounds=args.rounds, min_sample_s=args.min_sample_ms * 1e-3
-    )
-    rows = timing_rows(measured, n_sets=n_sets, bytes_min=bytes_min, baseline="ard", common=common)
-    for row in rows:
-        name = str(row["variant"])
-        row["passes"] = PASSES.get(name.removesuffix(GRAPH_SUFFIX))
-        row.update(checks.get(name, {}))
-    rows += [unavailable_row(name, reason, common=common) for name, reason in absent.items()]
-    print_case(rows, bytes_min)
-    return rows
-
-
-def print_case(rows: Sequence[Row], bytes_min: int) -> None:
-    """Prints one case's table."""
-    first = rows[0]
-    shape = "x".join(map(str, first["shape"]))  # type: ignore[call-overload]
-    print(
-        f"\n{first['case']}  {shape}  {first['dtype']} gradient  "
-        f"least traffic {bytes_min / 1e6:.3g} MB, {first['buffer_sets']} buffer sets"
-    )
-    table = [
-        [
-            str(r["variant"]),
-            number(r["median_us"]),
-            number(r["q3_us"] - r["q1_us"]),  # type: ignore[operator]
-            number(r["min_us"]),
-            number(r["gb_per_s"]),
-            number(r["pct_of_copy"]),
-            str(r["passes"] or "-"),
-            number(r["speedup_vs_baseline"]),
-            number(r["fused_speedup"]),
-            str(r["checked"] or ""),
-        ]
-        for r in rows
-        if r["status"] == "ok"
-    ]
-    headers = ["variant", "us", "IQR us", "min us", "GB/s", "% of copy", "passes", "x ard", "fused is x", "checked"]
-    print(format_table(headers, table))
-    for r in rows:
-        if r["status"] != "ok":
-            print(f"{r['variant']}: {r['status']}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status (0 timed, 1 wrong result, 2 no device)."""
     args = parse_args(
-        "The fused L-infinity PGD step against the ways it is written today.",
+        str(__doc__),
         argv,
-        cases=tuple(CASES),
-        quick_cases=QUICK_CASES,
+        cases=CASES,
+        quick_cases=("cifar-1", "cifar-128"),
         dtypes=tuple(DTYPES),
         variants=VARIANTS,
         left_out={"cpu": ("cupy",)},
     )
-    return run("bench_pgd", args, lambda case, dtype, env: run_case(case, dtype, env, args))
+
+    def run_case(case: str, dtype: str, env: Row) -> list[Row]:
+        make = partial(problem, CASES[case], DTYPES[dtype], torch.device(args.device))
+        return run_problem(make, args, {**env, "benchmark": "pgd_linf_step", "case": case, "dtype": dtype})
+
+    return run("bench_pgd", args, run_case)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,17 @@
 #   scripts/gpu_check.sh [options] OUT_DIR
 #
 # Two plans. The first fits one call of 560 s: install and info, operators against the CPU, kernel times in CUDA graphs,
-# the GPU tests, whole runs with and without a graph, racecheck, memcheck, ncu. The second builds from source and runs
-# what compiles and trains. Each stage has its time limit and its log; one that fails does not stop the next, but for
-# `env`. A stage over its limit is interrupted (INT), so that it still says what had failed, and killed 30 s later.
-# After each stage, and at any end but KILL, everything is packed into OUT_DIR/gpu_check.tar.gz: logs, rows of the
-# benchmarks, summary.json. Exit status 1 if a stage failed or ran out of time, 2 for wrong arguments; a stage whose
-# tool or data is missing is "skipped", with the reason.
+# the GPU tests, racecheck, memcheck. The second builds from source and runs what compiles and trains. Each stage has its
+# time limit and its log; one that fails does not stop the next, but for `env`. A stage over its limit is interrupted
+# (INT), so that it still says what had failed, and killed 30 s later. After each stage, and at any end but KILL,
+# everything is packed into OUT_DIR/gpu_check.tar.gz: logs, rows of the benchmarks, summary.json. Exit status 1 if a stage
+# failed or ran out of time, 2 for wrong arguments; a stage whose tool or data is missing is "skipped", with the reason.
 #
 # Options:
 #   --plan first|second  (default first)
 #   --stages A,B      only these stages, of any plan or none, in this order
 #   --list            print the plans, then each stage with its limit in seconds
 #   --budget SECONDS  of all stages together (default 530): each is cut to what is left, skipped with less than 10 s
-#   --limit A=SECONDS another time limit for stage A (may be repeated)
 #   --device cpu      rehearsal without a GPU: what needs one is skipped, the rest runs on the CPU
 #   --prepare         on a machine with network and nvcc: fill build/wheels, then exit
 #
@@ -37,10 +35,10 @@ WHEELS=$ROOT/build/wheels
 SKIPPED=77 # exit status of a stage that says it does not apply
 GRACE=30   # seconds from INT to KILL; pytest-xdist needs 10 to 20
 
-FIRST=(env install operators times tests runs racecheck memcheck ncu)
+FIRST=(env install operators times tests racecheck memcheck)
 SECOND=(env build compiled digits cifar10)
 declare -A LIMIT=(
-  [env]=40 [install]=40 [operators]=40 [times]=80 [tests]=110 [runs]=90 [racecheck]=60 [memcheck]=60 [ncu]=40
+  [env]=40 [install]=40 [operators]=40 [times]=90 [tests]=200 [racecheck]=75 [memcheck]=75
   [build]=300 [compiled]=300 [digits]=120 [cifar10]=300
   [sanitizers]=540 [benchmarks]=540 [methods]=540 # in no plan
 )
@@ -56,47 +54,24 @@ needs_gpu() {
   [[ $DEVICE == cuda ]] || skip "needs a GPU (--device cpu)"
 }
 
-needs_tool() {
-  command -v "$1" >/dev/null 2>&1 || skip "$1 is not on PATH"
-}
-
-# What the package and its tests need, each imported; "missing: NAMES" and status 1 if there is any that is not there.
+# What the package and its tests import; pip's message names what is missing.
 dependencies() {
   "$PYTHON" - <<'PYTHON'
-import importlib, re, sys
-from importlib import metadata
-try:
-    import tomllib
-except ImportError:
-    from pip._vendor import tomli as tomllib
+import importlib
 
-project = tomllib.load(open("pyproject.toml", "rb"))["project"]
-wanted = project["dependencies"] + [
-    name for name in project["optional-dependencies"]["test"]
-    if name.startswith(("pytest", "hypothesis")) and name != "pytest-cov"
-]
-modules = {}
-for module, owners in metadata.packages_distributions().items():
-    for owner in owners:
-        modules.setdefault(re.sub("[-_.]+", "-", owner).lower(), []).append(module)
+modules = "numpy pydantic yaml sklearn joblib matplotlib PIL safetensors tqdm pytest pytest_timeout xdist hypothesis"
 missing = []
-for requirement in wanted:
-    name = re.match("[A-Za-z0-9._-]+", requirement).group().lower()
+for module in modules.split():
     try:
-        for module in {name} & set(modules[name]) or modules[name]:
-            importlib.import_module(module)
-    except KeyError:
-        missing.append(name)
+        importlib.import_module(module)
     except ImportError as error:
-        missing.append(f"{error.name or name} (of {name})")
+        missing.append(str(error))
 if missing:
-    print("missing:", ", ".join(missing))
-    sys.exit(1)
+    raise SystemExit("missing: " + "; ".join(missing))
 PYTHON
 }
 
 stage_env() {
-  local missing
   date -u +%Y-%m-%dT%H:%M:%SZ
   "$PYTHON" -VV
   if ! dependencies; then
@@ -105,23 +80,17 @@ stage_env() {
       xargs -0 -r "$PYTHON" -m pip install --no-index --no-deps
     dependencies || { echo "the wheels in $WHEELS do not have them"; exit 1; }
   fi
-  for tool in nvidia-smi "nvcc --version" "compute-sanitizer --version" "ncu --version" "c++ --version"; do
+  for tool in nvidia-smi "nvcc --version" "compute-sanitizer --version" "c++ --version"; do
     echo "--- $tool"
     # shellcheck disable=SC2086  # the words are the command
     if command -v "${tool%% *}" >/dev/null 2>&1; then $tool; else echo "not on PATH"; fi
   done
-  "$PYTHON" - "$DEVICE" <<'PYTHON'
-import sys
-import torch
-
+  "$PYTHON" -c 'import sys, torch
 print("--- torch", torch.__version__, "CUDA", torch.version.cuda, "threads", torch.get_num_threads())
 if torch.cuda.is_available():
-    p = torch.cuda.get_device_properties(0)
-    print(p.name, f"sm_{p.major}{p.minor}", f"{p.multi_processor_count} SMs", f"{p.total_memory >> 20} MiB",
-          f"L2 {p.L2_cache_size >> 20} MiB", "torch archs", *torch.cuda.get_arch_list())
+    print(torch.cuda.get_device_properties(0), "torch archs", *torch.cuda.get_arch_list())
 elif sys.argv[1] == "cuda":
-    sys.exit("torch sees no CUDA device")
-PYTHON
+    sys.exit("torch sees no CUDA device")' "$DEVICE"
 }
 
 # The carried wheel, or a build. On a GPU the compiled kernels must be there and fit.
@@ -155,39 +124,27 @@ tests() {
   grep -Eq '(^|[^0-9])[1-9][0-9]* passed' "$out" || { echo "no test passed"; return 1; }
 }
 
-several() { # processes: at most 12, each has a CUDA context of its own
-  local cores; cores=$(nproc)
-  echo "$((cores < 12 ? cores : 12))"
-}
-
-RUNS=(tests/training/test_graphs_runs.py tests/attacks/test_graphs.py tests/training/test_train.py tests/test_bench_train.py)
-COMPILED=(tests/ops/test_compile.py)
-
 stage_operators() {
   needs_gpu
-  tests tests/ops/test_cuda.py -k "cpu or cuda_graph"
+  tests -n 0 tests/ops/test_cuda.py -k "cpu or cuda_graph"
 }
 stage_tests() {
   needs_gpu
-  tests -n "$(several)" -m gpu tests "${RUNS[@]/#/--ignore=}" "${COMPILED[@]/#/--ignore=}"
-}
-stage_runs() {
-  needs_gpu
-  tests -n "$(several)" -m gpu "${RUNS[@]}"
+  tests -m gpu tests --ignore tests/ops/test_compile.py
 }
 stage_compiled() {
   needs_gpu
-  tests -n "$(several)" -m gpu "${COMPILED[@]}"
+  tests -m gpu tests/ops/test_compile.py
 }
 
 # sanitize TOOL [OPTION...] -- PYTEST ARGUMENT...: under compute-sanitizer.
 sanitize() {
   local options=()
   needs_gpu
-  needs_tool compute-sanitizer
+  command -v compute-sanitizer >/dev/null || skip "compute-sanitizer is not on PATH"
   while [[ $1 != -- ]]; do options+=("$1") && shift; done
   PREFIX=(compute-sanitizer --tool "${options[@]}" --error-exitcode 86 --print-limit 20)
-  tests -m "sanitizer and gpu" "${@:2}"
+  tests -n 0 -m "sanitizer and gpu" "${@:2}"
 }
 
 # Without torch's caching every tensor is an allocation of its own, so a read past its end or before its first write is
@@ -206,39 +163,16 @@ stage_sanitizers() {
 
 # bench OUT_DIR NAME [OPTION...]
 bench() {
-  "$PYTHON" "benchmarks/$2.py" --device "$DEVICE" --json "$1/$2_$DEVICE.json" "${@:3}"
+  "$PYTHON" "benchmarks/bench_$2.py" --device "$DEVICE" --json "$1/bench_$2_$DEVICE.json" "${@:3}"
 }
 stage_times() {
   local name
-  for name in bench_pgd bench_kd_loss bench_steps; do bench "$1" "$name" --quick; done
+  for name in pgd kd_loss ops; do bench "$1" "$name" --quick; done
 }
 stage_benchmarks() {
-  local name
-  local failed=()
-  for name in bench_{pgd,kd_loss,steps,augment,fold,affine,attack_loop,train,attacks} ceilings; do
-    bench "$1" "$name" || failed+=("$name")
-  done
+  local name failed=()
+  for name in pgd kd_loss ops train attacks; do bench "$1" "$name" || failed+=("$name"); done
   ((${#failed[@]} == 0)) || { echo "failed: ${failed[*]}"; return 1; }
-}
-
-NCU_METRICS=gpu__time_duration.sum,dram__bytes.sum,launch__registers_per_thread
-NCU_METRICS+=,dram__throughput.avg.pct_of_peak_sustained_elapsed
-NCU_METRICS+=,gpu__compute_memory_throughput.avg.pct_of_peak_sustained_elapsed
-NCU_METRICS+=,sm__throughput.avg.pct_of_peak_sustained_elapsed
-NCU_METRICS+=,sm__warps_active.avg.pct_of_peak_sustained_active
-
-# Clocks are left as they are: the card may be shared.
-stage_ncu() {
-  local status=0
-  needs_gpu
-  needs_tool ncu
-  LC_ALL=C ncu --csv --metrics "$NCU_METRICS" --nvtx --profile-from-start off --clock-control none --force-overwrite \
-    --log-file "$1/ncu.csv" "$PYTHON" benchmarks/profile_kernels.py --device cuda --cases 'step-*,loss-*' || status=$?
-  if grep -Em1 'ERR_NVGPUCTRPERM|LibraryNotLoaded' "$1/ncu.csv"; then
-    skip "ncu may not read the counters of this machine"
-  fi
-  ((status == 0)) || return "$status"
-  "$PYTHON" benchmarks/ncu_summary.py "$1/ncu.csv"
 }
 
 ATTACKS=clean,fgsm,pgd20,pgd50-10,cw20,mifgsm,apgd-ce,apgd-dlr,apgd-t
@@ -313,12 +247,6 @@ while (($#)); do
       [[ -n ${2:-} ]] || die "--stages: expected names separated by commas"
       IFS=, read -r -a SELECTED <<<"$2"
       for name in "${SELECTED[@]}"; do known "$name"; done
-      shift 2
-      ;;
-    --limit)
-      [[ ${2:-} =~ ^([a-z0-9_]+)=([0-9]+)$ ]] || die "--limit: expected STAGE=SECONDS, got '${2:-}'"
-      known "${BASH_REMATCH[1]}"
-      LIMIT[${BASH_REMATCH[1]}]=${BASH_REMATCH[2]}
       shift 2
       ;;
     --budget)

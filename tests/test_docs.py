@@ -1,4 +1,4 @@
-"""Generated pages are up to date, and links outside docs/ lead somewhere."""
+"""The generated page is what its generator makes, and links outside of the documentation lead somewhere."""
 
 import re
 import runpy
@@ -9,15 +9,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(
-    ("script", "page"),
-    [("methods_page.py", "methods.md"), ("numbers_page.py", "numbers.md")],
-    ids=["methods", "numbers"],
-)
-def test_a_generated_page_is_up_to_date(script, page):
-    generator = runpy.run_path(str(ROOT / "scripts" / script))
-    written = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    assert written == generator["page"]() + "\n", f"run python scripts/{script}"
+def test_the_methods_page_is_what_its_script_makes_of_the_registry():
+    generator = runpy.run_path(str(ROOT / "scripts" / "methods_page.py"))
+    written = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert written == generator["page"]() + "\n", "run python scripts/methods_page.py"
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.md")))
