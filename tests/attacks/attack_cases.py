@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ard_fast import attacks
+from ard_fast.data.splits import load_digits
 
 # Each attack with few steps; `call` in test files adds what else it needs.
 ATTACKS = {
@@ -62,15 +63,14 @@ def snapshot(model: nn.Module) -> dict:
     }
 
 
-def assert_same_snapshot(before: dict, after: dict, *, buffers: bool = True) -> None:
-    """Nothing has changed, except batch-norm statistics if not `buffers`."""
+def assert_same_snapshot(before: dict, after: dict) -> None:
+    """Nothing has changed."""
     for key in ("modes", "tracking", "requires_grad", "hooks"):
         assert before[key] == after[key], key
     for a, b in zip(before["grads"], after["grads"], strict=True):
         assert (a is None and b is None) or a.equal(b)
     for name, value in before["state"].items():
-        if buffers or ("running" not in name and "num_batches" not in name):
-            assert value.equal(after["state"][name]), name
+        assert value.equal(after["state"][name]), name
 
 
 def rng_state(device: torch.device) -> torch.Tensor:
@@ -82,3 +82,10 @@ def distances(x_adv: torch.Tensor, x: torch.Tensor, norm: str) -> torch.Tensor:
     """How far each sample is from its clean image, `[B]`, in float64."""
     delta = (x_adv.double() - x.double()).flatten(1)
     return delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
+
+
+def evaluation_images(count: int = 500) -> tuple[torch.Tensor, torch.Tensor]:
+    """Digits `[count, 1, 8, 8]` that are not in the training split, and their labels."""
+    data = load_digits()
+    images = torch.cat([data.test.images, data.val.images])[:count].float() / data.levels
+    return images, torch.cat([data.test.labels, data.val.labels])[:count]

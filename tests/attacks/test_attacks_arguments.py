@@ -16,16 +16,13 @@ from ard_fast.attacks import APGD, APGDT, FGSM, FGSMRS, KLPGD, MIFGSM, NFGSM, PG
 EVERY = (PGD, FGSM, MIFGSM, CWLinf, KLPGD, FGSMRS, NFGSM, APGD, APGDT)
 
 
-@pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize(
     "name, value, message, error",
     [
         ("eps", -1, "eps must be finite and at least 0, got -1.0", ValueError),
-        ("eps", math.nan, "eps must be finite", ValueError),
         ("eps", "8/255", "eps must be a number, got str", TypeError),
         ("step_size", -0.1, "step_size must be finite and at least 0", ValueError),
         ("steps", 0, "steps must be an int of at least 1, got 0", ValueError),
-        ("steps", 2.5, "steps must be an int of at least 1, got 2.5", ValueError),
         ("steps", True, "steps must be an int of at least 1, got True", ValueError),
         ("norm", "l1", "norm must be one of 'linf', 'l2', got 'l1'", ValueError),
         ("loss", "mse", "loss must be one of .*, got 'mse'", ValueError),
@@ -33,26 +30,25 @@ EVERY = (PGD, FGSM, MIFGSM, CWLinf, KLPGD, FGSMRS, NFGSM, APGD, APGDT)
         ("restarts", 0, "restarts must be an int of at least 1, got 0", ValueError),
         ("eot", 0, "eot must be an int of at least 1, got 0", ValueError),
         ("bounds", (1, 0), "bounds must be", ValueError),
-        ("bounds", 1.0, "bounds must be a pair", ValueError),
         ("init", "zero", "init must be one of 'uniform', 'normal', 'surface', got 'zero'", ValueError),
         ("std", -1.0, "std must be finite and at least 0", ValueError),
         ("kappa", -1.0, "kappa must be at least 0, got -1.0", ValueError),
-        ("kappa", math.nan, "kappa must be at least 0, got nan", ValueError),
         ("temperature", 0.0, "temperature must be finite and above 0, got 0.0", ValueError),
         ("decay", -0.1, "decay must be finite and at least 0", ValueError),
         ("relative_step", -1.0, "relative_step must be finite and at least 0", ValueError),
         ("noise", -1.0, "noise must be finite and at least 0", ValueError),
         ("rho", -1.0, "rho must be finite and at least 0", ValueError),
+        ("random_start", "no", "random_start must be True or False", TypeError),
+        ("drop_every", -1, "drop_every must be an int from 0", ValueError),
         ("n_targets", 0, "n_targets must be an int of at least 1, got 0", ValueError),
     ],
 )
-def test_bad_settings(kind, name, value, message, error):
-    if name not in kind().settings():
-        with pytest.raises(TypeError, match="unexpected keyword argument"):
+def test_bad_settings(name, value, message, error):
+    takes = [kind for kind in EVERY if name in kind().settings()]
+    assert takes
+    for kind in EVERY:
+        with pytest.raises(error if kind in takes else TypeError, match=message if kind in takes else "unexpected"):
             kind(**{name: value})
-        return
-    with pytest.raises(error, match=message):
-        kind(**{name: value})
 
 
 def test_settings_that_do_not_go_together():
@@ -75,6 +71,7 @@ X, Y = torch.rand(2, 3, 6, 6), torch.tensor([1, 2])
 @pytest.mark.parametrize(
     "message, y, attack, call, error",
     [
+        ("y must be int64 labels for loss='ce', got torch.float32", X[:, 0, 0], PGD(), {}, TypeError),
         ("y must be given for a targeted attack", None, PGD(targeted=True), {}, ValueError),
         ("y must be a tensor, or None .*, got Sequential", small_net(), PGD(), {}, TypeError),
         ("y must be a tensor, or None .*, got int", 3, APGD(), {}, TypeError),
@@ -118,7 +115,7 @@ OUTSIDE = {  # images, and what the message says of them
 
 
 @pytest.mark.parametrize("images", OUTSIDE)
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", ["pgd", "kl", "apgd-t", "in turn"])
 def test_images_outside_the_bounds_are_refused(name, images, device):
     x, message = OUTSIDE[images]
     x = x.to(device)
@@ -212,8 +209,6 @@ def test_a_traced_step_is_not_looked_at():
     def step(x):
         return F.pgd_linf_step_(x.clone(), x, x, step_size=0.1, eps=0.1)
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    assert compiled(X * 3).equal(F.pgd_linf_step_(X * 3, X, X * 3, step_size=0.1, eps=0.1, check_bounds=False))
     assert torch.func.vmap(lambda x: F.random_start(x, eps=0.1, seed=0), randomness="same")(X[None] * 3).max() <= 1
     with torch._subclasses.FakeTensorMode() as mode:
         assert step(mode.from_tensor(X)).shape == X.shape
@@ -222,6 +217,7 @@ def test_a_traced_step_is_not_looked_at():
 @pytest.mark.parametrize(
     "x, y, message",
     [
+        (X[:, 0, 0, 0], Y, r"x must have shape \[B, ...\], got \(2,\)"),
         ((X * 255).byte(), Y, r"x must be float32, got torch.uint8: for pixels of 0 to 255 give x\.float\(\) / 255$"),
         (X.double(), Y, r"got torch.float64: give x\.float\(\)$"),
         (X.half(), Y, r"got torch.float16: iterates stay in full precision: give x\.float\(\); .* torch.autocast"),
@@ -270,7 +266,7 @@ def test_too_few_classes():
         assert InTurn([APGD(loss="ce", steps=1), last])(classifier(classes), X, Y % classes).shape == X.shape
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", ["pgd", "kl", "apgd-t", "in turn"])
 def test_one_logit_is_refused(name):
     """Its softmax is 1: no attack would move a pixel."""
     one = r"C\], C >= 2, got \(2, 1\); for a binary classifier .* returns torch.cat\(\[torch.zeros_like\(z\), z\], 1\)"
@@ -351,10 +347,6 @@ def test_copies():
     assert attack.for_samples(torch.tensor([1])) is attack
 
 
-def test_mifgsm_steps_add_up_to_the_radius():
-    assert MIFGSM(eps=0.3, steps=6).step_size == pytest.approx(0.05)
-
-
 def test_presets():
     ard = attacks.preset("ard")
     assert (ard.eps, ard.step_size, ard.steps, ard.bn, ard.clamp_start) == (8 / 255, 2 / 255, 10, "train", False)
@@ -370,23 +362,18 @@ def test_presets():
     assert [type(a) for a in auto.attacks] == [APGD, APGDT]
     assert all((a.eps, a.norm, a.steps, a.restarts, a.rho) == (0.5, "l2", 100, 1, 0.75) for a in auto.attacks)
     assert auto.attacks[0].loss == "ce" and auto.attacks[1].n_targets == 9
+    model, teacher = small_net(), small_net(5)
     for name in attacks.PRESETS:
-        assert repr(attacks.preset(name, eps=0.2))
+        y = {"trades": None, "rslad": teacher(X).detach(), "adaad": teacher}.get(name, Y)
+        x_adv = attacks.preset(name, eps=0.05, steps=2)(model, X, y, seed=0)
+        assert (x_adv - X).abs().max() <= 0.05 + 6e-8
     with pytest.raises(ValueError, match=r"name must be one of 'ard', 'trades', .*, got 'madry'"):
         attacks.preset("madry")
     with pytest.raises(TypeError, match="PGD has no argument 'alpha'"):
         attacks.preset("ard", alpha=1)
 
 
-def test_presets_run():
-    model, teacher = small_net(), small_net(5)
-    for name in attacks.PRESETS:
-        y = {"trades": None, "rslad": teacher(X).detach(), "adaad": teacher}.get(name, Y)
-        x_adv = attacks.preset(name, eps=0.05, steps=2)(model, X, y, seed=0)
-        assert (x_adv - X).abs().max() <= 0.05 + 6e-8
-
-
-STANDARDS = {
+STANDARDS = {  # name: class, and parameters that differ from it or that papers state
     "fgsm": (FGSM, {}),
     "pgd10": (PGD, {"step_size": 2 / 255, "steps": 10, "random_start": True, "loss": "ce", "restarts": 1}),
     "pgd20": (PGD, {"step_size": 2 / 255, "steps": 20, "random_start": True, "loss": "ce", "restarts": 1}),
@@ -399,19 +386,31 @@ STANDARDS = {
     "apgd-dlr": (APGD, {"steps": 100, "loss": "dlr", "restarts": 1, "rho": 0.75}),
     "apgd-t": (APGDT, {"steps": 100, "n_targets": 9, "restarts": 1, "rho": 0.75}),
 }
+READ = {  # names that are not listed
+    "pgd40": (PGD, {"steps": 40, "step_size": 2 / 255, "restarts": 1, "loss": "ce"}),
+    "pgd7-3": (PGD, {"steps": 7, "step_size": 2 / 255, "restarts": 3}),
+    "pgd100-2-trades": (PGD, {"steps": 100, "step_size": 0.003, "restarts": 2}),
+    "pgd50-10-l2": (PGD, {"steps": 50, "step_size": 2 / 255, "restarts": 10, "norm": "l2"}),
+    "pgd20-linf": (PGD, {"steps": 20, "norm": "linf"}),
+    "fgsm-l2": (FGSM, {"norm": "l2"}),
+    "cw30-5": (CWLinf, {"steps": 30, "restarts": 5, "step_size": 2 / 255, "kappa": 50.0}),
+    "mifgsm20": (MIFGSM, {"steps": 20, "step_size": 0.4 / 255}),
+    "apgd-ce50": (APGD, {"steps": 50, "restarts": 1, "loss": "ce"}),
+    "apgd-dlr20-5-l2": (APGD, {"steps": 20, "restarts": 5, "loss": "dlr", "norm": "l2"}),
+    "apgd-t20": (APGDT, {"steps": 20, "n_targets": 9}),
+}
 
 
-def test_standards_have_their_published_parameters():
-    assert list(attacks.STANDARDS) == list(STANDARDS)
-    for name, (kind, expected) in STANDARDS.items():
-        attack = attacks.STANDARDS[name](8 / 255)
-        assert type(attack) is kind and attack.bn == "eval" and attack.norm == "linf" and attack.eps == 8 / 255
-        settings = attack.settings()
-        assert {key: settings[key] for key in expected} == pytest.approx(expected), name
-        wide = attacks.STANDARDS[name](0.2)
-        assert wide.eps == 0.2 and wide.settings().get("step_size", 0.0) == pytest.approx(
-            settings.get("step_size", 0.0) * 0.2 * 255 / 8
-        )
+@pytest.mark.parametrize("name", [*STANDARDS, *READ])
+def test_standards_have_their_published_parameters(name):
+    kind, expected = {**STANDARDS, **READ}[name]
+    attack, wide = (attacks.STANDARDS[name](eps) for eps in (8 / 255, 0.2))
+    settings = {**attack.settings(), "norm": attack.norm, "random_start": attack.random_start}
+    assert type(attack) is kind and attack.bn == "eval" and attack.eps == 8 / 255
+    assert {key: settings[key] for key in expected} == pytest.approx(expected)
+    assert settings["norm"] == expected.get("norm", "linf")
+    assert wide.eps == 0.2 and wide.step_size == (attack.step_size and pytest.approx(attack.step_size * 0.2 * 255 / 8))
+    assert list(attacks.STANDARDS) == list(STANDARDS)  # asking adds none
 
 
 def test_standards_in_l2():
@@ -423,32 +422,8 @@ def test_standards_in_l2():
             assert make(0.5, "l2").norm == "l2"
         with pytest.raises(ValueError, match="norm must be one of 'linf', 'l2', got 'l1'"):
             make(0.5, "l1")
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "expected"),
-    [
-        ("pgd40", PGD, {"steps": 40, "step_size": 2 / 255, "restarts": 1, "norm": "linf", "loss": "ce"}),
-        ("pgd7-3", PGD, {"steps": 7, "step_size": 2 / 255, "restarts": 3}),
-        ("pgd100-trades", PGD, {"steps": 100, "step_size": 0.003}),
-        ("pgd100-2-trades", PGD, {"steps": 100, "step_size": 0.003, "restarts": 2}),
-        ("pgd20-l2", PGD, {"steps": 20, "step_size": 2 / 255, "norm": "l2"}),
-        ("pgd50-10-l2", PGD, {"steps": 50, "restarts": 10, "norm": "l2"}),
-        ("pgd20-linf", PGD, {"steps": 20, "norm": "linf"}),
-        ("fgsm-l2", FGSM, {"norm": "l2"}),
-        ("cw100", CWLinf, {"steps": 100, "step_size": 2 / 255, "kappa": 50.0}),
-        ("cw30-5", CWLinf, {"steps": 30, "restarts": 5}),
-        ("mifgsm20", MIFGSM, {"steps": 20, "step_size": 0.4 / 255}),
-        ("apgd-ce50", APGD, {"steps": 50, "restarts": 1, "loss": "ce"}),
-        ("apgd-dlr20-5-l2", APGD, {"steps": 20, "restarts": 5, "loss": "dlr", "norm": "l2"}),
-        ("apgd-t20", APGDT, {"steps": 20, "n_targets": 9}),
-    ],
-)
-def test_steps_restarts_and_norm_are_read_from_the_name(name, kind, expected):
-    attack = attacks.STANDARDS[name](8 / 255)
-    settings = attack.settings()
-    assert type(attack) is kind and {key: settings[key] for key in expected} == pytest.approx(expected)
-    assert list(attacks.STANDARDS) == list(STANDARDS)  # asking adds none
+    with pytest.raises(ValueError, match="norm must be 'l2' for the attack pgd20-l2, got 'linf'"):
+        attacks.STANDARDS["pgd20-l2"](0.5, "linf")
 
 
 @pytest.mark.parametrize(
@@ -469,10 +444,3 @@ def test_steps_restarts_and_norm_are_read_from_the_name(name, kind, expected):
 def test_names_that_are_no_attack(name, message):
     with pytest.raises(ValueError, match=message):
         attacks.STANDARDS[name]
-
-
-def test_the_norm_of_a_name_is_not_overruled():
-    with pytest.raises(ValueError, match="norm must be 'l2' for the attack pgd20-l2, got 'linf'"):
-        attacks.STANDARDS["pgd20-l2"](0.5, "linf")
-    with pytest.raises(ValueError, match="norm must be 'linf' for the attack cw7-l2"):
-        attacks.STANDARDS["cw7-l2"](0.5)

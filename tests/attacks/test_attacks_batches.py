@@ -3,6 +3,7 @@
 import pytest
 import torch
 from attack_cases import ATTACKS, small_net, target_for
+from torch import nn
 
 from ard_fast import attacks
 
@@ -50,51 +51,18 @@ def test_a_sample_keeps_its_own_radius(name, batch, device):
         assert together[4].equal(x[4])
 
 
-@pytest.mark.parametrize("shape", [(6, 3, 6, 6), (1, 1, 6, 6), (6, 1, 1, 1), (6, 6)])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_only_masked_pixels_change(name, shape, batch, device):
+def test_only_masked_pixels_change(name, batch, device):
     x, y = batch
-    mask = torch.rand(shape, generator=torch.Generator().manual_seed(3)).lt(0.5).to(device)
-    x_adv = ATTACKS[name]()(small_net().to(device), x, target_for(name, y), seed=1, mask=mask)
-    outside = ~mask.expand(x.shape)
-    assert x_adv[outside].equal(x[outside])
-    assert not x_adv.equal(x)
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_a_mask_of_all_pixels_is_none(name, batch, device):
-    x, y = batch
-    model = small_net().to(device)
-    attack, target = ATTACKS[name](), target_for(name, y)
+    model, attack, target = small_net().to(device), ATTACKS[name](), target_for(name, y)
+    for shape in ((6, 3, 6, 6), (1, 1, 6, 6), (6, 1, 1, 1), (6, 6)) if name == "pgd" else ((6, 6),):
+        mask = torch.rand(shape, generator=torch.Generator().manual_seed(3)).lt(0.5).to(device)
+        x_adv = attack(model, x, target, seed=1, mask=mask)
+        outside = ~mask.expand(x.shape)
+        assert x_adv[outside].equal(x[outside])
+        assert not x_adv.equal(x)
     everywhere = torch.ones(1, dtype=torch.bool, device=device)
     assert_same_samples(attack(model, x, target, seed=1, mask=everywhere), attack(model, x, target, seed=1))
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_l2_and_momentum_norms_are_those_of_the_masked_gradient(norm, batch, device):
-    """With few pixels the whole step goes into them."""
-    x, y = batch
-    x = 0.4 + 0.2 * x
-    mask = torch.zeros(3, 6, 6, dtype=torch.bool, device=device)
-    mask[1, 2:4] = True
-    model = small_net().to(device)
-    if norm == "l2":
-        x_adv = attacks.FGSM(eps=0.2, norm="l2")(model, x, y, mask=mask)
-        torch.testing.assert_close((x_adv - x).flatten(1).norm(dim=1), torch.full((6,), 0.2, device=device))
-        return
-    # Momentum adds gradients of unit L1 norm: with the norm over all pixels the first would weigh otherwise.
-    model.eval()
-
-    def gradient(images):
-        probe = images.clone().requires_grad_()
-        return torch.autograd.grad(torch.nn.functional.cross_entropy(model(probe), y, reduction="sum"), probe)[0] * mask
-
-    x_adv, momentum = x, torch.zeros_like(x)
-    for _ in range(4):
-        grad = gradient(x_adv)
-        momentum = momentum + grad / grad.abs().sum((1, 2, 3), keepdim=True)
-        x_adv = (x_adv + 0.05 * momentum.sign()).clamp(x - 0.1, x + 0.1).clamp(0, 1)
-    assert_same_samples(attacks.MIFGSM(eps=0.1, step_size=0.05, steps=4)(model, x, y, mask=mask), x_adv)
 
 
 def test_subsets_keep_per_sample_radius_mask_and_noise(batch, device):
@@ -117,3 +85,89 @@ def test_subsets_keep_per_sample_radius_mask_and_noise(batch, device):
             one = {"seed": 1, "sample_ids": ids[index], "mask": mask[index]}
             alone = attack.for_samples(index)(model, x[index], y[index], **one)
             assert_same_samples(whole[index], alone)
+
+
+# --- APGD with `drop_every`: samples that are fooled leave the batch, and the others do not notice --------------------
+
+BATCH, CLASSES = 24, 6
+
+
+class Counting(nn.Module):
+    """A convolution and a linear layer; counts the images it is given. Rows do not depend on one another."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.features = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(100, CLASSES))
+        self.images = 0
+
+    def forward(self, x):
+        self.images += len(x)
+        # One image after another: the same rounding in any batch.
+        return torch.cat([self.features(image[None]) for image in x])
+
+
+@pytest.fixture
+def victim():
+    model = Counting().eval()
+    x = torch.rand(BATCH, 2, 5, 5, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    model.images = 0
+    return model, x, y
+
+
+CASES = {
+    "linf ce": (attacks.APGD, {"eps": 0.1, "norm": "linf", "loss": "ce"}),
+    "linf dlr": (attacks.APGD, {"eps": 0.1, "norm": "linf", "loss": "dlr"}),
+    "l2 ce": (attacks.APGD, {"eps": 0.45, "norm": "l2", "loss": "ce"}),
+    "targets": (attacks.APGDT, {"eps": 0.1, "norm": "linf", "n_targets": 3}),
+    "eps a sample": (attacks.APGD, {"eps": torch.linspace(0.02, 0.2, BATCH)}),
+    "restarts": (attacks.APGD, {"eps": 0.1, "restarts": 2}),
+}
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_dropping_fools_the_same_samples_for_fewer_passes(case, every, victim):
+    kind, settings = CASES[case]
+    model, x, y = victim
+    whole = kind(steps=16, **settings)(model, x, y, seed=3)
+    all_images, model.images = model.images, 0
+    dropping = kind(steps=16, drop_every=every, **settings)(model, x, y, seed=3)
+    with torch.no_grad():
+        images, fooled, expected = model.images, model(dropping).argmax(1) != y, model(whole).argmax(1) != y
+    assert 0 < expected.sum() < BATCH
+    assert fooled.equal(expected)
+    # A sample that was not fooled went through the very same run.
+    assert dropping[~fooled].equal(whole[~fooled])
+    assert images < all_images
+    distance = (dropping - x).flatten(1)
+    norm = distance.abs().amax(1) if settings.get("norm") != "l2" else distance.norm(dim=1)
+    assert (norm <= settings["eps"] + 6e-8).all()
+    assert dropping.min() >= 0 and dropping.max() <= 1
+
+
+def test_nothing_is_left_to_do_when_all_are_fooled(victim):
+    model, x, y = victim
+    x_adv = attacks.APGD(eps=1.0, steps=50, drop_every=1)(model, x, y, seed=0)
+    assert model.images < 10 * BATCH
+    with torch.no_grad():
+        assert (model(x_adv).argmax(1) != y).all()
+
+
+def test_a_mask_and_channels_last(victim):
+    model, x, y = victim
+    mask = torch.zeros(5, 5, dtype=torch.bool)
+    mask[:, :4] = True
+    settings = {"eps": 0.15, "steps": 12}
+    whole = attacks.APGD(**settings)(model, x, y, seed=1, mask=mask)
+    last = x.contiguous(memory_format=torch.channels_last)
+    dropping = attacks.APGD(drop_every=2, **settings)(model, last, y, seed=1, mask=mask)
+    assert dropping.is_contiguous(memory_format=torch.channels_last)
+    assert dropping[..., 4].equal(x[..., 4])
+    with torch.no_grad():
+        fooled = model(whole).argmax(1) != y
+        assert (model(dropping).argmax(1) != y).equal(fooled)
+    assert 0 < fooled.sum() < BATCH
+    torch.testing.assert_close(dropping[~fooled], whole[~fooled], rtol=0, atol=1e-6)

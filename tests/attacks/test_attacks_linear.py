@@ -77,39 +77,25 @@ def attack_for(norm: str, name: str, eps: torch.Tensor | float, **settings) -> a
     return (LINF if norm == "linf" else L2)[name](eps, **settings)
 
 
-@pytest.mark.parametrize("size", [1, 3, 8])
-@pytest.mark.parametrize("targeted", [False, True])
-@pytest.mark.parametrize("norm, name", CASES)
-def test_succeeds_just_beyond_the_optimal_distance(norm, name, targeted, size, device):
-    if targeted and name == "apgd-t":
-        pytest.skip("has its own targets")
-    model, x, y = problem(size, device)
-    eps = 1.25 * model.distance(x, norm)
+def check(norm, name, model, x, y, eps, fooled, targeted=False, **call):
     settings = {"targeted": True} if targeted else {}
-    x_adv = attack_for(norm, name, eps, **settings)(model, x, goal(name, y, targeted), seed=0)
-    assert model(x_adv).argmax(1).equal(1 - y)
-    assert (distances(x_adv, x, norm) <= eps.double() + 6e-8).all()
+    x_adv = attack_for(norm, name, eps, **settings)(model, x, goal(name, y, targeted), seed=0, **call)
+    assert model(x_adv).argmax(1).equal(1 - y if fooled else y)
+    assert (distances(x_adv, x, norm) <= torch.as_tensor(eps).double() + 6e-8).all()
     assert x_adv.min() >= 0 and x_adv.max() <= 1
+    return x_adv
 
 
 @pytest.mark.parametrize("norm, name", CASES)
-def test_one_radius_for_all(norm, name, device):
-    """A number as radius, 1.25 times the greatest distance."""
-    model, x, y = problem(8, device)
-    eps = 1.25 * model.distance(x, norm).max().item()
-    x_adv = attack_for(norm, name, eps)(model, x, goal(name, y, False), seed=0)
-    assert model(x_adv).argmax(1).equal(1 - y)
-    assert (distances(x_adv, x, norm) <= eps + 6e-8).all()
-
-
-@pytest.mark.parametrize("norm, name", CASES)
-def test_nothing_succeeds_below_the_optimal_distance(norm, name, device):
-    """The distance is the true one, and no attack cheats."""
-    model, x, y = problem(8, device)
-    eps = 0.95 * model.distance(x, norm)
-    x_adv = attack_for(norm, name, eps)(model, x, goal(name, y, False), seed=0)
-    assert model(x_adv).argmax(1).equal(y)
-    assert (distances(x_adv, x, norm) <= eps.double() + 6e-8).all()
+def test_succeeds_just_beyond_the_optimal_distance_and_not_below(norm, name, device):
+    for size in (1, 8):
+        model, x, y = problem(size, device)
+        distance = model.distance(x, norm)
+        check(norm, name, model, x, y, 1.25 * distance, fooled=True)
+        check(norm, name, model, x, y, 1.25 * distance.max().item(), fooled=True)
+        check(norm, name, model, x, y, 0.95 * distance, fooled=False)
+        if name != "apgd-t":  # has its own targets
+            check(norm, name, model, x, y, 1.25 * distance, fooled=True, targeted=True)
 
 
 @pytest.mark.parametrize("norm, name", CASES)
@@ -132,8 +118,6 @@ def test_masked_attacks_succeed_with_the_pixels_they_have(norm, name, device):
     w = model.w.detach() * mask
     dual = w.abs().sum() if norm == "linf" else w.norm()
     eps = 1.25 * model.margin(x).detach().abs() / dual
-    x_adv = attack_for(norm, name, eps)(model, x, goal(name, y, False), seed=0, mask=mask)
+    x_adv = check(norm, name, model, x, y, eps, fooled=True, mask=mask)
     assert x_adv[:, ~mask].equal(x[:, ~mask])
     assert x_adv.min() > 0 and x_adv.max() < 1  # else the pixel range would make the optimum another one
-    assert model(x_adv).argmax(1).equal(1 - y)
-    assert (distances(x_adv, x, norm) <= eps.double() + 6e-8).all()

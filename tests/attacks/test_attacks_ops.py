@@ -105,52 +105,19 @@ def difference(more: list[str], fewer: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_is_one_operation_on_images(name, case):
+def test_a_step_is_one_operation_on_images_and_waits_for_nothing(name, case, device):
     make, expected = STEPS[name]
     longer, shorter = count(make(12), case), count(make(11), case)
     assert difference(longer.on_images, shorter.on_images) == expected
     # Besides it, the gradient at the logits; and nothing else, on tensors of any size.
     assert len(difference(longer.all, shorter.all)) == 2
-
-
-@pytest.mark.parametrize("name", STEPS)
-def test_nothing_waits_for_the_device(name, case):
-    make, _ = STEPS[name]
-    found = count(make(12), case)
-    assert found.all and not [op for op in found.all if op.startswith(SYNCS)]
+    assert not [op for op in longer.all if op.startswith(SYNCS)]
+    mask = torch.ones(3, 4, 4, dtype=torch.bool, device=device)
+    longer, shorter = count(make(12), case, mask=mask), count(make(11), case, mask=mask)
+    assert sorted(difference(longer.on_images, shorter.on_images)) == sorted([*expected, "mul.Tensor"])
 
 
 def test_restarts_wait_for_nothing_and_select_in_one_operation(case):
     found = count(attacks.PGD(steps=2, restarts=3), case)
     assert not [op for op in found.all if op.startswith(SYNCS)]
     assert sorted(found.on_images) == sorted(["random_start"] * 3 + ["pgd_linf_step_"] * 6 + ["select_best_"] * 2)
-
-
-@pytest.mark.parametrize("name", STEPS)
-def test_a_mask_costs_one_operation_more(name, case, device):
-    make, expected = STEPS[name]
-    mask = torch.ones(3, 4, 4, dtype=torch.bool, device=device)
-    longer, shorter = count(make(12), case, mask=mask), count(make(11), case, mask=mask)
-    assert sorted(difference(longer.on_images, shorter.on_images)) == sorted([*expected, "mul.Tensor"])
-
-
-def test_the_counter_sees_what_peers_do(case):
-    """The count of a loop in plain torch, so that the counter itself is not blind."""
-    x, weight, y = case
-
-    def loop(steps):
-        mode = Counted()
-        with mode:
-            x_adv = x.clone()
-            for _ in range(steps):
-                x_adv = x_adv.detach().requires_grad_()
-                logits = Network.apply(x_adv, weight, mode)
-                (grad,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y), x_adv)
-                x_adv = x_adv.detach() + 0.01 * grad.sign()
-                x_adv = torch.min(torch.max(x_adv, x - 0.03), x + 0.03).clamp(0, 1)
-            assert x_adv.sum().item() > 0
-        return mode
-
-    longer, shorter = loop(3), loop(2)
-    assert len(difference(longer.on_images, shorter.on_images)) == 8
-    assert any(op.startswith(SYNCS) for op in longer.all)

@@ -5,22 +5,37 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as tf
-from attack_cases import distances
+from attack_cases import distances, evaluation_images
 from tolerances import DIRECTION_LOSS_RTOL, TURNED_IMAGES, TURNED_LOSS_RTOL
-from trained_digits import evaluation_images, train_robustly
 
 from ard_fast import attacks
 from ard_fast import functional as F
 from ard_fast.attacks.adapters import FoolboxAdapter, FromFoolbox, FromTorchattacks, TorchattacksAdapter
+from ard_fast.data.splits import load_digits
+from ard_fast.models.digits import DigitsNet
 
-STEPS = 50
+STEPS = 20
 RADII = {"linf": 0.15, "l2": 0.6}
+LOSSES = ("ce", "dlr", "t")
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """The network, 500 images it has not seen, their labels."""
-    return train_robustly(), *evaluation_images()
+    """A `DigitsNet` after some seconds of fast adversarial training, 300 images it has not seen, their labels."""
+    torch.manual_seed(0)
+    data = load_digits().train
+    x, y = data.images.float() / 16, data.labels
+    model = DigitsNet().train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    attack = attacks.FGSMRS(eps=RADII["linf"])
+    for epoch in range(6):
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))
+        for chosen in order.split(64)[:-1]:
+            x_adv = attack(model, x[chosen], y[chosen], seed=epoch)
+            optimiser.zero_grad()
+            tf.cross_entropy(model(x_adv), y[chosen]).backward()
+            optimiser.step()
+    return model.eval(), *evaluation_images(300)
 
 
 def final(trained, x_adv) -> tuple[float, int]:
@@ -138,22 +153,17 @@ def referee(kind: str, trained, norm: str, steps: int):
     return theirs
 
 
-# The settings of AutoAttack are 100 steps; for the slower ones that is what the slow tests take.
 @pytest.mark.filterwarnings("ignore:there are")
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize(
-    "kind, steps", [("ce", 100), ("dlr", 30), ("t", 15), pytest.param("t", 100, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind, steps", [("t", 10), *(pytest.param(k, 100, marks=pytest.mark.slow) for k in LOSSES)])
 def test_autoattack_apgd(kind, steps, norm, trained):
-    """Robust accuracy within 0.5 points on 500 images."""
+    """The robust accuracy of AutoAttack's own runs: one image in 300."""
     model, x, y = trained
     eps = RADII[norm]
     expected = referee(kind, trained, norm, steps).perturb(x, y)
     settings = {"eps": eps, "norm": norm, "steps": steps}
     attack = attacks.APGDT(**settings) if kind == "t" else attacks.APGD(**settings, loss=kind)
     x_adv = attack(model, x, y, seed=0)
-    robust, theirs = (final(trained, images)[1] * 100 / len(x) for images in (x_adv, expected))
-    print(f"robust accuracy, {kind}, {steps} steps, {norm}: {robust:.1f} %, theirs {theirs:.1f} %")  # pytest -rP
-    assert abs(robust - theirs) <= 0.5
-    assert 5 < robust < 95
+    assert abs(final(trained, x_adv)[1] - final(trained, expected)[1]) <= 1
+    assert 5 < final(trained, x_adv)[1] / 3 < 95
     assert (distances(x_adv, x, norm) <= eps + 6e-8).all()
