@@ -64,7 +64,9 @@ def record(source: Path, *, busy: bool = False) -> None:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    write_text(RECORD, json.dumps({"measured": measured, "note": content["note"], "groups": groups}, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(group) for group in groups)  # a line a group
+    head = f'"measured": {json.dumps(measured)},\n"note": {json.dumps(content["note"])},\n'
+    write_text(RECORD, f'{{{head}"groups": [\n{lines}\n]}}\n')
 
 
 def page() -> str:

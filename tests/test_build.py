@@ -1,9 +1,9 @@
-"""The build: which torch and toolkit it finds and what it decides; marked slow, the real sdist and wheels."""
+"""The build: which torch and toolkit it finds and what it decides; marked slow, a real wheel."""
 
+import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -245,7 +245,7 @@ def test_default_is_the_visible_gpus_else_every_generation() -> None:
         assert found.choose_archs(gpus, NVCC_13)[0] == everything
 
 
-# -------------------------------------------------------------------------------------------------------- real builds
+# -------------------------------------------------------------------------------------------------------- a real build
 
 
 @pytest.fixture(scope="module")
@@ -265,76 +265,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def call_hook(source: Path, hook: str, out: Path, *, hide_torch: bool = False) -> Path:
-    """Call a hook of the backend as pip does; the path of what it made."""
-    code = f"""
-import os, sys
-os.environ.update(SOURCE_DATE_EPOCH="1700000000", ARD_FAST_CUDA="0")
-if {hide_torch}:
-    class NoTorch:
-        def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] == "torch":
-                raise ModuleNotFoundError("No module named 'torch'", name="torch")
-    sys.meta_path.insert(0, NoTorch())
-    sys.path.insert(0, "build_backend")
-    import found
-    found.find_torch = lambda: (None, "hidden by the test")
-else:
-    sys.path.insert(0, "build_backend")
-import backend
-print("MADE", getattr(backend, {hook!r})({str(out)!r}))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=source, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return out / done.stdout.rpartition("MADE ")[2].strip()
-
-
-@pytest.fixture(scope="module")
-def sdist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist, made where there is no torch."""
-    return call_hook(checkout, "build_sdist", tmp_path_factory.mktemp("sdist"), hide_torch=True)
-
-
-@pytest.fixture(scope="module")
-def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of the checkout."""
-    return call_hook(checkout, "build_wheel", tmp_path_factory.mktemp("wheel"))
-
-
 @pytest.mark.slow
-def test_sdist_holds_what_a_build_and_its_tests_need(checkout: Path, sdist: Path, tmp_path: Path) -> None:
-    with tarfile.open(sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {
-        "setup.py",
-        "csrc/common/config.h",
-        "build_backend/backend.py",
-        "tests/conftest.py",
-        "docs/methods.md",
-    } <= names
-    assert not [name for name in names if name.endswith((".so", ".pyc", "_build_info.py"))]
-    if (ROOT / ".git").exists():
-        tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
-        assert sorted(set(tracked) - names) == [".gitignore"]
-
-
-@pytest.mark.slow
-def test_leftovers_of_an_earlier_build_are_not_in_the_wheel(wheel: Path) -> None:
+def test_leftovers_of_an_earlier_build_are_not_in_the_wheel(checkout: Path, tmp_path: Path) -> None:
     """From the package's folder or from build/lib; what else must not be in it: the stage `release` of .ci/run."""
+    code = "import sys; sys.path.insert(0, 'build_backend'); import backend; backend.build_wheel(sys.argv[1])"
+    env = {**os.environ, "ARD_FAST_CUDA": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=checkout, env=env, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert b"left over" not in archive.read("ard_fast/_build_info.py")
         assert archive.read("ard_fast/_C.abi3.so").startswith(b"\x7fELF")
         assert not {"ard_fast/_C_old.abi3.so", "ard_fast/deleted_since.py"} & set(archive.namelist())
-
-
-@pytest.mark.slow
-def test_wheel_of_the_sdist_is_the_same_to_the_byte(sdist: Path, wheel: Path, tmp_path: Path) -> None:
-    """In a folder of another name: nothing of the machine is in it, and the sdist lacks nothing."""
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
-    (unpacked,) = tmp_path.glob("ard_fast-*")
-    again = call_hook(unpacked, "build_wheel", tmp_path)
-    with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
-        assert first.namelist() == second.namelist()
-        assert [name for name in first.namelist() if first.read(name) != second.read(name)] == []
-    assert again.read_bytes() == wheel.read_bytes()
