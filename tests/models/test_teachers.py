@@ -1,6 +1,7 @@
 """Teachers: the inference network has the plain one's logits, and the cache repeats them to the bit."""
 
 import errno
+import json
 import os
 import warnings
 from dataclasses import replace
@@ -8,12 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from ard_fast.data import ResidentLoader, Split
 from ard_fast.models import Normalised, build_model
 from ard_fast.teachers import CacheWarning, InferenceNetwork, Teacher, Views, build_teacher
 from ard_fast.teachers import cache as caching
+from ard_fast.train import main as train
+from ard_fast.training.checkpoint import save_weights
 
 CLASSES = 5
 
@@ -296,6 +300,24 @@ def test_a_file_that_cannot_be_written_is_said_once(tmp_path, monkeypatch, failu
         teacher.cache.save()
         teacher.cache.save()
     assert len(caught) == 1 and expect_exact(teacher) == 1.0
+
+
+def test_a_later_run_finds_what_the_first_one_saved(tmp_path):
+    save_weights(tmp_path / "t.safetensors", network(), name="digits-teacher", num_classes=CLASSES, in_channels=1)
+    arrays = split(), split(20)
+    content = {f"{kind}_{part}": value for part, each in zip(("train", "test"), arrays, strict=True)
+               for kind, value in (("x", each.images), ("y", torch.arange(len(each)) % CLASSES))}  # fmt: skip
+    np.savez(tmp_path / "data.npz", **content)
+    arguments = ["--method", "kd", "--dataset", "npz", "--data-dir", str(tmp_path / "data.npz"), "--val-size", "10"]
+    arguments += ["--student", "digits-student", "--teacher", str(tmp_path / "t.safetensors"), "--epochs", "1"]
+    arguments += ["--val-steps", "1", "--teacher-cache", str(tmp_path / "cache")]
+    hits, weights = [], []
+    for run in ("first", "second"):
+        assert train([*arguments, "--out", str(tmp_path / run)]) == 0
+        hits.append(json.loads((tmp_path / run / "metrics.jsonl").read_text())["teacher_cache_hits"])
+        weights.append(load_file(tmp_path / run / "last.safetensors"))
+    assert hits == [0.0, 1.0]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
 def test_without_views_or_a_cache_the_network_is_asked(tmp_path):
