@@ -110,12 +110,3 @@ def encode(values: np.ndarray, kind: str) -> np.ndarray:
         return values.astype({"f16": np.float16, "f32": np.float32, "f64": np.float64}[kind]).view(
             UNSIGNED[WIDTH[kind]]
         )
-
-
-def assert_floats(bits: np.ndarray, wanted: np.ndarray, kind: str, what: str = "") -> None:
-    """Equal in every bit, with the one NaN that arithmetic gives."""
-    expected = encode(wanted, kind)
-    nan = {"f16": 0x7FFF, "bf16": 0x7FFF, "f32": 0x7FFFFFFF, "f64": 0xFFF8 << 48}[kind]
-    expected[np.isnan(wanted)] = nan
-    wrong = np.flatnonzero(bits != expected)
-    assert not wrong.size, (what, wrong[:5], decode(bits, kind)[wrong[:5]], wanted[wrong[:5]])

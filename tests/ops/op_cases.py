@@ -42,6 +42,7 @@ def loss_arguments(
     with_teacher=False,
     with_labels=True,
     per_sample=False,
+    scaled=False,
 ):
     student, teacher, clean = (torch.randn(3, 6, device=device).to(dtype) for _ in range(3))
     labels = torch.tensor([0, 5, 2], device=device) if with_clean and with_labels else None
@@ -49,7 +50,7 @@ def loss_arguments(
     rows = [torch.rand(3, device=device) + 0.5 if per_sample else None for _ in range(3)]
     if labels is not None or clean is None:
         rows[2] = None
-    numbers = 4.0, 3.0, 2.0, 0.5, 0.25, 0.5, 0.25, reduce, with_grad, with_teacher
+    numbers = 4.0, 3.0, 2.0, 0.5, 0.25, 0.5, 0.25, reduce, with_grad, with_teacher, scaled
     return student, teacher, clean, labels, *rows, *numbers
 
 
@@ -116,86 +117,80 @@ def affine_backward_arguments(device, dtype=torch.float32, last=False, masked=Tr
     return grad, torch.randint(256, (15,), dtype=torch.uint8, device=device) if masked else None, scale
 
 
-# Every way that an operator is called: the operator and its arguments on a device. A new operator needs a case here.
+def scale_arguments(device):
+    return torch.randn(3, 6, device=device), torch.rand(3, device=device), 2.0
+
+
+# Every way that an operator is called: the operator, what makes its arguments, and how. A new operator needs a case.
+HALF, SMALL = torch.float16, torch.bfloat16
 CASES = {
-    "affine": lambda device: (_ops.affine_relu, affine_arguments(device)),
-    "affine plain": lambda device: (_ops.affine_relu, affine_arguments(device, coefficients=False, mask=False)),
-    "affine bf16 channels_last": lambda device: (_ops.affine_relu, affine_arguments(device, torch.bfloat16, True)),
-    "affine in place": lambda device: (_ops.affine_relu_, affine_arguments(device, last=True)),
-    "affine in place fp16 linear": lambda device: (
-        _ops.affine_relu_,
-        affine_arguments(device, torch.float16, relu=False, mask=False),
-    ),
-    "affine backward": lambda device: (_ops.affine_relu_backward, affine_backward_arguments(device)),
-    "affine backward bf16 channels_last": lambda device: (
+    "affine": (_ops.affine_relu, affine_arguments, {}),
+    "affine plain": (_ops.affine_relu, affine_arguments, {"coefficients": False, "mask": False}),
+    "affine bf16 channels_last": (_ops.affine_relu, affine_arguments, {"dtype": SMALL, "last": True}),
+    "affine in place": (_ops.affine_relu_, affine_arguments, {"last": True}),
+    "affine in place fp16 linear": (_ops.affine_relu_, affine_arguments, {"dtype": HALF, "relu": False, "mask": False}),
+    "affine backward": (_ops.affine_relu_backward, affine_backward_arguments, {}),
+    "affine backward bf16 channels_last": (
         _ops.affine_relu_backward,
-        affine_backward_arguments(device, torch.bfloat16, True),
+        affine_backward_arguments,
+        {"dtype": SMALL, "last": True},
     ),
-    "affine backward linear": lambda device: (
-        _ops.affine_relu_backward,
-        affine_backward_arguments(device, masked=False),
-    ),
-    "apgd first": lambda device: (_ops.apgd_step_, apgd_arguments(device, first=True)),
-    "apgd checkpoint bf16": lambda device: (_ops.apgd_step_, apgd_arguments(device, torch.bfloat16, window=2)),
-    "apgd l2 per sample": lambda device: (
+    "affine backward linear": (_ops.affine_relu_backward, affine_backward_arguments, {"masked": False}),
+    "apgd first": (_ops.apgd_step_, apgd_arguments, {"first": True}),
+    "apgd checkpoint bf16": (_ops.apgd_step_, apgd_arguments, {"grad_dtype": SMALL, "window": 2}),
+    "apgd l2 per sample": (
         _ops.apgd_step_,
-        apgd_arguments(device, torch.float16, l2=True, per_sample=True, window=3),
+        apgd_arguments,
+        {"grad_dtype": HALF, "l2": True, "per_sample": True, "window": 3},
     ),
-    "apgd last": lambda device: (_ops.apgd_step_, apgd_arguments(device, grad=False)),
-    "crop": lambda device: (_ops.crop_flip, crop_arguments(device)),
-    "crop by position channels_last": lambda device: (_ops.crop_flip, crop_arguments(device, last=True, ids=False)),
-    "crop given": lambda device: (_ops.crop_flip, crop_arguments(device, given=True)),
-    "fold": lambda device: (_ops.fold_batch_norm_, fold_arguments(device)),
-    "fold bf16": lambda device: (_ops.fold_batch_norm_, fold_arguments(device, torch.bfloat16)),
-    "step": lambda device: (_ops.pgd_linf_step_, step_arguments(device)),
-    "step bf16": lambda device: (_ops.pgd_linf_step_, step_arguments(device, torch.bfloat16)),
-    "step per sample": lambda device: (_ops.pgd_linf_step_, step_arguments(device, per_sample=True)),
-    "l2 step": lambda device: (_ops.pgd_l2_step_, step_arguments(device)),
-    "l2 step fp16 per sample": lambda device: (
-        _ops.pgd_l2_step_,
-        step_arguments(device, torch.float16, per_sample=True),
-    ),
-    "mifgsm step": lambda device: (_ops.mifgsm_step_, mifgsm_arguments(device)),
-    "mifgsm step bf16 per sample": lambda device: (
-        _ops.mifgsm_step_,
-        mifgsm_arguments(device, grad_dtype=torch.bfloat16, per_sample=True),
-    ),
-    "select": lambda device: (_ops.select_best_, select_arguments(device)),
-    "select lower": lambda device: (_ops.select_best_, select_arguments(device, True)),
-    "start": lambda device: (_ops.random_start, start_arguments(device)),
-    "start normal channels_last": lambda device: (_ops.random_start, start_arguments(device, True, True)),
-    "loss": lambda device: (_ops.kd_loss, loss_arguments(device)),
-    "loss fp16 rows": lambda device: (_ops.kd_loss, loss_arguments(device, torch.float16, False, False)),
-    "loss both gradients": lambda device: (_ops.kd_loss, loss_arguments(device, with_clean=False, with_teacher=True)),
-    "loss teacher fp16": lambda device: (
+    "apgd last": (_ops.apgd_step_, apgd_arguments, {"grad": False}),
+    "crop": (_ops.crop_flip, crop_arguments, {}),
+    "crop by position channels_last": (_ops.crop_flip, crop_arguments, {"last": True, "ids": False}),
+    "crop given": (_ops.crop_flip, crop_arguments, {"given": True}),
+    "fold": (_ops.fold_batch_norm_, fold_arguments, {}),
+    "fold bf16": (_ops.fold_batch_norm_, fold_arguments, {"dtype": SMALL}),
+    "step": (_ops.pgd_linf_step_, step_arguments, {}),
+    "step bf16": (_ops.pgd_linf_step_, step_arguments, {"grad_dtype": SMALL}),
+    "step per sample": (_ops.pgd_linf_step_, step_arguments, {"per_sample": True}),
+    "l2 step": (_ops.pgd_l2_step_, step_arguments, {}),
+    "l2 step fp16 per sample": (_ops.pgd_l2_step_, step_arguments, {"grad_dtype": HALF, "per_sample": True}),
+    "mifgsm step": (_ops.mifgsm_step_, mifgsm_arguments, {}),
+    "mifgsm step bf16 per sample": (_ops.mifgsm_step_, mifgsm_arguments, {"grad_dtype": SMALL, "per_sample": True}),
+    "select": (_ops.select_best_, select_arguments, {}),
+    "select lower": (_ops.select_best_, select_arguments, {"lower": True}),
+    "start": (_ops.random_start, start_arguments, {}),
+    "start normal channels_last": (_ops.random_start, start_arguments, {"normal": True, "last": True}),
+    "loss": (_ops.kd_loss, loss_arguments, {}),
+    "loss fp16 rows": (_ops.kd_loss, loss_arguments, {"dtype": HALF, "with_clean": False, "reduce": False}),
+    "loss both gradients": (_ops.kd_loss, loss_arguments, {"with_clean": False, "with_teacher": True}),
+    "loss per sample": (
         _ops.kd_loss,
-        loss_arguments(device, torch.float16, with_clean=False, with_grad=False, with_teacher=True),
+        loss_arguments,
+        {"with_clean": False, "with_teacher": True, "per_sample": True},
     ),
-    "loss per sample": lambda device: (
+    "loss two students bf16": (
         _ops.kd_loss,
-        loss_arguments(device, with_clean=False, with_teacher=True, per_sample=True),
+        loss_arguments,
+        {"dtype": SMALL, "with_labels": False, "per_sample": True},
     ),
-    "loss two students bf16": lambda device: (
+    "loss alone": (_ops.kd_loss, loss_arguments, {"with_grad": False}),
+    "loss scaled": (
         _ops.kd_loss,
-        loss_arguments(device, torch.bfloat16, with_labels=False, per_sample=True),
+        loss_arguments,
+        {"dtype": HALF, "with_clean": False, "reduce": False, "with_teacher": True, "scaled": True},
     ),
-    "trades": lambda device: (_ops.pair_loss, pair_arguments(device, False)),
-    "trades fp16 weighted": lambda device: (_ops.pair_loss, pair_arguments(device, False, torch.float16, True)),
-    "mart": lambda device: (_ops.pair_loss, pair_arguments(device, True)),
-    "mart rows": lambda device: (_ops.pair_loss, pair_arguments(device, True, torch.bfloat16, True, reduce=False)),
-    "mart alone": lambda device: (_ops.pair_loss, pair_arguments(device, True, with_grad=False)),
-    "loss alone": lambda device: (_ops.kd_loss, loss_arguments(device, with_grad=False)),
-    "gradient": lambda device: (_ops.attack_gradient, gradient_arguments(device)),
-    "gradient alone": lambda device: (_ops.attack_gradient, gradient_arguments(device, 1, with_rows=False)),
-    "gradient dlr": lambda device: (_ops.attack_gradient, gradient_arguments(device, 2, torch.float16)),
-    "gradient scaled": lambda device: (_ops.attack_gradient, gradient_arguments(device, 0, torch.float16, scaled=True)),
-    "gradient dlr scaled": lambda device: (_ops.attack_gradient, gradient_arguments(device, 2, scaled=True)),
-    "loss scaled": lambda device: (
-        _ops.kd_loss,
-        (*loss_arguments(device, torch.float16, False, False, with_teacher=True), True),
-    ),
-    "gradient targeted": lambda device: (_ops.attack_gradient, gradient_arguments(device, 3, torch.bfloat16)),
-    "scale": lambda device: (_ops.scale_rows_, (torch.randn(3, 6, device=device), torch.rand(3, device=device), 2.0)),
+    "trades": (_ops.pair_loss, pair_arguments, {"mart": False}),
+    "trades fp16 weighted": (_ops.pair_loss, pair_arguments, {"mart": False, "dtype": HALF, "weighted": True}),
+    "mart": (_ops.pair_loss, pair_arguments, {"mart": True}),
+    "mart rows": (_ops.pair_loss, pair_arguments, {"mart": True, "dtype": SMALL, "weighted": True, "reduce": False}),
+    "mart alone": (_ops.pair_loss, pair_arguments, {"mart": True, "with_grad": False}),
+    "gradient": (_ops.attack_gradient, gradient_arguments, {}),
+    "gradient alone": (_ops.attack_gradient, gradient_arguments, {"loss": 1, "with_rows": False}),
+    "gradient dlr": (_ops.attack_gradient, gradient_arguments, {"loss": 2, "dtype": HALF}),
+    "gradient scaled": (_ops.attack_gradient, gradient_arguments, {"dtype": HALF, "scaled": True}),
+    "gradient dlr scaled": (_ops.attack_gradient, gradient_arguments, {"loss": 2, "scaled": True}),
+    "gradient targeted": (_ops.attack_gradient, gradient_arguments, {"loss": 3, "dtype": SMALL}),
+    "scale": (_ops.scale_rows_, scale_arguments, {}),
 }
 
 
@@ -295,7 +290,8 @@ def apgd_run(x, start, norm="linf", steps=6):
 def prepared(case, device):
     """An operator and its arguments, the same numbers each time."""
     torch.manual_seed(0)
-    return CASES[case](device)
+    operator, make, options = CASES[case]
+    return operator, make(device, **options)
 
 
 def kd_rows(student, teacher, _):

@@ -23,14 +23,14 @@ def test_opcheck(case, device):
     """Schema, fake tensors, no autograd behind the operator's back; once an operator, tracing with dynamic shapes."""
     op, arguments = prepared(case, device)
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if next(name for name in CASES if CASES[name]("cpu")[0] is op) == case:
+    if next(name for name in CASES if CASES[name][0] is op) == case:
         checks.append("test_aot_dispatch_dynamic")
     torch.library.opcheck(op, arguments, test_utils=checks)
 
 
 def test_every_operator_has_a_case():
     names = {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("ard_fast::")}
-    assert names - {"ard_fast::simd_level"} == {CASES[case]("cpu")[0]._schema.name for case in CASES}
+    assert names - {"ard_fast::simd_level"} == {CASES[case][0]._schema.name for case in CASES}
 
 
 @every_case

@@ -273,21 +273,6 @@ def test_every_kernel_runs():
         assert sorted(set(gpu.kernels()) - started) == []
 
 
-def instructions(call):
-    """What the threads of a call's kernels execute, all together."""
-    with emulated_gpu.active() as gpu:
-        before = gpu.counters()
-        call.run()
-        return sum(executed - before.get(name, (0, 0))[1] for name, (_, executed) in gpu.counters().items())
-
-
-def test_instructions_an_element():
-    """They are counted, and an element takes as many in a larger image."""
-    few, many = (instructions(call_of(step_calls, n)) / (3 * n) for n in (4096, 16384))
-    assert many == pytest.approx(few, rel=0.02)
-    assert many < 40
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_what_hardware_may_choose(case):
     """Order of threads, error of approximate functions, contraction: the results stay within their bounds."""
