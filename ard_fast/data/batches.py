@@ -67,7 +67,7 @@ class Batch:
         host_ids: int64 `[B]`, the ids on the host; given with `views`.
         global_size: images of the whole update, over all processes and micro-batches; None for B.
         offset: position of the first image in the update's whole batch.
-        filler: the process has no image in this batch; it goes through the motions with another one's, without weight.
+        is_padding: the process has no image in this batch; it computes with another one, which has no weight.
         teacher_logits: logits `[B, num_classes]` of these images that are known already, by teacher.
     """
 
@@ -79,13 +79,13 @@ class Batch:
     host_ids: Tensor | None = None
     global_size: int | None = None
     offset: int = 0
-    filler: bool = False
+    is_padding: bool = False
     teacher_logits: Mapping[Any, Tensor] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
         """How many images count, B or 0."""
-        return 0 if self.filler else len(self.y)
+        return 0 if self.is_padding else len(self.y)
 
     @property
     def share(self) -> float:
@@ -100,13 +100,13 @@ class Share(NamedTuple):
         images: positions in the epoch's order; never empty.
         global_size: images of the whole step, over all processes and micro-batches.
         offset: of the first image inside the step.
-        filler: whether the part was empty; `images` is then the step's first image, which must not count.
+        is_padding: whether the part was empty; `images` is then the step's first image, which must not count.
     """
 
     images: slice
     global_size: int
     offset: int
-    filler: bool
+    is_padding: bool
 
 
 def share(count: int, index: int, parts: int) -> tuple[int, int]:
@@ -143,5 +143,5 @@ def share_of_step(
     start, end = share(size, *micro_batch)
     lower, upper = share(end - start, *shard)
     if lower == upper:
-        return Share(slice(first, first + 1), size, 0, filler=True)
-    return Share(slice(first + start + lower, first + start + upper), size, start + lower, filler=False)
+        return Share(slice(first, first + 1), size, 0, is_padding=True)
+    return Share(slice(first + start + lower, first + start + upper), size, start + lower, is_padding=False)

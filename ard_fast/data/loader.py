@@ -128,7 +128,7 @@ class Loader(ABC):
             self._host_ids[host_plan.order[share.images]],
             global_size=share.global_size,
             offset=share.offset,
-            filler=share.filler,
+            is_padding=share.is_padding,
         )
 
 

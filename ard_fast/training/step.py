@@ -135,7 +135,7 @@ class Update:
         return [self.compute.describe(), *self.attacked.facts]
 
     def _attack(self, batch: Batch) -> Inner:
-        self.world.padding = batch.filler
+        self.world.padding = batch.is_padding
         with self._autocast():
             inner = self.method.attack(self.attacked.model, batch)
         if self.checked:
@@ -144,7 +144,7 @@ class Update:
 
     def _weighted_loss(self, student: nn.Module, batch: Batch, inner: Inner) -> tuple[Tensor, StepResult]:
         """The outer loss, times what makes its mean over the processes the loss of the whole step."""
-        self.world.padding = batch.filler
+        self.world.padding = batch.is_padding
         with self._autocast():
             result = self.method.loss(lambda x: student(x).float(), batch, inner)
         return result.loss * (batch.share * self.world.size), result

@@ -1,6 +1,7 @@
 """Image folders: pixels, labels and splits; the cache on disk; damaged and hostile images."""
 
 import os
+import pickle
 import resource
 import struct
 import zlib
@@ -316,8 +317,16 @@ def test_any_change_makes_the_cache_again(tmp_path, decoded, change):
     assert len(decoded) == len(again.train) + len(again.val) + len(again.test)
 
 
+class Malicious:
+    """Calls `os.mkdir("ran")` when plain pickle loads it."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
 @pytest.mark.parametrize("damage", ["gone", "empty", "short", "header", "shape", "pickle", "text"])
-def test_a_damaged_cache_is_made_again(tmp_path, decoded, damage):
+def test_a_damaged_cache_is_made_again(tmp_path, monkeypatch, decoded, damage):
+    monkeypatch.chdir(tmp_path)
     make_folder(tmp_path)
     kept = load(tmp_path)
     file = cache_of(tmp_path) / "val.npy"
@@ -326,7 +335,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, decoded, damage):
     if damage == "shape":
         np.save(file, np.zeros((3, 3, 8, 10), np.uint8))
     elif damage == "pickle":
-        np.save(file, np.array([os.mkdir], dtype=object), allow_pickle=True)
+        file.write_bytes(pickle.dumps(Malicious()))
     elif damage != "gone":
         spoilt = {
             "empty": b"",
@@ -337,7 +346,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, decoded, damage):
         file.write_bytes(spoilt[damage])
     decoded.clear()
     again = load(tmp_path)
-    assert len(decoded) >= 36 and file.read_bytes() == whole
+    assert len(decoded) >= 36 and file.read_bytes() == whole and not (tmp_path / "ran").exists()
     assert torch.equal(again.train.images, kept.train.images) and torch.equal(again.test.images, kept.test.images)
 
 

@@ -56,7 +56,7 @@ def test_batches_are_the_images_of_the_plan_seen_through_the_reference(device):
         assert batch.x.cpu().equal(x) and batch.views.equal(views) and batch.host_ids.equal(split.ids[positions])
         assert batch.y.cpu().equal(split.labels[positions]) and batch.ids.cpu().equal(split.ids[positions])
         assert batch.seed.shape == (1,) and batch.seed.cpu().equal(plan.attack_seeds[step])
-        assert (batch.global_size, batch.offset, batch.filler, batch.share) == (len(positions), 0, False, 1.0)
+        assert (batch.global_size, batch.offset, batch.is_padding, batch.share) == (len(positions), 0, False, 1.0)
     assert len(torch.cat([batch.views for batch in batches]).unique()) > 10
 
 
@@ -121,14 +121,14 @@ def test_the_processes_together_see_what_one_would(processes, accumulate, device
     assert {len(batches) for batches in shards} == {len(alone) * accumulate}
     for step, whole in enumerate(alone):
         parts = [batches[step * accumulate + index] for index in range(accumulate) for batches in shards]
-        real = [part for part in parts if not part.filler]
+        real = [part for part in parts if not part.is_padding]
         for name in ("x", "y", "ids", "views", "host_ids"):
             assert torch.cat([getattr(part, name) for part in real]).equal(getattr(whole, name)), name
         assert [part.offset for part in real] == np.cumsum([0, *(len(part.y) for part in real)])[:-1].tolist()
         assert sum(part.share for part in parts) == pytest.approx(1.0)
         for part in parts:
             assert part.global_size == len(whole.y) and part.seed.equal(whole.seed) and len(part.y) > 0
-            assert not part.filler or (part.count == 0 and part.x.equal(whole.x[:1]))
+            assert not part.is_padding or (part.count == 0 and part.x.equal(whole.x[:1]))
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(5, [5, 5, 5, 8]), (64, [23])])
