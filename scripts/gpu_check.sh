@@ -7,7 +7,7 @@
 # the GPU tests, racecheck, memcheck. The second builds from source and runs what compiles and trains. Each stage has its
 # time limit and its log; one that fails does not stop the next, but for `env`. A stage over its limit is interrupted
 # (INT), so that it still says what had failed, and killed 30 s later. After each stage, and at any end but KILL,
-# everything is packed into OUT_DIR/gpu_check.tar.gz: logs, rows of the benchmarks, summary.json. Exit status 1 if a stage
+# everything is packed into OUT_DIR/gpu_check.tar.gz: logs, rows of the benchmarks, summary.jsonl. Exit status 1 if a stage
 # failed or ran out of time, 2 for wrong arguments; a stage whose tool or data is missing is "skipped", with the reason.
 #
 # Options:
@@ -165,9 +165,10 @@ stage_sanitizers() {
 bench() {
   "$PYTHON" "benchmarks/bench_$2.py" --device "$DEVICE" --json "$1/bench_$2_$DEVICE.json" "${@:3}"
 }
-stage_times() {
-  local name
-  for name in pgd kd_loss ops; do bench "$1" "$name" --quick; done
+stage_times() { # without torch.compile, which takes most of the time
+  bench "$1" pgd --quick --variants ard,torchattacks,inplace,fused
+  bench "$1" kd_loss --quick --variants ard,kl_div,eager,composed,fused
+  bench "$1" ops --quick --variants eager,closed,torchattacks,autoattack,mask,torch,layers,foreach,indexing,inplace,fused
 }
 stage_benchmarks() {
   local name failed=()
@@ -228,10 +229,6 @@ die() {
   exit 2
 }
 
-known() {
-  [[ -n $1 && -n ${LIMIT[$1]:-} ]] || die "no stage '$1'; stages: ${!LIMIT[*]}"
-}
-
 OUT=
 BUDGET=530
 SELECTED=("${FIRST[@]}")
@@ -246,7 +243,9 @@ while (($#)); do
     --stages)
       [[ -n ${2:-} ]] || die "--stages: expected names separated by commas"
       IFS=, read -r -a SELECTED <<<"$2"
-      for name in "${SELECTED[@]}"; do known "$name"; done
+      for name in "${SELECTED[@]}"; do
+        [[ -n ${LIMIT[$name]:-} ]] || die "no stage '$name'; stages: ${!LIMIT[*]}"
+      done
       shift 2
       ;;
     --budget)
@@ -288,47 +287,33 @@ WORK=$(mktemp -d)
 export GPU_CHECK_DEVICE=$DEVICE PYTHON
 export PYTHONUNBUFFERED=1 # a stage cut off by its limit leaves what it had printed
 
-NAMES=() STATUSES=() TOOK=() NOTES=()
+FAILED=0
 CHILD=
+SUMMARY=$WORK/summary.jsonl # a line a stage
+touch "$SUMMARY"
 
-json_string() { printf '"%s"' "$(printf '%s' "$1" | tr -d '\000-\037' | sed 's/[\\"]/\\&/g')"; }
-
-# summary.json and the archive, of what there is now; no checkpoints, nothing large.
+# The archive of what there is now; no checkpoints, nothing large.
 pack() {
-  local i
-  {
-    printf '{\n "started": "%s",\n "device": "%s",\n "stages": [' "$STARTED" "$DEVICE"
-    for i in "${!NAMES[@]}"; do
-      ((i)) && printf ','
-      printf '\n  {"stage": "%s", "status": "%s", "seconds": %s, "note": %s}' \
-        "${NAMES[$i]}" "${STATUSES[$i]}" "${TOOK[$i]}" "$(json_string "${NOTES[$i]}")"
-    done
-    printf '\n ]\n}\n'
-  } >"$WORK/summary.json"
   (cd "$WORK" && find . -type f -size -2M ! -name '*.pt' ! -name '*.safetensors' -print0 |
     tar -czf "$OUT/gpu_check.tar.gz" --null -T -)
 }
 
 finish() {
-  local i failed=0
   trap '' INT TERM
   trap - EXIT
-  printf '\n%-12s %-8s %8s  %s\n' stage status seconds note
-  for i in "${!NAMES[@]}"; do
-    printf '%-12s %-8s %8s  %s\n' "${NAMES[$i]}" "${STATUSES[$i]}" "${TOOK[$i]}" "${NOTES[$i]}"
-    case ${STATUSES[$i]} in failed | timeout) failed=$((failed + 1)) ;; esac
-  done
+  echo
+  cat "$SUMMARY"
+  echo "$FAILED of $(wc -l <"$SUMMARY") stages failed; logs and summary.jsonl in $OUT/gpu_check.tar.gz"
   pack
   rm -rf "$WORK"
-  echo "$failed of ${#NAMES[@]} stages failed; logs and summary.json in $OUT/gpu_check.tar.gz"
-  [[ -n ${1:-} ]] && exit "$1"
-  exit $((failed > 0))
+  exit "${1:-$((FAILED > 0))}"
 }
 trap finish EXIT
 
 record() { # record STATUS NOTE: of the stage $name
-  NAMES+=("$name") STATUSES+=("$1") TOOK+=($((SECONDS - begin))) NOTES+=("$2")
-  echo "    $1 after ${TOOK[-1]} s${2:+: $2}"
+  case $1 in failed | timeout) FAILED=$((FAILED + 1)) ;; esac
+  printf '{"stage": "%s", "status": "%s", "seconds": %d, "note": "%s"}\n' \
+    "$name" "$1" $((SECONDS - begin)) "$(tr -d '"\\\000-\037' <<<"$2")" | tee -a "$SUMMARY"
   pack
 }
 
@@ -342,7 +327,6 @@ interrupted() {
 }
 trap interrupted INT TERM
 
-STARTED=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 SECONDS=0
 set -m # else INT is ignored by what runs in the background
 for name in "${SELECTED[@]}"; do

@@ -4,7 +4,6 @@ on the digits, from benchmarks/results/methods_digits.json.
 
     python scripts/methods_page.py                            the page, from what is recorded
     python scripts/methods_page.py --record DIR/compare.json  record the figures of `python -m ard_fast.compare` first
-    ... --record DIR/compare.json --busy                      the same without times, which a busy machine spoils
 """
 
 from __future__ import annotations
@@ -45,15 +44,10 @@ of the published code and prints them.
 """
 
 
-def record(source: Path, *, busy: bool = False) -> None:
-    """Keep a comparison's figures, with where they were measured and without the folders of one machine.
-
-    Args:
-        source: a comparison's JSON.
-        busy: other work ran on the machine: its times are left out.
-    """
+def record(source: Path) -> None:
+    """Keep the figures of a comparison's JSON and where they were measured, without times and a machine's folders."""
     content = json.loads(source.read_text(encoding="utf-8"))
-    left_out = {"folders", "elapsed_s", "images_per_s"} if busy else {"folders"}
+    left_out = {"folders", "elapsed_s", "images_per_s"}
     groups = [{key: value for key, value in group.items() if key not in left_out} for group in content["groups"]]
     for group in groups:
         group["teacher"] = group["teacher"] and Path(group["teacher"]).name
@@ -117,12 +111,10 @@ def _figures() -> list[str]:
                 mean_sd(group["pgd20_acc"]),
                 "-" if apgd is None else mean_sd(apgd),
                 "-" if group is reference else f"{round(statistics.fmean(gaps), 2) + 0.0:+.2f}",
-                *([f"{statistics.fmean(group['elapsed_s']):.1f}"] if "elapsed_s" in group else []),
             ]
         )
-    timed = "elapsed_s" in reference
     headers = ["method (network)", "clean %", "PGD-20 %", "APGD-CE %", "PGD-20 - at, points"]
-    table = markdown_table([*headers, "s a run"] if timed else headers, rows)
+    table = markdown_table(headers, rows)
     return [
         "## On the digits",
         "",
@@ -131,10 +123,7 @@ def _figures() -> list[str]:
         "batch repeats counted; learning rates and temperatures chosen on the validation images (benchmarks/NOTES.md "
         "has what was tried). With 450 test images one figure's standard error is 2 points, so most of the differences "
         "between the members of the family are noise. Commands: `python -m ard_fast.train --compare-methods "
-        "NAME,NAME,...`, then "
-        "`python -m ard_fast.compare RUN --attacks apgd-ce --baseline at --out DIR`."
-        + ("" if timed else " The machine was busy, so the times are left out."),
-        "",
+        "NAME,NAME,...`, then `python -m ard_fast.compare RUN --attacks apgd-ce --baseline at --out DIR`.",
         "",
         table,
         "",
@@ -170,12 +159,9 @@ def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", type=Path, metavar="FILE", help="compare.json of the methods on the digits")
-    parser.add_argument("--busy", action="store_true", help="with --record: leave the times out")
     arguments = parser.parse_args()
-    if arguments.busy and not arguments.record:
-        parser.error("--busy goes with --record")
     if arguments.record:
-        record(arguments.record, busy=arguments.busy)
+        record(arguments.record)
     PAGE.parent.mkdir(exist_ok=True)
     write_text(PAGE, page() + "\n")
 

@@ -55,8 +55,8 @@ def gpu_check(tmp_path):
         stages = {}
         if (tmp_path / "out").is_dir():
             with tarfile.open(tmp_path / "out" / "gpu_check.tar.gz") as archive:
-                summary = json.loads(archive.extractfile("./summary.json").read())
-            stages = {stage["stage"]: stage for stage in summary["stages"]}
+                summary = archive.extractfile("./summary.jsonl").read().splitlines()
+            stages = {stage["stage"]: stage for stage in map(json.loads, summary)}
         return done.returncode, done.stdout + done.stderr, log.read_text(), stages
 
     return run
