@@ -6,8 +6,7 @@ Neither package is imported unless one of its objects is used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from textwrap import shorten
 from typing import Any, cast
 
@@ -40,11 +39,10 @@ class TorchattacksAdapter:
     def __init__(self, model: nn.Module, attack: GradientAttack) -> None:
         check_model(model)
         _check_attack(attack)
-        self.model = model
-        self.attack = attack
+        self.model, self.attack = model, attack
         self.attack_mode = "default"
         self._targets: TargetFunction | None = None
-        self._normalization: tuple[Tensor, Tensor] | None = None
+        self._normalised: _Normalised | None = None
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """Adversarial images for `inputs` `[B, C, H, W]`, normalised as those are.
@@ -55,16 +53,15 @@ class TorchattacksAdapter:
         """
         check_images(inputs, "inputs")
         check_targets(labels, inputs, name="labels")
-        if self._normalization is None:
-            return self._attack(self.model, inputs, labels)
-        if inputs.dim() != 4:
-            raise ValueError(f"inputs must have shape [B, C, H, W] to be normalised, got {tuple(inputs.shape)}")
-        if inputs.shape[1] != self._normalization[0].numel() != 1:
-            channels = self._normalization[0].numel()
-            raise ValueError(f"inputs must have the {channels} channels of mean and std, got {inputs.shape[1]}")
-        mean, std = (value.to(inputs.device) for value in self._normalization)
-        pixels = self._attack(_Normalized(without_gradient_sync(self.model), mean, std), inputs * std + mean, labels)
-        return (pixels - mean) / std
+        if self._normalised is None:
+            return self._attack(inputs, labels)
+        channels = self._normalised.mean.numel()
+        if inputs.dim() != 4 or inputs.shape[1] != channels != 1:
+            raise ValueError(
+                f"inputs must have shape [B, {channels}, H, W], the channels of mean and std, got {tuple(inputs.shape)}"
+            )
+        mean, std = self._normalised.mean.to(inputs.device), self._normalised.std.to(inputs.device)
+        return (self._attack(inputs * std + mean, labels) - mean) / std
 
     def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Say that inputs are (pixels - mean) / std, channel by channel, and that the model expects such."""
@@ -73,8 +70,7 @@ class TorchattacksAdapter:
             raise ValueError(f"mean and std must have one value a channel each, got {len(means)} and {len(stds)}")
         if not all(0 < value < math.inf for value in stds):
             raise ValueError(f"std must be finite and above 0, got {stds}")
-        shape = (1, -1, 1, 1)
-        self._normalization = (torch.tensor(means).reshape(shape), torch.tensor(stds).reshape(shape))
+        self._normalised = _Normalised(without_gradient_sync(self.model), means, stds)
 
     def get_mode(self) -> str:
         """ "default", or "targeted(...)"."""
@@ -116,8 +112,8 @@ class TorchattacksAdapter:
         self._target("targeted(random)", random_class, quiet)
 
     def __repr__(self) -> str:
-        normalized = self._normalization is not None
-        return f"TorchattacksAdapter({self.attack!r}, mode={self.attack_mode!r}, normalization_used={normalized})"
+        used = self._normalised is not None
+        return f"TorchattacksAdapter({self.attack!r}, mode={self.attack_mode!r}, normalization_used={used})"
 
     def _target(self, mode: str, function: TargetFunction, quiet: bool) -> None:
         self.attack.replace(targeted=True)  # says so now if the attack cannot be targeted
@@ -125,68 +121,22 @@ class TorchattacksAdapter:
         if not quiet:
             print(f"Attack mode is changed to '{mode}.'")
 
-    def _attack(self, model: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor | None) -> Tensor:
+    def _of_pixels(self) -> Any:
+        return self.model if self._normalised is None else self._normalised
+
+    def _attack(self, pixels: Tensor, labels: Tensor | None) -> Tensor:
         if self._targets is None:
-            return self.attack(model, pixels, labels)
+            return self.attack(self._of_pixels(), pixels, labels)
         if labels is None:
             labels = self._logits(pixels).argmax(1)
-        return self.attack.replace(targeted=True)(model, pixels, self._targets(pixels, labels))
+        return self.attack.replace(targeted=True)(self._of_pixels(), pixels, self._targets(pixels, labels))
 
     def _logits(self, pixels: Tensor) -> Tensor:
-        if self._normalization is not None:
-            mean, std = (value.to(pixels.device) for value in self._normalization)
-            pixels = (pixels - mean) / std
-        model = without_gradient_sync(self.model)
+        model = without_gradient_sync(self._of_pixels())
         with attack_mode(model, "eval"), torch.no_grad():
             logits = model(pixels)
         check_logits(logits, pixels)
         return logits
-
-
-class FromTorchattacks:
-    """An attack of torchattacks that is called like ours, for instance by the evaluation.
-
-    It attacks the model of the call, not the one it was made with, in eval mode; parameters are frozen meanwhile.
-
-    Args:
-        attack: a `torchattacks.attack.Attack`. Its mode (targeted or not) is respected.
-    """
-
-    def __init__(self, attack: Any) -> None:
-        self.attack = attack
-
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        seed: int | Tensor | None = None,
-        sample_ids: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Adversarial images. `seed` seeds torch's generator for the call; noise is not keyed by `sample_ids`.
-
-        Raises:
-            ValueError: there is a mask, which torchattacks does not know, or x is not inside [0, 1] without its
-                `set_normalization_used`.
-        """
-        _refuse_mask(mask, self.attack)
-        attack, model = self.attack, without_gradient_sync(model)
-        normalised = getattr(attack, "normalization_used", None) is not None
-        _check_foreign_call(model, x, y, seed, None if normalised else (0.0, 1.0))
-        before = attack.model, attack.device
-        try:
-            attack.set_model(model)
-            attack.set_device(x.device)
-            with _undisturbed(model, x, seed):
-                return attack(x.detach().clone(), y).detach()
-        finally:
-            attack.set_model(before[0])
-            attack.set_device(before[1])
-
-    def __repr__(self) -> str:
-        return f"torchattacks.{self.attack!r}"
 
 
 class FoolboxAdapter:
@@ -239,18 +189,16 @@ class FoolboxAdapter:
         settings: dict[str, Any] = {"bounds": tuple(bounds), **({"targeted": True} if targeted else {})}
         if not radii:
             raise ValueError("epsilons must be at least one, got none")
-        attack = self.attack
-        raw: list[Any] = []
-        clipped: list[Any] = []
-        success: list[Tensor] = []
+        raw, clipped, success = [], [], []
         for eps in radii:
             if eps is None:
                 raise TypeError("epsilons must be numbers, got None: this attack has a fixed radius")
             eps = nonnegative(eps, "epsilons")
-            found = attack.at_eps(eps, **settings)(network, x, y, **kwargs)
-            inside = _clip(found, x, eps, attack.norm)
+            found = self.attack.at_eps(eps, **settings)(network, x, y, **kwargs)
+            inside = _clip(found, x, eps, self.attack.norm)
             with attack_mode(network, "eval"), torch.no_grad():
-                success.append(_is_adversarial(criterion, inside, network(inside), y))
+                logits = network(inside)
+                success.append(criterion(inside, logits) if callable(criterion) else logits.argmax(1) != y)
             raw.append(wrap(found))
             clipped.append(wrap(inside))
         if several:
@@ -261,10 +209,102 @@ class FoolboxAdapter:
         return f"FoolboxAdapter({self.attack!r})"
 
 
-class FromFoolbox:
-    """An attack of foolbox that is called like ours, for instance by the evaluation.
+class _Foreign:
+    """Somebody else's attack run with the care that ours take: model and random state are as before afterwards."""
 
-    The model is in eval mode with its parameters frozen meanwhile, because foolbox writes `.grad`.
+    attack: Any
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial images.
+
+        The model is in eval mode with its parameters frozen meanwhile, so that `.grad` is not written. `seed` seeds
+        torch's generators for the call, without one they are used as the attack uses them; noise is not keyed by
+        `sample_ids`. Waits for the device.
+
+        Raises:
+            ValueError: there is a mask, which the attack does not know, or x is not inside its bounds.
+        """
+        if mask is not None:
+            raise ValueError(f"mask must be None: {type(self.attack).__name__} has no way to keep pixels as they are")
+        model = without_gradient_sync(model)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        check_images(x)
+        if y is None:
+            raise TypeError("y must be a tensor of labels [B], got None")
+        check_targets(y, x)
+        if seed is not None and seed_tensor(seed, x.device).numel() != 1:
+            raise ValueError(f"seed must have one element, got {list(cast('Tensor', seed).shape)}")
+        bounds = self._pixel_bounds()
+        if bounds is not None:
+            check_precondition(x, 0.0, bounds, None)
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            attack_mode(model, "eval"),
+            torch.random.fork_rng([x.device] if x.device.type == "cuda" else [], enabled=seed is not None),
+        ):
+            try:
+                for parameter in trainable:
+                    parameter.requires_grad_(False)
+                if seed is not None:
+                    torch.manual_seed(int(seed))
+                return self._run(model, x.detach().clone(), y).detach()
+            finally:
+                for parameter in trainable:
+                    parameter.requires_grad_(True)
+
+    def _pixel_bounds(self) -> tuple[float, float] | None:
+        """Of the images of a call; None for normalised ones."""
+        raise NotImplementedError
+
+    def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class FromTorchattacks(_Foreign):
+    """An attack of torchattacks that is called like ours, for instance by the evaluation.
+
+    It attacks the model of the call, not the one it was made with. Images are inside [0, 1], or normalised where its
+    `set_normalization_used` says so.
+
+    Args:
+        attack: a `torchattacks.attack.Attack`. Its mode (targeted or not) is respected.
+    """
+
+    def __init__(self, attack: Any) -> None:
+        self.attack = attack
+
+    def _pixel_bounds(self) -> tuple[float, float] | None:
+        return (0.0, 1.0) if getattr(self.attack, "normalization_used", None) is None else None
+
+    def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        attack = self.attack
+        before = attack.model, attack.device
+        try:
+            attack.set_model(model)
+            attack.set_device(x.device)
+            return attack(x, y)
+        finally:
+            attack.set_model(before[0])
+            attack.set_device(before[1])
+
+    def __repr__(self) -> str:
+        return f"torchattacks.{self.attack!r}"
+
+
+class FromFoolbox(_Foreign):
+    """An attack of foolbox that is called like ours, for instance by the evaluation.
 
     Args:
         attack: a `foolbox.attacks` object.
@@ -281,89 +321,25 @@ class FromFoolbox:
         self.targeted = flag(targeted, "targeted")
         self.bounds = bounds_pair(bounds)
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        seed: int | Tensor | None = None,
-        sample_ids: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Adversarial images within `eps`.
+    def _pixel_bounds(self) -> tuple[float, float]:
+        return self.bounds
 
-        `seed` seeds torch's generator for the call; noise is not keyed by `sample_ids`.
-
-        Raises:
-            ValueError: there is a mask, which foolbox does not know, or x is not inside `bounds`.
-        """
+    def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         import foolbox
 
-        _refuse_mask(mask, self.attack)
-        model = without_gradient_sync(model)
-        _check_foreign_call(model, x, y, seed, self.bounds)
         criterion = foolbox.criteria.TargetedMisclassification if self.targeted else foolbox.criteria.Misclassification
-        with _undisturbed(model, x, seed):
-            fmodel = foolbox.PyTorchModel(model, bounds=self.bounds, device=x.device)
-            _, clipped, _ = self.attack(fmodel, x.detach().clone(), criterion(y), epsilons=self.eps)
-        return clipped.detach()
+        fmodel = foolbox.PyTorchModel(model, bounds=self.bounds, device=x.device)
+        _, clipped, _ = self.attack(fmodel, x, criterion(y), epsilons=self.eps)
+        return clipped
 
     def __repr__(self) -> str:
         return f"foolbox.{self.attack!r}, eps={self.eps}, targeted={self.targeted}, bounds={self.bounds}"
-
-
-@contextmanager
-def _undisturbed(model: nn.Module, x: Tensor, seed: int | Tensor | None) -> Iterator[None]:
-    """The model in eval mode with its parameters frozen, so that `.grad` is not written; random numbers from `seed`.
-
-    Without a seed torch's global generators are used as the attack uses them. With one they are put back afterwards.
-    """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    devices = [x.device] if x.device.type == "cuda" else []
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        attack_mode(model, "eval"),
-        torch.random.fork_rng(devices, enabled=seed is not None),
-    ):
-        try:
-            for parameter in trainable:
-                parameter.requires_grad_(False)
-            if seed is not None:
-                torch.manual_seed(int(seed))
-            yield
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)
 
 
 def _check_attack(attack: GradientAttack) -> None:
     """One of ours."""
     if not isinstance(attack, GradientAttack):
         raise TypeError(f"attack must be a GradientAttack of ard_fast.attacks, got {type(attack).__name__}")
-
-
-def _check_foreign_call(
-    model: nn.Module, x: Tensor, y: Tensor, seed: int | Tensor | None, bounds: tuple[float, float] | None
-) -> None:
-    """What somebody else's attack would fail at in its own way, or not notice. Waits for the device, as they do."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    check_images(x)
-    if y is None:
-        raise TypeError("y must be a tensor of labels [B], got None")
-    check_targets(y, x)
-    if seed is not None and seed_tensor(seed, x.device).numel() != 1:
-        raise ValueError(f"seed must have one element, got {list(cast('Tensor', seed).shape)}")
-    if bounds is not None:
-        check_precondition(x, 0.0, bounds, None)
-
-
-def _refuse_mask(mask: Tensor | None, attack: object) -> None:
-    """Their attacks know no masks."""
-    if mask is not None:
-        raise ValueError(f"mask must be None: {type(attack).__name__} has no way to keep pixels as they are")
 
 
 def _channel_values(values: Sequence[float], name: str) -> list[float]:
@@ -373,28 +349,25 @@ def _channel_values(values: Sequence[float], name: str) -> list[float]:
         raise TypeError(f"{name} must be numbers, one a channel, got {shorten(repr(values), 80)}") from None
 
 
-class _Normalized(nn.Module):
+class _Normalised(nn.Module):
     """The model behind the normalisation that it expects."""
 
-    def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.model, self.mean, self.std = model, mean, std
+        self.model = model
+        self.mean, self.std = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.model((pixels - self.mean) / self.std)
+        return self.model((pixels - self.mean.to(pixels.device)) / self.std.to(pixels.device))
 
 
 def _unwrapped(inputs: Any, name: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """The torch tensor inside, and what puts another one into the same type."""
     if isinstance(inputs, Tensor):
-        return inputs, _itself
+        return inputs, lambda tensor: tensor
     if not isinstance(getattr(inputs, "raw", None), Tensor):
         raise TypeError(f"{name} must be a tensor of torch or eagerpy, got {type(inputs).__name__}")
     return inputs.raw, cast("Callable[[Tensor], Any]", type(inputs))
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _goal(criterion: Any) -> tuple[Tensor, bool]:
@@ -408,12 +381,6 @@ def _goal(criterion: Any) -> tuple[Tensor, bool]:
         "criterion must be labels, Misclassification(labels) or TargetedMisclassification(target_classes), "
         f"got {type(criterion).__name__}"
     )
-
-
-def _is_adversarial(criterion: Any, x_adv: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    if callable(criterion):
-        return cast("Tensor", criterion(x_adv, logits))
-    return logits.argmax(1) != y
 
 
 def _clip(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
