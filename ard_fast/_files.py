@@ -64,17 +64,17 @@ def append_line(path: Path, line: str) -> None:
 
 
 class InUse(ValueError):
-    """Another living process is at work in the folder."""
+    """Another process is training in the folder."""
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[bool]:
-    """Make the folder if need be, and keep other processes out of here meanwhile; a killed process keeps nobody out.
+def lock_folder(folder: Path) -> Iterator[bool]:
+    """Make the folder if need be and lock it for this process; the lock of a killed process is released.
 
-    Gives whether it has made the folder. On file systems that know no locks nobody is kept out.
+    Gives whether it has made the folder. On file systems without locks nothing is locked.
 
     Raises:
-        InUse: another process is in here.
+        InUse: another process has locked it.
         OSError: the folder cannot be made or opened.
     """
     made = not folder.exists()
@@ -103,7 +103,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Wait until no other living process is in here with the same lock file, which is made and stays."""
+    """Hold a lock file, which is made and stays; waits while another process holds it."""
     with open(path, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

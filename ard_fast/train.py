@@ -17,7 +17,7 @@ import torch
 
 from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from ard_fast._devices import device_note, resolve_device, set_threads
-from ard_fast._files import alone_in
+from ard_fast._files import lock_folder
 from ard_fast.training.checkpoint import DamagedRun
 from ard_fast.training.commandline import make_parser
 from ard_fast.training.compute import compile_error, failed_to_compile
@@ -121,7 +121,7 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
                 return 0
             set_threads(config.threads)
             env = prepare(config, stop, world)
-            made = world.from_main(lambda: stack.enter_context(alone_in(folder.path)))
+            made = world.from_main(lambda: stack.enter_context(lock_folder(folder.path)))
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_USAGE

@@ -113,15 +113,15 @@ class AttackedStudent:
             self._compile(student, sample)
 
     def _compile(self, student: nn.Module, sample: Tensor | None) -> None:
-        alone = InputGradients(student)
+        constant = InputGradients(student)
         try:
             if sample is not None:
                 with torch.no_grad(), untouched(student):
-                    alone(sample)
+                    constant(sample)
         except Exception as error:  # nn.DataParallel, TorchScript
             self.facts.append(f"attack on the student itself, not compiled ({reason(error)})")
         else:
-            self.model = torch.compile(alone)
+            self.model = torch.compile(constant)
             self.facts.append("attack on the compiled student")
 
     def refresh(self) -> None:

@@ -77,8 +77,8 @@ class World:
     def any_soon(self, *flags: bool) -> tuple[bool, ...]:
         """For each of up to 8 flags whether any process has set it; the same answer in all processes.
 
-        With several processes it is the answer to the call before, which has travelled meanwhile: nobody waits for the
-        network.
+        With several processes it is the answer to the call before, which was sent meanwhile, so that no process waits
+        for the network.
         """
         if self.size == 1:
             return flags

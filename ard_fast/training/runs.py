@@ -34,7 +34,7 @@ from ard_fast.training.trainer import Trainer
 def prepare(config: TrainConfig, stop: StopRequest, world: World | None = None) -> Environment:
     """Load the data and check everything that can be checked before any work.
 
-    With several processes the first one comes first, so that it alone downloads and decodes.
+    The main process prepares before the others, so that it alone downloads and decodes.
 
     Raises:
         ValueError, FileNotFoundError: no such device, data, teacher, or networks that do not fit.

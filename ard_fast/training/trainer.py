@@ -129,7 +129,7 @@ class Trainer:
         inputs = self.world.from_main(self._inputs)
         if self.world.from_main(self.folder.config_file.exists):
             state = self.world.from_main(lambda: self.folder.state_to_resume(self.config, inputs))
-            if state is not None:  # from it alone the run's other files are put right
+            if state is not None:  # the run's other files are made from it again
                 self.load(state)
                 self.world.from_main(self._write_weights)
         else:
@@ -235,7 +235,7 @@ class Trainer:
         """Where it began to be not finite, in words, from the steps since the last checkpoint once more."""
         if self.world.size > 1:
             return "a run of one process would say where it began"
-        config = self.config.replace(graph="off")  # a replay runs nothing that could look at its terms
+        config = self.config.replace(graph="off")  # a replayed step cannot look at its terms
         again = Trainer(config, self.folder, self.env, self.networks)
         if self.folder.state.is_file():
             again.load(load_state(self.folder.state))
@@ -259,8 +259,8 @@ class Trainer:
 
     def rates(self) -> list[float]:
         """The learning rate of each of the present step's updates."""
-        step, steps, replays = self.state.step, self.loader.steps, self.method.replays
-        return [self._learning_rate((step + replay / replays) / steps) for replay in range(replays)]
+        step, steps, repeats = self.state.step, self.loader.steps, self.method.replays
+        return [self._learning_rate((step + repeat / repeats) / steps) for repeat in range(repeats)]
 
     def _save_teacher_logits(self, **settings: float) -> None:
         """Keep the tables of teacher logits for later runs, where they have files; see `LogitsCache.save`."""
@@ -393,7 +393,7 @@ class Trainer:
         self.state.method = self.method.state_dict()
         self.state.average = {} if self.average is None else self.average.state_dict()
         self.state.config = vars(self.config)
-        self.world.from_main(self._write_state)  # nobody leaves before the files are there
+        self.world.from_main(self._write_state)  # the others wait until the files are there
 
     def _write_state(self) -> None:
         save_state(self.folder.state, self.state)

@@ -129,14 +129,6 @@ def test_validation_may_be_rarer_and_leaves_the_training_alone(tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_cifar10_trains_a_cifar_network(tmp_path):
-    fake_cifar(tmp_path)
-    arguments = ["--dataset", "cifar10", "--data-dir", str(tmp_path), "--method", "natural"]
-    sizes = ["--student", "resnet18-tiny", "--epochs", "1", "--val-size", "20", "--batch-size", "64"]
-    assert main([*arguments, *sizes, "--val-steps", "1", "--channels-last", "--out", str(tmp_path / "run")]) == 0
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["dataset"] == "cifar10"
-
-
 def test_normalisers_belong_to_the_networks(tmp_path):
     arguments = ["--method", "kd", *CLEAN, "--epochs", "1", "--teacher", "digits-teacher", "--teacher-mean", "0.3"]
     arguments += ["--teacher-std", "0.4", "--student-mean", "1/2", "--student-std", "0.25"]
@@ -474,18 +466,6 @@ def test_loaded_networks_are_frozen_and_equal(tmp_path):
         loaded = load_network(source, num_classes=10, in_channels=1)
         assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
         assert torch.equal(loaded(x), model.eval()(x))
-
-
-def test_published_files_load_without_prefix_and_dead_weights(tmp_path):
-    model = build_model("wrn-34-10", in_channels=1, depth=10, widen=1)
-    weights = {f"module.{key}": value for key, value in build_model("resnet18", in_channels=1).state_dict().items()}
-    weights["module.sub_block1.layer.0.bn1.weight"] = torch.zeros(3)
-    torch.save({"state_dict": weights}, tmp_path / "t.pt")
-    loaded = load_network(tmp_path / "t.pt", num_classes=10, in_channels=1, model="resnet18")
-    assert torch.equal(loaded.conv1.weight, weights["module.conv1.weight"])
-    torch.save(model.state_dict(), tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt does not fit resnet18 with 10 classes"):
-        load_network(tmp_path / "other.pt", num_classes=10, in_channels=1, model="resnet18")
 
 
 # ---- the comparison -------------------------------------------------------------------------------------------------
