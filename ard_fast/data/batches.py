@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ard_fast import functional as F
+from ard_fast.functional.augmentation import crop_flip
 
 _ORDER, _VIEWS = 1, 2  # purposes of a run's seed; 0 is the student's initial weights
 
@@ -46,7 +46,7 @@ class EpochPlan:
         attack_seeds = torch.randint(0, 2**62, (steps, 1), generator=generator)
         no_pixels = torch.zeros(len(ids), 1, 1, 1, dtype=torch.uint8)
         view_seed = derive_seed(seed, _VIEWS, epoch)
-        _, views = F.crop_flip(no_pixels, order, seed=view_seed, ids=ids, padding=padding, flip=flip, levels=1)
+        _, views = crop_flip(no_pixels, order, seed=view_seed, ids=ids, padding=padding, flip=flip, levels=1)
         return cls(order, views, attack_seeds)
 
     def to(self, device: torch.device) -> EpochPlan:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ard_fast import functional as F
 from ard_fast.data.batches import Batch, EpochPlan, Share, share_of_step
 from ard_fast.data.splits import Split
 from ard_fast.functional._arguments import int_between, one_of, positive_int
+from ard_fast.functional.augmentation import crop_flip
 
 RESIDENT = ("auto", "always", "never")
 _RESIDENT_SHARE = 0.5  # of the free memory; the rest is for activations, and they are not there yet
@@ -111,7 +111,7 @@ class Loader(ABC):
             places: int64 `[B]`, where among them the share's images are.
         """
         positions = plan.order[share.images]
-        x, _ = F.crop_flip(
+        x, _ = crop_flip(
             images,
             places,
             views=plan.views[share.images],

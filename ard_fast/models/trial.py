@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ard_fast._devices import AUTO, autocast, full_precision
-from ard_fast.attacks.model_mode import attack_mode
 
 TRIAL_IMAGES = 4
 # Of the largest logit, and of the length of the input gradient: by how much two forms of a network may differ.
-# Rounding is four orders below the first; it makes a few rectifiers switch, which the second leaves room for. A layer
+# Rounding is four orders below the first; it makes a few ReLUs switch, which the second leaves room for. A layer
 # that is put together wrongly is far above both. Elsewhere than on a CPU there may be TensorFloat-32.
 _TOLERANCES = {"cpu": (1e-3, 2e-2), "other": (1e-2, 0.2)}
 _SUM_TOLERANCE = 1e-4  # of rows of probabilities
@@ -78,17 +77,23 @@ def untouched(network: nn.Module) -> Iterator[None]:
     modules = list(network.modules())
     modes = [(module, module.training) for module in modules]
     plain = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-    attributes = [(vars(module), dict(vars(module))) for module in plain]
-    slots = [(slot, dict(slot)) for module in plain for slot in _slots(module)]
-    tensors = [(tensor, tensor.detach().clone()) for tensor in _tensors(network)]
+    slots: list[dict[str, Any]] = []
+    for module in plain:
+        slots += [vars(module), module._parameters, module._buffers, module._modules]
+    contents = [dict(slot) for slot in slots]
+    tensors = [
+        (tensor, tensor.detach().clone())
+        for tensor in (*network.parameters(), *network.buffers())
+        if not is_lazy(tensor)
+    ]
     devices = sorted({tensor.device.index for tensor, _ in tensors if tensor.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
-            for kept, before in (*attributes, *slots):
-                kept.clear()
-                kept.update(before)
+            for slot, content in zip(slots, contents, strict=True):
+                slot.clear()
+                slot.update(content)
             for module, training in modes:
                 module.training = training
             with torch.no_grad():
@@ -105,9 +110,10 @@ def initialise_lazily(network: nn.Module, image_shape: tuple[int, int, int], lab
     """
     if not any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
         return
-    x = torch.zeros(2, *image_shape)
-    with torch.no_grad(), attack_mode(network, "eval"):
-        _called(network, x, label, "eval")
+    training = network.training
+    with torch.no_grad():
+        _called(network.eval(), torch.zeros(2, *image_shape), label, "eval")
+    network.train(training)
 
 
 def check_logits(model: Callable[[Tensor], Any], x: Tensor, num_classes: int, label: str, mode: str = "eval") -> Tensor:
@@ -228,7 +234,8 @@ class _Trial:
         """Run it in the plain way and return what it made of the images in eval mode."""
         names = {name for name, _ in self.network.named_parameters()}
         before, some = self.x.clone(), self.x[: max(len(self.x) - 1, 1)]
-        with torch.no_grad(), full_precision(), attack_mode(self.network, "eval"):
+        self.network.eval()
+        with torch.no_grad(), full_precision():
             whole = check_logits(self.network, self.x, self.num_classes, self.label)
             if not torch.equal(before, self.x):
                 raise ValueError(f"{self.label}: changes its images in place; let its forward work on a copy")
@@ -281,7 +288,8 @@ class _Trial:
     def _run(self, mode: str, precision: str) -> _Pass:
         """Forward and backward in a mode; in train mode the weights' gradients, too."""
         device = self.x.device
-        with full_precision(), torch.inference_mode(False), torch.enable_grad(), _in_mode(self.network, mode):
+        self.network.train(mode == "train")
+        with full_precision(), torch.inference_mode(False), torch.enable_grad():
             probe = self.x.detach().clone().requires_grad_()
             with autocast(precision, device):
                 logits = check_logits(self.network, probe, self.num_classes, self.label, mode)
@@ -349,26 +357,3 @@ def _inner_reason(error: Exception, label: str) -> str:
     if isinstance(error, ValueError) and error.__cause__ is not None:
         return reason(error.__cause__)
     return str(error).removeprefix(f"{label}: ") if isinstance(error, ValueError) else reason(error)
-
-
-@contextmanager
-def _in_mode(network: nn.Module, mode: str) -> Iterator[None]:
-    if mode == "eval":
-        with attack_mode(network, "eval"):
-            yield
-        return
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        network.train()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _slots(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    return module._parameters, module._buffers, module._modules
-
-
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return [tensor for tensor in (*network.parameters(), *network.buffers()) if not is_lazy(tensor)]

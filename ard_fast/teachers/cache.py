@@ -8,20 +8,23 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ard_fast import functional as F
 from ard_fast._devices import arithmetic
 from ard_fast._files import NotWritten, exclusive, write_atomic
 from ard_fast._typing import known as given
 from ard_fast.data.batches import Batch
 from ard_fast.data.splits import Split
+from ard_fast.functional.augmentation import crop_flip
 from ard_fast.models.trial import layout_name
 from ard_fast.teachers.fingerprints import fingerprint_images, fingerprint_network
-from ard_fast.teachers.inference import InferenceNetwork
+
+if TYPE_CHECKING:
+    from ard_fast.teachers.inference import InferenceNetwork
 
 CACHE_AUTO, CACHE_OFF = "auto", "off"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -77,7 +80,7 @@ class Views:
         positions[self.split.ids.cpu()] = torch.arange(len(self.split))
         images = self.split.images.cpu()[positions[ids]].contiguous()
         views = views if self.flip else 2 * views
-        return F.crop_flip(images, torch.arange(len(rows)), padding=self.padding, levels=self.levels, views=views)[0]
+        return crop_flip(images, torch.arange(len(rows)), padding=self.padding, levels=self.levels, views=views)[0]
 
 
 class LogitsCache:

@@ -8,8 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ard_fast.folding import FoldedNetwork, Unfoldable
 from ard_fast.folding.layers import Float32Linear
+from ard_fast.folding.network import FoldedNetwork
+from ard_fast.folding.trace import Unfoldable
 from ard_fast.models.trial import differs, frozen, layout_name, untouched
 
 PRECISIONS = ("fp32", "bf16")
