@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ard_fast import functional as F
 from ard_fast._typing import known
@@ -10,7 +11,9 @@ from ard_fast.attacks.pgd import KLPGD
 from ard_fast.data.batches import Batch
 from ard_fast.methods.base import Inner, Network, PGDMethod, Quirk, StepResult
 from ard_fast.methods.shared import KL_MEAN, UNCLAMPED_NORMAL, kl_settings, kl_words, recipe
-from ard_fast.teachers.teacher import Teacher
+
+if TYPE_CHECKING:
+    from ard_fast.teachers.teacher import Teacher
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as tf
@@ -14,7 +14,9 @@ from torch import Tensor
 from ard_fast._typing import known
 from ard_fast.attacks.pgd import PGD
 from ard_fast.data.batches import Batch
-from ard_fast.teachers.teacher import Teacher
+
+if TYPE_CHECKING:
+    from ard_fast.teachers.teacher import Teacher
 
 Network = Callable[[Tensor], Tensor]
 """Maps images `[B, ...]` to logits `[B, C]`: a module, or the function that stands for it."""
@@ -96,7 +98,7 @@ class MethodContext:
 
     num_classes: int
     epochs: int
-    teachers: Mapping[str, Teacher] = field(default_factory=dict[str, Teacher])
+    teachers: Mapping[str, Teacher] = field(default_factory=dict)
     processes: int = 1
     all_reduce: Callable[[Tensor], Tensor] = same
     all_min: Callable[[Tensor], Tensor] = same

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from ard_fast._commandline import Parser
-from ard_fast.methods import METHODS
+from ard_fast.methods.registry import METHODS
 from ard_fast.training.config import PLACES, TrainConfig, flag
 from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET
 from ard_fast.training.settings import FlagModel, choices, value_type

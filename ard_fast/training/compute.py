@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ard_fast._devices import AUTO, full_precision, resolve_precision
-from ard_fast.folding import FoldedNetwork, Unfoldable
+from ard_fast.folding.network import FoldedNetwork
+from ard_fast.folding.trace import Unfoldable
 from ard_fast.models.trial import layout_name, reason, untouched
 
 if TYPE_CHECKING:

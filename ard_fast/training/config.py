@@ -11,7 +11,7 @@ import yaml
 from ard_fast._devices import check_device_name, resolve_device
 from ard_fast._names import unknown
 from ard_fast.data import check_arguments
-from ard_fast.methods import METHODS, find_method
+from ard_fast.methods.registry import METHODS, find_method
 from ard_fast.models import MODELS, find_model
 from ard_fast.teachers.cache import CACHE_AUTO, CACHE_OFF
 from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, presets

@@ -11,9 +11,10 @@ from ard_fast._typing import known
 from ard_fast.data import Dataset
 from ard_fast.evaluation.evaluator import PGD20_STEPS, Accuracy
 from ard_fast.evaluation.self_checks import TeacherWorth, collapsed, doubts
-from ard_fast.methods import METHODS, Method
+from ard_fast.methods.base import Method
+from ard_fast.methods.registry import METHODS
 from ard_fast.models import MODELS, count_parameters
-from ard_fast.teachers import Teacher
+from ard_fast.teachers.teacher import Teacher
 from ard_fast.training.checkpoint import written_by_run
 
 if TYPE_CHECKING:

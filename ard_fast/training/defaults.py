@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ard_fast.methods import METHODS
+from ard_fast.methods.registry import METHODS
 
 # Tuned on the validation split; benchmarks/NOTES.md says what was tried.
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {

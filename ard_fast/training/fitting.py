@@ -17,8 +17,9 @@ from ard_fast.data.batches import derive_seed
 from ard_fast.evaluation.self_checks import TeacherWorth, measure_teacher
 from ard_fast.models import Normalised, build_model, find_model
 from ard_fast.models.trial import TRIAL_IMAGES, Form, initialise_lazily, try_network
-from ard_fast.teachers import Teacher, Views, build_teacher
+from ard_fast.teachers.cache import Views
 from ard_fast.teachers.fingerprints import fingerprint_split, fingerprint_weights
+from ard_fast.teachers.teacher import Teacher, build_teacher
 from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.compute import ComputeConfig, resolve_compute, try_compile
 from ard_fast.training.distributed import World

@@ -17,7 +17,7 @@ from ard_fast.attacks.cuda_graph import CudaGraphs, GraphedFunction, GraphWarnin
 from ard_fast.attacks.model_mode import network_tensors
 from ard_fast.data import Batch
 from ard_fast.methods.base import Method
-from ard_fast.teachers import Teacher
+from ard_fast.teachers.teacher import Teacher
 from ard_fast.training.distributed import World
 
 if TYPE_CHECKING:

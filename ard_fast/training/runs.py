@@ -16,7 +16,7 @@ from ard_fast._typing import known
 from ard_fast.data import load_dataset
 from ard_fast.evaluation.evaluator import at_chance
 from ard_fast.evaluation.self_checks import describe_teacher
-from ard_fast.methods import METHODS
+from ard_fast.methods.registry import METHODS
 from ard_fast.models import MODELS
 from ard_fast.training.checkpoint import DamagedRun, load_network, load_state
 from ard_fast.training.comparison import Comparison, gap_line, group_runs, read_run

@@ -21,10 +21,10 @@ from ard_fast._devices import AUTO, PRECISIONS
 from ard_fast._names import unknown
 from ard_fast.data import DATASETS
 from ard_fast.data.loader import RESIDENT
-from ard_fast.methods import METHODS
+from ard_fast.methods.registry import METHODS
 from ard_fast.models import MODELS
-from ard_fast.teachers import CACHE_AUTO, CACHE_DTYPES
-from ard_fast.teachers import PRECISIONS as TEACHER_PRECISIONS
+from ard_fast.teachers.cache import CACHE_AUTO, CACHE_DTYPES
+from ard_fast.teachers.inference import PRECISIONS as TEACHER_PRECISIONS
 from ard_fast.training.averaging import AVERAGINGS
 
 COMPARE = "compare"  # not a method: teacher, then every method of `compare_methods`, for every seed
@@ -353,7 +353,7 @@ class ComputeSettings(FlagModel):
 
     group = "compute"
     device: str = Field(AUTO, description="cpu, cuda, cuda:N, or auto: cuda where there is one")
-    sync_bn: bool = Field(True, description="several processes: batch norm over the whole batch, as one process has it")
+    sync_bn: bool = Field(True, description="several GPUs: batch norm over the whole batch, as one process has it")
     precision: str = choice(
         AUTO, PRECISIONS, "arithmetic of the training step; auto: bf16 on GPUs that have it, else fp32"
     )

@@ -21,9 +21,10 @@ from ard_fast.attacks import PGD
 from ard_fast.data import Batch, make_loader
 from ard_fast.evaluation.evaluator import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
 from ard_fast.evaluation.self_checks import describe_teacher
-from ard_fast.methods import METHODS, MethodContext, build_method
-from ard_fast.teachers import Teacher
+from ard_fast.methods.base import MethodContext
+from ard_fast.methods.registry import METHODS, build_method
 from ard_fast.teachers.fingerprints import fingerprint_weights
+from ard_fast.teachers.teacher import Teacher
 from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.checkpoint import DamagedRun, TrainingState, load_network, load_state, save_state, save_weights
 from ard_fast.training.conventions import collapse_warnings, describe_run, late_warnings, teacher_warnings
