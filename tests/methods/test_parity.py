@@ -16,7 +16,6 @@ from ard_fast import functional as F
 from ard_fast.methods import MethodContext, build_method
 from ard_fast.teachers import Teacher
 from ard_fast.training.config import resolve
-from ard_fast.training.optimiser import learning_rate
 
 EPS, STEP, STEPS, LR, MOMENTUM, DECAY = 0.03, 0.0075, 10, 0.1, 0.9, 2e-4
 
@@ -133,23 +132,3 @@ def test_an_iteration_equals_the_published_one(name):
             assert value == wanted == 2 * UPDATES[name], key
         else:
             assert torch.allclose(value, wanted, rtol=1e-4, atol=1e-5), key
-
-
-@pytest.mark.parametrize(("name", "updates"), [("ard", 1), ("trades", 2), ("rslad", 2)])
-def test_without_parity_nothing_dead_runs_and_starts_are_clamped(name, updates):
-    config = resolve({"method": name, "dataset": "digits", "eps": EPS, "steps": STEPS})
-    student = make_student()
-    context = MethodContext(num_classes=10, epochs=4, teachers={"teacher": Teacher(make_teacher())})
-    method = build_method(name, config, context)
-    batch = make_batch()
-    method.loss(student, batch, method.attack(student, batch))
-    assert student.features[1].num_batches_tracked == updates
-    assert method.inner_attack.clamp_start
-
-
-def test_the_published_learning_rate_of_ard_stays_at_its_first_drop():
-    values = {"method": "ard", "dataset": "digits", "lr": 0.1, "epochs": 200, "milestones": (100, 150)}
-    published, plain = resolve({**values, "parity": True}), resolve({**values, "schedule": "multistep"})
-    rates = [[learning_rate(config, epoch) for epoch in (99, 100, 149, 150, 199)] for config in (published, plain)]
-    assert rates[0] == pytest.approx([0.1, 0.01, 0.01, 0.01, 0.01])
-    assert rates[1] == pytest.approx([0.1, 0.01, 0.01, 0.001, 0.001])
