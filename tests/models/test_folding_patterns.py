@@ -166,9 +166,6 @@ def test_what_is_put_together(body, bias):
     assert_same_function(folded, network, x)
 
 
-_QUIET = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-
-
 @pytest.mark.parametrize(
     ("conv", "folds"),
     [
