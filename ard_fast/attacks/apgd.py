@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -190,7 +190,7 @@ class APGDT(APGD):
         wrong = logits.scatter(1, labels[:, None], float("-inf")).argsort(dim=1, descending=True, stable=True)
         kept = _Kept(problem.x, fooled=logits.argmax(1) != labels)
         for target in range(min(self.n_targets, logits.shape[1] - 1)):
-            aimed = problem.aimed_at(wrong[:, target])
+            aimed = replace(problem, target_classes=wrong[:, target])
             for restart in range(self.restarts):
                 if not kept.try_on_the_rest(self, aimed, seed + (target * self.restarts + restart)):
                     return kept.x_adv

@@ -76,10 +76,6 @@ class Problem:
     sample_ids: Tensor | None = None
     coupled: bool = False
 
-    def aimed_at(self, target_classes: Tensor) -> Problem:
-        """The same with target classes `[B]`."""
-        return replace(self, target_classes=target_classes)
-
     def take(self, index: Tensor) -> Problem:
         """The samples at `index`, keeping their noise."""
         ids = torch.arange(self.x.shape[0], device=self.x.device) if self.sample_ids is None else self.sample_ids
@@ -372,16 +368,13 @@ class GradientAttack(Settings):
         Looked at in every call on the CPU. On CUDA that waits for the device, so it is done in the first call of this
         attack for a shape and bounds, never inside the capture of a graph or where torch is told to raise on waits.
         """
+        kinds, kind = _ONCE.setdefault(self, set()), (x.shape[1:], self.bounds)
         if x.device.type == "cuda":
-            kinds = _ONCE.setdefault(self, set())
-            kind = x.shape[1:], self.bounds
             raises_on_waits = torch.cuda.get_sync_debug_mode() == 2
             if kind in kinds or raises_on_waits or torch.cuda.is_current_stream_capturing():
                 return
-            check_precondition(x, self.eps, self.bounds, self.norm)
-            kinds.add(kind)
-        else:
-            check_precondition(x, self.eps, self.bounds, self.norm)
+        check_precondition(x, self.eps, self.bounds, self.norm)
+        kinds.add(kind)
 
     def _warn_of_unseen(self, model: Model, bn: str, name: str = "model") -> bool:
         """Warn, once for a type of callable, that no module was found behind the model or target model.

@@ -108,17 +108,15 @@ class GraphedPGD:
 
     def _to_be_graphed(self, model: Any, x: Any, y: Any, seed: Any, options: dict[str, Any]) -> bool:
         """Whether a graph can do it; what is wrong in the arguments is for the attack to say."""
-        given = [value for value in (x, y, seed, *options.values()) if isinstance(value, Tensor)]
         if not isinstance(x, Tensor) or not self._backend.usable(x.device) or not x.numel():
             return False
-        if any(tensor.device != x.device for tensor in given):
+        given = [value for value in options.values() if value is not None]
+        given += [value for value in (y, seed) if isinstance(value, Tensor)]
+        if any(not isinstance(value, Tensor) or value.device != x.device for value in given):
             return False
-        if any(not isinstance(value, Tensor) for value in options.values() if value is not None):
+        networks = [model] if y is None or isinstance(y, Tensor) else [model, y]
+        if len(networks) > 1 and not (callable(y) and self.attack.accepts_target_model):
             return False
-        target = None if isinstance(y, Tensor) else y
-        if target is not None and not (callable(target) and self.attack.accepts_target_model):
-            return False
-        networks = [model] if target is None else [model, target]
         unseen = [each for each in networks if not (isinstance(each, nn.Module) or is_fixed(each))]
         if unseen and not self._warned:
             self._warned = True

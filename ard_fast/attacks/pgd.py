@@ -19,15 +19,11 @@ from ard_fast.functional._arguments import nonnegative, positive_int, seed_tenso
 class PGD(GradientAttack):
     """PGD (Madry, Makelov, Schmidt, Tsipras, Vladu; ICLR 2018): K gradient steps in the eps-ball around each image.
 
-    The attack leaves no trace: every module's mode, `requires_grad`, `.grad` and (except under `bn="train"`) all
-    buffers are as before, after an exception too. Weight gradients are not computed, nor is the loss: the fused
-    operator gives its gradient at the logits, which is backpropagated. Without `seed`, one number is drawn from torch's
-    generator of the images' device. Under autocast the model runs in autocast; the iterate stays float32. The gradient
-    is that of the batch's summed loss, and each row of it at the logits is scaled by a power of two, so that
-    half-precision gradients do not underflow: in float16 a confident model is attacked as well as in float32. Rows have
-    one factor in common where images see one another (`bn` other than "eval", or batch norms without running
-    statistics): there the gradients of images that the model is sure of may still underflow in float16. The scaled
-    gradients are no larger than those of misclassified images, so that none overflows that did not before.
+    Weight gradients are not computed, nor is the loss: the fused operator gives its gradient at the logits, which is
+    backpropagated. The gradient is that of the batch's summed loss. Without `seed`, one number is drawn from torch's
+    generator of the images' device. In float16 a confident model is attacked as well as in float32, see
+    `ard_fast.attacks.base`; but where images see one another (`bn` other than "eval", or batch norms without running
+    statistics) the gradients of images that the model is sure of may still underflow.
 
     Args:
         eps: radius of the ball in pixel units, a number or a tensor `[B]`.
