@@ -6,7 +6,7 @@ import threading
 import torch
 import torch.nn.functional as tf
 from torch import nn
-from torch.nn.utils import parametrizations, weight_norm
+from torch.nn.utils import weight_norm
 
 
 class LeNet(nn.Module):
@@ -43,22 +43,6 @@ class InPlace(nn.Module):
         return self.fc(self.relu(out).mean((2, 3)))
 
 
-class Functional(nn.Module):
-    """Batch norm as a function, on buffers and parameters of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(1, 8, 3), nn.Linear(8, 10)
-        self.gain, self.shift = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
-        self.register_buffer("mean", torch.zeros(8))
-        self.register_buffer("var", torch.ones(8))
-
-    def forward(self, x):
-        x = self.conv(x)
-        x = tf.batch_norm(x, self.mean, self.var, self.gain, self.shift, self.training)
-        return self.fc(tf.relu(x, inplace=True).mean((2, 3)))
-
-
 class BatchStatistics(nn.Module):
     """Statistics of the batch in eval mode, too."""
 
@@ -69,13 +53,6 @@ class BatchStatistics(nn.Module):
 
     def forward(self, x):
         return self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
-
-
-def Parametrised():
-    """Weight norm and spectral norm as parametrisations."""
-    conv = parametrizations.weight_norm(nn.Conv2d(1, 8, 3))
-    other = parametrizations.spectral_norm(nn.Conv2d(8, 8, 3))
-    return nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), other, nn.Flatten(), nn.Linear(128, 10))
 
 
 def OldNorms():
@@ -123,17 +100,6 @@ class Lazy(nn.Module):
 
     def forward(self, x):
         return self.fc(torch.relu(self.bn(self.conv(x))).flatten(1))
-
-
-class Rows(nn.Module):
-    """A recurrent network over the rows."""
-
-    def __init__(self):
-        super().__init__()
-        self.rnn, self.fc = nn.GRU(8, 16, batch_first=True), nn.Linear(16, 10)
-
-    def forward(self, x):
-        return self.fc(self.rnn(x.squeeze(1))[0][:, -1])
 
 
 def Scripted():
@@ -208,23 +174,9 @@ class Float32Only(nn.Module):
 
 
 CONTIGUOUS = {"LeNet", "OldNorms", "Strided", "Scripted", "Backward"}
-NAMES = [
-    "LeNet",
-    "InPlace",
-    "Functional",
-    "BatchStatistics",
-    "Parametrised",
-    "OldNorms",
-    "Counting",
-    "Strided",
-    "Lazy",
-    "Rows",
-    "Scripted",
-    "Tied",
-    "Uncopyable",
-    "Backward",
-    "Float32Only",
-]
+NAMES = """
+    LeNet InPlace BatchStatistics OldNorms Counting Strided Lazy Scripted Tied Uncopyable Backward Float32Only
+""".split()  # noqa: SIM905
 
 
 # ---- networks that do not keep the contract ------------------------------------------------------------------------
@@ -264,11 +216,6 @@ class FixedBatch(Odd):
 class NotANumberInTraining(Odd):
     def forward(self, x):
         return self.logits(x) / (0.0 if self.training else 1.0)
-
-
-class Classes(Odd):
-    def forward(self, x):
-        return self.logits(x).argmax(1)
 
 
 class Integers(Odd):

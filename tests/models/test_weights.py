@@ -86,22 +86,15 @@ def test_unused_weights_are_dropped(tmp_path, prefix):
         load(tmp_path / "other.pt")
 
 
-def test_files_of_old_torch_have_no_batch_counters(tmp_path):
-    network = trained("wrn-10-1")
-    content = {key: value for key, value in network.state_dict().items() if "num_batches" not in key}
-    torch.save(content, tmp_path / "old.pt")
-    assert same(load(tmp_path / "old.pt"), network)
-
-
-@pytest.mark.parametrize(
-    "name", ["dm-preactresnet18", "preactresnet18", "preactresnet18-fast", "resnet18", "mobilenetv2"]
-)
+@pytest.mark.parametrize("name", ["dm-preactresnet18", "preactresnet18-fast", "resnet18", "mobilenetv2"])
 def test_every_published_network_comes_back(tmp_path, monkeypatch, name):
     spec = MODELS[name]
     if "resnet18" in name:
         monkeypatch.setitem(MODELS, name, ModelSpec(spec.build, options={**spec.options, "width": 4}))
     network = trained(name)
-    torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "w.pt")
+    weights = {f"module.{key}": value for key, value in network.state_dict().items()}
+    weights = {key: value for key, value in weights.items() if "num_batches" not in key}  # as of torch before 0.4.1
+    torch.save({"state_dict": weights}, tmp_path / "w.pt")
     assert same(load(tmp_path / "w.pt", name), network)
 
 
@@ -259,9 +252,8 @@ def test_files_without_weights_are_said(tmp_path, content, message):
         load(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(tmp_path, value):
-    torch.save({**trained("wrn-10-1").state_dict(), "fc.bias": torch.full((10,), value)}, tmp_path / "nan.pt")
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    torch.save({**trained("wrn-10-1").state_dict(), "fc.bias": torch.full((10,), float("nan"))}, tmp_path / "nan.pt")
     with pytest.raises(ValueError, match=r"holds values that are not finite, in fc\.bias"):
         load(tmp_path / "nan.pt")
 
@@ -315,10 +307,8 @@ def test_the_content_decides_what_a_file_is(tmp_path):
     assert same(load(tmp_path / "w.safetensors"), network)
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_a_pickled_network_is_refused_with_what_to_do(tmp_path, inside):
-    network = Elsewhere(2, 2)
-    torch.save({"model": network, "epoch": 3} if inside else network, tmp_path / "w.pt")
+def test_a_pickled_network_is_refused_with_what_to_do(tmp_path):
+    torch.save({"model": Elsewhere(2, 2), "epoch": 3}, tmp_path / "w.pt")
     with pytest.raises(
         ValueError, match=r"cannot read .*w\.pt as a state dict: it holds objects of \S*Elsewhere"
     ) as caught:
