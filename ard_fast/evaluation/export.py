@@ -1,4 +1,4 @@
-"""Adversarial images as they can be stored: whole pixel levels, still inside the ball, judged again."""
+"""Adversarial images as files: rounded to whole pixel levels inside the ball, and classified again."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 from ard_fast._files import write_atomic
 from ard_fast.evaluation.evaluator import Evaluator
 
-SAMPLES = 16  # pictures beside the arrays
+SAMPLES = 16  # pictures in addition to the arrays
 
 
 class Export(NamedTuple):
-    """What became of the images.
+    """Counts of the images that were written.
 
     Attributes:
-        images: how many were written.
-        fooled: of these, images that are right as they are and were fooled before rounding.
-        still_fooled: of these, the ones that are still misclassified after rounding.
+        images: all.
+        fooled: those classified correctly when clean and fooled before rounding.
+        still_fooled: those of them that are still misclassified after rounding.
         largest: the largest perturbation after rounding, in the norm, pixels in [0, 1].
     """
 
@@ -34,8 +34,8 @@ class Export(NamedTuple):
 def round_into_ball(x_adv: Tensor, original: Tensor, *, levels: int, norm: str, eps: float) -> Tensor:
     """Adversarial images at whole pixel levels, never outside the ball.
 
-    Each pixel goes to the nearest level. Where that leaves the ball, L-inf takes the outermost level inside it; L2
-    moves the pixels that rounding pushed outwards most one level back, as few as needed.
+    Each pixel is rounded to the nearest level. If that is outside the ball, L-inf takes the outermost level inside it,
+    and L2 moves as few pixels as needed one level back, first those that rounding moved outwards most.
 
     Args:
         x_adv: float `[N, ...]`, inside the ball and in [0, 1] up to float32 rounding.
@@ -48,7 +48,7 @@ def round_into_ball(x_adv: Tensor, original: Tensor, *, levels: int, norm: str, 
         uint8, like `original`.
 
     Raises:
-        RuntimeError: a result is outside the ball; x_adv was not inside either.
+        RuntimeError: a result is outside the ball.
     """
     start = original.to(torch.float64)
     wanted = (x_adv.to(torch.float64) * levels).clamp(0, levels) - start
@@ -80,7 +80,7 @@ def perturbation(rounded: Tensor, original: Tensor, *, levels: int, norm: str) -
 
 
 def _shrink_l2(wanted: Tensor, moved: Tensor, levels: int, eps: float) -> Tensor:
-    """Take whole levels back where the norm is above eps: first where rounding went outwards most."""
+    """Move pixels one level back while the norm is above eps, first those that rounding moved outwards most."""
     while True:
         squares = moved.square().sum(1)
         excess = (squares.sqrt() / levels > eps).nonzero().squeeze(1)
@@ -100,9 +100,9 @@ def save_images(evaluator: Evaluator, folder: Path) -> Export:
     """Write `adversarial.npz` and `samples/*.png` of a finished evaluation.
 
     The arrays: `original`, `adversarial` uint8 `[N, C, H, W]`, `labels`, `ids`, `predicted`, `predicted_adversarial`
-    int64 `[N]`, `fooled_by` (names of attacks, "" for none, "clean" for images wrong as they are), and the scalars
-    `levels`, `eps`, `norm`. A pixel is its level divided by `levels`. For an image that no attack fooled, the last
-    attempt is stored.
+    int64 `[N]`, `fooled_by` (the name of an attack, "" for none, "clean" for misclassified clean images), and the
+    scalars `levels`, `eps`, `norm`. A pixel is its level divided by `levels`. For an image that no attack fooled, the
+    last attempt is stored.
 
     Raises:
         RuntimeError: an image left the ball on rounding.
@@ -127,7 +127,7 @@ def save_images(evaluator: Evaluator, folder: Path) -> Export:
     }
 
     def write(part: Path) -> None:
-        with open(part, "wb") as file:  # given a name, numpy would append .npz to it
+        with open(part, "wb") as file:  # numpy would append .npz to a file name
             np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType] - numpy's `allow_pickle` is not among them
 
     write_atomic(folder / "adversarial.npz", write)
@@ -138,7 +138,7 @@ def save_images(evaluator: Evaluator, folder: Path) -> Export:
 
 
 def _save_samples(folder: Path, images: Tensor, arrays: dict[str, np.ndarray], chosen: list[int], levels: int) -> None:
-    """One png an image, its name saying id, label and what it is taken for."""
+    """A png for each image, named by its id, label and predicted class."""
     from matplotlib.image import imsave  # slow to import
 
     folder.mkdir(parents=True, exist_ok=True)

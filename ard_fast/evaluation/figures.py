@@ -1,4 +1,4 @@
-"""Two pictures of an evaluation: accuracy against eps, and what the images look like."""
+"""The two figures of an evaluation: accuracy against eps, and a grid of adversarial images."""
 
 from __future__ import annotations
 
@@ -17,30 +17,20 @@ PICTURES = 8
 
 
 def plot_accuracy(
-    path: Path,
-    results: Sequence[StepResult],
-    curve: Sequence[CurvePoint],
-    *,
-    curve_name: str,
-    norm: str,
-    eps: float,
-    levels: int,
-    title: str,
+    path: Path, evaluator: Evaluator, curve_name: str, curve: Sequence[CurvePoint], *, title: str
 ) -> None:
     """Robust accuracy against the radius: the curve, and every attack at its own radius.
 
     Args:
-        path: a png file, replaced in one step.
-        results: the first one the clean images; lines without an accuracy of their own show the worst case.
-        curve: may be empty.
+        path: a png file, replaced atomically.
+        evaluator: after `clean`; attacks without an accuracy of their own show the worst case.
         curve_name: the attack of the curve.
-        norm: "linf" or "l2".
-        eps: the radius of `results`.
-        levels: eps of L-inf is shown in levels of 255 where the data set has them.
+        curve: may be empty.
         title: above the plot.
     """
     from matplotlib.figure import Figure  # slow to import; without pyplot no display and no global state is touched
 
+    results, norm, eps, levels = evaluator.results, evaluator.norm, evaluator.eps, evaluator.levels
     scale, unit = (255, "eps, in 1/255 of the pixel range") if norm == "linf" and levels == 255 else (1, "eps")
     figure = Figure(figsize=(10.5, max(4.2, 1.6 + 0.34 * len(results))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1])
@@ -64,7 +54,7 @@ def plot_accuracy(
 
 
 def _draw_bars(axes: Any, results: Sequence[StepResult]) -> None:
-    """A horizontal bar an attack; stages of an ensemble as smaller, paler ones above it."""
+    """A horizontal bar for each attack; stages of an ensemble are narrower, paler bars above it."""
     bars = []  # (name, accuracy, height, colour, alpha)
     for result in results:
         if len(result.stages) > 1:
@@ -84,17 +74,17 @@ def _draw_bars(axes: Any, results: Sequence[StepResult]) -> None:
 
 
 def draw_pictures(path: Path, evaluator: Evaluator, *, class_names: Sequence[str]) -> bool:
-    """A grid: clean images, perturbations made visible, adversarial images, with what the network takes them for.
+    """A grid of clean images, scaled perturbations and adversarial images, with the network's predictions.
 
-    Fooled images come first, one a class in turn; images that no attack fooled fill up.
+    Fooled images come first, classes in turn; then images that no attack fooled.
 
     Args:
-        path: a png file, replaced in one step.
+        path: a png file, replaced atomically.
         evaluator: after at least one attack.
         class_names: by label.
 
     Returns:
-        Whether there was anything to show: an image that is right as it is.
+        False, and no file, if the network classifies no clean image correctly.
     """
     chosen = _choose(evaluator)
     if not chosen:
@@ -137,7 +127,7 @@ def draw_pictures(path: Path, evaluator: Evaluator, *, class_names: Sequence[str
 
 
 def _choose(evaluator: Evaluator) -> list[int]:
-    """Up to `PICTURES` positions: fooled ones first, and among these one a class in turn."""
+    """Up to `PICTURES` positions: fooled images first, classes in turn."""
     labels = evaluator.split.labels.tolist()
     seen: dict[tuple[int, bool], int] = {}
     ranked = []
@@ -150,11 +140,13 @@ def _choose(evaluator: Evaluator) -> list[int]:
 
 
 def _visible(difference: Tensor, evaluator: Evaluator) -> tuple[float, str]:
-    """How to scale perturbations around mid-grey, and what the grey then means."""
+    """The factor that scales perturbations around mid-grey, and the meaning of black and white."""
     if evaluator.norm == "linf" and evaluator.eps > 0:
         return 0.5 / evaluator.eps, "grey: unchanged, white and black: ±eps"
     sizes = difference.abs().flatten().sort().values
-    large = float(sizes[int(0.995 * (len(sizes) - 1))]) or float(sizes[-1])  # the very largest would hide the others
+    large = float(sizes[int(0.995 * (len(sizes) - 1))]) or float(
+        sizes[-1]
+    )  # a few very large ones would hide the others
     if large == 0:
         return 1.0, "grey: unchanged"
     return 0.5 / large, f"grey: unchanged, white and black: ±{large:.3g} and more"

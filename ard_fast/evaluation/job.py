@@ -12,12 +12,12 @@ from ard_fast._devices import find_device, set_threads
 from ard_fast._typing import known
 from ard_fast.data import Split, load_dataset
 from ard_fast.data.splits import pixels
-from ard_fast.evaluation.evaluator import CurvePoint, Evaluator
-from ard_fast.evaluation.export import Export, save_images
+from ard_fast.evaluation.evaluator import Evaluator
+from ard_fast.evaluation.export import save_images
 from ard_fast.evaluation.figures import draw_pictures, plot_accuracy
 from ard_fast.evaluation.loading import load_model, match_classes, other_classes
-from ard_fast.evaluation.report import AttackProgress, explain_columns, versions, write_report, write_results
-from ard_fast.evaluation.self_checks import Finding, SelfCheck, check_model, check_normalisation, check_results
+from ard_fast.evaluation.report import AttackProgress, Outcome, explain_columns, versions, write_report, write_results
+from ard_fast.evaluation.self_checks import SelfCheck, check_model, check_normalisation, check_results
 from ard_fast.evaluation.settings import Settings
 from ard_fast.evaluation.standard_attacks import curve_attack, default_attacks, make_plan
 from ard_fast.models.trial import TRIAL_IMAGES, initialise_lazily, try_network
@@ -94,12 +94,8 @@ class Job:
             listener=self.progress,
             stop=lambda: stop.requested,
         )
-        self.doubts: list[Finding] = []  # about the results
-        self.curve: list[CurvePoint] = []
-        self.curve_name = ""
-        self.pictures: list[tuple[str, str]] = []
-        self.export: Export | None = None
-        self.notes: list[str] = []
+        name = f"{self.loaded.name} on {len(self.split)} {settings.split} images of {self.dataset.name}"
+        self.outcome = Outcome(name, self._facts(), [str(finding) for finding in self.selfcheck.findings])
 
     def _check(self) -> SelfCheck:
         settings = self.settings
@@ -126,8 +122,9 @@ class Job:
             Interrupted: what is finished has been written; the message says what.
         """
         self.settings.out.mkdir(parents=True, exist_ok=True)
-        print("\n".join(f"  {fact}" for fact in self.facts()))
-        self._warn(self.selfcheck.findings)
+        print("\n".join(f"  {fact}" for fact in self.outcome.facts))
+        for warning in self.outcome.warnings:
+            print(f"  warning: {warning}")
         self.progress.header()
         try:
             self.evaluator.clean()
@@ -135,51 +132,62 @@ class Job:
             for step in self.steps:
                 self.evaluator.run(step)
                 self._write()
-            print("\n".join(f"  {line}" for line in self._explained()))
-            self.doubts = check_results(self.evaluator.results)
-            self._warn(self.doubts)
+            for line in explain_columns(self.evaluator.results, cascade=self.settings.cascade):
+                print(f"  {line}")
+            self._warn_of_results()
             self._run_curve()
             self._plot()
             if self.steps:
                 file = self.settings.out / PICTURES_FILE
                 if draw_pictures(file, self.evaluator, class_names=self.dataset.class_names):
-                    self.pictures.append(("clean images, perturbations, adversarial images", file.name))
+                    self.outcome.pictures.append(("clean images, perturbations, adversarial images", file.name))
             if self.settings.save_images:
                 self._save_images()
         except (Interrupted, KeyboardInterrupt) as error:
             self.progress.close()
             message = f"stopped; {self._finished()}"
-            self.notes.append(f"Evaluation {message}.")
+            self.outcome.notes.append(f"Evaluation {message}.")
             self._plot()
-            self._report()
+            write_report(self.settings.out, self.evaluator, self.outcome)
             self._write()
             raise Interrupted(f"{message}; written to {self.settings.out}") from error
-        self._report()
+        write_report(self.settings.out, self.evaluator, self.outcome)
         return self._write(complete=True)
+
+    def _warn_of_results(self) -> None:
+        for finding in check_results(self.evaluator.results):
+            self.outcome.warnings.append(str(finding))
+            print(f"  warning: {finding}")
 
     def _run_curve(self) -> None:
         if not self.settings.curve:
             return
         name, make = curve_attack(known(self.settings.attacks), norm=self.settings.norm)
-        self.curve_name = name
+        self.outcome.curve_name = name
         for point in self.evaluator.curve(name, make, self.settings.curve):
-            self.curve.append(point)
+            self.outcome.curve.append(point)
             self.progress.close()
             self.progress.say(f"  {name} at eps {point.eps:<8.5g} {point.robust_acc:6.2f} %")
 
+    def _plot(self) -> None:
+        if self.evaluator.results:
+            file = self.settings.out / PLOT_FILE
+            curve = (self.outcome.curve_name, self.outcome.curve)
+            plot_accuracy(file, self.evaluator, *curve, title=self.outcome.title)
+            self.outcome.pictures.append(("robust accuracy against eps", file.name))
+
     def _save_images(self) -> None:
-        made = self.export = save_images(self.evaluator, self.settings.out)
+        made = save_images(self.evaluator, self.settings.out)
         note = (
             f"{made.images} images at whole pixel levels in adversarial.npz: {made.still_fooled} of {made.fooled} "
             f"adversarial ones still fool the network after rounding inside the ball; largest perturbation "
             f"{made.largest:.6g} (eps {self.settings.eps:.6g})"
         )
-        self.notes.append(note + ".")
+        self.outcome.export = made._asdict()
+        self.outcome.notes.append(note + ".")
         print(f"  {note}")
 
-    # ---- what is printed and written --------------------------------------------------------------------------
-
-    def facts(self) -> list[str]:
+    def _facts(self) -> list[str]:
         """What is evaluated, and how."""
         settings, loaded = self.settings, self.loaded
         weights = f" with the weights of {loaded.weights}" if loaded.weights else ""
@@ -192,58 +200,15 @@ class Job:
             *self.form.notes,
         ]
 
-    def _warn(self, findings: list[Finding]) -> None:
-        for finding in findings:
-            print(f"  warning: {finding}")
-
-    def _explained(self) -> list[str]:
-        return explain_columns(self.evaluator.results, cascade=self.settings.cascade)
-
     def _finished(self) -> str:
         done = [result.name for result in self.evaluator.results]
         text = f"finished: {', '.join(done) or 'nothing'}"
         if self.evaluator.unfinished:
             stages = ", ".join(stage.name for stage in self.evaluator.unfinished)
             text += f"; of the unfinished ensemble: {stages} (its accuracy is not known)"
-        if self.curve:
-            text += f"; {len(self.curve)} points of the curve"
+        if self.outcome.curve:
+            text += f"; {len(self.outcome.curve)} points of the curve"
         return text
-
-    def _warnings(self) -> list[str]:
-        return [str(finding) for finding in (*self.selfcheck.findings, *self.doubts)]
-
-    def _title(self) -> str:
-        return f"{self.loaded.name} on {len(self.split)} {self.settings.split} images of {self.dataset.name}"
-
-    def _plot(self) -> None:
-        if not self.evaluator.results:
-            return
-        file = self.settings.out / PLOT_FILE
-        plot_accuracy(
-            file,
-            self.evaluator.results,
-            self.curve,
-            curve_name=self.curve_name,
-            norm=self.settings.norm,
-            eps=self.settings.eps,
-            levels=self.dataset.levels,
-            title=self._title(),
-        )
-        self.pictures.append(("robust accuracy against eps", file.name))
-
-    def _report(self) -> None:
-        write_report(
-            self.settings.out,
-            title=f"Robustness of {self._title()}",
-            facts=self.facts(),
-            results=self.evaluator.results,
-            explained=self._explained(),
-            warnings=self._warnings(),
-            curve=self.curve,
-            curve_name=self.curve_name,
-            pictures=self.pictures,
-            notes=self.notes,
-        )
 
     def _write(self, *, complete: bool = False) -> dict[str, Any]:
         settings, loaded = self.settings, self.loaded
@@ -258,18 +223,7 @@ class Job:
             "versions": versions(self.device),
             "selfcheck": self.selfcheck.measured,
         }
-        return write_results(
-            settings.out,
-            about,
-            self.evaluator.results,
-            planned=self.steps,
-            warnings=self._warnings(),
-            curve_name=self.curve_name,
-            curve=self.curve,
-            export=self.export._asdict() if self.export else None,
-            unfinished=self.evaluator.unfinished,
-            complete=complete,
-        )
+        return write_results(settings.out, about, self.evaluator, self.outcome, planned=self.steps, complete=complete)
 
 
 def _text(value: object) -> str | None:

@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from ard_fast._files import write_text
 from ard_fast._progress import Display
 from ard_fast._version import __version__
-from ard_fast.evaluation.evaluator import CurvePoint, Listener, StageResult, Step, StepResult
+from ard_fast.evaluation.evaluator import CurvePoint, Evaluator, Listener, StageResult, Step, StepResult
 
 _COLUMNS = (
     ("attack", 14),
@@ -188,17 +188,37 @@ def _version(package: str) -> str | None:
         return None
 
 
+@dataclass
+class Outcome:
+    """What an evaluation has found so far.
+
+    Attributes:
+        title: of report and plot.
+        facts: what is evaluated and how, a line each.
+        warnings: a line each; shown above the figures they concern.
+        curve: accuracy against eps, attacked by `curve_name`; empty for none.
+        pictures: (caption, file name in the folder).
+        export: of the adversarial images that were written.
+        notes: lines at the end of the report, such as that the evaluation was stopped.
+    """
+
+    title: str
+    facts: list[str]
+    warnings: list[str]
+    curve: list[CurvePoint] = field(default_factory=list)
+    curve_name: str = ""
+    pictures: list[tuple[str, str]] = field(default_factory=list)
+    export: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
 def write_results(
     folder: Path,
     about: Mapping[str, Any],
-    results: Sequence[StepResult],
+    evaluator: Evaluator,
+    outcome: Outcome,
     *,
     planned: Sequence[Step],
-    warnings: Sequence[str],
-    curve_name: str,
-    curve: Sequence[CurvePoint],
-    export: Mapping[str, Any] | None,
-    unfinished: Sequence[StageResult],
     complete: bool,
 ) -> dict[str, Any]:
     """Write results.json, and return its content: accuracies in percent, times in seconds, eps with pixels in [0, 1].
@@ -206,20 +226,18 @@ def write_results(
     Args:
         folder: of the results.
         about: model, settings, images and versions.
-        results: the table; may be empty.
+        evaluator: its results are the table.
+        outcome: everything else.
         planned: the attacks of the whole evaluation.
-        warnings: one text each.
-        curve_name: the attack of the curve.
-        curve: accuracy against eps; may be empty.
-        export: of the adversarial images that were written.
-        unfinished: finished stages of an ensemble that was stopped.
         complete: whether everything asked for has been done.
     """
+    results = evaluator.results
+    points = [{**point._asdict(), "stage": asdict(point.stage)} for point in outcome.curve]
     content = {
         "complete": complete,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **about,
-        "warnings": list(warnings),
+        "warnings": outcome.warnings,
         "clean_acc": results[0].robust_acc if results else None,
         "worst_case_acc": results[-1].worst_case_acc if results else None,
         "attacks": [
@@ -231,62 +249,34 @@ def write_results(
             }
             for result in results
         ],
-        "unfinished_stages": [asdict(stage) for stage in unfinished],
+        "unfinished_stages": [asdict(stage) for stage in evaluator.unfinished],
         "not_run": [step.name for step in planned if step.name not in {result.name for result in results}],
-        "eps_curve": {
-            "attack": curve_name,
-            "points": [{**point._asdict(), "stage": asdict(point.stage)} for point in curve],
-        }
-        if curve
-        else None,
-        "export": export,
+        "eps_curve": {"attack": outcome.curve_name, "points": points} if points else None,
+        "export": outcome.export,
     }
     write_text(folder / "results.json", json.dumps(content, indent=2) + "\n")
     return content
 
 
-def write_report(
-    folder: Path,
-    *,
-    title: str,
-    facts: Sequence[str],
-    results: Sequence[StepResult],
-    explained: Sequence[str],
-    warnings: Sequence[str],
-    curve: Sequence[CurvePoint],
-    curve_name: str,
-    pictures: Sequence[tuple[str, str]],
-    notes: Sequence[str],
-) -> None:
-    """Write report.md.
-
-    Args:
-        folder: of the results.
-        title: the heading.
-        facts: what was evaluated and how, a line each.
-        results: the table.
-        explained: the meaning of its columns, a line each.
-        warnings: shown above the figures they concern.
-        curve: accuracy against eps; may be empty.
-        curve_name: its attack.
-        pictures: (caption, file name in the folder).
-        notes: lines at the end, such as what was exported or that the evaluation was stopped.
-    """
-    text = [f"# {title}", "", *(f"- {fact}" for fact in facts), ""]
-    if warnings:
-        text += ["## Warnings", "", *(f"- {warning}" for warning in warnings), ""]
+def write_report(folder: Path, evaluator: Evaluator, outcome: Outcome) -> None:
+    """Write report.md: facts, warnings, the table with the parameters of its attacks, the curve, pictures and notes."""
+    results = evaluator.results
+    text = [f"# Robustness of {outcome.title}", "", *(f"- {fact}" for fact in outcome.facts), ""]
+    if outcome.warnings:
+        text += ["## Warnings", "", *(f"- {warning}" for warning in outcome.warnings), ""]
     indented = [[cells[0].replace("  ", "&nbsp;&nbsp;"), *cells[1:]] for cells in _all_cells(results)]
+    explained = explain_columns(results, cascade=evaluator.cascade)
     text += ["## Attacks", "", markdown_table(_HEADER, indented), "", *(f"- {line}" for line in explained), ""]
     text += ["Parameters:", ""]
     for result in results:
         prefix = f"{result.name}: " if len(result.stages) > 1 else ""
         text += [f"- {prefix}{stage.name}: `{stage.parameters}`" for stage in result.stages]
     text.append("")
-    if curve:
-        rows = [[f"{point.eps:.5g}", f"{point.robust_acc:.2f}"] for point in curve]
-        text += ["## Accuracy against eps", "", f"By {curve_name}; an image fooled at a smaller eps counts as fooled "
-                 "at every larger one.", "", markdown_table(["eps", "robust %"], rows), ""]  # fmt: skip
-    for caption, name in pictures:
+    if outcome.curve:
+        rows = [[f"{point.eps:.5g}", f"{point.robust_acc:.2f}"] for point in outcome.curve]
+        source = f"By {outcome.curve_name}; an image fooled at a smaller eps counts as fooled at every larger one."
+        text += ["## Accuracy against eps", "", source, "", markdown_table(["eps", "robust %"], rows), ""]
+    for caption, name in outcome.pictures:
         text += [f"![{caption}]({name})", ""]
-    text += [f"- {note}" for note in notes]
+    text += [f"- {note}" for note in outcome.notes]
     write_text(folder / "report.md", "\n".join(text).rstrip() + "\n")

@@ -65,6 +65,8 @@ def test_processes_count_every_image_once():
         evaluate(model, split, levels=16, attack=PGD3, batch_size=5, shard=(rank, 3), all_reduce=all_reduce)
     whole = evaluate(model, split, levels=16, attack=PGD3)
     assert tuple((100.0 * sum(totals) / 23).tolist()) == pytest.approx(tuple(whole))
+    settings = {"levels": 16, "attack": PGD3, "shard": (1, 3)}
+    assert evaluate(model, split, all_reduce=lambda counts: sum(totals), **settings) == whole
     assert whole.robust < whole.clean == pytest.approx(100 * 19 / 23)
 
 
@@ -186,6 +188,8 @@ def test_the_curve_never_rises_and_attacks_only_survivors():
     assert attacks[0.4].given == [104, 105, 106, 107]
     assert made.worst.sum() == 8 and [result.name for result in made.results] == ["clean"]
     assert made.fooled_by[0] is None  # the pictures stay those of the attacks
+    (point,) = made.curve("too far", lambda eps: Lighten({100}, to=0.75), [0.3])  # inside eps 0.5 of the evaluation
+    assert (point.robust_acc, point.stage.outside) == (80.0, 1)
 
 
 # ---- batches, seeds, costs, traces --------------------------------------------------------------------------------

@@ -87,6 +87,8 @@ def test_a_point_far_outside_is_brought_back(norm, eps):
     moved = (rounded.double() - 100).flatten(1) / 255
     size = moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
     assert (size <= eps).all() and (size > 0.8 * eps).all()
+    white = torch.full((2, 1, 4, 4), 252, dtype=torch.uint8)
+    assert int(round_into_ball(torch.ones(2, 1, 4, 4) * 3, white, levels=255, norm=norm, eps=eps).max()) == 255
 
 
 def test_what_is_written_can_be_checked_by_anybody(tmp_path):
@@ -148,8 +150,7 @@ def test_perturbations_are_scaled_to_the_whole_range():
 def test_figures_are_drawn_and_radii_are_named_in_levels(tmp_path):
     made = evaluated(dark_images(9, wrong=(1,)), ("attack", Lighten((100, 103), to=0.7)), classes=3)
     assert figures.draw_pictures(tmp_path / "pictures.png", made, class_names=("zero", "one", "two"))
-    settings = {"curve_name": "", "norm": "linf", "eps": 0.5, "levels": LEVELS, "title": "title"}
-    figures.plot_accuracy(tmp_path / "plot.png", made.results, [], **settings)
+    figures.plot_accuracy(tmp_path / "plot.png", made, "", [], title="title")
     for name in ("pictures", "plot"):
         assert float(imread(tmp_path / f"{name}.png")[:, :, :3].std()) > 0.03
     nothing = evaluated(dark_images(3, wrong=(0, 1, 2)), ("attack", Lighten(())))
