@@ -17,7 +17,6 @@ from ard_fast.attacks import PGD, GraphedPGD, as_graph, attack_mode
 from ard_fast.data import Split
 from ard_fast.data.batches import share
 from ard_fast.data.splits import pixels
-from ard_fast.training.interrupts import Interrupted
 
 PGD20_STEPS = 20
 EVALUATION_SEED = 1234567  # the same for all runs: every network is attacked from the same starting points
@@ -344,8 +343,8 @@ class Evaluator:
         channels_last: give the network images in that layout.
         cascade: see above.
         listener: called as the evaluation proceeds.
-        stop: asked before every forward pass, or once a batch while an attack replays its CUDA graph; true ends the
-            evaluation.
+        before_forward: called before every forward pass, or once a batch while an attack replays its CUDA graph; may
+            raise, to stop: what is finished stands.
 
     Attributes:
         right: bool `[N]`, on the CPU: classified correctly when clean.
@@ -359,7 +358,6 @@ class Evaluator:
 
     Raises:
         ValueError: the split is empty.
-        Interrupted: `stop()` was true; what is finished stands.
     """
 
     def __init__(
@@ -375,16 +373,16 @@ class Evaluator:
         channels_last: bool = False,
         cascade: bool = False,
         listener: Listener | None = None,
-        stop: Callable[[], bool] = lambda: False,
+        before_forward: Callable[[], None] = lambda: None,
     ) -> None:
         _check_not_empty(split)
-        self.model, self.split, self.levels = CountedModel(model, self._before_forward), split, levels
+        self.model, self.split, self.levels = CountedModel(model, self._before_pass), split, levels
         self.norm, self.eps, self.batch_size, self.cascade = norm, eps, batch_size, cascade
         self.results: list[StepResult] = []
         self.unfinished: list[StageResult] = []
         self.fooled_by: list[str | None] = [None] * len(split)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._listener, self._stop = listener or Listener(), stop
+        self._listener, self._before_forward = listener or Listener(), before_forward
         self._seed_tensor = torch.tensor([seed], dtype=torch.int64, device=split.images.device)
         self._known: dict[str, tuple[Tensor, Tensor]] = {}  # attack -> (attacked [N], right [N])
         self._done = self._left = 0  # images of the stage under way
@@ -503,9 +501,8 @@ class Evaluator:
         x = images if images.is_floating_point() else pixels(images, self.levels)
         return x.contiguous(memory_format=self._layout)
 
-    def _before_forward(self) -> None:
-        if self._stop():
-            raise Interrupted("stopped on request")
+    def _before_pass(self) -> None:
+        self._before_forward()
         self._tell()
 
     def _tell(self) -> None:

@@ -40,6 +40,7 @@ class Job:
     """
 
     def __init__(self, settings: Settings, stop: StopRequest) -> None:
+        self._stop = stop
         self.device = find_device(settings.device)
         set_threads(settings.threads)
         self.dataset = load_dataset(
@@ -92,10 +93,14 @@ class Job:
             channels_last=self.form.layout == torch.channels_last,
             cascade=settings.cascade,
             listener=self.progress,
-            stop=lambda: stop.requested,
+            before_forward=self._stop_if_requested,
         )
         name = f"{self.loaded.name} on {len(self.split)} {settings.split} images of {self.dataset.name}"
         self.outcome = Outcome(name, self._facts(), [str(finding) for finding in self.selfcheck.findings])
+
+    def _stop_if_requested(self) -> None:
+        if self._stop.requested:
+            raise Interrupted("stopped on request")
 
     def _check(self) -> SelfCheck:
         settings = self.settings

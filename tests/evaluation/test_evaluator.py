@@ -287,7 +287,11 @@ def test_a_stop_keeps_what_is_finished():
             asked.append(True)
             return super().__call__(model, x, y, **keys)
 
-    made = evaluator(stop=lambda: bool(asked))
+    def stop():
+        if asked:
+            raise Interrupted
+
+    made = evaluator(before_forward=stop)
     made.run(single("one", Lighten({100})))
     with pytest.raises(Interrupted):
         made.run(Step("both", (("a", Lighten({101})), ("b", Stopping({102})))))

@@ -126,7 +126,7 @@ class Evil:
         ("w.pt", "digits-teacher", r"run: .*w\.pt does not fit digits-teacher"),
         ("evil.pt", "{}.models:make", r"run: cannot read .*evil\.pt"),
         ("run", "digits-teacher", "model: .* holds 'digits-student', not 'digits-teacher'"),
-        ("junk.safetensors", "digits-teacher", "run: .* is not a safetensors file"),
+        ("junk.safetensors", "digits-teacher", r"run: .*junk\.safetensors cannot be read"),
     ],
 )
 def test_networks_that_are_refused(tmp_path, digits, package, source, model, message):
