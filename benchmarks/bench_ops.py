@@ -5,8 +5,9 @@
 Cases are OPERATOR-SIZE; what is compared stands at the top of the module that has them:
 
     ce, margin, dlr, kl          the gradient of the attack's loss for the logits (`_ops_logits.py`)
-    l2, mifgsm, select, start,   the L2 and the momentum step, the choice of the better image, the random start, a step
-    apgd-linf, apgd-l2           of Auto-PGD (`_ops_steps.py`)
+    l2, mifgsm, select, start    the L2 and the momentum step, the choice of the better image, the random start
+                                 (`_ops_steps.py`)
+    apgd-linf, apgd-l2           a step of Auto-PGD (`_ops_apgd.py`)
     norm, add, backward, fold,   affine_relu and its gradient, folding of a network, crop and flip of a batch; with
     augment                      `-last` in channels_last (`_ops_layers.py`)
 
@@ -23,6 +24,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import _ops_apgd as apgd
 import _ops_layers as layers
 import _ops_logits as logits
 import _ops_steps as steps
@@ -38,7 +40,7 @@ CASES: dict[str, tuple[Callable[..., Problem], tuple[str, ...]]] = {
     **{f"mifgsm-{s}": (partial(steps.mifgsm, s), BOTH) for s in steps.SIZES},
     **{f"select-{s}": (partial(steps.select, s), FP32) for s in steps.SIZES},
     **{f"start-{s}": (partial(steps.start, s), FP32) for s in steps.SIZES},
-    **{f"apgd-{o}-{s}": (partial(steps.apgd, o, s), BOTH) for o in ("linf", "l2") for s in steps.SIZES},
+    **{f"apgd-{o}-{s}": (partial(apgd.apgd, o, s), BOTH) for o in ("linf", "l2") for s in steps.SIZES},
     **{
         f"{o}-{s}": (partial(layers.affine, o, s), BOTH)
         for o in ("norm", "add", "backward")
