@@ -110,7 +110,7 @@ class Share(NamedTuple):
 
 
 def share(count: int, index: int, parts: int) -> tuple[int, int]:
-    """Start and end of the contiguous part `index` of `count` things; sizes differ by at most one, larger first."""
+    """Start and end of the contiguous part `index` of `count` items; sizes differ by at most one, larger first."""
     size, larger = divmod(count, parts)
     start = index * size + min(index, larger)
     return start, start + size + (index < larger)

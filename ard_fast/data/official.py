@@ -117,7 +117,7 @@ def load_cifar(
 
     Raises:
         FileNotFoundError: neither layout is there, or a file of it is missing.
-        ValueError: a file is cut short, holds labels that there are not, or is a pickle of anything but the official
+        ValueError: a file is cut short, holds labels out of range, or is a pickle of anything but the official
             content.
     """
     root = Path(data_dir)

@@ -259,7 +259,7 @@ class _Trial:
         return plain
 
     def fails(self, precision: str) -> str | None:
-        """Why it does not run under a precision, as it lies; None where it does."""
+        """Why it does not run under a precision; None where it does."""
         try:
             for mode in self.modes:
                 self._run(mode, precision)

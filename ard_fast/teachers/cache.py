@@ -91,7 +91,8 @@ class LogitsCache:
     do not depend on its batch: see `InferenceNetwork` for where that holds; elsewhere (cuDNN choosing another algorithm
     for another batch size) it is the same up to rounding.
 
-    Which rows are known is kept on the host, where crops and flips are drawn, so no lookup waits for the device.
+    Which rows are known is kept on the host, where crops and flips are drawn, so no lookup waits for the device. Of
+    several processes each fills a table of its own.
 
     Args:
         views: of the training images.
@@ -148,7 +149,7 @@ class LogitsCache:
     def save(self, *, at_least: float = _SAVE_SHARE) -> None:
         """Write the file where more than the share `at_least` of the known rows is new.
 
-        Of several runs that write the same file the last one's rows stay. A failure is said once, as a `CacheWarning`;
+        Of several runs that write the same file the last one's rows stay. A failure is reported once, as a `CacheWarning`;
         nothing is written from then on.
         """
         path, known = self.path, self.known
@@ -178,7 +179,7 @@ class LogitsCache:
         self._new_rows += len(rows)
 
     def _load(self, path: Path) -> None:
-        """Take the rows of a file; one that is damaged or another teacher's is said and not used."""
+        """Take the rows of a file; one that is damaged or another teacher's is reported and not used."""
         try:
             # A zip archive, whose checksums are compared.
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -194,7 +195,7 @@ class LogitsCache:
             self.values[rows.to(self.values.device)] = values.to(self.values.device)
             self.known[rows] = True
         except Exception as error:  # a damaged file fails with almost any exception type
-            warn_cache(f"{path} is not used and is begun anew ({type(error).__name__}: {error})")
+            warn_cache(f"{path} is not used and will be replaced ({type(error).__name__}: {error})")
 
     def _check(self, rows: Tensor, values: Tensor) -> None:
         """Compare a few logits of a file with the teacher's: its code may have changed, which no key shows."""

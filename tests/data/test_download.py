@@ -178,7 +178,7 @@ def test_the_published_sources_are_whole():
 # ---- What does not ------------------------------------------------------------------------------------------------
 
 
-def test_without_a_network_it_is_said_what_to_do(cifar10, tmp_path, server):
+def test_without_a_network_it_is_reported_what_to_do(cifar10, tmp_path, server):
     server.close()
     expected = (
         rf"could not download cifar-10-binary\.tar\.gz \({server.url}cifar-10-binary\.tar\.gz: .*refused.*\)\. "
@@ -256,7 +256,7 @@ def test_nothing_but_the_wanted_files_is_unpacked(cifar10, tmp_path, strange, me
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.999])
-def test_a_damaged_archive_is_said(cifar10, tmp_path, server, share):
+def test_a_damaged_archive_is_reported(cifar10, tmp_path, server, share):
     whole = server.files["cifar-10-binary.tar.gz"]
     cifar10(whole[: int(share * len(whole))])
     with pytest.raises(ValueError, match=r"cifar-10-binary\.tar\.gz: (not a whole \.tar\.gz file|.* missing in it)"):

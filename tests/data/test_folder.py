@@ -125,7 +125,7 @@ def test_a_class_that_is_absent_from_test_is_fine_but_not_the_reverse(tmp_path):
     ],
     ids=range(5),
 )
-def test_folders_that_do_not_fit_are_said(tmp_path, spoil, error, message):
+def test_folders_that_do_not_fit_are_reported(tmp_path, spoil, error, message):
     make_folder(tmp_path)
     spoil(tmp_path)
     with pytest.raises(error, match=message):
@@ -143,7 +143,7 @@ def test_folders_that_do_not_fit_are_said(tmp_path, spoil, error, message):
         ("folder", {"data_dir": ".", "val_size": 99}, "val_size: expected 3 to 15 for 18 training images, got 99"),
     ],
 )
-def test_bad_arguments_are_said(tmp_path, monkeypatch, name, settings, message):
+def test_bad_arguments_are_reported(tmp_path, monkeypatch, name, settings, message):
     make_folder(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
@@ -373,7 +373,7 @@ def test_a_full_disk_leaves_no_cache(tmp_path, decoded):
     assert len(load(tmp_path, image_size=8).train) == 12
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match=r"so the decoded images cannot be kept; --image-cache names another"):

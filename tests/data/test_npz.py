@@ -91,7 +91,7 @@ def test_one_split_needs_its_own_arrays_only(tmp_path, kept, only, counts, known
         load_dataset("npz", data_dir=path)
 
 
-def test_a_missing_file_is_said(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(ValueError, match=r"data_dir: npz needs --data-dir, the path of an \.npz file"):
         load_dataset("npz")
     with pytest.raises(FileNotFoundError, match="no such file"):
@@ -131,7 +131,7 @@ small = np.zeros(24, int)
         ({"x_train": np.array([Malicious()], object)}, "not a whole .npz file .*allow_pickle"),
     ],
 )
-def test_arrays_that_do_not_fit_are_said(tmp_path, monkeypatch, changes, message):
+def test_arrays_that_do_not_fit_are_reported(tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
     path = save(tmp_path, arrays(**changes))
     with pytest.raises(ValueError, match=message) as caught:
@@ -149,7 +149,7 @@ def test_settings_are_held_against_the_file(tmp_path):
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "header"])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_damaged_files_are_said(tmp_path, damage, compressed):
+def test_damaged_files_are_reported(tmp_path, damage, compressed):
     path = save(tmp_path, arrays(), compressed)
     whole = path.read_bytes()
     if damage == "header":  # it claims more images than there are

@@ -114,7 +114,7 @@ def test_one_split_needs_its_own_files_only(tmp_path, name):
         ("cifar10", {"only": "tset"}, ValueError, "only: unknown split 'tset'; did you mean 'test'"),
     ],
 )
-def test_what_is_missing_or_wrong_is_said(tmp_path, monkeypatch, name, settings, error, message):
+def test_what_is_missing_or_wrong_is_reported(tmp_path, monkeypatch, name, settings, error, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     fake_cifar(tmp_path)
@@ -155,7 +155,7 @@ def batch(**changes):
         (b"c_codecs\nencode\n(Vab\nVzip\ntR.", "refused to encode as 'zip'"),
     ],
 )
-def test_damaged_and_hostile_pickles_are_said_and_run_nothing(tmp_path, monkeypatch, content, message):
+def test_damaged_and_hostile_pickles_are_reported_and_run_nothing(tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)
     fake_cifar(tmp_path, layout="py")
     (tmp_path / "cifar-10-batches-py" / "data_batch_4").write_bytes(content)
@@ -187,7 +187,7 @@ def test_pickles_of_either_python_and_numpy_are_read(tmp_path):
         ("cifar100", "test.bin", lambda raw: b"\0d" + raw[2:], r"0\.\.99, found 100; this is not a CIFAR-100 file"),
     ],
 )
-def test_damaged_binary_files_are_said(tmp_path, name, file, change, message):
+def test_damaged_binary_files_are_reported(tmp_path, name, file, change, message):
     made(name, tmp_path, "bin")
     (path,) = tmp_path.rglob(file)
     path.write_bytes(change(path.read_bytes()))
@@ -214,7 +214,7 @@ def header(*sizes):
         (LABELS, header(60) + bytes(59) + b"\x0a", r"labels must be 0\.\.9, found 10"),
     ],
 )
-def test_idx_files_that_lie_are_said(tmp_path, file, content, message, packed):
+def test_idx_files_that_lie_are_reported(tmp_path, file, content, message, packed):
     fake_mnist(tmp_path, packed=packed)
     path = tmp_path / (file + ".gz" * packed)
     path.write_bytes(gzip.compress(content) if packed else content)
@@ -223,7 +223,7 @@ def test_idx_files_that_lie_are_said(tmp_path, file, content, message, packed):
     assert str(path) in str(caught.value)
 
 
-def test_a_packed_file_cut_short_and_a_missing_one_are_said(tmp_path):
+def test_a_packed_file_cut_short_and_a_missing_one_are_reported(tmp_path):
     fake_mnist(tmp_path, packed=True)
     path = tmp_path / f"{IMAGES}.gz"
     path.write_bytes(path.read_bytes()[:-9])

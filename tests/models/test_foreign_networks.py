@@ -178,7 +178,7 @@ def test_an_evaluation_refuses_what_was_asked_for_and_cannot_be(tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_where_torch_compile_fails_it_is_said_before_any_work(tmp_path, capsys):
+def test_where_torch_compile_fails_it_is_reported_before_any_work(tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["--method", "at", "--student", "foreign_networks:Scripted", *TINY, "--compile", "--out", str(out)]
     assert train(arguments) == 2

@@ -238,11 +238,11 @@ def damaged(content):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty"])
-def test_a_damaged_file_is_said_and_begun_anew(tmp_path, damage):
+def test_a_damaged_file_is_reported_and_begun_anew(tmp_path, damage):
     path = fill(tmp_path)
     path.write_bytes(damaged(path.read_bytes())[damage])
     teacher = teacher_of(tmp_path)
-    with pytest.warns(CacheWarning, match=rf"{path} is not used and is begun anew") as caught:
+    with pytest.warns(CacheWarning, match=rf"{path} is not used and will be replaced") as caught:
         expect_exact(teacher)
     assert len(caught) == 1
     teacher.cache.save()
@@ -266,7 +266,7 @@ def rewrite(path, **changes):
         ("object", "allow_pickle"),
     ],
 )
-def test_a_file_of_another_teacher_or_other_views_is_said_and_not_used(tmp_path, change, why):
+def test_a_file_of_another_teacher_or_other_views_is_reported_and_not_used(tmp_path, change, why):
     path, theirs = fill(tmp_path / "mine"), fill(tmp_path / "theirs", network(7))
     with np.load(theirs) as file, np.load(path) as mine:
         other, rows = file["values"], mine["rows"]
@@ -278,12 +278,12 @@ def test_a_file_of_another_teacher_or_other_views_is_said_and_not_used(tmp_path,
         "object": {"values": np.array([print], dtype=object)},
     }
     rewrite(path, **changes[change])
-    with pytest.warns(CacheWarning, match=f"begun anew .*{why}"):
+    with pytest.warns(CacheWarning, match=f"will be replaced .*{why}"):
         expect_exact(teacher_of(tmp_path / "mine"))
 
 
 @pytest.mark.parametrize("failure", ["full disk", "no folder"])
-def test_a_file_that_cannot_be_written_is_said_once(tmp_path, monkeypatch, failure):
+def test_a_file_that_cannot_be_written_is_reported_once(tmp_path, monkeypatch, failure):
     if failure == "full disk":
 
         def full(*_):

@@ -246,7 +246,7 @@ endless["model"] = endless
         ({"fc.weight": torch.zeros(9, 64)}, "does not fit"),
     ],
 )
-def test_files_without_weights_are_said(tmp_path, content, message):
+def test_files_without_weights_are_reported(tmp_path, content, message):
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=rf"teacher: .*w\.pt .*{message}"):
         load(tmp_path / "w.pt")
