@@ -149,8 +149,8 @@ class LogitsCache:
     def save(self, *, at_least: float = _SAVE_SHARE) -> None:
         """Write the file where more than the share `at_least` of the known rows is new.
 
-        Of several runs that write the same file the last one's rows stay. A failure is reported once, as a `CacheWarning`;
-        nothing is written from then on.
+        Of several runs that write the same file the last one's rows stay. A failure is reported once, as a
+        `CacheWarning`; nothing is written from then on.
         """
         path, known = self.path, self.known
         if path is None or self._new_rows <= at_least * int(known.sum()):

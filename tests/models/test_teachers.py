@@ -238,7 +238,7 @@ def damaged(content):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty"])
-def test_a_damaged_file_is_reported_and_begun_anew(tmp_path, damage):
+def test_a_damaged_file_is_reported_and_replaced(tmp_path, damage):
     path = fill(tmp_path)
     path.write_bytes(damaged(path.read_bytes())[damage])
     teacher = teacher_of(tmp_path)
