@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,11 +18,13 @@ from ard_fast.evaluation.figures import draw_pictures, plot_accuracy
 from ard_fast.evaluation.loading import load_model, match_classes, other_classes
 from ard_fast.evaluation.report import AttackProgress, Outcome, explain_columns, versions, write_report, write_results
 from ard_fast.evaluation.self_checks import SelfCheck, check_model, check_normalisation, check_results
-from ard_fast.evaluation.settings import Settings
 from ard_fast.evaluation.standard_attacks import curve_attack, default_attacks, make_plan
 from ard_fast.models.trial import TRIAL_IMAGES, initialise_lazily, try_network
 from ard_fast.training.checkpoint import written_by_run
 from ard_fast.training.interrupts import Interrupted, StopRequest
+
+if TYPE_CHECKING:
+    from ard_fast.evaluation.settings import Settings
 
 PLOT_FILE, PICTURES_FILE = "accuracy_vs_eps.png", "pictures.png"
 _CHECKED_IMAGES = 256
