@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from ard_fast import functional as F
 
+EMULATED = False  # how a call reaches a kernel; what the kernels then do is in test_kernels.py
 every_case = pytest.mark.parametrize("case", CASES)
 
 

@@ -281,10 +281,8 @@ def test_what_hardware_may_choose(case):
     norms = "l2" in case or operator is _ops.mifgsm_step_
     call = Call(operator, *arguments, within=LOSSES if losses else NORMS if norms else None)
     expected = call.run()
-    for order, approximation, contract in itertools.product(
-        ("forward", "reverse", "shuffled"), ("exact", "extreme", "random"), (False, True)
-    ):
-        with emulated_gpu.active(90, Mode(order, approximation, contract, seed=3)):
+    for order, approximation in itertools.product(("forward", "reverse", "shuffled"), ("extreme", "random")):
+        with emulated_gpu.active(90, Mode(order, approximation, contract=approximation == "extreme", seed=3)):
             call.check(call.run(), expected)
 
 

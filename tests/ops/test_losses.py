@@ -155,6 +155,7 @@ def test_a_hundred_thousand_classes(device):
 # ---- what the authors' codes and torch compute
 
 
+@pytest.mark.filterwarnings("ignore:reduction")
 def test_defaults_are_the_ard_codes(device):
     """alpha 1, T 30 and nn.KLDivLoss()'s 'mean': the loss that the published script prints, by torch alone."""
     student, teacher, clean = rows_of_logits("plain", 128, 10, device=device)
@@ -167,6 +168,7 @@ def test_defaults_are_the_ard_codes(device):
     torch.testing.assert_close(found.double(), mixed, rtol=LOSS_RTOL, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:reduction")
 def test_defaults_of_the_others(device):
     """RSLAD 5/6 and 1/6 by 'mean', TRADES 6 and MART 5 by 'batchmean', each by torch alone."""
     adv, other, third = (t.double() for t in rows_of_logits("plain", B, 10, device=device))
