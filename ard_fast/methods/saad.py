@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ard_fast.attacks.base import backward
 from ard_fast.data.batches import Batch
@@ -15,7 +15,7 @@ from ard_fast.methods.igdm import GradientMatching, opposite
 from ard_fast.methods.shared import UNCLAMPED_NORMAL, recipe
 
 
-class FirstOrderTeacher:
+class FirstOrderTeacher(nn.Module):
     """A teacher near the images of one batch: its logits at x, the true class's moved by its gradient's share.
 
     One forward and one backward of the network; at other images it costs one product.
@@ -27,6 +27,7 @@ class FirstOrderTeacher:
     """
 
     def __init__(self, network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> None:
+        super().__init__()
         self.x, self.column = x, y[:, None]
         with torch.enable_grad():
             probe = x.detach().requires_grad_()
@@ -34,7 +35,7 @@ class FirstOrderTeacher:
             self.gradient = backward([logits.gather(1, self.column).sum()], probe)
         self.logits = logits.detach()
 
-    def __call__(self, x_adv: Tensor) -> Tensor:
+    def forward(self, x_adv: Tensor) -> Tensor:
         """Logits `[B, C]`, differentiable in `x_adv`."""
         change = ((x_adv - self.x) * self.gradient).flatten(1).sum(1)
         return self.logits.scatter_add(1, self.column, change[:, None])

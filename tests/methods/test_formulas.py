@@ -1,5 +1,6 @@
 """Every method's step against its paper's formula in float64, and who sees which image how often."""
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -292,7 +293,9 @@ def test_the_attack_and_its_cost(name):
     assert attack.eps == 0.1 and attack.step_size == pytest.approx(0.1 * METHODS[name].step_ratio)
     before = {key: value.clone() for key, value in student.state_dict().items()}
     seen = [Seen(network) for network in networks]
-    inner = method.attack(student, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inner = method.attack(student, batch)
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
     assert student.training and not inner.x_adv.requires_grad and all(p.grad is None for p in student.parameters())
     most = 0.1 * 3.0 if name == "n-fgsm" else 0.1  # noise of twice eps (once on the digits), then eps
