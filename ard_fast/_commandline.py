@@ -1,14 +1,26 @@
-"""What the commands share: a parser that helps with misspelt flags, numbers such as 8/255, and the exit codes."""
+"""What the commands share: exit codes, a parser that helps with misspelt flags, models whose fields are flags."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any, NoReturn
+import reprlib
+import typing
+from collections.abc import Mapping, Sequence
+from textwrap import shorten
+from types import NoneType
+from typing import Any, ClassVar, NoReturn, TypeVar
 
-from ard_fast._names import nearest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from ard_fast._names import nearest, unknown
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+S = TypeVar("S", bound="FlagModel")
+_WANTED: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_LISTS: dict[type, str] = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of names"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,3 +50,126 @@ def number(text: str) -> float:
         return float(numerator) / float(denominator) if slash else float(text)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"expected a number such as 8/255 or 0.03, got {text!r}") from None
+
+
+def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), unit: str = "", **limits: Any) -> Any:
+    """A field.
+
+    Args:
+        default: None stands for what the method, the data set or another field says.
+        help: its line in `--help`.
+        choices: the names that it takes, or that it takes a list of; empty for any.
+        unit: what its numbers are, for the error when one is out of range.
+        limits: ge, gt, le or lt, as pydantic's.
+    """
+    return Field(default, description=help, json_schema_extra={"choices": list(choices), "unit": unit}, **limits)
+
+
+class FlagModel(BaseModel):
+    """Base of the groups below; pydantic checks types, ranges and names when one is made.
+
+    Numbers may be given as text and as fractions (8/255), lists with commas (3,5), None as `none`, truth as true or
+    false. A broken number is never cut to a whole one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    group: ClassVar[str] = ""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        kind, is_list, may_be_none = value_type(field)
+        if value is None or (value == "none" and may_be_none):
+            return None
+        if is_list:
+            parts = [part for part in value.split(",") if part] if isinstance(value, str) else value
+            return [_read_one(part, kind) for part in parts] if isinstance(parts, (list, tuple)) else parts
+        if isinstance(value, bool) and "true" in choices(field):
+            return str(value).lower()
+        return _read_one(value, kind)
+
+    @field_validator("*")
+    @classmethod
+    def _check_name(cls, value: Any, info: ValidationInfo) -> Any:
+        names = choices(cls.model_fields[str(info.field_name)])
+        for part in value if isinstance(value, tuple) else (value,):
+            if names and part is not None and part not in names:
+                raise ValueError(unknown("value", part, names))
+        return value
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """The names that a field takes; empty where it takes others."""
+    return tuple(extra(field).get("choices", ()))
+
+
+def value_type(field: FieldInfo) -> tuple[type, bool, bool]:
+    """The type of a field's value or of its parts, whether it is a list, and whether it may be None."""
+    kind: Any = field.annotation
+    may_be_none = NoneType in typing.get_args(kind)
+    if may_be_none:
+        kind = typing.get_args(kind)[0]
+    is_list = typing.get_origin(kind) is tuple
+    return (typing.get_args(kind)[0] if is_list else kind), is_list, may_be_none
+
+
+def checked(kind: type[S], values: Mapping[Any, Any], source: str | None = None) -> S:
+    """A model of settings from values of some of its fields; pydantic's errors become one line.
+
+    Args:
+        kind: the model.
+        values: texts of flags, what a YAML file holds, or values of the fields' own types.
+        source: named in errors.
+
+    Raises:
+        ValueError: an unknown key (with the nearest known one), or a value of the wrong type, name or range.
+    """
+    values = {str(key): value for key, value in values.items()}
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        text = _one_line(kind, values, error)
+    raise ValueError(f"{source}: {text}" if source else text)
+
+
+def _one_line(kind: type[FlagModel], values: Mapping[str, Any], error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    name, what = str(first["loc"][0]), first["type"]
+    if what == "extra_forbidden":
+        return unknown("key", shorten(name, 80), kind.model_fields)
+    if what == "value_error":
+        return f"{name}: {first.get('ctx', {}).get('error')}"
+    field = kind.model_fields[name]
+    if what == "finite_number":
+        return f"{name}: expected a finite number, got {first['input']}"
+    if what.startswith(("greater_than", "less_than")):
+        unit = extra(field).get("unit")
+        return f"{name}: expected {_range(field)}{f', {unit}' if unit else ''}, got {first['input']!r}"
+    of, is_list, _ = value_type(field)
+    return f"{name}: expected {(_LISTS if is_list else _WANTED)[of]}, got {reprlib.repr(values[name])}"
+
+
+def _range(field: FieldInfo) -> str:
+    """For example `at least 1`, or `0 to below 1`."""
+    limits = {
+        key: getattr(item, key) for item in field.metadata for key in ("ge", "gt", "le", "lt") if hasattr(item, key)
+    }
+    if "le" in limits or "lt" in limits:
+        return f"{limits['ge']} to {limits['le']}" if "le" in limits else f"{limits['ge']} to below {limits['lt']}"
+    return f"at least {limits['ge']}" if "ge" in limits else f"more than {limits['gt']}"
+
+
+def extra(field: FieldInfo) -> dict[str, Any]:
+    """What a field says of itself beside pydantic's own: choices, unit, metavar."""
+    return typing.cast("dict[str, Any]", field.json_schema_extra or {})
+
+
+def _read_one(value: Any, kind: type) -> Any:
+    """What pydantic is to look at: it alone would take true for 1, 1 for true and 3.0 for 3."""
+    no_truth = kind is bool and not isinstance(value, (bool, str))
+    if no_truth or (kind is not bool and isinstance(value, bool)) or (kind is int and isinstance(value, float)):
+        raise PydanticCustomError("wrong_type", "of another type")
+    if kind is float and isinstance(value, str):
+        return number(value)
+    return int(value) if kind is int and isinstance(value, str) and value.strip("- ").isdecimal() else value

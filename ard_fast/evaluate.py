@@ -12,12 +12,11 @@ from collections.abc import Sequence
 
 import torch
 
-from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
+from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, extra
 from ard_fast.evaluation.job import Job
 from ard_fast.evaluation.settings import Flags, resolve_settings
 from ard_fast.training.config import flag
 from ard_fast.training.interrupts import Interrupted, StopRequest
-from ard_fast.training.settings import extra
 
 
 def make_parser() -> Parser:

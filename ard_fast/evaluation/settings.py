@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from ard_fast._commandline import FlagModel, checked
 from ard_fast._devices import AUTO, device_note, resolve_device
 from ard_fast._names import unknown
 from ard_fast.attacks.settings import NORMS
@@ -20,7 +21,7 @@ from ard_fast.evaluation.standard_attacks import ATTACKS_HELP, DEFAULT_ATTACKS, 
 from ard_fast.training.config import TrainConfig
 from ard_fast.training.defaults import DATASET_DEFAULTS
 from ard_fast.training.run_folder import RunFolder
-from ard_fast.training.settings import SWITCH, FlagModel, checked
+from ard_fast.training.settings import SWITCH
 
 SPLITS = ("test", "val", "train")
 DEFAULT_CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of eps

@@ -6,11 +6,10 @@ import argparse
 from collections import Counter
 from typing import Any
 
-from ard_fast._commandline import Parser
+from ard_fast._commandline import FlagModel, Parser, choices, value_type
 from ard_fast.methods.registry import METHODS
 from ard_fast.training.config import PLACES, TrainConfig, flag
 from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET
-from ard_fast.training.settings import FlagModel, choices, value_type
 
 _FIRST = ("method", "dataset", "data_dir", "student", "teacher", "epochs", "eps", "seed", "device")
 _METAVARS: dict[type, str] = {int: "N", float: "X", bool: "BOOL", str: "NAME"}

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ard_fast._commandline import checked
 from ard_fast._devices import check_device_name, resolve_device
 from ard_fast._names import unknown
 from ard_fast.data import check_arguments
@@ -28,7 +29,6 @@ from ard_fast.training.settings import (
     TeacherSettings,
     WeightSettings,
     WhatSettings,
-    checked,
 )
 
 
