@@ -67,7 +67,9 @@ def check(x, scale, shift, residual, grad, relu):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_bits_of_the_plain_form(shape, dtype, device):
+def test_bits_of_the_plain_form(shape, dtype, device, on_cpu):
+    if not on_cpu and shape[1] == 24:
+        shape = (1, 24, 11, 31)  # for an emulated GPU's sake
     for layout in layouts(shape):
         tensors = case(shape, dtype, layout, device)
         for given_ones in GIVEN:
