@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ard_fast._files import exclusive, write_atomic
+from ard_fast._files import exclusive, whole_folder, write_atomic
 from ard_fast.data.official import (
     CIFAR10,
     CIFAR100,
@@ -172,16 +172,13 @@ def unpack(archive: Path, folder: Path, files: Sequence[str]) -> None:
     """Make `folder` from a .tar.gz file's folder of the same name, with `files` in it, whole or not at all.
 
     Only plain files of exactly these names are copied out, under names of ours: no link, path or other member of an
-    archive can reach anything else. Call it with nobody else at work on `folder`.
+    archive can reach anything else. Call it with no other process at work on `folder`.
 
     Raises:
         ValueError: the archive is damaged, or a file is missing in it.
     """
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a killed process
-    part.mkdir()
     try:
-        with tarfile.open(archive, "r|gz") as tar:
+        with whole_folder(folder) as part, tarfile.open(archive, "r|gz") as tar:
             for member in tar:
                 parent, _, name = member.name.rpartition("/")
                 source = tar.extractfile(member) if parent == folder.name and name in files and member.isreg() else None
@@ -190,16 +187,13 @@ def unpack(archive: Path, folder: Path, files: Sequence[str]) -> None:
                         shutil.copyfileobj(source, file, _CHUNK)
                         file.flush()
                         os.fsync(file.fileno())
-        missing = [name for name in files if not (part / name).exists()]
-        if missing:
-            raise ValueError(f"{archive}: {', '.join(missing)} missing in it, or not as plain files")
-        os.rename(part, folder)
+            missing = [name for name in files if not (part / name).exists()]
+            if missing:
+                raise ValueError(f"{archive}: {', '.join(missing)} missing in it, or not as plain files")
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(f"{archive}: not a whole .tar.gz file ({error})") from error
     except OSError as error:  # a failed write does not know its file
-        raise OSError(error.errno, error.strerror, error.filename or str(part)) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
 
 
 def provide(name: str, data_dir: Path) -> None:

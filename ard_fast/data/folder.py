@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from ard_fast._files import exclusive
+from ard_fast._files import exclusive, whole_folder
 from ard_fast.data.splits import Dataset, Split, held_out_positions
 
 CACHE_DIR = ".ard_fast_cache"
@@ -285,11 +284,8 @@ def _open_cache(target: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
 def _build_cache(
     target: Path, parts: Mapping[str, Sequence[Path]], shapes: Mapping[str, tuple[int, ...]], size: int | None
 ) -> None:
-    part_folder = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part_folder, ignore_errors=True)  # of a killed process
-    part_folder.mkdir()
     failures: list[str] = []
-    try:
+    with whole_folder(target) as part_folder:
         total = sum(map(len, parts.values()))
         with tqdm(total=total, unit="img", desc="decoding images, once", disable=None, leave=False) as bar:
             for part, files in parts.items():
@@ -298,10 +294,6 @@ def _build_cache(
             more = " or more" if len(failures) > _MAX_NAMED else ""
             named = failures[:_MAX_NAMED]
             raise ValueError(f"data_dir: {len(named)}{more} images cannot be used:\n  " + "\n  ".join(named))
-        shutil.rmtree(target, ignore_errors=True)  # one that is damaged
-        os.rename(part_folder, target)
-    finally:
-        shutil.rmtree(part_folder, ignore_errors=True)
 
 
 def _decode_into(
