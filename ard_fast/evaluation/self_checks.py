@@ -141,42 +141,35 @@ def _as_option(values: Sequence[float]) -> str:
 
 def check_results(results: Sequence[StepResult]) -> list[Finding]:
     """Signs of gradient masking in the results of finished attacks."""
-    findings = []
+    found = SelfCheck()
     accuracy = {result.name: result.robust_acc for result in results if result.robust_acc is not None}
-    for strong in filter(_is_strong, accuracy):
-        if "fgsm" in accuracy and accuracy["fgsm"] < accuracy[strong] - _FGSM_LEAD:
-            findings.append(
-                Finding(
-                    "gradient masking",
-                    f"one step (fgsm, {accuracy['fgsm']:.2f} %) fools more images than {strong} "
-                    f"({accuracy[strong]:.2f} %), so its gradients are misleading. Do not rely on gradient "
-                    "attacks alone: run autoattack, and look at accuracy against eps.",
-                )
-            )
-            break
+    weaker = [
+        name for name in accuracy if _is_strong(name) and accuracy[name] - _FGSM_LEAD > accuracy.get("fgsm", 100.0)
+    ]
+    if weaker:
+        found.add(
+            "gradient masking",
+            f"one step (fgsm, {accuracy['fgsm']:.2f} %) fools more images than {weaker[0]} "
+            f"({accuracy[weaker[0]]:.2f} %), so its gradients are misleading. Do not rely on gradient attacks alone: "
+            "run autoattack, and look at accuracy against eps.",
+        )
     for result in results:
-        stages = {stage.name: stage for stage in result.stages}
-        if len(stages) > 1 and "square" in stages:
-            drop = 100.0 * (stages["square"].attacked - stages["square"].left) / result.total
+        square = next((stage for stage in result.stages if stage.name == "square"), None)
+        if square is not None and len(result.stages) > 1:
+            drop = 100.0 * (square.attacked - square.left) / result.total
             if drop > _SQUARE_DROP:
-                findings.append(
-                    Finding(
-                        "square",
-                        f"the gradient-free Square lowered {result.name} by {drop:.2f} points after three gradient "
-                        "attacks: the gradients are probably misleading, and the true robust accuracy may be lower "
-                        "still. Look for quantisation, saturation or randomness in the model, and try an adaptive "
-                        "attack.",
-                    )
+                found.add(
+                    "square",
+                    f"the gradient-free Square lowered {result.name} by {drop:.2f} points after three gradient "
+                    "attacks: the gradients are probably misleading, and the true robust accuracy may be lower still. "
+                    "Look for quantisation, saturation or randomness in the model, and try an adaptive attack.",
                 )
         outside = sum(stage.outside for stage in result.stages)
         if outside:
-            findings.append(
-                Finding(
-                    "ball",
-                    f"{outside} results of {result.name} left the ball or the pixel range; they count as not fooled.",
-                )
+            found.add(
+                "ball", f"{outside} results of {result.name} left the ball or the pixel range; not counted as fooled."
             )
-    return findings
+    return found.findings
 
 
 def _is_strong(name: str) -> bool:
@@ -286,23 +279,25 @@ def collapsed(accuracy: Accuracy, labels: Tensor, num_classes: int) -> str | Non
     """
     right = round(accuracy.clean * len(labels) / 100.0)
     if accuracy.clean == accuracy.robust and right in labels.bincount(minlength=num_classes).tolist():
-        return f"it predicts the same class for every image ({accuracy.clean:.2f} % are right, clean and under attack)"
+        return f"it predicts the same class for every image ({accuracy.clean:.2f} % accuracy, clean and under attack)"
     if at_chance(accuracy.clean, len(labels), num_classes):
-        guessing = f"not clearly more than guessing gives ({100.0 / num_classes:.2f} %)"
-        return f"{accuracy.clean:.2f} % of {len(labels)} images are right, {guessing}"
+        chance = 100.0 / num_classes
+        return (
+            f"its accuracy on {len(labels)} images is {accuracy.clean:.2f} %, not clearly above chance ({chance:.2f} %)"
+        )
     return None
 
 
 class TeacherWorth(NamedTuple):
-    """A teacher on some of the validation images, accuracies in percent.
+    """A teacher measured on some validation images, accuracies in percent.
 
     Attributes:
-        clean: of the images as they are.
-        robust: under PGD.
+        clean: clean accuracy.
+        robust: accuracy under PGD.
         steps: of PGD.
-        images: how many.
+        images: their number.
         normaliser: what `check_normalisation` found, or "".
-        probabilities: whether it returns these instead of logits.
+        probabilities: whether it returns probabilities instead of logits.
     """
 
     clean: float
@@ -373,9 +368,8 @@ def doubts(role: str, worth: TeacherWorth, num_classes: int, *, robust: bool, of
         return [f"{role}: {named}"]
     if at_chance(worth.clean, worth.images, num_classes):
         return [
-            f"{role}: {found}, and guessing gives {100.0 / num_classes:.1f} %. Are its weights loaded, does it need a "
-            f"normalisation ({flag}-mean and {flag}-std), are its classes in this order, was it trained on this data "
-            "set?"
+            f"{role}: {found}, and guessing gives {100.0 / num_classes:.1f} %. Check that its weights were loaded, its "
+            f"normalisation ({flag}-mean and {flag}-std), the order of its classes, and the data set it was trained on"
         ]
     if robust and worth.robust <= 100.0 / num_classes:
         return [f"{role}: {found}: it is not robust, but this method relies on a robust teacher"]

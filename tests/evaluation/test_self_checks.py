@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ard_fast import attacks
-from ard_fast.evaluation.evaluator import Cost, StageResult, StepResult
-from ard_fast.evaluation.self_checks import SelfCheck, check_model, check_normalisation, check_results
+from ard_fast.evaluation.evaluator import Accuracy, Cost, StageResult, StepResult
+from ard_fast.evaluation.self_checks import SelfCheck, check_model, check_normalisation, check_results, collapsed
 from ard_fast.models import Normalised
 
 CLASSES = 4
@@ -162,3 +162,18 @@ def test_results_that_show_gradient_masking(results, check, said):
     findings = check_results(results)
     assert [finding.check for finding in findings] == ([check] if check else [])
     assert re.search(said, " ".join(map(str, findings)))
+
+
+@pytest.mark.parametrize(
+    ("clean", "robust", "images_of_class", "said"),
+    [
+        (80.0, 80.0, [80, 20], "it predicts the same class for every image"),  # far above the chance of two classes
+        (80.0, 79.0, [80, 20], None),
+        (11.0, 3.0, [100] * 10, "its accuracy on 1000 images is 11.00 %, not clearly above chance (10.00 %)"),
+        (25.0, 3.0, [100] * 10, None),
+    ],
+)
+def test_a_network_that_has_not_learned_is_recognised(clean, robust, images_of_class, said):
+    labels = torch.arange(len(images_of_class)).repeat_interleave(torch.tensor(images_of_class))
+    found = collapsed(Accuracy(clean, robust), labels, len(images_of_class))
+    assert found == said if said is None else said in found

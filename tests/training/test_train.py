@@ -421,7 +421,7 @@ def trained(tmp_path_factory):
         ("natural", "ard", "PGD-10 .* it is not robust, but this method relies on a robust teacher"),
         ("bytes", "kd", r"and [\d.]+ % with --teacher-mean 0 --teacher-std 0.003922: "),
         ("probabilities", "kd", "looks like probabilities; .*: the teacher must return logits"),
-        ("random", "ard", r"and guessing gives 10.0 %. Are its weights loaded, .*\(--teacher-mean and --teacher-std\)"),
+        ("random", "ard", r"and guessing gives 10.0 %. Check that its weights .*\(--teacher-mean and --teacher-std\)"),
     ],
 )
 def test_every_teacher_is_measured_first(trained, tmp_path, capsys, teacher, method, warning):
