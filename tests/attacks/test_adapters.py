@@ -1,4 +1,4 @@
-"""The adapters without the packages they speak to: what torchattacks-style and foolbox-style code relies on."""
+"""The adapters: what torchattacks-style and foolbox-style code relies on, and the care taken of foreign attacks."""
 
 import pytest
 import torch
@@ -6,7 +6,13 @@ from attack_cases import assert_same_snapshot, rng_state, small_net, snapshot
 from torch import nn
 
 from ard_fast.attacks import APGDT, FGSM, PGD
-from ard_fast.attacks.adapters import FoolboxAdapter, FromTorchattacks, TorchattacksAdapter
+from ard_fast.attacks.adapters import FoolboxAdapter, FromFoolbox, FromTorchattacks, TorchattacksAdapter
+
+try:
+    import eagerpy
+    import foolbox
+except ImportError:
+    foolbox = None
 
 EPS = 0.1
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -84,41 +90,22 @@ class TestTorchattacksAdapter:
         assert text.startswith("TorchattacksAdapter(FGSM(eps=0.5,") and "mode='default'" in text
 
 
-class Boxed:
-    """What foolbox's PyTorchModel offers an attack."""
-
-    def __init__(self, model, bounds):
-        self.model, self.bounds = model, bounds
-
-    def __call__(self, inputs):
-        return self.model(inputs)
+def boxed(model, bounds=(0, 1)):
+    return foolbox.PyTorchModel(model, bounds=bounds, device=next(model.parameters()).device)
 
 
-class Misclassified:
-    def __init__(self, labels):
-        self.labels = labels
-
-    def __call__(self, perturbed, outputs):
-        return outputs.argmax(1) != self.labels
-
-
-class Reached:
-    def __init__(self, target_classes):
-        self.target_classes = target_classes
-
-    def __call__(self, perturbed, outputs):
-        return outputs.argmax(1) == self.target_classes
-
-
+@pytest.mark.skipif(foolbox is None, reason="foolbox is not installed")
 class TestFoolboxAdapter:
     @pytest.mark.parametrize("norm", ["linf", "l2"])
     def test_several_radii(self, norm, batch, device):
         x, y = batch
-        model = small_net(dropout=0.5).to(device).train()
+        model = small_net(dropout=0.5).to(device).eval()
+        box = boxed(model)
+        model.train()
         attack = PGD(eps=0.1, step_size=0.025, steps=5, norm=norm)
         adapter, before = FoolboxAdapter(attack), snapshot(model)
         radii = [0.0, 0.01, 0.3]
-        raw, clipped, is_adv = adapter(Boxed(model, (0, 1)), x, y, epsilons=radii, seed=3)
+        raw, clipped, is_adv = adapter(box, x, y, epsilons=radii, seed=3)
         assert_same_snapshot(before, snapshot(model))
         model.eval()
         assert len(raw) == len(clipped) == 3 and is_adv.shape == (3, 6) and is_adv.dtype == torch.bool
@@ -127,7 +114,7 @@ class TestFoolboxAdapter:
             assert (found - inside).abs().max() <= 6e-8
             assert success.equal(model(inside).argmax(1) != y)
         assert not is_adv[0].any() and is_adv[2].any()
-        raw, clipped, is_adv = adapter(Boxed(model, (0, 1)), x, y, epsilons=0.1)
+        raw, clipped, is_adv = adapter(box, x, y, epsilons=0.1)
         assert raw.shape == clipped.shape == x.shape and is_adv.shape == (6,)
 
     def test_other_bounds(self, batch, device):
@@ -138,22 +125,28 @@ class TestFoolboxAdapter:
             (PGD(eps=8 / 255, step_size=2 / 255, steps=2), x * 255, 8.0, (0, 255)),
             (PGD(eps=8, step_size=2, steps=2, bounds=(0, 255)), x, 8 / 255, (0, 1)),
         ):
-            raw, _, _ = FoolboxAdapter(attack)(Boxed(model, bounds), pixels, y, epsilons=eps)
+            raw, _, _ = FoolboxAdapter(attack)(boxed(model, bounds), pixels, y, epsilons=eps)
             assert 0 < (raw - pixels).abs().max() <= eps * (1 + 1e-5)
             with pytest.raises(ValueError, match="x must be inside bounds"):
-                FoolboxAdapter(attack)(Boxed(model, bounds), pixels - 2 * eps, y, epsilons=eps)
+                FoolboxAdapter(attack)(boxed(model, bounds), pixels - 2 * eps, y, epsilons=eps)
 
     def test_criteria(self, batch, device):
         x, y = batch
         model = small_net().to(device).eval()
         adapter = FoolboxAdapter(PGD(eps=0.5, step_size=0.1, steps=20, random_start=False))
-        box = Boxed(model, (0, 1))
+        box = boxed(model)
         plain, _, by_label = adapter(box, x, y, epsilons=0.5)
-        away, _, by_criterion = adapter(box, x, Misclassified(y), epsilons=0.5)
+        away, _, by_criterion = adapter(box, x, foolbox.criteria.Misclassification(y), epsilons=0.5)
         assert away.equal(plain) and by_label.equal(by_criterion) and by_label.all()
         wanted = (y + 3) % 10
-        towards, _, reached = adapter(box, x, Reached(wanted), epsilons=0.5)
+        x_boxed, y_boxed = eagerpy.astensor(x), eagerpy.astensor(y)
+        raw, _, is_adv = adapter(box, x_boxed, y_boxed, epsilons=[0.1, 0.5])
+        assert all(isinstance(part, eagerpy.Tensor) for part in (*raw, is_adv)) and is_adv.shape == (2, 6)
+        assert raw[1].raw.equal(plain) and is_adv[1].raw.equal(by_label)
+        towards, _, reached = adapter(box, x, foolbox.criteria.TargetedMisclassification(wanted), epsilons=0.5)
         assert reached.all() and model(towards).argmax(1).equal(wanted)
+        theirs = FromFoolbox(foolbox.attacks.LinfPGD(rel_stepsize=0.2, steps=20), eps=0.5, targeted=True)
+        assert model(theirs(model, x, wanted, seed=1)).argmax(1).equal(wanted)
         with pytest.raises(TypeError, match=r"criterion must be labels, .*, got str"):
             adapter(box, x, "misclassified", epsilons=0.5)
         with pytest.raises(TypeError, match="epsilons must be numbers, got None"):
