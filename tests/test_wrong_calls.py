@@ -157,6 +157,7 @@ def test_the_loss_module_says_at_once_what_is_wrong():
         ARDLoss(reduction="average")
 
 
+@pytest.mark.filterwarnings("ignore:bn=.eval. cannot be applied")
 @pytest.mark.parametrize("answer", [lambda x: x.flatten(1)[:, :0], lambda x: x.flatten(1) + 0j, lambda x: [x]])
 def test_what_a_model_returns_is_named_after_it(answer):
     for attack in (attacks.PGD(steps=1), attacks.InTurn([attacks.FGSM()])):
