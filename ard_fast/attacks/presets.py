@@ -135,7 +135,7 @@ PRESETS = tuple(_PRESETS)
 
 GRAMMAR = (
     "pgdN, cwN, mifgsmN, apgd-ceN, apgd-dlrN, apgd-tN with N steps, -R for R restarts (pgd50-10), -trades for the "
-    "small steps of TRADES (pgd40-trades), -linf or -l2 to say the ball"
+    "small steps of TRADES (pgd40-trades), -linf or -l2 for the norm of the ball"
 )
 _NAME = re.compile(
     r"(?P<kind>fgsm|pgd|cw|mifgsm|apgd-ce|apgd-dlr|apgd-t)(?P<steps>\d+)?(?:-(?P<restarts>\d+))?(?P<trades>-trades)?"

@@ -66,7 +66,7 @@ class Flags(FlagModel):
         "do not attack images again that an earlier attack has fooled: faster, but only the "
         "worst case then covers all images",
     )
-    dataset: str = _flag("NAME", f"{' or '.join(DATASETS)} [the run's]")
+    dataset: str = _flag("NAME", f"{', '.join(DATASETS)} [the run's]")
     data_dir: str = _flag("PATH", "where the images are, as in training [the run's]")
     image_size: int = _flag("N", "dataset folder: scale images to this size [the run's]", ge=1)
     image_cache: str = _flag("DIR", "dataset folder: where decoded images are kept [the run's]")
