@@ -17,6 +17,12 @@ To make an attack of one's own, derive from `PGD` (or `GradientAttack`) and over
           def project(self, x_adv, problem):
               return x_adv.mul_(255).round_().div_(255)
 
+* settings: fields of a dataclass, which then stand in `repr` and can be changed by `replace`:
+
+      @dataclass(eq=False, repr=False)
+      class Shrinking(PGD):
+          shrink: float = field(default=0.5, kw_only=True)
+
 * start: `start`. The gradient at an iterate, with its passes through the network: `gradient`, `differentiate`.
 
 Before it is rounded to the dtype of the logits, each row of d(loss)/d(logits) is multiplied by a power of two that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 import weakref
@@ -104,7 +105,7 @@ class GraphedPGD:
         return f"{type(self).__name__}({self.attack!r})"
 
     def __reduce__(self) -> Any:
-        return _graphed_anew, (self.attack, self._warm_up)
+        return functools.partial(type(self), warm_up=self._warm_up), (self.attack,)
 
     def _to_be_graphed(self, model: Any, x: Any, y: Any, seed: Any, options: dict[str, Any]) -> bool:
         """Whether a graph can do it; what is wrong in the arguments is for the attack to say."""
@@ -164,10 +165,6 @@ def as_graph(attack: Any) -> Any:
     """The attack as a `GraphedPGD` where that can be, else itself: for whoever calls it with one model many times."""
     capturable = isinstance(attack, GradientAttack) and attack.why_eager is None
     return GraphedPGD(attack) if capturable else attack
-
-
-def _graphed_anew(attack: GradientAttack, warm_up: int) -> GraphedPGD:
-    return GraphedPGD(attack, warm_up=warm_up)
 
 
 def _hashable(value: Any) -> Hashable:

@@ -3,6 +3,7 @@
 import warnings
 import weakref
 from copy import deepcopy
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -377,15 +378,18 @@ class EightBit(PGD):
         return x_adv.mul_(255).round_().div_(255)
 
 
-class HalfStep(PGD):
-    """A step of one's own."""
+@dataclass(eq=False, repr=False)
+class Shrinking(PGD):
+    """A step and a setting of one's own."""
+
+    shrink: float = field(default=0.5, kw_only=True)
 
     def begin(self, problem, x_adv):
         return {"step": self.step_size}
 
     def step(self, x_adv, outcome, problem, state):
         moved = x_adv + state["step"] * outcome.grad.sign()
-        state["step"] /= 2
+        state["step"] *= self.shrink
         return moved.clamp(problem.x - self.eps, problem.x + self.eps).clamp(*self.bounds)
 
 
@@ -395,7 +399,9 @@ def test_a_projection_and_a_step_of_ones_own(batch, model):
     x_adv = EightBit(eps=8 / 255, step_size=2.3 / 255, steps=4)(model, x, y)
     assert (x_adv * 255 - (x_adv * 255).round()).abs().max() < 1e-4
     assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6 and not x_adv.equal(x)
-    x_adv = HalfStep(eps=EPS, step_size=0.04, steps=2, random_start=False)(model, x, y)
+    attack = Shrinking(eps=EPS, step_size=0.04, steps=2, random_start=False)
+    assert "shrink=0.5" in repr(attack) and attack.replace(shrink=0.2).shrink == 0.2
+    x_adv = attack(model, x, y)
     expected = signed_steps(cross_entropy(model, y), x, x, 1, 0.04)
     assert_nearly_all_close(x_adv, signed_steps(cross_entropy(model, y), x, expected, 1, 0.02))
 
@@ -518,7 +524,7 @@ def test_gradients_whose_size_is_seen_have_it(sure, device):
     net, x, y = sure[0].to(device), sure[1].to(device), sure[2].to(device)
     exact = input_gradient(cross_entropy(net.double(), y), x.double())
     net.float()
-    assert not Watching.scale_free and not HalfStep.scale_free
+    assert not Watching.scale_free and not Shrinking.scale_free
     assert PGD.scale_free and APGDT.scale_free and EightBit.scale_free
     for model, rtol in ((net, 1e-3), (Half(net), 2e-2)):
         for passes in (1, 2):

@@ -15,7 +15,7 @@ from torch import nn
 
 from ard_fast import attacks
 from ard_fast.attacks import GraphedPGD
-from ard_fast.attacks.cuda_graph import CudaGraphs, GraphedFunction, GraphWarning
+from ard_fast.attacks.cuda_graph import CudaGraphs, GraphWarning
 from ard_fast.folding import FoldedNetwork
 from ard_fast.methods.fair_ard import CountingPGD
 
@@ -196,18 +196,6 @@ def test_in_threads_they_take_turns(device):
     for thread in threads:
         thread.join()
     assert not failures and graphed.replays == 7
-
-
-def test_within_a_capture_it_is_part_of_that(device):
-    model, backend = small_net().to(device), backend_for(device)
-    inner = GraphedPGD(ATTACKS["pgd"](), backend=backend, warm_up=1)
-    outer = GraphedFunction(
-        lambda inputs: inner(model, inputs["x"], inputs["y"], seed=3), name="outer", backend=backend, warm_up=1
-    )
-    for call in range(4):
-        x, y = batch(device, seed=call)
-        assert torch.equal(outer({"x": x, "y": y}), inner.attack(model, x, y, seed=3))
-    assert (outer.replays, inner.replays) == (3, 0)
 
 
 def test_copies_hold_the_attack_only(device):
