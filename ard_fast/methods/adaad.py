@@ -9,8 +9,8 @@ from ard_fast import functional as F
 from ard_fast._typing import known
 from ard_fast.attacks.pgd import KLPGD
 from ard_fast.data.batches import Batch
-from ard_fast.methods.base import Inner, Network, PGDMethod, Quirk, StepResult
-from ard_fast.methods.shared import KL_MEAN, UNCLAMPED_NORMAL, kl_settings, kl_words, recipe
+from ard_fast.methods.base import Inner, Network, PGDMethod, StepResult
+from ard_fast.methods.shared import KL_MEAN, UNCLAMPED_NORMAL, Quirk, kl_settings, kl_words, recipe
 
 if TYPE_CHECKING:
     from ard_fast.teachers.teacher import Teacher

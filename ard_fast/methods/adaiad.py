@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ard_fast.attacks.pgd import KLPGD
 from ard_fast.data.batches import Batch
-from ard_fast.methods.base import Inner, Network, Quirk, StepResult
+from ard_fast.methods.base import Inner, Network, StepResult
 from ard_fast.methods.iad_i import IntrospectiveDistillation
-from ard_fast.methods.shared import UNCLAMPED_NORMAL, UNTRUSTED_TEACHER, recipe, teacher_trust
+from ard_fast.methods.shared import UNCLAMPED_NORMAL, UNTRUSTED_TEACHER, Quirk, recipe, teacher_trust
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

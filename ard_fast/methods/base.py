@@ -16,6 +16,7 @@ from ard_fast.attacks.pgd import PGD
 from ard_fast.data.batches import Batch
 
 if TYPE_CHECKING:
+    from ard_fast.methods.shared import Quirk
     from ard_fast.teachers.teacher import Teacher
 
 Network = Callable[[Tensor], Tensor]
@@ -55,19 +56,6 @@ class Inner:
     weight: Tensor | None = None
     delta: Tensor | None = None
     record: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Quirk:
-    """A departure of a published code from its formulas, or from good practice, that changes results.
-
-    Attributes:
-        text: for people.
-        settings: what reproduces it: fields of the run's configuration.
-    """
-
-    text: str
-    settings: Mapping[str, object]
 
 
 def same(value: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ import torch.nn.functional as tf
 from ard_fast import functional as F
 from ard_fast._typing import known
 from ard_fast.data.batches import Batch
-from ard_fast.methods.base import Inner, Network, PGDMethod, Quirk, StepResult
+from ard_fast.methods.base import Inner, Network, PGDMethod, StepResult
 from ard_fast.methods.shared import (
     RATE_STUCK,
     TRAIN_MODE_ATTACK,
     UNCLAMPED_UNIFORM,
     UNTRUSTED_TEACHER,
+    Quirk,
     kl_settings,
     kl_words,
     recipe,

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ard_fast.attacks.base import backward
 from ard_fast.data.batches import Batch
-from ard_fast.methods.base import Inner, Network, Quirk, StepResult
+from ard_fast.methods.base import Inner, Network, StepResult
 from ard_fast.methods.igdm import GradientMatching, opposite
-from ard_fast.methods.shared import UNCLAMPED_NORMAL, recipe
+from ard_fast.methods.shared import UNCLAMPED_NORMAL, Quirk, recipe
 
 
 class FirstOrderTeacher(nn.Module):

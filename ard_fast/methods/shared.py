@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -9,7 +11,19 @@ import torch.nn.functional as tf
 from torch import Tensor
 
 from ard_fast.losses import ARDLoss, divisor_words
-from ard_fast.methods.base import Quirk
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """A departure of a published code from its formulas, or from good practice, that changes results.
+
+    Attributes:
+        text: for people.
+        settings: what reproduces it: fields of the run's configuration.
+    """
+
+    text: str
+    settings: Mapping[str, object]
 
 
 def recipe(**changes: Any) -> dict[str, Any]:

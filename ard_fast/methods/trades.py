@@ -11,8 +11,8 @@ from ard_fast._typing import known
 from ard_fast.attacks.pgd import KLPGD
 from ard_fast.data.batches import Batch
 from ard_fast.losses import divisor_words
-from ard_fast.methods.base import Inner, Network, PGDMethod, Quirk, StepResult
-from ard_fast.methods.shared import UNCLAMPED_NORMAL, recipe
+from ard_fast.methods.base import Inner, Network, PGDMethod, StepResult
+from ard_fast.methods.shared import UNCLAMPED_NORMAL, Quirk, recipe
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

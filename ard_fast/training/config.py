@@ -15,7 +15,7 @@ from ard_fast.data import check_arguments
 from ard_fast.methods.registry import METHODS, find_method
 from ard_fast.models import MODELS, find_model
 from ard_fast.teachers.cache import CACHE_AUTO, CACHE_OFF
-from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, presets
+from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, PRESET_ON_CIFAR10
 from ard_fast.training.settings import (
     COMPARE,
     AttackSettings,
@@ -74,7 +74,10 @@ PLACES = (*PATHS, "device", "threads")
 """Where a run finds its inputs and where it computes, which may change while it is stopped."""
 _METHOD_FIELDS = tuple(name for part in (AttackSettings, LossSettings) for name in part.model_fields if name != "eps")
 
-PRESETS = presets()
+PRESETS: dict[str, dict[str, Any]] = {
+    f"{name}-paper": {**PRESET_ON_CIFAR10, "method": name, **method.paper} for name, method in METHODS.items()
+}
+"""For each method the training recipe of its paper on CIFAR-10, without the quirks of the published code."""
 
 
 def flag(name: str) -> str:
