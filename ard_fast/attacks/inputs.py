@@ -44,10 +44,11 @@ def check_targets(y: Any, x: Tensor, loss: str = "ce", name: str = "y", model_al
             f"{name} must be {kinds}, or None for the model's own predictions, got {type(y).__name__}{_if_single(x, y)}"
         )
     _check_device(y, name, x)
-    kind, expected, dims = ("target logits [B, C]", f"[{x.shape[0]}, C]", 2)
-    if loss != "kl":
-        kind, expected, dims = ("int64 labels", f"[{x.shape[0]}]", 1)
-    if not (y.is_floating_point() if loss == "kl" else y.dtype == torch.int64):
+    if loss == "kl":
+        kind, expected, dims, fits = "target logits [B, C]", f"[{x.shape[0]}, C]", 2, y.is_floating_point()
+    else:
+        kind, expected, dims, fits = "int64 labels", f"[{x.shape[0]}]", 1, y.dtype == torch.int64
+    if not fits:
         raise TypeError(f"{name} must be {kind} for loss={loss!r}, got {y.dtype}")
     if y.dim() != dims or y.shape[0] != x.shape[0]:
         got = f"{tuple(y.shape)}{_if_single(x, y)}"
@@ -110,13 +111,13 @@ def _how_to_wrap(output: Any, x: Tensor) -> str:
         if output.dim() > 2 and len(output) == len(x) and output[0].numel() == output.shape[1]:
             return "; give lambda x: model(x).flatten(1)"
         return "; x looks like a single image: use x[None]" if x.dim() == 3 and output.dim() == 1 else ""
-    parts: dict[str, Any] = {}
     if isinstance(output, Mapping):
-        parts = {f"[{key!r}]": value for key, value in output.items()}
-    elif isinstance(output, (tuple, list)) and not hasattr(output, "_asdict"):
-        parts = {f"[{i}]": value for i, value in enumerate(output)}
-    elif output is not None:
-        parts = {f".{k}": v for k, v in getattr(output, "_asdict", lambda: getattr(output, "__dict__", {}))().items()}
+        parts = {f"[{key!r}]": part for key, part in output.items()}
+    elif isinstance(output, (tuple, list)) and not hasattr(output, "_fields"):
+        parts = {f"[{i}]": part for i, part in enumerate(output)}
+    else:
+        names = getattr(output, "_fields", getattr(output, "__dict__", ()))
+        parts = {f".{name}": getattr(output, name) for name in names}
     fitting = [access for access, part in parts.items() if isinstance(part, Tensor) and part.shape[:1] == x.shape[:1]]
     if not fitting:
         return "; give a callable that returns the logits alone"
