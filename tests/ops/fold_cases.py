@@ -1,16 +1,15 @@
-"""Layers to fold, as the operator takes them, and what must come out: shared by the CPU, CUDA and emulator tests."""
+"""Layers to fold, as the operator takes them, and what must come out."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
+from property_tensors import EDGES, with_edges
 from torch import Tensor
 
 from ard_fast import reference
 
-EDGES = [0.0, -0.0, 1e-45, -1e-40, 1.1754944e-38, 1.0, -2.0, 3.4e38, math.inf, -math.inf, math.nan]
 # Of a weight; None for a norm alone, of 5 channels. Channels shorter than a vector, of odd length, and of many blocks;
 # one and many spatial places; more channels than threads.
 SHAPES = [
@@ -49,14 +48,6 @@ class Layer(NamedTuple):
         return len(self.var if self.weight is None else self.weight)
 
 
-def values(*shape, generator, edges=False):
-    plain = torch.randn(shape, generator=generator)
-    if not edges:
-        return plain
-    picked = torch.tensor(EDGES)[torch.randint(len(EDGES), shape, generator=generator)]
-    return torch.where(torch.rand(shape, generator=generator) < 0.2, picked, plain)
-
-
 def make_layers(*, edges=False, channels_last=False, offset=0, device="cpu", shapes=SHAPES, parts=PARTS):
     """A layer of each shape with each choice of its parts; the tensors begin `offset` elements into their memory."""
     generator = torch.Generator().manual_seed(0)
@@ -69,8 +60,11 @@ def make_layers(*, edges=False, channels_last=False, offset=0, device="cpu", sha
         )
         return view.copy_(tensor)
 
+    def values(*shape):
+        return with_edges(torch.randn(shape, generator=generator), 0.2 if edges else 0.0, EDGES, generator)
+
     def drawn(here, *shape):
-        return placed(values(*shape, generator=generator, edges=edges)) if here else None
+        return placed(values(*shape)) if here else None
 
     layers = []
     for shape in shapes:
@@ -78,7 +72,7 @@ def make_layers(*, edges=False, channels_last=False, offset=0, device="cpu", sha
             if shape is None and (bias or not norm):
                 continue
             o = 5 if shape is None else shape[0]
-            var = placed(values(o, generator=generator, edges=edges).square()) if norm else None
+            var = placed(values(o).square()) if norm else None
             weight = drawn(shape is not None, *(shape or ()))
             rest = [drawn(here, o) for here in (bias, gamma, beta, norm)]
             layers.append(Layer(weight, *rest, var, 1e-5 if len(layers) % 2 else 0.01))

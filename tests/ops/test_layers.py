@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import fold_cases
 import pytest
 import torch
 from fold_cases import Layer, expected, make_layers, places, read, same_bits
@@ -334,7 +333,7 @@ def folds(draw):
     extents = st.sampled_from((1, 2, 3, 5, 7, 8, 9, 16, 31))
 
     def drawn(*shape):
-        return with_edges(torch.randn(shape, generator=generator), share, fold_cases.EDGES, generator)
+        return with_edges(torch.randn(shape, generator=generator), share, EDGES, generator)
 
     made = []
     for _ in range(draw(st.integers(1, 3))):
