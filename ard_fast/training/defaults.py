@@ -50,7 +50,7 @@ METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
         "igdm": {"lr": 0.1, "temperature": 3.0},
         "saad": {"lr": 0.1, "temperature": 3.0},
     },
-    # At T = 30 and a learning rate of 0.1, as on CIFAR-10, the KL, divided by B * C, moves the student too little to learn.
+    # At T = 30 and a learning rate of 0.1, as on CIFAR-10, the KL divided by B * C moves the student too little.
     "mnist": {"ard": {"lr": 0.5, "temperature": 1.0, "schedule": "cyclic"}},
 }
 

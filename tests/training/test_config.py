@@ -197,7 +197,9 @@ def test_unknown_keys_of_a_file_get_the_nearest(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: &a [1, 1]\nb: [*a, *a]\n", "seed: expected a whole number"),
+        # a list that would have 10^8 parts if it were written out
+        ("".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}' if n else 'y'] * 10)}]\n" for n in range(8)), "unknown key"),
+        ("a: &a [1, [1, [1]]]\nmilestones: [*a, *a]\n", "milestones: expected a list of whole numbers"),
         ("method: !!python/object/apply:os.system ['touch executed']\n", "could not determine a constructor"),
         ("method: !!python/name:os.system\n", "could not determine a constructor"),
         ("[" * 100_000, "nested too deeply|is not YAML"),
@@ -282,7 +284,11 @@ def test_help_names_every_default(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
+    lines = capsys.readouterr().out
+    first = re.findall(r"^  (--[a-z-]+)", lines.split("most used:")[1].split("\n\n")[0], re.MULTILINE)
+    wanted = "method dataset data-dir student teacher epochs eps seed device out"
+    assert first == [f"--{name}" for name in wanted.split()]
+    text = " ".join(lines.split())
     assert "--temperature" in text
     assert "[200; digits: 15]" in text and "[none; digits: digits-teacher]" in text
     assert re.search(r"--steps N [^\[]*\[[^\]]*\b10\b[^\]]*; digits: 7\]", text)  # the methods', the data set's
