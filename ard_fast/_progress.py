@@ -43,8 +43,8 @@ class Display:
         if self._bar is None:
             return False
         if done != self._bar.n:
+            self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
-            self._bar.set_postfix_str(note)
         return True
 
     def say(self, line: str) -> None:
