@@ -20,6 +20,7 @@ from ard_fast._devices import device_note, resolve_device, set_threads
 from ard_fast._files import lock_folder
 from ard_fast.training.checkpoint import DamagedRun
 from ard_fast.training.commandline import make_parser
+from ard_fast.training.comparison import report_comparison
 from ard_fast.training.compute import compile_error, failed_to_compile
 from ard_fast.training.config import (
     PATHS,
@@ -39,7 +40,8 @@ from ard_fast.training.distributed import World, connect, is_lost_process
 from ard_fast.training.interrupts import Interrupted, StopRequest
 from ard_fast.training.nonfinite import NonFiniteLoss
 from ard_fast.training.run_folder import RunFolder
-from ard_fast.training.runs import prepare, run
+from ard_fast.training.runs import prepare, run, run_comparison
+from ard_fast.training.settings import COMPARE
 
 
 def _configuration(arguments: dict[str, Any], world: World) -> tuple[TrainConfig, RunFolder, bool]:
@@ -131,7 +133,11 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
               f"-> {folder.path}", flush=True)  # fmt: skip
         try:
             with folder.removed_if_nothing_was_trained(made=made and world.is_main):
-                run(config, folder, env, resume=resume)
+                if config.method == COMPARE:
+                    results = run_comparison(config, folder, env, resume=resume)
+                    world.from_main(lambda: report_comparison(config, folder, results))
+                else:
+                    run(config, folder, env, resume=resume)
         except Interrupted as stopped:
             print(f"\n{stopped}\ngo on with: python -m ard_fast.train --resume {folder.path}", file=sys.stderr)
             return EXIT_INTERRUPTED

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ard_fast._files import write_text
+from ard_fast._files import write_atomic, write_text
 from ard_fast._names import unknown
+from ard_fast._typing import known
 from ard_fast.evaluation.evaluator import PGD20_STEPS
 from ard_fast.evaluation.report import markdown_table
 from ard_fast.training.commandline import show
@@ -325,3 +327,48 @@ def gap_line(group: Group, other: Group) -> str:
     points = gaps(group, other)
     by_seed = f" (by seed: {', '.join(f'{gap:+.2f}' for gap in points)})" if len(points) > 1 else ""
     return f"{group.label} - {other.label} under {_ROBUST}: {statistics.fmean(points):+.2f} points{by_seed}"
+
+
+def report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str, list[RunFolder]]) -> dict[str, Any]:
+    """Table, plot, report and summary of a comparison; its headline is the last of `compare_methods`.
+
+    Args:
+        config: of the comparison.
+        folder: its own.
+        results: for each role and method the folders of its runs, one a seed.
+
+    Returns:
+        The summary.
+    """
+    groups = {name: group_runs(known(read_run(run)) for run in runs)[0] for name, runs in results.items()}
+    comparison = Comparison(list(groups.values()))
+    headline = groups[config.compare_methods[-1]]
+    lines = [comparison.table(), "", *(gap_line(headline, groups[name]) for name in config.compare_methods[:-1])]
+    print("\n" + comparison.note() + "\n\n" + "\n".join(lines))
+    comparison.plot(folder.plot_file)
+    links = [f"- [{one.path.name}]({one.path.name}/report.md)" for runs in results.values() for one in runs]
+    text = ["# Comparison", "", comparison.note(), "", *lines, "", f"![curves]({folder.plot_file.name})", "", *links]
+    write_text(folder.report_file, "\n".join(text) + "\n")
+    folder.rewrite_metrics(
+        {"run": one.path.name, **row} for runs in results.values() for one in runs for row in one.metrics()
+    )
+    chosen = max(headline.runs, key=lambda run: max(row["val_robust"] or -1.0 for row in run.folder.metrics())).folder
+    for source, target in ((chosen.best, folder.best), (chosen.last, folder.last)):
+        write_atomic(target, lambda part, source=source: shutil.copyfile(source, part))
+    summary = {
+        **headline.runs[0].summary,
+        "seed": headline.seeds,
+        "clean_acc": statistics.fmean(headline.values("clean_acc")),
+        "pgd20_acc": statistics.fmean(headline.values("pgd20_acc")),
+        "images_per_s": statistics.fmean(headline.values("images_per_s")),
+        "elapsed_s": sum(sum(group.values("elapsed_s")) for group in groups.values()),
+        "warnings": [
+            f"{run.folder.path.name}: {warning}"
+            for group in groups.values()
+            for run in group.runs
+            for warning in run.summary.get("warnings", ())
+        ],
+        "runs": {name: [run.summary for run in group.runs] for name, group in groups.items()},
+    }
+    folder.write_summary(summary)
+    return summary

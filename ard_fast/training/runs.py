@@ -1,9 +1,7 @@
-"""From a configuration to finished folders: the teacher, the run or the comparison."""
+"""From a configuration to finished folders: the checks before, the teachers, the run or a comparison's runs."""
 
 from __future__ import annotations
 
-import shutil
-import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,12 @@ from typing import Any
 from torch import nn
 
 from ard_fast._devices import find_device, resolve_device
-from ard_fast._files import write_atomic, write_text
-from ard_fast._typing import known
 from ard_fast.data import load_dataset
 from ard_fast.evaluation.evaluator import at_chance
 from ard_fast.evaluation.self_checks import describe_teacher
 from ard_fast.methods.registry import METHODS
 from ard_fast.models import MODELS
 from ard_fast.training.checkpoint import DamagedRun, load_network, load_state
-from ard_fast.training.comparison import Comparison, gap_line, group_runs, read_run
 from ard_fast.training.config import ROLES, TrainConfig, for_method, for_teacher, identity, is_path
 from ard_fast.training.distributed import World
 from ard_fast.training.fitting import Environment, check_model_fits, fit_student, fit_teacher, merges_last_batch
@@ -108,24 +103,28 @@ def _roles(config: TrainConfig) -> list[str]:
     return [role for role in ROLES if any(role in METHODS[name].teachers for name in methods)]
 
 
-def run(config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool = False) -> dict[str, Any]:
-    """Carry out a configuration in a folder and return its summary; with `resume`, go on where it stopped."""
-    if config.method == COMPARE:
-        return _run_comparison(config, folder, env, resume=resume)
-    return _run_single(config, folder, env, resume=resume, teacher_folders=folder.path)
-
-
-def _run_single(
+def run(
     config: TrainConfig,
     folder: RunFolder,
     env: Environment,
     *,
-    resume: bool,
-    teacher_folders: Path,
+    resume: bool = False,
+    teacher_folders: Path | None = None,
     prefix: str = "",
     explain: bool = True,
 ) -> dict[str, Any]:
-    """One run. Teachers that are to be trained first go to `teacher_folders / (prefix + role)`."""
+    """Carry out one run in a folder and return its summary.
+
+    Args:
+        config: of a single method.
+        folder: of the run.
+        env: data set, device and processes.
+        resume: go on with what is in the folder.
+        teacher_folders: teachers that are to be trained first go to `teacher_folders / (prefix + role)`; None: into
+            the run's folder.
+        prefix: of their names.
+        explain: print the run's conventions.
+    """
     done = env.world.from_main(lambda: _start(config, folder, env, resume))
     if done is not None:
         print(f"{folder.path}: already finished", flush=True)
@@ -134,9 +133,9 @@ def _run_single(
     for role in METHODS[config.method].teachers:
         source: str | Path = getattr(config, role)
         if source in MODELS:
-            source = teacher_folders / (prefix + role)
+            source = (teacher_folders or folder.path) / (prefix + role)
             if env.world.from_main(RunFolder(source).summary) is None:  # a comparison has trained it already
-                _run_single(for_teacher(config, role), RunFolder(source), env, resume=resume, teacher_folders=source)
+                run(for_teacher(config, role), RunFolder(source), env, resume=resume)
         teachers[role] = env.world.from_main(partial(_load_teacher, config, role, source, env))
     print(f"{folder.path}", flush=True)
     trainer = Trainer(config, folder, env, teachers)
@@ -183,8 +182,14 @@ def _load_teacher(config: TrainConfig, role: str, source: str | Path, env: Envir
     )
 
 
-def _run_comparison(config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool) -> dict[str, Any]:
-    """For every seed the teachers, then every method on the same student from the same initial weights."""
+def run_comparison(
+    config: TrainConfig, folder: RunFolder, env: Environment, *, resume: bool = False
+) -> dict[str, list[RunFolder]]:
+    """For every seed the teachers, then every method on the same student from the same initial weights.
+
+    Returns:
+        For each role and method the folders of its runs, one a seed.
+    """
     env.world.from_main(lambda: _start(config, folder, env, resume))
     results: dict[str, list[RunFolder]] = {}
     for seed in range(config.seed, config.seed + config.compare_seeds):
@@ -193,46 +198,10 @@ def _run_comparison(config: TrainConfig, folder: RunFolder, env: Environment, *,
         for role in _roles(config):
             if getattr(config, role) in MODELS:
                 one = RunFolder(folder.path / (prefix + role))
-                _run_single(for_teacher(config.replace(seed=seed), role), one, env, **how)
+                run(for_teacher(config.replace(seed=seed), role), one, env, **how)
                 results.setdefault(role, []).append(one)
         for method in config.compare_methods:
             one = RunFolder(folder.path / (prefix + method))
-            _run_single(for_method(config, method, seed), one, env, prefix=prefix, **how)
+            run(for_method(config, method, seed), one, env, prefix=prefix, **how)
             results.setdefault(method, []).append(one)
-    return env.world.from_main(lambda: _report_comparison(config, folder, results))
-
-
-def _report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str, list[RunFolder]]) -> dict[str, Any]:
-    """Table, plot, report and summary of a comparison; its headline is the last of `compare_methods`."""
-    groups = {name: group_runs(known(read_run(run)) for run in runs)[0] for name, runs in results.items()}
-    comparison = Comparison(list(groups.values()))
-    headline = groups[config.compare_methods[-1]]
-    lines = [comparison.table(), "", *(gap_line(headline, groups[name]) for name in config.compare_methods[:-1])]
-    print("\n" + comparison.note() + "\n\n" + "\n".join(lines))
-    comparison.plot(folder.plot_file)
-    links = [f"- [{one.path.name}]({one.path.name}/report.md)" for runs in results.values() for one in runs]
-    text = ["# Comparison", "", comparison.note(), "", *lines, "", f"![curves]({folder.plot_file.name})", "", *links]
-    write_text(folder.report_file, "\n".join(text) + "\n")
-    folder.rewrite_metrics(
-        {"run": one.path.name, **row} for runs in results.values() for one in runs for row in one.metrics()
-    )
-    chosen = max(headline.runs, key=lambda run: max(row["val_robust"] or -1.0 for row in run.folder.metrics())).folder
-    for source, target in ((chosen.best, folder.best), (chosen.last, folder.last)):
-        write_atomic(target, lambda part, source=source: shutil.copyfile(source, part))
-    summary = {
-        **headline.runs[0].summary,
-        "seed": headline.seeds,
-        "clean_acc": statistics.fmean(headline.values("clean_acc")),
-        "pgd20_acc": statistics.fmean(headline.values("pgd20_acc")),
-        "images_per_s": statistics.fmean(headline.values("images_per_s")),
-        "elapsed_s": sum(sum(group.values("elapsed_s")) for group in groups.values()),
-        "warnings": [
-            f"{run.folder.path.name}: {warning}"
-            for group in groups.values()
-            for run in group.runs
-            for warning in run.summary.get("warnings", ())
-        ],
-        "runs": {name: [run.summary for run in group.runs] for name, group in groups.items()},
-    }
-    folder.write_summary(summary)
-    return summary
+    return results
