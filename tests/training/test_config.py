@@ -123,6 +123,7 @@ def test_values_from_text(name, text, value):
     [
         ("epochs", "1.5", "epochs: expected a whole number, got '1.5'"),
         ("epochs", 1.5, "epochs: expected a whole number, got 1.5"),
+        ("epochs", 3.0, "epochs: expected a whole number, got 3.0"),
         ("epochs", True, "epochs: expected a whole number"),
         ("eps", True, "eps: expected a number, got True"),
         ("flip", 1, "flip: expected true or false, got 1"),
