@@ -3,7 +3,7 @@
 To make an attack of one's own, derive from `PGD` (or `GradientAttack`) and override what differs:
 
 * loss: `logits_gradient`, which gives d(loss)/d(logits), in float32. `differentiated` makes it from any expression in
-  the logits:
+  the logits::
 
       class LogitSquare(PGD):
           def logits_gradient(self, logits, problem, with_rows=False):
@@ -11,13 +11,13 @@ To make an attack of one's own, derive from `PGD` (or `GradientAttack`) and over
 
 * step: `step`, which moves the iterate and keeps it in the ball and in the pixel range (the fused operators do all
   three). What it carries from one step to the next is made by `begin`.
-* projection: `project`, called after the start and after each step, for constraints beyond ball and pixel range:
+* projection: `project`, called after the start and after each step, for constraints beyond ball and pixel range::
 
       class EightBit(PGD):
           def project(self, x_adv, problem):
               return x_adv.mul_(255).round_().div_(255)
 
-* settings: fields of a dataclass, which then stand in `repr` and can be changed by `replace`:
+* settings: fields of a dataclass, which then stand in `repr` and can be changed by `replace`::
 
       @dataclass(eq=False, repr=False)
       class Shrinking(PGD):
