@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ard_fast import functional as F
 from ard_fast.functional._arguments import fraction, positive
 from ard_fast.functional._logits import check_reduction
+from ard_fast.functional.losses import ard_loss
 
 
 class ARDLoss(nn.Module):
@@ -34,7 +34,7 @@ class ARDLoss(nn.Module):
         labels: Tensor | None = None,
     ) -> Tensor:
         """The scalar loss; all logits `[B, C]`, labels `[B]`. At alpha = 1 the last two are not needed."""
-        return F.ard_loss(
+        return ard_loss(
             student_adv_logits,
             teacher_logits=teacher_logits,
             student_logits=student_logits,

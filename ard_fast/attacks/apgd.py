@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ard_fast import functional as F
 from ard_fast._typing import known
 from ard_fast.attacks.base import GradientAttack, Problem
 from ard_fast.attacks.inputs import check_labels
-from ard_fast.functional import AttackGradient
 from ard_fast.functional._arguments import int_between, nonnegative, one_of, positive_int, seed_tensor
+from ard_fast.functional.apgd import APGDRun
+from ard_fast.functional.gradients import AttackGradient
+from ard_fast.functional.steps import select_best_
 
 APGD_LOSSES = ("ce", "dlr", "dlr_targeted")
 
@@ -112,13 +113,13 @@ class APGD(GradientAttack):
         run.finish(loss, known(correct))
         # The misclassified point where there is one, by the same operator that keeps the best of restarts.
         fooled = run.fooled.float()
-        F.select_best_(run.x_best, torch.zeros_like(fooled), run.x_fooled, fooled)
+        select_best_(run.x_best, torch.zeros_like(fooled), run.x_fooled, fooled)
         last = Outcome(run.x_best, run.fooled, run.loss_best)
         return last if dropped is None else dropped.add(last)
 
-    def begin(self, problem: Problem, x_adv: Tensor) -> F.APGDRun:
+    def begin(self, problem: Problem, x_adv: Tensor) -> APGDRun:
         """The state machine."""
-        return F.APGDRun(
+        return APGDRun(
             problem.x,
             x_adv,
             eps=self.eps,
@@ -229,7 +230,7 @@ class _Dropped:
         self.outcome = Outcome(torch.empty_like(x), x.new_zeros(len(x), dtype=torch.bool), x.new_zeros(len(x)))
         self._left = torch.arange(len(x), device=x.device)
 
-    def drop(self, problem: Problem, run: F.APGDRun) -> tuple[Problem, F.APGDRun]:
+    def drop(self, problem: Problem, run: APGDRun) -> tuple[Problem, APGDRun]:
         """Put the fooled samples aside; what is left of the problem and of the run."""
         fooled = run.fooled
         gone, stay = fooled.nonzero()[:, 0], (~fooled).nonzero()[:, 0]

@@ -45,14 +45,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ard_fast import functional as F
 from ard_fast._typing import known
 from ard_fast.attacks.inputs import as_mask, check_images, check_integers, check_logits, check_targets
 from ard_fast.attacks.model_mode import attack_mode, is_fixed, uses_batch_statistics, without_gradient_sync
 from ard_fast.attacks.settings import Configured, Settings
-from ard_fast.functional import AttackGradient
 from ard_fast.functional._arguments import check_precondition, is_plain
-from ard_fast.functional.gradients import one_scale, scaled_rows
+from ard_fast.functional.gradients import AttackGradient, attack_gradient, one_scale, scaled_rows
+from ard_fast.functional.starts import random_start
 
 _GRADIENT_HOOKS = frozenset(("step", "begin", "gradient", "differentiate", "advance", "run", "search"))
 """What may ask for the size of a gradient."""
@@ -222,7 +221,7 @@ class GradientAttack(Settings):
         x, mask = problem.x, problem.mask
         if not self.random_start:
             return x.clone()
-        x_adv = F.random_start(
+        x_adv = random_start(
             x,
             eps=self.eps,
             norm=self.norm,
@@ -276,7 +275,7 @@ class GradientAttack(Settings):
         target, labels = cast("Tensor", problem.y), None
         if self.loss == "dlr_targeted":
             target, labels = known(problem.target_classes), target
-        result = F.attack_gradient(
+        result = attack_gradient(
             logits,
             target,
             loss=self.loss,

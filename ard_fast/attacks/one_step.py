@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ard_fast import functional as F
 from ard_fast._typing import known
 from ard_fast.attacks.base import Problem
 from ard_fast.attacks.pgd import PGD
-from ard_fast.functional import AttackGradient
 from ard_fast.functional._arguments import nonnegative
+from ard_fast.functional.gradients import AttackGradient
+from ard_fast.functional.steps import pgd_linf_step_
 
 
 @dataclass(eq=False, repr=False)
@@ -94,7 +94,7 @@ class NFGSM(_OneStep):
     def step(self, x_adv: Tensor, outcome: AttackGradient, problem: Problem, state: Any) -> Tensor:
         """The signed step, clamped to the pixel range only: the ball is as wide as that range."""
         lower, upper = self.bounds
-        return F.pgd_linf_step_(
+        return pgd_linf_step_(
             x_adv,
             outcome.grad,
             problem.x,

@@ -8,11 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ard_fast import functional as F
 from ard_fast._typing import known
 from ard_fast.attacks.base import GradientAttack, Problem
-from ard_fast.functional import AttackGradient
 from ard_fast.functional._arguments import nonnegative, positive_int, seed_tensor
+from ard_fast.functional.gradients import AttackGradient, attack_gradient
+from ard_fast.functional.steps import mifgsm_step_, pgd_l2_step_, pgd_linf_step_, select_best_
 
 
 @dataclass(eq=False, repr=False)
@@ -66,12 +66,12 @@ class PGD(GradientAttack):
         for restart in range(1, self.restarts):
             x_adv, _ = self.run(problem, seed + restart)
             loss, _ = self.rows(problem, x_adv)
-            best_loss = F.select_best_(best, best_loss, x_adv, loss, lower=self.targeted)
+            best_loss = select_best_(best, best_loss, x_adv, loss, lower=self.targeted)
         return best
 
     def step(self, x_adv: Tensor, outcome: AttackGradient, problem: Problem, state: Any) -> Tensor:
         """Step, projection onto the ball and clamp to the pixel range in one pass, in place."""
-        step_ = F.pgd_linf_step_ if self.norm == "linf" else F.pgd_l2_step_
+        step_ = pgd_linf_step_ if self.norm == "linf" else pgd_l2_step_
         return step_(
             x_adv,
             outcome.grad,
@@ -114,7 +114,7 @@ class KLPGD(PGD):
         target = self.forward(problem.y, probe)
         if not target.requires_grad:
             return super().differentiate(logits, probe, replace(problem, y=target), with_rows)
-        grad, grad_target, scale = F.attack_gradient(
+        grad, grad_target, scale = attack_gradient(
             logits.detach(),
             target.detach(),
             loss="kl",
@@ -184,7 +184,7 @@ class MIFGSM(PGD):
 
     def step(self, x_adv: Tensor, outcome: AttackGradient, problem: Problem, state: Any) -> Tensor:
         """Momentum, signed step, projection and clamp in one operator, in place."""
-        return F.mifgsm_step_(
+        return mifgsm_step_(
             x_adv,
             state,
             outcome.grad,
