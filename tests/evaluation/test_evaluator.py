@@ -261,7 +261,11 @@ class Backward:
         return x
 
 
-def test_attacks_leave_no_trace_in_the_network():
+def failing(model, x, y, **keys):
+    raise RuntimeError("the attack fails")
+
+
+def test_attacks_leave_no_trace_in_the_network_even_after_an_exception():
     model = build_model("resnet18-tiny", in_channels=1).train()
     model.layer2.eval()
     model.layer3[0].conv1.weight.requires_grad_(False)
@@ -271,7 +275,10 @@ def test_attacks_leave_no_trace_in_the_network():
     split = dark_images(4)
     split = Split(split.images.repeat(1, 1, 4, 4), torch.arange(4) % 2, split.ids)
     made = evaluator(split, model)
-    made.attack("backward", Backward(), torch.ones(4, dtype=torch.bool), 0.5)
+    everything = torch.ones(4, dtype=torch.bool)
+    made.attack("backward", Backward(), everything, 0.5)
+    with pytest.raises(RuntimeError, match="the attack fails"):
+        made.attack("failing", failing, everything, 0.5)
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     assert modes == [module.training for module in model.modules()]
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,9 +1,11 @@
 """The optimiser of a run: numbers on the host or on the device, one kind of checkpoint."""
 
 import copy
+import math
 
 import pytest
 import torch
+from graph_runs import Run
 from torch import nn
 
 from ard_fast.training.config import resolve
@@ -70,3 +72,10 @@ def test_numbers_on_the_device_stay_where_they_are():
     plain = Scalars(2, None)
     plain.write([0.1, 3.0])
     assert plain[0] == 0.1 and type(plain[1]) is float
+
+
+def test_each_batch_repeat_of_free_training_has_its_own_learning_rate():
+    trainer = Run("free", lr=1.0).trainer  # cosine over 2 passes of 7 steps, each of 2 updates
+    trainer.state.epoch, trainer.state.step = 1, 3
+    shares = [10 / 14, 10.5 / 14]  # of all steps that are done
+    assert trainer.rates() == pytest.approx([0.5 + 0.5 * math.cos(math.pi * share) for share in shares])
