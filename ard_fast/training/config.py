@@ -99,19 +99,33 @@ def parse(mapping: Mapping[Any, Any], source: str | None = None) -> dict[str, An
     return {str(key): getattr(config, str(key)) for key in mapping}
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Plain YAML whose keys may not be repeated, where PyYAML would keep the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The typed values of a YAML file, for example the `config.yaml` of a run. Nothing in it is executed.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not plain YAML, an unknown key, or a value of the wrong type, name or range.
+        ValueError: not plain YAML, a key that is unknown or there twice, or a value of the wrong type, name or range.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config: no such file: {path}")
     try:
-        found = yaml.safe_load(Path(path).read_bytes())
+        found = yaml.load(Path(path).read_bytes(), Loader=_UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that does not exist
-        raise ValueError(f"config: {path} is not YAML: {error}") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        text = f"line {mark.line + 1}: {problem}" if mark and problem else " ".join(str(error).split())
+        raise ValueError(f"config: {path} is not YAML: {text}") from error
     if not isinstance(found, dict):
         raise ValueError(f"config: {path} must hold `key: value` lines, got {type(found).__name__}")
     return parse(found, str(path))
@@ -169,8 +183,8 @@ def resolve(
     methods = config.compare_methods if config.method == COMPARE else (config.method,)
     for key in _METHOD_FIELDS:
         if getattr(config, key) is not None and not any(_has(find_method(name), key) for name in methods):
-            known = sorted(set(METHODS[methods[0]].defaults()))
-            raise ValueError(f"{key}: method {', '.join(methods)} has no such setting; it has {', '.join(known)}")
+            known = ", ".join(sorted(METHODS[methods[0]].defaults())) or "none"
+            raise ValueError(f"{key}: method {', '.join(methods)} has no such setting; it has {known}")
     config = complete(config).replace(device=resolve_device(config.device))
     validate(config)
     return config

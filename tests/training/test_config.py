@@ -201,6 +201,8 @@ def test_unknown_keys_of_a_file_get_the_nearest(tmp_path):
         # a list that would have 10^8 parts if it were written out
         ("".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}' if n else 'y'] * 10)}]\n" for n in range(8)), "unknown key"),
         ("a: &a [1, [1, [1]]]\nmilestones: [*a, *a]\n", "milestones: expected a list of whole numbers"),
+        ("epochs: 3\nseed: 1\nepochs: 4\n", "is not YAML: line 3: the key 'epochs' is there twice"),
+        ("epochs: 3\n  seed: 1\n", "is not YAML: line 2: mapping values are not allowed here"),
         ("method: !!python/object/apply:os.system ['touch executed']\n", "could not determine a constructor"),
         ("method: !!python/name:os.system\n", "could not determine a constructor"),
         ("[" * 100_000, "nested too deeply|is not YAML"),
@@ -220,8 +222,9 @@ def test_hostile_and_broken_files_are_refused(tmp_path, monkeypatch, text, messa
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "c.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         read_yaml(path)
+    assert "\n" not in str(raised.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["c.yaml"]
 
 
