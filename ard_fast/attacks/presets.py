@@ -29,7 +29,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -148,12 +148,6 @@ _STEP, _TRADES_STEP = 0.25, 0.003 * 255 / 8  # of eps; .003 at 8/255
 _DROP_EVERY = 5
 
 
-class Factory(Protocol):
-    """Makes an attack for a radius and a ball."""
-
-    def __call__(self, eps: float, norm: str | None = None) -> GradientAttack: ...
-
-
 @dataclass(frozen=True)
 class Standard:
     """What a name stands for; called with a radius, and with a norm where the name has none, it makes the attack.
@@ -228,10 +222,10 @@ def read_name(name: str) -> Standard | None:
     return Standard(name, kind, _STEPS[kind] if steps is None else steps, restarts or 1, trades, norm)
 
 
-class _Standards(dict[str, Factory]):
+class _Standards(dict[str, Standard]):
     """The attacks by name; others of the same kinds are made where they are asked for."""
 
-    def __missing__(self, name: str) -> Factory:
+    def __missing__(self, name: str) -> Standard:
         found = read_name(name)
         if found is None:
             raise ValueError(f"{unknown('attack', name, self)}, and {GRAMMAR}")
@@ -239,4 +233,4 @@ class _Standards(dict[str, Factory]):
 
 
 _NAMES = ("fgsm", "pgd10", "pgd20", "pgd20-trades", "pgd50-10", "cw20", "cw30", "mifgsm", *_APGD)
-STANDARDS: dict[str, Factory] = _Standards({name: _Standards()[name] for name in _NAMES})
+STANDARDS: dict[str, Standard] = _Standards({name: _Standards()[name] for name in _NAMES})

@@ -79,35 +79,25 @@ class InTurn(Configured):
                 attack.check_pixels(x)
         mask = as_mask(mask, x)
         with torch.inference_mode(False):
-            return self._search(model, x.detach(), y, seed, sample_ids, mask)
-
-    def _search(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor | None,
-        seed: int | Tensor | None,
-        sample_ids: Tensor | None,
-        mask: Tensor | None,
-    ) -> Tensor:
-        x_adv = x.clone()
-        if not len(x):
+            x = x.detach()
+            x_adv = x.clone()
+            if not len(x):
+                return x_adv
+            y = self._predicted(model, x) if y is None else y
+            ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
+            for attack in self.attacks:
+                left = (self._predicted(model, x_adv) == y).nonzero()[:, 0]
+                if not len(left):
+                    break
+                x_adv[left] = attack.for_samples(left)(
+                    model,
+                    x[left],
+                    y[left],
+                    seed=seed,
+                    sample_ids=ids[left],
+                    mask=None if mask is None else mask[left],
+                )
             return x_adv
-        y = self._predicted(model, x) if y is None else y
-        ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
-        for attack in self.attacks:
-            left = (self._predicted(model, x_adv) == y).nonzero()[:, 0]
-            if not len(left):
-                break
-            x_adv[left] = attack.for_samples(left)(
-                model,
-                x[left],
-                y[left],
-                seed=seed,
-                sample_ids=ids[left],
-                mask=None if mask is None else mask[left],
-            )
-        return x_adv
 
     def _predicted(self, model: Model, x: Tensor) -> Tensor:
         with attack_mode(model, "eval"), torch.no_grad():

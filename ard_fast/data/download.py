@@ -21,15 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ard_fast._files import exclusive, whole_folder, write_atomic
-from ard_fast.data.official import (
-    CIFAR10,
-    CIFAR100,
-    FASHION_MNIST,
-    IDX_FILES,
-    MNIST,
-    find_cifar_layout,
-    holds_idx_files,
-)
+from ard_fast.data.official import CIFAR_SETS, IDX_FILES, IDX_SETS, find_cifar_layout, holds_idx_files
 
 _TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 1 << 20
@@ -97,8 +89,6 @@ IDX_SOURCES = {
     ),
 }
 
-_CIFAR_VARIANTS = {variant.name: variant for variant in (CIFAR10, CIFAR100)}
-_IDX_VARIANTS = {variant.name: variant for variant in (MNIST, FASHION_MNIST)}
 DOWNLOADABLE = (*CIFAR_ARCHIVES, *IDX_SOURCES)
 
 
@@ -209,7 +199,7 @@ def provide(name: str, data_dir: Path) -> None:
         DownloadError: a file could not be had.
         ValueError: a file is there under the name of a published one and is another.
     """
-    if name in _CIFAR_VARIANTS and data_dir.name in (_CIFAR_VARIANTS[name].bin_dir, _CIFAR_VARIANTS[name].py_dir):
+    if name in CIFAR_SETS and data_dir.name in (CIFAR_SETS[name].bin_dir, CIFAR_SETS[name].py_dir):
         data_dir = data_dir.parent
     if _is_there(name, data_dir):
         return
@@ -223,7 +213,7 @@ def provide(name: str, data_dir: Path) -> None:
                 if not (folder / source.name.removesuffix(".gz")).is_file():
                     fetch(source, folder)
         else:
-            variant, source = _CIFAR_VARIANTS[name], CIFAR_ARCHIVES[name]
+            variant, source = CIFAR_SETS[name], CIFAR_ARCHIVES[name]
             given = (data_dir / source.name).is_file()
             archive = fetch(source, data_dir)
             unpack(archive, data_dir / variant.bin_dir, [f"{file}.bin" for file in (*variant.train, variant.test)])
@@ -232,14 +222,14 @@ def provide(name: str, data_dir: Path) -> None:
 
 
 def _is_there(name: str, data_dir: Path) -> bool:
-    if name in _CIFAR_VARIANTS:
-        return find_cifar_layout(_CIFAR_VARIANTS[name], data_dir) is not None
+    if name in CIFAR_SETS:
+        return find_cifar_layout(CIFAR_SETS[name], data_dir) is not None
     folder = _idx_folder(name, data_dir)
     return all((folder / file).is_file() or (folder / f"{file}.gz").is_file() for file in IDX_FILES)
 
 
 def _idx_folder(name: str, data_dir: Path) -> Path:
     """The variant's own folder: files right in `data_dir` may be of either of the two and do not count."""
-    variant = _IDX_VARIANTS[name]
+    variant = IDX_SETS[name]
     named = next((f for f in variant.folders[:-1] if holds_idx_files(data_dir / f)), variant.folders[0])
     return data_dir / named

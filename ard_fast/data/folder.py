@@ -223,23 +223,10 @@ def _upright(image: Image.Image) -> Image.Image:
 def _cached_images(
     folder: Path, key: str, parts: Mapping[str, Sequence[Path]], *, size: int | None
 ) -> dict[str, Tensor]:
-    """The images of each part, decoded at the first call and mapped from disk at every one.
+    """uint8 `[N, 3, H, W]` by part, decoded at the first call with this key and mapped read-only at every one.
 
     The arrays get their name in `folder` only when all of them are whole and on disk, so that a crash or a full disk
     leaves nothing that a later call would take. Of several processes that ask at once, one decodes.
-
-    Args:
-        folder: where caches lie, made if need be.
-        key: names this cache; the same key must mean the same files and settings.
-        parts: files by the name of their part, none of them empty.
-        size: as in `decode`; None needs images of one size.
-
-    Returns:
-        uint8 `[N, 3, H, W]` tensors by part, in the order of the files. They are read-only: writing to one crashes.
-
-    Raises:
-        ValueError: images that cannot be decoded or are not of one size; names up to ten of them.
-        OSError: the cache cannot be written.
     """
     shapes, target = _shapes(parts, size), folder / key
     images = _open_cache(target, shapes)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ard_fast.data.batches import Batch, EpochPlan, Share, share_of_step
+from ard_fast.data.batches import Batch, EpochPlan, Share, share_bounds
 from ard_fast.data.splits import Split
 from ard_fast.functional._arguments import int_between, one_of, positive_int
 from ard_fast.functional.augmentation import crop_flip
@@ -88,28 +88,23 @@ class Loader(ABC):
                 yield step, self._share(step, index)
 
     def _share(self, step: int, index: int) -> Share:
-        return share_of_step(
-            len(self.labels),
-            step,
-            batch_size=self.batch_size,
-            shard=self.shard,
-            micro_batch=(index, self.accumulate),
-            steps=self.steps,
-        )
+        """This process's part of a micro-batch.
+
+        A step's images are cut into micro-batches first and these among the processes, so that what a micro-batch holds
+        (and with it synchronised batch statistics) does not depend on the number of processes.
+        """
+        first = step * self.batch_size
+        size = len(self.labels) - first if step == self.steps - 1 else self.batch_size
+        start, end = share_bounds(size, index, self.accumulate)
+        lower, upper = share_bounds(end - start, *self.shard)
+        if lower == upper:
+            return Share(slice(first, first + 1), size, 0, is_padding=True)
+        return Share(slice(first + start + lower, first + start + upper), size, start + lower, is_padding=False)
 
     def _batch(
         self, host_plan: EpochPlan, plan: EpochPlan, step: int, share: Share, images: Tensor, places: Tensor
     ) -> Batch:
-        """A micro-batch, without waiting for the device.
-
-        Args:
-            host_plan: on the host.
-            plan: the same on the device.
-            step: of the epoch.
-            share: what this process takes.
-            images: uint8 `[M, C, H, W]` on the device.
-            places: int64 `[B]`, where among them the share's images are.
-        """
+        """The share's images, at `places` among uint8 `images` on the device; without waiting for it."""
         positions = plan.order[share.images]
         x, _ = crop_flip(
             images,

@@ -33,8 +33,6 @@ CIFAR100_CLASSES = tuple(
     """.split()  # noqa: SIM905
 )
 
-MNIST_CLASSES = tuple("0123456789")
-
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -99,6 +97,7 @@ CIFAR100 = CifarSet(
     b"fine_labels",
     CIFAR100_CLASSES,
 )
+CIFAR_SETS = {variant.name: variant for variant in (CIFAR10, CIFAR100)}
 
 
 def load_cifar(
@@ -277,8 +276,9 @@ class IdxSet:
     class_names: tuple[str, ...]
 
 
-MNIST = IdxSet("mnist", ("MNIST/raw", "mnist", "."), MNIST_CLASSES)
+MNIST = IdxSet("mnist", ("MNIST/raw", "mnist", "."), tuple("0123456789"))
 FASHION_MNIST = IdxSet("fashion-mnist", ("FashionMNIST/raw", "fashion-mnist", "."), FASHION_MNIST_CLASSES)
+IDX_SETS = {variant.name: variant for variant in (MNIST, FASHION_MNIST)}
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 

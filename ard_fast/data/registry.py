@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ard_fast._names import unknown
 from ard_fast._typing import known
 from ard_fast.data.download import DOWNLOADABLE, provide
 from ard_fast.data.folder import MAX_SIZE, load_folder
 from ard_fast.data.npz import load_npz
-from ard_fast.data.official import CIFAR10, CIFAR100, FASHION_MNIST, IDX_FILES, MNIST, load_cifar, load_mnist
+from ard_fast.data.official import CIFAR_SETS, IDX_FILES, IDX_SETS, load_cifar, load_mnist
 from ard_fast.data.splits import SPLITS, Dataset, Split, load_digits
 
 # What --data-dir must name, for the data sets that need it.
 _DATA_DIR = {
-    **{v.name: f"the folder that holds {v.bin_dir} or {v.py_dir}" for v in (CIFAR10, CIFAR100)},
-    **{
-        v.name: f"the folder that holds {v.folders[0]}/{IDX_FILES[0]}[.gz] and the like" for v in (MNIST, FASHION_MNIST)
-    },
+    **{v.name: f"the folder that holds {v.bin_dir} or {v.py_dir}" for v in CIFAR_SETS.values()},
+    **{v.name: f"the folder that holds {v.folders[0]}/{IDX_FILES[0]}[.gz] and the like" for v in IDX_SETS.values()},
     "npz": "the path of an .npz file with x_train, y_train, x_test, y_test",
     "folder": "the folder that holds train/<class>/ and test/<class>/ with images",
 }
 DATASETS = ("digits", *_DATA_DIR)
+_LOADERS: dict[str, Callable[..., Dataset]] = {
+    "npz": load_npz,
+    **{name: partial(load_cifar, variant) for name, variant in CIFAR_SETS.items()},
+    **{name: partial(load_mnist, variant) for name, variant in IDX_SETS.items()},
+}
 
 
 def load_dataset(
@@ -71,7 +75,7 @@ def load_dataset(
     else:
         if download:
             provide(name, Path(known(data_dir)))
-        dataset = _load_files(name, Path(known(data_dir)), val_size=val_size, only=only)
+        dataset = _LOADERS[name](known(data_dir), val_size=val_size, only=only)
     return dataclasses.replace(
         dataset,
         train=_sample(dataset.train, subset, "subset", f"training images of {name}"),
@@ -103,15 +107,6 @@ def check_arguments(
             raise ValueError(f"{argument}: only for dataset folder, not {name}")
     if image_size is not None and (isinstance(image_size, bool) or not 1 <= image_size <= MAX_SIZE):
         raise ValueError(f"image_size: expected 1 to {MAX_SIZE} pixels or none, got {image_size}")
-
-
-def _load_files(name: str, data_dir: Path, **settings: Any) -> Dataset:
-    if name == "npz":
-        return load_npz(data_dir, **settings)
-    cifar = {variant.name: variant for variant in (CIFAR10, CIFAR100)}
-    if name in cifar:
-        return load_cifar(cifar[name], data_dir, **settings)
-    return load_mnist(MNIST if name == "mnist" else FASHION_MNIST, data_dir, **settings)
 
 
 def _sample(split: Split, count: int | None, argument: str, what: str) -> Split:

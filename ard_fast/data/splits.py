@@ -132,16 +132,7 @@ def of_files(
     only: str | None,
     class_names: tuple[str, ...],
 ) -> Dataset:
-    """A data set of uint8 files without validation images; those that `only` has no need of are not read.
-
-    Args:
-        name: of the data set.
-        training: reads the training files.
-        test: reads the test files.
-        val_size: as in `hold_out`.
-        only: the split that is wanted; None for all.
-        class_names: by label.
-    """
+    """A data set of uint8 files without validation images; those that `only` has no need of are not read."""
     parts: dict[str, Split] = {}
     if only != "test":
         parts["train"], parts["val"] = hold_out(training(), val_size, num_classes=len(class_names))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ard_fast._devices import full_precision
 from ard_fast.attacks import PGD, GraphedPGD, as_graph, attack_mode
 from ard_fast.data import Split
-from ard_fast.data.batches import share
+from ard_fast.data.batches import share_bounds
 from ard_fast.data.splits import pixels
 
 PGD20_STEPS = 20
@@ -81,8 +81,8 @@ def evaluate(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     seed_tensor = torch.tensor([seed], dtype=torch.int64, device=device)
     correct = torch.zeros(2, dtype=torch.int64, device=device)
-    first, end = share(len(split), *shard)
-    largest = share(len(split), 0, shard[1])[1]
+    first, end = share_bounds(len(split), *shard)
+    largest = share_bounds(len(split), 0, shard[1])[1]
     attack = as_graph(attack)
     with full_precision(), attack_mode(model, "eval"):
         for offset in range(0, largest, batch_size):

@@ -34,7 +34,8 @@ class FoldedWeights:
     The first refresh is made at construction.
 
     Args:
-        layers: what to fold; parameters and statistics float32, all on one device, weights contiguous or channels_last.
+        layers: what to fold, at least one; parameters and running statistics float32, all on one device, weights
+            contiguous or channels_last.
         dtype: of the folded weights, float32, float16 or bfloat16; scales and shifts are float32 always.
         layout: in which `weight` gives them: channels_last, as they are folded, or contiguous, a copy of that.
 
@@ -42,8 +43,7 @@ class FoldedWeights:
         contiguous: those copies, where there are any.
 
     Raises:
-        ValueError: no layers, a layer with neither convolution nor norm, one whose channels do not fit, a norm without
-            running statistics, or a weight that is no parameter (a parametrised one).
+        ValueError: a weight is no parameter (a parametrised one).
         RuntimeError: dtypes, devices or layouts do not fit; the message names the tensor.
     """
 
@@ -53,11 +53,10 @@ class FoldedWeights:
         dtype: torch.dtype = torch.float32,
         layout: torch.memory_format = torch.channels_last,
     ) -> None:
-        self._layers = tuple(FoldLayer(*layer) for layer in layers)
-        if not self._layers:
-            raise ValueError("layers: expected at least one, got none")
-        for i, layer in enumerate(self._layers):
-            _check_layer(i, layer)
+        self._layers = tuple(layers)
+        for i, (conv, _) in enumerate(self._layers):
+            if conv is not None and conv._parameters.get("weight") is None:
+                raise ValueError(f"layer {i}: the convolution's weight is no parameter, so it cannot be folded")
         self._slots = [slot for layer in self._layers for slot in _slots(layer)]
         self._eps = [0.0 if layer.norm is None else layer.norm.eps for layer in self._layers]
         self._where: list[int] = []  # for each layer where weight, scale and shift begin, -1 where there is none
@@ -81,19 +80,12 @@ class FoldedWeights:
         self.contiguous = list(self._copies.values())
         self.refresh()
 
-    def __len__(self) -> int:
-        return len(self._layers)
-
     def weight(self, i: int) -> Tensor:
         """The folded weight `[O, I / groups, kh, kw]` of layer `i`, in the layout."""
-        if i not in self._folded:
-            raise ValueError(f"layer {i} has no convolution, so no weight")
         return self._copies.get(i, self._folded[i])
 
     def scale(self, i: int) -> Tensor:
-        """float32 `[O]`: the factor of a norm without convolution."""
-        if i in self._folded:
-            raise ValueError(f"layer {i} has a convolution, which has taken up the scale")
+        """float32 `[O]`: the factor of layer `i`, a norm without convolution."""
         return self._channels(i, self._where[3 * i + 1])
 
     def shift(self, i: int) -> Tensor:
@@ -129,25 +121,6 @@ class FoldedWeights:
     def _channels(self, i: int, begin: int) -> Tensor:
         conv, norm = self._layers[i]
         return self._affine[begin : begin + (known(norm).num_features if conv is None else conv.out_channels)]
-
-
-def _check_layer(i: int, layer: FoldLayer) -> None:
-    conv, norm = layer
-    if conv is None and norm is None:
-        raise ValueError(f"layer {i}: expected a convolution, a norm or both, got neither")
-    if conv is not None and not isinstance(conv, nn.Conv2d):
-        raise ValueError(f"layer {i}: conv must be an nn.Conv2d, got {type(conv).__name__}")
-    if norm is not None and not isinstance(norm, _BatchNorm):
-        raise ValueError(f"layer {i}: norm must be a batch norm, got {type(norm).__name__}")
-    if conv is not None and conv._parameters.get("weight") is None:
-        raise ValueError(f"layer {i}: the convolution's weight is no parameter (a parametrised one cannot be folded)")
-    if norm is not None and (norm.running_mean is None or norm.running_var is None):
-        raise ValueError(f"layer {i}: the norm keeps no running statistics, so it cannot be folded")
-    if conv is not None and norm is not None and conv.out_channels != norm.num_features:
-        raise ValueError(
-            f"layer {i}: a norm of {norm.num_features} features cannot follow a convolution of {conv.out_channels} "
-            "output channels"
-        )
 
 
 def _slots(layer: FoldLayer) -> list[tuple[dict[str, Tensor | None], str]]:

@@ -111,23 +111,18 @@ def count_parameters(model: nn.Module) -> int:
 def _find_factory(path: str, argument: str) -> Callable[..., nn.Module]:
     """A builder, called as `build(num_classes=, in_channels=, **options)`, for a path with a colon.
 
-    `package.module:factory` imports the module, which runs its code. The factory (or network class) is given
-    `num_classes` and `in_channels` where it names such parameters, and the options; a path that leads to a module
-    that was made already gives that one.
-
-    Args:
-        path: `package.module:factory` or `timm:NAME`.
-        argument: what errors call it.
-
-    Raises:
-        ValueError: no such module, attribute, timm, or timm network.
+    The factory (or network class) is given `num_classes` and `in_channels` where it names such parameters, and the
+    options; a path that leads to a module that was made already gives that one.
     """
     module_name, _, attribute = path.partition(":")
     if module_name == _TIMM:
         return _timm_factory(attribute, argument)
     if not module_name or not attribute:
         raise ValueError(f"{argument}: expected package.module:factory, got {path!r}")
-    module = _import(module_name, argument)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a module may fail at import with anything
+        raise ValueError(f"{argument}: cannot import {module_name!r} ({type(error).__name__}: {error})") from error
     factory = getattr(module, attribute, None)
     if factory is None:
         near = nearest(attribute, [name for name, value in vars(module).items() if name[0] != "_" and callable(value)])
@@ -163,13 +158,6 @@ def _timm_factory(name: str, argument: str) -> Callable[..., nn.Module]:
         return _make(make, f"{_TIMM}:{name}", argument)
 
     return build
-
-
-def _import(name: str, argument: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # a module may fail at import with anything
-        raise ValueError(f"{argument}: cannot import {name!r} ({type(error).__name__}: {error})") from error
 
 
 def _named_only(factory: Callable[..., Any], **values: Any) -> dict[str, Any]:

