@@ -9,7 +9,7 @@ the state of the generator too, and memory made in it is filled with NaN until a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -56,11 +56,6 @@ class Tape(CaptureWatch):
             memory.copy_(before)
         for memory in (tensor for _, _, made in self.calls for _, tensor in made if tensor.is_floating_point()):
             memory.fill_(float("nan"))
-
-    def reads_beyond(self, held: Iterable[Tensor]) -> list[Tensor]:
-        """What it reads or writes that is neither its own nor among the given tensors."""
-        allowed = {storage_of(tensor) for tensor in held}
-        return [tensor for tensor in self.outside if storage_of(tensor) not in allowed]
 
 
 class TapeGraphs(CudaGraphs):

@@ -5,7 +5,7 @@ import torch
 from attack_cases import assert_same_snapshot, rng_state, small_net, snapshot
 from torch import nn
 
-from ard_fast.attacks import APGDT, FGSM, PGD
+from ard_fast.attacks import APGDT, PGD
 from ard_fast.attacks.adapters import FoolboxAdapter, FromFoolbox, FromTorchattacks, TorchattacksAdapter
 
 try:
@@ -84,10 +84,6 @@ class TestTorchattacksAdapter:
         with pytest.raises(TypeError, match="APGDT has no argument 'targeted'"):
             adapter.set_mode_targeted_by_label()
         assert adapter.get_mode() == "default"
-
-    def test_text(self):
-        text = repr(TorchattacksAdapter(small_net(), FGSM(eps=0.5)))
-        assert text.startswith("TorchattacksAdapter(FGSM(eps=0.5,") and "mode='default'" in text
 
 
 def boxed(model, bounds=(0, 1)):

@@ -10,8 +10,8 @@ from ard_fast import attacks
 PIXELS = (3, 5, 4)
 CLASSES = 5
 
-# name -> attack at a radius; those with a norm take it.
-LINF = {
+# name -> attack at a radius
+ATTACKS = {
     "pgd": lambda eps, **s: attacks.PGD(eps=eps, step_size=eps / 4, steps=20, **s),
     "pgd margin": lambda eps, **s: attacks.PGD(eps=eps, step_size=eps / 4, steps=20, loss="margin", **s),
     "pgd dlr": lambda eps, **s: attacks.PGD(eps=eps, step_size=eps / 4, steps=20, loss="dlr", **s),
@@ -26,16 +26,8 @@ LINF = {
     "apgd dlr": lambda eps, **s: attacks.APGD(eps=eps, steps=20, loss="dlr", **s),
     "apgd-t": lambda eps, **s: attacks.APGDT(eps=eps, steps=20, **s),
 }
-L2 = {
-    "pgd": lambda eps, **s: attacks.PGD(eps=eps, step_size=eps / 4, steps=20, norm="l2", **s),
-    "pgd margin": lambda eps, **s: attacks.PGD(eps=eps, step_size=eps / 4, steps=20, norm="l2", loss="margin", **s),
-    "fgsm": lambda eps, **s: attacks.FGSM(eps=eps, norm="l2", **s),
-    "kl": lambda eps, **s: attacks.KLPGD(eps=eps, step_size=eps / 4, steps=20, norm="l2", **s),
-    "apgd": lambda eps, **s: attacks.APGD(eps=eps, steps=20, norm="l2", **s),
-    "apgd dlr": lambda eps, **s: attacks.APGD(eps=eps, steps=20, norm="l2", loss="dlr", **s),
-    "apgd-t": lambda eps, **s: attacks.APGDT(eps=eps, steps=20, norm="l2", **s),
-}
-CASES = [("linf", name) for name in LINF] + [("l2", name) for name in L2]
+L2 = ("pgd", "pgd margin", "fgsm", "kl", "apgd", "apgd dlr", "apgd-t")
+CASES = [("linf", name) for name in ATTACKS] + [("l2", name) for name in L2]
 
 
 class Linear(nn.Module):
@@ -74,7 +66,7 @@ def goal(name: str, y: torch.Tensor, targeted: bool) -> torch.Tensor:
 
 
 def attack_for(norm: str, name: str, eps: torch.Tensor | float, **settings) -> attacks.GradientAttack:
-    return (LINF if norm == "linf" else L2)[name](eps, **settings)
+    return ATTACKS[name](eps, **settings, **({"norm": norm} if norm == "l2" else {}))
 
 
 def check(norm, name, model, x, y, eps, fooled, targeted=False, **call):

@@ -163,18 +163,6 @@ def test_an_archive_put_there_by_hand_is_taken_if_it_is_the_published_one(server
     assert server.asked == [] and path.is_file()
 
 
-def test_the_published_sources_are_whole():
-    sources = [
-        *download.CIFAR_ARCHIVES.values(),
-        *download.IDX_SOURCES["mnist"],
-        *download.IDX_SOURCES["fashion-mnist"],
-    ]
-    assert len(sources) == len({source.sha256 for source in sources}) == 10
-    for source in sources:
-        assert len(source.sha256) == 64 and int(source.sha256, 16) and source.size > 4000
-        assert {url.rsplit("/", 1)[1] for url in source.urls} == {source.name}
-
-
 # ---- What does not ------------------------------------------------------------------------------------------------
 
 

@@ -164,13 +164,6 @@ def test_scaling_is_resize_then_centre_crop(tmp_path, size, target):
     assert np.abs(got.astype(int) - expected).max() <= 1  # Pillow rounds its weights
 
 
-@pytest.mark.parametrize("size", [(17, 16), (16, 33), (5, 7), (1, 9)])
-def test_any_size_is_scaled(tmp_path, size):
-    save(tmp_path / "x.png", picture(0, size))
-    got = decode(tmp_path / "x.png", 6)
-    assert got.shape == (3, 6, 6) and got.flags.c_contiguous
-
-
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
 def test_other_modes_become_rgb(tmp_path, mode):
     image = Image.fromarray(picture(0)).convert(mode)
@@ -371,13 +364,6 @@ def test_a_full_disk_leaves_no_cache(tmp_path, decoded):
     assert decoded == []  # said before the work, not after it
     assert [name for name in names(tmp_path / ".ard_fast_cache") if not name.endswith(".lock")] == []
     assert len(load(tmp_path, image_size=8).train) == 12
-
-
-def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
-    make_folder(tmp_path)
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OSError, match=r"so the decoded images cannot be kept; --image-cache names another"):
-        load(tmp_path, image_cache=tmp_path / "file")
 
 
 # ---- Damaged and hostile images -----------------------------------------------------------------------------------

@@ -36,6 +36,18 @@ def trained(network, seed=1):
     return network
 
 
+class Branches(nn.Module):
+    """Cannot be traced: its path depends on values."""
+
+    def __init__(self, channels=3):
+        super().__init__()
+        self.conv, self.bn, self.linear = nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        out = self.bn(self.conv(x))
+        return self.linear((-out if out.mean() > 1e9 else out).mean((2, 3)))
+
+
 def build(name, device="cpu"):
     torch.manual_seed(0)
     return trained(build_model(name, **NETWORKS[name][0])).to(device)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from folded_cases import NETWORKS, assert_same_function, build, exact, gradient, images, trained
+from folded_cases import NETWORKS, Branches, assert_same_function, build, exact, gradient, images, trained
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -235,18 +235,6 @@ def test_a_cuda_graph_holds_refresh_forward_and_backward(name, dtype):
         found = logits.clone(), grad.clone()
         for one, other in zip(found, iteration(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
-
-
-class Branches(nn.Module):
-    """Cannot be traced: its path depends on values."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.bn, self.linear = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        out = self.bn(self.conv(x))
-        return self.linear((-out if out.mean() > 1e9 else out).mean((2, 3)))
 
 
 class Hidden(Branches):

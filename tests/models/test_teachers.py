@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from folded_cases import Branches, images, trained
 from safetensors.torch import load_file
-from torch import nn
 
 from ard_fast.data import ResidentLoader, Split
 from ard_fast.models import Normalised, build_model
@@ -31,22 +31,6 @@ def no_surprise(tmp_path, monkeypatch):
         yield
 
 
-def trained(network, seed=1):
-    """Batch norms as after training: neither their weights nor their statistics are those of a fresh network."""
-    torch.manual_seed(seed)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 2)
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.3)
-    return network.eval()
-
-
-def images(count, channels=3, size=32):
-    return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(2))
-
-
 # ---- the inference network ----------------------------------------------------------------------------------------
 
 NETWORKS = [("resnet18-tiny", {}, 20), ("dm-wrn-28-10", {"depth": 10, "widen": 1}, 7)]
@@ -55,7 +39,8 @@ NETWORKS = [("resnet18-tiny", {}, 20), ("dm-wrn-28-10", {"depth": 10, "widen": 1
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("name", "options", "norms"), NETWORKS)
 def test_inference_network_has_the_plain_logits_and_gradients(name, options, norms, precision):
-    network, x = trained(Normalised(build_model(name, **options), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2))), images(16)
+    network = trained(Normalised(build_model(name, **options), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2))).eval()
+    x = images(16)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     teacher = Teacher(network, inference=InferenceNetwork(network, x, precision))
     assert teacher.inference.folded == (norms, norms) and f"{norms} of {norms} batch norms" in teacher.conventions()[0]
@@ -76,22 +61,8 @@ def test_inference_network_has_the_plain_logits_and_gradients(name, options, nor
     assert not logits.requires_grad and not logits.is_inference()  # may be saved for a backward pass
 
 
-class Branches(nn.Module):
-    """Cannot be traced: its path depends on values."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.bn, self.linear = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        out = self.bn(self.conv(x))
-        if out.mean() > 1e9:
-            out = -out
-        return self.linear(out.mean((2, 3)))
-
-
 def test_network_that_cannot_be_folded_is_used_as_it_is():
-    network, x = trained(Branches()), images(16, 1, 8)
+    network, x = trained(Branches(1)).eval(), images(16, channels=1, size=8)
     teacher = Teacher(network, inference=InferenceNetwork(network, x))
     assert "not folded: it cannot be traced" in teacher.conventions()[0] and teacher.attacked is network
     with torch.no_grad():
@@ -101,8 +72,8 @@ def test_network_that_cannot_be_folded_is_used_as_it_is():
 @pytest.mark.parametrize("name", ["digits-teacher", "resnet18-tiny"])
 def test_logits_do_not_depend_on_the_batch(name):
     """Bit for bit on a CPU, which is what makes the cache exact there; without the padding to sixteens it fails."""
-    x = images(40, 1, 8) if name == "digits-teacher" else images(40)
-    inference = InferenceNetwork(trained(build_model(name)), x[:16])
+    x = images(40, name)
+    inference = InferenceNetwork(trained(build_model(name)).eval(), x[:16])
     whole = inference(x)
     for count in (1, 3, 15, 17, 39):
         chosen = torch.randperm(40, generator=torch.Generator().manual_seed(count))[:count]
@@ -114,7 +85,7 @@ def test_logits_do_not_depend_on_the_batch(name):
 
 def network(seed=0):
     torch.manual_seed(seed)
-    return trained(build_model("digits-teacher", CLASSES), seed)
+    return trained(build_model("digits-teacher", CLASSES), seed).eval()
 
 
 def split(count=70):
