@@ -85,7 +85,7 @@ def in_float64(settings):
     return {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in settings.items()}
 
 
-def assert_matches_float64(loss, tensors, *, reduction="none", floor=1e-12, smallest=1e-7, **settings):
+def assert_matches_float64(loss, tensors, *, reduction="none", floor=1e-12, smallest=1e-8, **settings):
     """Rows with less loss than `floor`, or less gradient than `smallest`, say nothing: float64 has its own noise."""
     first = tensors[0]
     incoming = incoming_gradient(reduction, len(first), first.device)
