@@ -1,13 +1,15 @@
-"""What the commands share: exit codes, a parser that helps with misspelt flags, models whose fields are flags."""
+"""What the commands share: exit codes, stopping, a parser with hints for misspelt flags, models with fields as flags."""
 
 from __future__ import annotations
 
 import argparse
 import reprlib
+import signal
+import threading
 import typing
 from collections.abc import Mapping, Sequence
 from textwrap import shorten
-from types import NoneType
+from types import FrameType, NoneType
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -23,8 +25,43 @@ _WANTED: dict[type, str] = {int: "a whole number", float: "a number", bool: "tru
 _LISTS: dict[type, str] = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of names"}
 
 
+class Interrupted(Exception):
+    """Work stopped on request; the message says what is kept."""
+
+
+class StopRequest:
+    """A context in which the first SIGINT or SIGTERM sets `requested`; a second SIGINT interrupts at once.
+
+    Outside the main thread, where Python allows no signal handlers, it does nothing. The former handlers come back at
+    the end. `requested` may also be set by hand.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
 class Parser(argparse.ArgumentParser):
-    """Says the nearest flag for one that does not exist."""
+    """Says the nearest flag for one that does not exist; takes no abbreviations, and leaves out flags not given."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **settings)
 
     def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride] - only this one of its forms is used
         self, args: Sequence[str] | None = None, namespace: Any = None

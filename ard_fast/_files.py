@@ -81,10 +81,6 @@ def append_line(path: Path, line: str) -> None:
         raise NotWritten.because(path, error) from error
 
 
-class InUse(ValueError):
-    """Another process is training in the folder."""
-
-
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[bool]:
     """Make the folder if need be and lock it for this process; the lock of a killed process is released.
@@ -92,7 +88,7 @@ def lock_folder(folder: Path) -> Iterator[bool]:
     Gives whether it has made the folder. On file systems without locks nothing is locked.
 
     Raises:
-        InUse: another process has locked it.
+        ValueError: another process has locked it.
         OSError: the folder cannot be made or opened.
     """
     made = not folder.exists()
@@ -104,7 +100,7 @@ def lock_folder(folder: Path) -> Iterator[bool]:
         except OSError as error:
             if error.errno == errno.EWOULDBLOCK:
                 where = f"{folder}; wait for it, or choose another folder"
-                raise InUse(f"out: another process is training in {where}") from error
+                raise ValueError(f"out: another process is training in {where}") from error
         yield made
     finally:
         os.close(number)

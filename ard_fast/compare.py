@@ -5,19 +5,17 @@ python -m ard_fast.compare runs/digits-compare --baseline at --attacks apgd-ce -
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ard_fast._commandline import EXIT_INTERRUPTED, EXIT_USAGE, Parser
+from ard_fast._commandline import EXIT_INTERRUPTED, EXIT_USAGE, Interrupted, Parser, StopRequest
 from ard_fast._typing import known
 from ard_fast.evaluation.job import Job
 from ard_fast.evaluation.settings import resolve_settings
 from ard_fast.evaluation.standard_attacks import ATTACKS_HELP, read_names
 from ard_fast.training.comparison import Comparison, FinishedRun, expand, group_runs, read_run
-from ard_fast.training.interrupts import Interrupted, StopRequest
 
 
 def make_parser() -> Parser:
@@ -27,8 +25,6 @@ def make_parser() -> Parser:
         description="Compare finished runs: clean test accuracy and robust accuracy under PGD-20 and every attack they "
         "were evaluated with. Runs that differ only in their seed make one line, mean ± standard deviation.",
         epilog="Exit code 0, 2 wrong arguments, 130 stopped on request.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs such as a comparison's")

@@ -6,17 +6,15 @@ python -m ard_fast.evaluate weights.pt --model my_package.models:make --dataset 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 import torch
 
-from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, extra
+from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Interrupted, Parser, StopRequest, extra
 from ard_fast.evaluation.job import Job
 from ard_fast.evaluation.settings import Flags, resolve_settings
 from ard_fast.training.config import flag
-from ard_fast.training.interrupts import Interrupted, StopRequest
 
 
 def make_parser() -> Parser:
@@ -28,8 +26,6 @@ def make_parser() -> Parser:
         epilog="Robust accuracy is over all images: those misclassified when clean count as wrong. autoattack is "
         "APGD-CE, APGD-T, FAB-T and Square, each attacking what the earlier ones did not fool. Exit code 0, 1 out of "
         "memory, 2 wrong arguments, 130 stopped on request.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
     )
     for name, field in Flags.model_fields.items():
         metavar = extra(field)["metavar"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Interrupted, StopRequest
 from ard_fast._devices import device_note, resolve_device, set_threads
 from ard_fast._files import lock_folder
 from ard_fast.training.checkpoint import DamagedRun
@@ -37,7 +37,6 @@ from ard_fast.training.config import (
     validate,
 )
 from ard_fast.training.distributed import World, connect, is_lost_process
-from ard_fast.training.interrupts import Interrupted, StopRequest
 from ard_fast.training.nonfinite import NonFiniteLoss
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.runs import prepare, run, run_comparison

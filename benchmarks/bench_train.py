@@ -60,11 +60,11 @@ from _timing import Variant, make_clock, measure, paired_ratio, timing_rows
 from torch import Tensor
 
 from ard_fast import functional as F
+from ard_fast._commandline import StopRequest
 from ard_fast._devices import training_arithmetic
 from ard_fast.data import Batch
 from ard_fast.training.config import resolve
 from ard_fast.training.fitting import Environment
-from ard_fast.training.interrupts import StopRequest
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.trainer import Trainer
 

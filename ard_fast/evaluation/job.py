@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ard_fast._commandline import Interrupted, StopRequest
 from ard_fast._devices import find_device, set_threads
 from ard_fast._typing import known
 from ard_fast.data import Split, load_dataset
@@ -21,7 +23,6 @@ from ard_fast.evaluation.self_checks import SelfCheck, check_model, check_normal
 from ard_fast.evaluation.standard_attacks import curve_attack, default_attacks, make_plan
 from ard_fast.models.trial import TRIAL_IMAGES, initialise_lazily, try_network
 from ard_fast.training.checkpoint import written_by_run
-from ard_fast.training.interrupts import Interrupted, StopRequest
 
 if TYPE_CHECKING:
     from ard_fast.evaluation.settings import Settings
@@ -72,6 +73,8 @@ class Job:
             std=settings.std,
             weights=settings.weights,
         )
+        file = self.loaded.file
+        self.sha256 = None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
         initialise_lazily(self.loaded.network, self.dataset.image_shape, "model")
         self.model: nn.Module = self.loaded.network.to(self.device)
         self.form = try_network(
@@ -111,8 +114,8 @@ class Job:
         found = check_model(self.model, x, chosen.labels, num_classes=self.dataset.num_classes)
         if settings.mean is not None or settings.source is None or not written_by_run(settings.source):
             check_normalisation(self.model, x, chosen.labels, self.dataset.name, found)
-        if self.loaded.choice and settings.weights is None:
-            found.add("weights", self.loaded.choice + ".")
+        if self.loaded.others and settings.weights is None:
+            found.add("weights", f"{self.loaded.choice()} (choose with --weights).")
         classes = other_classes(settings.source, self.dataset)
         if classes:
             found.add("classes", classes)
@@ -197,7 +200,7 @@ class Job:
     def _facts(self) -> list[str]:
         """What is evaluated, and how."""
         settings, loaded = self.settings, self.loaded
-        weights = f" with the weights of {loaded.weights}" if loaded.weights else ""
+        weights = f" with the weights of {loaded.file}" if loaded.file else ""
         norm = {"linf": "L-infinity", "l2": "L2"}[settings.norm]
         return [
             f"{loaded.name}{weights}",
@@ -220,7 +223,7 @@ class Job:
     def _write(self, *, complete: bool = False) -> dict[str, Any]:
         settings, loaded = self.settings, self.loaded
         about = {
-            "model": {"name": loaded.name, "weights": _text(loaded.weights), "sha256": loaded.sha256},
+            "model": {"name": loaded.name, "weights": _text(loaded.file), "sha256": self.sha256},
             "settings": {
                 key: _text(value) if key in ("source", "out") else value for key, value in asdict(settings).items()
             },

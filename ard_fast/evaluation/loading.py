@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from ard_fast.data import Dataset
 from ard_fast.data.splits import SPLITS
 from ard_fast.models import build_model, find_model
 from ard_fast.models.weights_file import read_weights
-from ard_fast.training.checkpoint import find_weights, normalised, open_network
-
-
-class Loaded(NamedTuple):
-    """A network on the CPU, and its source.
-
-    Attributes:
-        network: in eval mode and frozen, or as its factory left it where there is no file.
-        name: as printed.
-        weights: the file, or None where the factory made them.
-        sha256: of that file.
-        choice: a sentence on which weights were taken, where the file holds several sets.
-    """
-
-    network: nn.Module
-    name: str
-    weights: Path | None
-    sha256: str | None
-    choice: str | None = None
+from ard_fast.training.checkpoint import Opened, find_weights, normalised, open_network
 
 
 def load_model(
@@ -45,8 +24,10 @@ def load_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     weights: str | None = None,
-) -> Loaded:
+) -> Opened:
     """The network of a run's folder (its best checkpoint), of a checkpoint file, or of a factory.
+
+    It is frozen and in eval mode, or as its factory left it where there is no file.
 
     Args:
         source: the folder, the `.safetensors` file or the file of `torch.save` (read with `weights_only=True`).
@@ -66,8 +47,8 @@ def load_model(
             find_model(model or "", argument="model")
             raise ValueError(f"run: the network {model} needs a checkpoint: a run's folder or a file")
         network = build_model(model, classes, channels, argument="model")
-        return Loaded(normalised(network, None, mean, std, in_channels=channels, argument="model"), model, None, None)
-    opened = open_network(
+        return Opened(normalised(network, None, mean, std, in_channels=channels, argument="model"), model)
+    return open_network(
         file,
         num_classes=classes,
         in_channels=channels,
@@ -78,8 +59,6 @@ def load_model(
         argument="run",
         model_argument="model",
     )
-    choice = f"{opened.choice()} (choose with --weights)" if opened.others else None
-    return Loaded(opened.network, opened.name, file, hashlib.sha256(file.read_bytes()).hexdigest(), choice)
 
 
 def match_classes(source: Path | None, dataset: Dataset) -> Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -242,18 +242,13 @@ def _free_folder(out: str | None, source: Path | None, model: str | None) -> Pat
 
 
 def _check_normalisation(given: Mapping[str, Any]) -> None:
-    """Mean and std of the network's own normalisation: both or none, finite, std above 0."""
     mean, std = given.get("mean"), given.get("std")
     if (mean is None) != (std is None):
         raise ValueError(f"mean: mean and std go together, got mean {mean}, std {std}")
     for name, values in (("mean", mean), ("std", std)):
-        if values is not None and not _numbers(values, positive=name == "std"):
+        if values is not None and (not values or (name == "std" and min(values) <= 0)):
             text = ",".join(map(str, values))
             raise ValueError(f"{name}: expected a number for each channel, comma-separated, got {text!r}")
-
-
-def _numbers(values: Sequence[float], *, positive: bool) -> bool:
-    return bool(values) and all(map(math.isfinite, values)) and not (positive and min(values) <= 0)
 
 
 def _default_curve(eps: float, norm: str) -> tuple[float, ...]:
@@ -263,6 +258,6 @@ def _default_curve(eps: float, norm: str) -> tuple[float, ...]:
 
 def _check_radius(name: str, value: float, norm: str) -> None:
     most = 1.0 if norm == "linf" else math.inf
-    if not (math.isfinite(value) and 0.0 <= value <= most):
+    if not 0.0 <= value <= most:
         wanted = "0 to 1, in units of pixels in [0, 1] (8/255, not 8)" if norm == "linf" else "at least 0"
         raise ValueError(f"{name}: expected {wanted}, got {value:g}")

@@ -27,8 +27,6 @@ def make_parser() -> Parser:
         epilog="Later settings win: defaults, the data set's defaults, --preset, --config, the other flags. "
         "--eps alone takes the attacks' steps with it. In brackets: the default, and those of data sets and methods.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
     )
     first = parser.add_argument_group("most used")
     for name in _FIRST:

@@ -329,16 +329,13 @@ def gap_line(group: Group, other: Group) -> str:
     return f"{group.label} - {other.label} under {_ROBUST}: {statistics.fmean(points):+.2f} points{by_seed}"
 
 
-def report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str, list[RunFolder]]) -> dict[str, Any]:
+def report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str, list[RunFolder]]) -> None:
     """Table, plot, report and summary of a comparison; its headline is the last of `compare_methods`.
 
     Args:
         config: of the comparison.
         folder: its own.
         results: for each role and method the folders of its runs, one a seed.
-
-    Returns:
-        The summary.
     """
     groups = {name: group_runs(known(read_run(run)) for run in runs)[0] for name, runs in results.items()}
     comparison = Comparison(list(groups.values()))
@@ -371,4 +368,3 @@ def report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str,
         "runs": {name: [run.summary for run in group.runs] for name, group in groups.items()},
     }
     folder.write_summary(summary)
-    return summary

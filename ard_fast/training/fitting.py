@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ard_fast._commandline import StopRequest
 from ard_fast._devices import AUTO
 from ard_fast._typing import known
 from ard_fast.data import Dataset
@@ -23,7 +24,6 @@ from ard_fast.teachers.teacher import Teacher, build_teacher
 from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.compute import ComputeConfig, resolve_compute, try_compile
 from ard_fast.training.distributed import World
-from ard_fast.training.interrupts import StopRequest
 
 if TYPE_CHECKING:
     from ard_fast.training.config import TrainConfig

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 3  # changes of a method's plain values within epochs, which a phase of its training does not make
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_OPAQUE = (Tensor, nn.Module, type)
+_OPAQUE = (Tensor, nn.Module, type, Teacher)
 
 
 class GraphChoice(NamedTuple):
@@ -194,7 +194,7 @@ class GraphedUpdate:
     def _look(self, epoch: int) -> tuple[tuple[str, Hashable], ...]:
         """The method's plain values; notices when it changes them from step to step."""
         method, before = self.update.method, self._before
-        values = host_values(method, opaque=(Teacher,))
+        values = host_values(method)
         self._before = epoch, values
         if before is not None and before[0] == epoch and before[1] != values:
             self._changes += 1
@@ -241,12 +241,10 @@ def _in_buffers(batch: Batch, index: int, inputs: dict[str, Tensor]) -> Batch:
     return replace(batch, views=None, teacher_logits=teacher_logits, **tensors)
 
 
-def host_values(owner: Any, opaque: tuple[type, ...] = ()) -> tuple[tuple[str, Hashable], ...]:
+def host_values(owner: Any) -> tuple[tuple[str, Hashable], ...]:
     """Numbers, strings and None in the attributes of an object and of the objects in them, in tuples and lists too.
 
-    Args:
-        owner: whose `vars` are read; tensors and modules are no plain values and are not looked into.
-        opaque: further types of attributes that are not.
+    Tensors, modules and teachers are no plain values and are not looked into.
 
     Returns:
         Pairs of a dotted name and a value that tells its type apart too (1, 1.0 and True are different work).
@@ -256,7 +254,7 @@ def host_values(owner: Any, opaque: tuple[type, ...] = ()) -> tuple[tuple[str, H
         plain = _plain(value)
         if plain is not None:
             found.append((name, plain))
-        elif not isinstance(value, (*_OPAQUE, *opaque)):
+        elif not isinstance(value, _OPAQUE):
             inner = ((f"{name}.{key}", _plain(part)) for key, part in getattr(value, "__dict__", {}).items())
             found += [(key, part) for key, part in inner if part is not None]
     return tuple(found)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ard_fast._commandline import StopRequest
 from ard_fast._devices import find_device, resolve_device
 from ard_fast.data import load_dataset
 from ard_fast.evaluation.evaluator import at_chance
@@ -19,7 +20,6 @@ from ard_fast.training.config import ROLES, TrainConfig, for_method, for_teacher
 from ard_fast.training.distributed import World
 from ard_fast.training.fitting import Environment, check_model_fits, fit_student, fit_teacher, merges_last_batch
 from ard_fast.training.graph import check_graph
-from ard_fast.training.interrupts import StopRequest
 from ard_fast.training.report import require_tensorboard
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.settings import COMPARE

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ard_fast._commandline import Interrupted
 from ard_fast._devices import training_arithmetic
 from ard_fast._progress import Progress
 from ard_fast._typing import known
@@ -30,7 +31,6 @@ from ard_fast.training.checkpoint import DamagedRun, TrainingState, load_network
 from ard_fast.training.conventions import collapse_warnings, describe_run, late_warnings, teacher_warnings
 from ard_fast.training.fitting import Environment, first_images, fit_student, make_teacher, merges_last_batch
 from ard_fast.training.graph import GraphedUpdate, choose_graph, graph_attack
-from ard_fast.training.interrupts import Interrupted
 from ard_fast.training.nonfinite import FirstBad, LossWatch, NonFiniteLoss, check_weights, weights_are_finite
 from ard_fast.training.optimiser import learning_rate, relative_rate
 from ard_fast.training.report import Board, draw_examples, write_run_report

@@ -5,12 +5,12 @@ import torch
 from evaluation_fakes import LEVELS, FirstPixel, Lighten, dark_images, single
 from torch import nn
 
+from ard_fast._commandline import Interrupted
 from ard_fast.attacks import PGD
 from ard_fast.data import Split
 from ard_fast.evaluation import evaluator as module
 from ard_fast.evaluation.evaluator import Evaluator, Step, evaluate, inside_ball
 from ard_fast.models import build_model
-from ard_fast.training.interrupts import Interrupted
 
 PGD3 = PGD(eps=0.05, step_size=0.02, steps=3, bn="eval")
 

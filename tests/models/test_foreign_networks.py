@@ -10,6 +10,7 @@ import torch
 from foreign_networks import CONTIGUOUS, NAMES
 from torch import nn
 
+from ard_fast._commandline import StopRequest
 from ard_fast.attacks import PGD
 from ard_fast.data import load_dataset
 from ard_fast.evaluate import main as evaluate
@@ -19,7 +20,6 @@ from ard_fast.teachers import InferenceNetwork
 from ard_fast.train import main as train
 from ard_fast.training.config import resolve
 from ard_fast.training.fitting import Environment
-from ard_fast.training.interrupts import StopRequest
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.trainer import Trainer
 

@@ -11,13 +11,13 @@ import torch
 from distillation_cases import make_teacher
 from torch import Tensor
 
+from ard_fast._commandline import StopRequest
 from ard_fast.attacks.cuda_graph import CudaGraphs
 from ard_fast.data import load_dataset
 from ard_fast.methods import METHODS
 from ard_fast.training.config import resolve
 from ard_fast.training.fitting import Environment
 from ard_fast.training.graph import GraphedUpdate
-from ard_fast.training.interrupts import StopRequest
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.step import Update
 from ard_fast.training.trainer import Trainer
