@@ -10,7 +10,6 @@ import torch
 from op_cases import CASES, prepared
 
 from ard_fast import attacks, functional, reference
-from ard_fast.attacks import adapters
 from ard_fast.functional import _ops
 from ard_fast.losses import ARDLoss
 
@@ -115,12 +114,6 @@ def test_a_step_count_that_the_state_cannot_count():
         functional.checkpoint_windows(10**9)
 
 
-@pytest.mark.parametrize("name", ["targeted", "random_start", "clamp_start"])
-def test_a_text_is_no_flag(name):
-    with pytest.raises(TypeError, match=f"{name} must be True or False, got 'false'"):
-        attacks.PGD(**{name: "false"})
-
-
 # Losses that take more than one tensor by position, and how many: the order of these is torch's own.
 SEVERAL = {"kl_distill_loss": 2, "attack_loss": 2, "attack_gradient": 2}
 LOSSES = [(part, name) for part in (functional, reference) for name in part.__all__ if name.endswith("_loss")]
@@ -157,28 +150,9 @@ def test_the_loss_module_says_at_once_what_is_wrong():
         ARDLoss(reduction="average")
 
 
-@pytest.mark.filterwarnings("ignore:bn=.eval. cannot be applied")
-@pytest.mark.parametrize("answer", [lambda x: x.flatten(1)[:, :0], lambda x: x.flatten(1) + 0j, lambda x: [x]])
-def test_what_a_model_returns_is_named_after_it(answer):
-    for attack in (attacks.PGD(steps=1), attacks.InTurn([attacks.FGSM()])):
-        with pytest.raises(ValueError, match="model must return logits"):
-            attack(answer, X, torch.tensor([0, 1, 2]))
-
-
-def test_std_that_makes_infinite_pixels():
-    adapter = adapters.TorchattacksAdapter(lambda x: x.flatten(1), attacks.PGD(steps=1))
-    with pytest.raises(ValueError, match="std must be finite and above 0"):
-        adapter.set_normalization_used([0.5], [0.0])
-
-
 def test_a_start_on_another_device_than_the_images():
     with pytest.raises(RuntimeError, match=r"start must be on the device of x \(cpu\), got meta"):
         functional.APGDRun(X, X.to("meta"), eps=0.1)
-
-
-def test_a_class_is_no_target_model():
-    with pytest.raises(TypeError, match=r"y must be target logits, a target model, or None .*, got type"):
-        attacks.KLPGD(steps=1)(lambda x: x.flatten(1), X, float)
 
 
 def test_an_eps_without_numbers_is_named():

@@ -197,12 +197,12 @@ class GradientAttack(Settings):
                 y, target_classes = self._own_targets(model, x, cast("Tensor | None", y), target_classes)
             with ExitStack() as modes:
                 networks = modes.enter_context(attack_mode(model, self.bn))
-                seen = [bool(networks) or self._warn_of_unseen(model, self.bn)]
+                seen = self._has_modules(networks, model, self.bn)
                 if not isinstance(y, Tensor):
                     targets = modes.enter_context(attack_mode(y, "eval"))
-                    seen.append(bool(targets) or self._warn_of_unseen(y, "eval", "target model"))
+                    seen &= self._has_modules(targets, y, "eval", "target model")
                     networks = [*networks, *targets]
-                coupled = self.bn != "eval" or not all(seen) or uses_batch_statistics(networks)
+                coupled = self.bn != "eval" or not seen or uses_batch_statistics(networks)
                 return self.search(Problem(model, x, y, target_classes, mask, sample_ids, coupled), seed)
 
     def loss_at(self, logits: Tensor, y: Tensor, target_classes: Tensor | None = None) -> Tensor:
@@ -381,20 +381,17 @@ class GradientAttack(Settings):
         check_precondition(x, self.eps, self.bounds, self.norm)
         kinds.add(kind)
 
-    def _warn_of_unseen(self, model: Model, bn: str, name: str = "model") -> bool:
-        """Warn, once for a type of callable, that no module was found behind the model or target model.
-
-        Returns:
-            Whether there is nothing to warn of: a callable that says what it reads has no modes.
-        """
-        kind = type(model)
-        said = _ONCE.setdefault(self, set())
-        if is_fixed(model) or kind in said:
-            return is_fixed(model)
+    def _has_modules(self, found: Sequence[nn.Module], model: Model, bn: str, name: str = "model") -> bool:
+        """Whether modules were found behind the model, or none are needed; else a warning, once for a type."""
+        if found or is_fixed(model):
+            return True
+        kind, said = type(model), _ONCE.setdefault(self, set())
+        if kind in said:
+            return False
         said.add(kind)
-        found = model.__qualname__ if isinstance(model, (FunctionType, MethodType)) else kind.__qualname__
+        called = model.__qualname__ if isinstance(model, (FunctionType, MethodType)) else kind.__qualname__
         warnings.warn(
-            f"bn={bn!r} cannot be applied: no torch.nn.Module was found behind the {name}, {found}. If it uses one, "
+            f"bn={bn!r} cannot be applied: no torch.nn.Module was found behind the {name}, {called}. If it uses one, "
             "batch norm and dropout stay as they are and running statistics may move: pass the module, or a "
             "torch.nn.Module around it",
             stacklevel=3,

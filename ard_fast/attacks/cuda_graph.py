@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -90,11 +90,12 @@ class GraphedFunction:
         if len(devices) != 1:
             raise ValueError(f"inputs must be at least one tensor, all of one device, got {sorted(map(str, devices))}")
         device = devices.pop()
-        with _current(device):
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             if self.failed is not None or not self.backend.usable(device):
                 return self.function(dict(inputs))
             self.backend.in_order()
-            kind = self._kind((key, _layouts(inputs), _modes(device)), inputs)
+            layouts = tuple((name, x.shape, x.stride(), x.dtype, x.device) for name, x in inputs.items())
+            kind = self._kind((key, layouts, _modes(device)), inputs)
             kind.take(inputs)
             addresses = self._addresses()
             if kind.graph is not None and kind.addresses != addresses:
@@ -184,14 +185,6 @@ class _Kind:
             for name, buffer in self.inputs.items():
                 if inputs[name] is not buffer:
                     buffer.copy_(inputs[name])
-
-
-def _current(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _layouts(inputs: Mapping[str, Tensor]) -> Hashable:
-    return tuple((name, x.shape, x.stride(), x.dtype, x.device) for name, x in inputs.items())
 
 
 def _modes(device: torch.device) -> Hashable:

@@ -205,7 +205,10 @@ class StreamedLoader(Loader):
         if images.device.type != "cpu" or images.dtype != torch.uint8:
             raise ValueError(f"split: expected uint8 images on the CPU, got {images.dtype} on {images.device}")
         self._source = images.numpy()
-        self._places = torch.arange(self._most(), device=self.device)
+        chosen = [self._share(step, 0).images for step in (0, self.steps - 1)]
+        # The largest batch of this process is the first micro-batch of the first step or of the last.
+        largest = max(images.stop - images.start for images in chosen)
+        self._places = torch.arange(largest, device=self.device)
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def batches(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
@@ -237,11 +240,6 @@ class StreamedLoader(Loader):
             thread.shutdown(cancel_futures=True)
             if self._side is not None:  # the buffers go back to torch, and a copy may be under way
                 torch.cuda.current_stream(self.device).wait_stream(self._side)
-
-    def _most(self) -> int:
-        """Images in this process's largest batch: the first micro-batch of the first step or of the last."""
-        chosen = [self._share(step, 0).images for step in (0, self.steps - 1)]
-        return max(images.stop - images.start for images in chosen)
 
 
 def make_loader(split: Split, *, device: torch.device, resident: str = "auto", **settings: Any) -> Loader:

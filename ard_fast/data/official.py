@@ -111,8 +111,7 @@ def load_cifar(
         variant: `CIFAR10` or `CIFAR100`.
         data_dir: the folder that holds `cifar-10-batches-bin` or `cifar-10-batches-py` (`cifar-100-binary` or
             `cifar-100-python`), or one of these itself.
-        val_size: how many of the training images to hold out, at least one a class; None as in `load_dataset`.
-        only: as in `load_dataset`; the files of the other splits are not read.
+        val_size, only: as in `load_dataset`; the files of splits that are not wanted are not read.
 
     Raises:
         FileNotFoundError: neither layout is there, or a file of it is missing.
@@ -292,8 +291,7 @@ def load_mnist(
     Args:
         variant: `MNIST` or `FASHION_MNIST`. The files do not say which of the two they are.
         data_dir: the folder with the four IDX files, plain or `.gz`, or with one of `variant.folders` in it.
-        val_size: how many of the training images to hold out, at least 10; None as in `load_dataset`.
-        only: as in `load_dataset`; the files of the other splits are not read.
+        val_size, only: as in `load_dataset`; the files of splits that are not wanted are not read.
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -142,19 +142,12 @@ def of_files(
 
 
 def hold_out(source: Split, val_size: int | None, *, num_classes: int) -> tuple[Split, Split]:
-    """Cut about `val_size` images out of the training images for validation, each class in the same proportion.
+    """(train, val): about `val_size` images cut out of the training images, each class in the same proportion.
 
-    Args:
-        source: all training images.
-        val_size: `num_classes` to `len(source) - num_classes`; a class's share of it is rounded. None is 1,000, but at
-            most a tenth of the images and at least one of each class.
-        num_classes: how many classes there are.
-
-    Returns:
-        (train, val), always the same ones for the same labels.
+    They are always the same ones for the same labels; `val_size` is that of `load_dataset`.
 
     Raises:
-        ValueError: `val_size` is out of its range.
+        ValueError: `val_size` is not `num_classes` to `len(source) - num_classes`.
     """
     train, val = (torch.from_numpy(part) for part in held_out_positions(source.labels.numpy(), val_size, num_classes))
     return source.take(train), source.take(val)
@@ -176,11 +169,8 @@ def held_out_positions(labels: np.ndarray, val_size: int | None, num_classes: in
 def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
     """An order of positions 0..N-1 whose every beginning holds the classes in the proportions of the whole.
 
-    Each class's images, shuffled, are spread evenly over (0, 1); all are sorted by that place, equals by chance.
-
-    Args:
-        labels: integer `[N]`.
-        seed: fixes the order; the same on every platform.
+    Each class's images, shuffled, are spread evenly over (0, 1); all are sorted by that place, equals by chance. It is
+    the same for one seed on every platform.
     """
     rng = np.random.default_rng(seed)
     place = np.empty(len(labels))
@@ -191,15 +181,9 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def stratified_positions(labels: np.ndarray, shares: list[float], seed: int) -> list[np.ndarray]:
-    """Cut positions 0..N-1 into len(shares) + 1 disjoint parts, each class in the same proportions.
+    """Positions 0..N-1 cut into len(shares) + 1 disjoint parts, each class in the same proportions.
 
-    Args:
-        labels: integer `[N]`.
-        shares: the share of each class (0 to 1) in the first, second, ... part; the last part is the rest.
-        seed: fixes the cut; the same on every platform.
-
-    Returns:
-        Sorted int64 arrays of positions.
+    The last one is what is left. Each is sorted, and the same for one seed on every platform.
     """
     rng = np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in range(len(shares) + 1)]

@@ -152,10 +152,8 @@ def _timm_factory(name: str, argument: str) -> Callable[..., nn.Module]:
         raise ValueError(f"{argument}: timm has no network {name!r}{f'; did you mean {_TIMM}:{near}?' if near else ''}")
 
     def build(*, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
-        def make() -> nn.Module:
-            return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **options)
-
-        return _make(make, f"{_TIMM}:{name}", argument)
+        settings = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels, **options}
+        return _make(lambda: timm.create_model(name, **settings), f"{_TIMM}:{name}", argument)
 
     return build
 

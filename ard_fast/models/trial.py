@@ -213,11 +213,8 @@ def try_network(
     return Form(layout, precision, tuple(notes))
 
 
-class _Pass(NamedTuple):
-    """What a network made of the images in a mode."""
-
-    logits: Tensor
-    gradient: Tensor | None  # of the images; None where the logits have none
+_Pass = tuple[Tensor, Tensor | None]
+"""What a network made of the images in a mode: logits, and their gradient for the images, None where there is none."""
 
 
 class _Trial:
@@ -251,7 +248,7 @@ class _Trial:
                 f"{self.label}: warning: its output looks like probabilities; the losses apply a softmax of their "
                 "own, so it learns little: return logits, without the softmax"
             )
-        if differs(_Pass(part, None), _Pass(whole[: len(part)], None)) and not self._is_random(plain):
+        if differs((part, None), (whole[: len(part)], None)) and not self._is_random(plain):
             self.notes.append(
                 f"{self.label}: in eval mode an image's logits depend on the other images of its batch (batch "
                 "statistics?), so figures depend on the batch size"
@@ -308,7 +305,7 @@ class _Trial:
                     f"{self.label}: its logits have no gradient for any of its weights in train mode (frozen weights, "
                     "no_grad or detach inside?)"
                 )
-        return _Pass(logits.detach().float(), gradients[0])
+        return logits.detach().float(), gradients[0]
 
 
 def logits_and_gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -321,7 +318,7 @@ def logits_and_gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[T
     return logits.detach(), gradient
 
 
-def differs(found: tuple[Tensor, Tensor | None], expected: tuple[Tensor, Tensor | None]) -> str | None:
+def differs(found: _Pass, expected: _Pass) -> str | None:
     """How logits and input gradients differ by more than rounding explains, in words; None where they do not."""
     (logits, gradient), (others, other_gradient) = found, expected
     for_logits, for_gradient = _TOLERANCES["cpu" if logits.device.type == "cpu" else "other"]

@@ -67,7 +67,8 @@ class InferenceNetwork:
             self._network, self.folded = self.differentiable, self.differentiable.folded
             fold = f"{self.folded[0]} of {self.folded[1]} batch norms folded"
         except Unfoldable as error:
-            self._network, self.folded = _unfolded(network, sample, precision, layout), (0, _count_norms(network))
+            norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+            self._network, self.folded = _unfolded(network, sample, precision, layout), (0, norms)
             fold = f"not folded: {error}"
         difference = (self(sample) - expected).abs().max().item()
         self.facts = (
@@ -85,10 +86,6 @@ class InferenceNetwork:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 logits = self._network(x)
         return logits[:count].to(torch.float32, copy=True)
-
-
-def _count_norms(network: nn.Module) -> int:
-    return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
 def _unfolded(network: nn.Module, sample: Tensor, precision: str, layout: torch.memory_format) -> nn.Module:

@@ -53,6 +53,8 @@ class TestTorchattacksAdapter:
         assert model(adapter(inputs, y)).argmax(1).equal(model(inputs).argmin(1))
         with pytest.raises(ValueError, match="mean and std must have one value a channel each, got 3 and 1"):
             adapter.set_normalization_used(MEAN, [1.0])
+        with pytest.raises(ValueError, match="std must be finite and above 0"):
+            adapter.set_normalization_used(MEAN, [0.1, 0.0, 0.1])
 
     def test_modes(self, batch, device, capsys):
         x, y = batch

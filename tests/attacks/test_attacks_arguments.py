@@ -38,7 +38,10 @@ EVERY = (PGD, FGSM, MIFGSM, CWLinf, KLPGD, FGSMRS, NFGSM, APGD, APGDT)
         ("relative_step", -1.0, "relative_step must be finite and at least 0", ValueError),
         ("noise", -1.0, "noise must be finite and at least 0", ValueError),
         ("rho", -1.0, "rho must be finite and at least 0", ValueError),
-        ("random_start", "no", "random_start must be True or False", TypeError),
+        *(
+            (name, "no", f"{name} must be True or False", TypeError)
+            for name in ("targeted", "random_start", "clamp_start")
+        ),
         ("drop_every", -1, "drop_every must be an int from 0", ValueError),
         ("n_targets", 0, "n_targets must be an int of at least 1, got 0", ValueError),
     ],
@@ -76,6 +79,7 @@ X, Y = torch.rand(2, 3, 6, 6), torch.tensor([1, 2])
         ("y must be a tensor, or None .*, got Sequential", small_net(), PGD(), {}, TypeError),
         ("y must be a tensor, or None .*, got int", 3, APGD(), {}, TypeError),
         ("y must be target logits, a target model, or None .*, got int", 3, KLPGD(), {}, TypeError),
+        ("y must be target logits, a target model, or None .*, got type", float, KLPGD(), {}, TypeError),
         ("y must be target logits .* for loss='kl', got torch.int64", Y, KLPGD(), {}, TypeError),
         (r"y must have shape \[2, C\] for loss='kl', got \(1, 10\)", torch.zeros(1, 10), KLPGD(), {}, ValueError),
         ("y must be int64 labels for loss='dlr', got torch.int32", Y.int(), PGD(loss="dlr"), {}, TypeError),
@@ -281,10 +285,13 @@ def test_one_logit_is_refused(name):
 
 OUTPUTS = {
     "dict": (lambda z: {"features": z[:, :3], "logits": z}, r"got dict; give lambda x: model\(x\)\['logits'\]"),
+    "no logits": (lambda z: z[:, :0], r"C >= 2, got \(2, 0\)"),
+    "list": (lambda z: [z], r"got list; give lambda x: model\(x\)\[0\]"),
     "tuple": (lambda z: (z, None), r"got tuple; give lambda x: model\(x\)\[0\]"),
     "named": (namedtuple("Named", "aux logits")._make, r"got Named; give lambda x: model\(x\)\.logits"),
     "object": (lambda z: SimpleNamespace(loss=None, logits=z), r"got SimpleNamespace; .* model\(x\)\.logits"),
     "nothing": (lambda z: None, "got NoneType; give a callable that returns the logits alone"),
+    "complex": (lambda z: z + 0j, "a floating dtype, got torch.complex64"),
     "pixels": (lambda z: z[..., None, None], r"got \(2, 4, 1, 1\); give lambda x: model\(x\)\.flatten\(1\)"),
     "squeezed": (lambda z: z[:, 0], r"got \(2,\); .* returns torch.stack\(\[torch.zeros_like\(z\), z\], 1\)"),
 }
@@ -296,7 +303,7 @@ def test_an_output_that_is_not_logits_names_the_wrapper(kind):
     net = classifier(4)
     output = (lambda x: make((net(x), net(x)))) if kind == "named" else (lambda x: make(net(x)))
     for attack in (PGD(steps=1), InTurn([PGD(steps=1)])):
-        with pytest.raises(ValueError, match=r"model must return logits of shape \[2, C\], " + message):
+        with pytest.raises(ValueError, match=r"model must return logits of (shape \[2, C\], )?" + message):
             attack(output, X, Y)
 
 

@@ -30,20 +30,7 @@ pytestmark = [
 ]
 CPU = torch.device("cpu")
 OF_A_BATCH = {"BatchStatistics"}
-TINY = [
-    "--epochs",
-    "1",
-    "--subset",
-    "48",
-    "--test-subset",
-    "16",
-    "--batch-size",
-    "16",
-    "--val-steps",
-    "1",
-    "--steps",
-    "1",
-]
+TINY = "--epochs 1 --subset 48 --test-subset 16 --batch-size 16 --val-steps 1 --steps 1".split()  # noqa: SIM905
 
 
 def images(count=12):

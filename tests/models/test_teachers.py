@@ -201,16 +201,6 @@ def test_a_table_is_written_again_when_an_eighth_of_it_is_new(tmp_path):
     assert teacher.cache.path.stat().st_mtime_ns > before
 
 
-def test_of_two_runs_at_once_the_last_one_writes_the_file(tmp_path):
-    one, other = teacher_of(tmp_path), teacher_of(tmp_path)
-    expect_exact(one, 2)
-    expect_exact(other, 1, seed=3)
-    for teacher in (one, other):
-        teacher.cache.save()
-    third = teacher_of(tmp_path)
-    assert expect_exact(third, 1, seed=3) == 1.0 and expect_exact(third, 2) < 1.0
-
-
 def damaged(content):
     """Bytes of a file that must not be used, by what happened to it."""
     flipped = bytearray(content)
