@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, stopping, a parser with hints for misspelt flags, models with fields as flags."""
+"""What the commands share: exit codes, stopping, a parser that knows the nearest flag, models with fields as flags."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _EXAMPLES = 64  # test images that the pictures are chosen from
 
 
 def draw_examples(
-    path: Path, network: nn.Module, dataset: Dataset, attack: Attack, *, eps: float, seed: int, channels_last: bool
+    path: Path, network: nn.Module, dataset: Dataset, attack: Attack, *, eps: float, channels_last: bool
 ) -> bool:
     """Pictures of some test images, clean and under attack, with what the network takes them for.
 
@@ -33,16 +33,13 @@ def draw_examples(
         dataset: a sample of its test images is attacked.
         attack: within `eps`, L-infinity.
         eps: radius.
-        seed: of the attack.
         channels_last: give the network images in that layout.
 
     Returns:
         Whether there was anything to show: an image that is right as it is.
     """
     chosen = dataset.test.sample(min(_EXAMPLES, len(dataset.test)))
-    evaluator = Evaluator(
-        network, chosen, levels=dataset.levels, norm="linf", eps=eps, seed=seed, channels_last=channels_last
-    )
+    evaluator = Evaluator(network, chosen, levels=dataset.levels, norm="linf", eps=eps, channels_last=channels_last)
     evaluator.clean()
     evaluator.run(Step(_ROBUST, ((_ROBUST, attack),)))
     return draw_pictures(path, evaluator, class_names=dataset.class_names)

@@ -223,12 +223,8 @@ class RunFolder:
             inputs: hashes of its images and teachers (`TrainingState.inputs`).
 
         Raises:
-            DamagedRun: the state is missing or damaged, or of another run, or the folder was started with another
-                configuration, other images or another teacher.
+            DamagedRun: the state is missing or damaged, or of another run, other images or another teacher.
         """
-        values = identity(config)
-        if identity(self.config()) != values:
-            raise DamagedRun(f"resume: {self.path} was started with another configuration")
         if not self.state.is_file():  # stopped before its first checkpoint: from the start
             if self.last.is_file():
                 raise DamagedRun(
@@ -237,7 +233,7 @@ class RunFolder:
                 )
             self.rewrite_metrics([])
             return None
-        state = load_state(self.state)
+        state, values = load_state(self.state), identity(config)
         differing = [
             name
             for name, value in state.config.items()

@@ -50,7 +50,7 @@ class Trainer:
 
     Args:
         config: of a single method (not a comparison).
-        folder: where the run's files go; made by `run`.
+        folder: where the run's files go; it has the configuration.
         env: data set, device and stop request.
         teachers: networks by role ("teacher", "clean_teacher"), from `load_network`.
     """
@@ -123,18 +123,15 @@ class Trainer:
         """Train to the end and return the summary; a folder that was started before goes on exactly where it stopped.
 
         Raises:
-            DamagedRun: the folder was started with another configuration, other images or another teacher.
+            DamagedRun: the folder was started with other images or another teacher, or its state cannot be used.
             Interrupted: a stop was requested; the checkpoint was written.
             NonFiniteLoss: training diverged.
         """
         inputs = self.world.from_main(self._inputs)
-        if self.world.from_main(self.folder.config_file.exists):
-            state = self.world.from_main(lambda: self.folder.state_to_resume(self.config, inputs))
-            if state is not None:  # the run's other files are made from it again
-                self.load(state)
-                self.world.from_main(self._write_weights)
-        else:
-            self.world.from_main(lambda: self.folder.start(self.config))
+        state = self.world.from_main(lambda: self.folder.state_to_resume(self.config, inputs))
+        if state is not None:  # the run's other files are made from it again
+            self.load(state)
+            self.world.from_main(self._write_weights)
         self.state.inputs = inputs
         steps, passes = self.loader.steps, self.config.passes()
         done = steps * self.state.epoch + self.state.step
@@ -360,7 +357,6 @@ class Trainer:
             self.env.dataset,
             self._attack(PGD20_STEPS),
             eps=self.config.eps,
-            seed=EVALUATION_SEED,
             channels_last=self.compute.channels_last,
         )
         write_run_report(self.folder, summary, self.describe(), test_last, self.state.best_epoch, pictures=shown)

@@ -70,14 +70,27 @@ def test_processes_count_every_image_once():
     assert whole.robust < whole.clean == pytest.approx(100 * 19 / 23)
 
 
-def test_evaluate_leaves_no_trace_even_after_an_exception():
+def mixed_network():
+    """A network in train mode, a part of it in eval mode, another part frozen."""
     model = build_model("resnet18", in_channels=1, width=2).train()
     model.layer2.eval()
     model.layer3[0].conv1.weight.requires_grad_(False)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    modes = [module.training for module in model.modules()]
-    split = random_images(30)[1]
-    state, asked = torch.get_rng_state(), []
+    return model
+
+
+def trace(model):
+    """What an evaluation must leave as it was: tensors as lists, modes, gradients, random state, TF32."""
+    return (
+        [value.tolist() for value in (*model.state_dict().values(), torch.get_rng_state())],
+        [module.training for module in model.modules()],
+        [(parameter.requires_grad, parameter.grad) for parameter in model.parameters()],
+        (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32),
+    )
+
+
+def test_evaluate_leaves_no_trace_even_after_an_exception():
+    model, split, asked = mixed_network(), random_images(30)[1], []
+    before = trace(model)
 
     def stop():
         asked.append(True)
@@ -86,11 +99,7 @@ def test_evaluate_leaves_no_trace_even_after_an_exception():
 
     with pytest.raises(RuntimeError, match="asked to stop"):
         evaluate(model, split, levels=16, attack=PGD3, batch_size=10, between_batches=stop)
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert modes == [module.training for module in model.modules()]
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert not model.layer3[0].conv1.weight.requires_grad and model.conv1.weight.requires_grad
-    assert torch.equal(state, torch.get_rng_state())
+    assert trace(model) == before
 
 
 def test_an_empty_split_is_refused():
@@ -266,24 +275,14 @@ def failing(model, x, y, **keys):
 
 
 def test_attacks_leave_no_trace_in_the_network_even_after_an_exception():
-    model = build_model("resnet18-tiny", in_channels=1).train()
-    model.layer2.eval()
-    model.layer3[0].conv1.weight.requires_grad_(False)
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    modes = [module.training for module in model.modules()]
-    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    split = dark_images(4)
-    split = Split(split.images.repeat(1, 1, 4, 4), torch.arange(4) % 2, split.ids)
-    made = evaluator(split, model)
+    model, split = mixed_network(), random_images(4)[1]
+    before = trace(model)
+    made = evaluator(split, model, levels=16)
     everything = torch.ones(4, dtype=torch.bool)
     made.attack("backward", Backward(), everything, 0.5)
     with pytest.raises(RuntimeError, match="the attack fails"):
         made.attack("failing", failing, everything, 0.5)
-    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
-    assert modes == [module.training for module in model.modules()]
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert not model.layer3[0].conv1.weight.requires_grad and model.conv1.weight.requires_grad
-    assert tf32 == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    assert trace(model) == before
 
 
 def test_a_stop_keeps_what_is_finished():

@@ -81,15 +81,6 @@ def test_a_run_and_its_checkpoint_are_the_same_network(tmp_path, digits):
     assert not same(load_model(tmp_path / "run" / "last.safetensors", None, digits).network, network)
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_a_pickle_of_tensors(tmp_path, digits, wrapped):
-    network = build_model("digits-teacher")
-    state = {f"module.{key}": value for key, value in network.state_dict().items()}
-    torch.save({"state_dict": state, "epoch": 3} if wrapped else state, tmp_path / "weights.pt")
-    loaded = load_model(tmp_path / "weights.pt", "digits-teacher", digits)
-    assert same(loaded.network, network) and not loaded.network.training
-
-
 def test_a_factory_alone_and_with_weights(tmp_path, digits, package):
     from safetensors.torch import save_file
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -64,25 +63,20 @@ class Run:
         self.step = self.graphed or trainer.update
         self.outcome = Outcome({})
 
-    def train(self, epochs: int | None = None, first: int = 0, skip: int = 0, stop: int | None = None) -> Outcome:
-        """Epochs from `first` on, of the first one without its first `skip` steps, of the last one up to `stop`."""
+    def train(self, epochs: int | None = None) -> Outcome:
+        """So many epochs, or all."""
         trainer, config = self.trainer, self.config
-        last = config.passes() if epochs is None else first + epochs
-        for epoch in range(first, last):
+        for epoch in range(config.passes() if epochs is None else epochs):
             trainer.state.epoch = epoch
             trainer.student.train()
             trainer.method.begin_epoch(epoch)
-            begin = skip if epoch == first else 0
-            batches = trainer.loader.batches(epoch, begin)
-            for step in range(begin, trainer.loader.steps if epoch < last - 1 or stop is None else stop):
+            for step, parts in enumerate(trainer._steps()):
                 trainer.state.step = step
-                parts = list(islice(batches, config.accumulate))
                 self.outcome.sums.append(self.step(parts, epoch=epoch, rates=trainer.rates()).clone())
-            batches.close()
-            if stop is None or epoch < last - 1:
-                if trainer.average is not None:
-                    trainer.average.after_epoch(epoch)
-                self.outcome.figures.append(trainer.method.end_epoch())
+            trainer.state.step = 0
+            if trainer.average is not None:
+                trainer.average.after_epoch(epoch)
+            self.outcome.figures.append(trainer.method.end_epoch())
         self.outcome.tensors = self.tensors()
         return self.outcome
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import os
 import signal
@@ -13,26 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from short_runs import short_digits
 from torch import multiprocessing, nn
 
-from ard_fast.data import Dataset, load_dataset
 from ard_fast.train import main
 from ard_fast.training import runs, trainer
 from ard_fast.training.distributed import connect
 
-VAL, TEST = 41, 50  # odd: the processes evaluate different numbers of images
-
-
-def short_dataset(name: str, **settings: Any) -> Dataset:
-    """The digits with few validation and test images."""
-    data = load_dataset(name, **settings)
-    short = {"val": data.val.take(torch.arange(VAL)), "test": data.test.take(torch.arange(TEST))}
-    return dataclasses.replace(data, **short)
-
 
 def make_quick() -> None:
     """Cut this process's runs down to what is tested: few images to evaluate, no report."""
-    runs.load_dataset = short_dataset
+    runs.load_dataset = short_digits
     trainer.write_run_report = lambda *args, **settings: None
 
 

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from process_pair import Pair, make_quick, train, with_world
+from process_pair import Pair, train, with_world
 from safetensors.torch import load_file
+from short_runs import metrics, small_and_tidy
 from tolerances import SAME_RUN_ATOL
 
 from ard_fast.methods import METHODS
 from ard_fast.models import build_model
-from ard_fast.training import runs, trainer
 from ard_fast.training.checkpoint import load_state, save_weights
 from ard_fast.training.distributed import World
-from ard_fast.training.run_folder import RunFolder
+
+__all__ = ["small_and_tidy"]  # a fixture
 
 # 3 steps an epoch; the last has one image, so that the second process works on padding.
 SMALL = ["--subset", "65", "--batch-size", "32", "--val-steps", "1", "--epochs", "2"]
 PLAIN = ["--student", "process_pair:plain_network"]  # on a CPU each process has its own batch statistics
-OWN = ("images_per_s", "elapsed_s")  # and hits of caches: figures of a process
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +31,6 @@ def pair():
     pair = Pair()
     yield pair
     pair.close()
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    for module, name in ((runs, "load_dataset"), (trainer, "write_run_report")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # puts back what make_quick changes
-    make_quick()
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def command(name, folder, *more):
@@ -64,11 +54,6 @@ def furthest(a, b):
     """The largest difference between the tensors of two dicts with the same keys."""
     assert a.keys() == b.keys()
     return max((float((a[key].double() - b[key].double()).abs().max()) for key in a), default=0.0)
-
-
-def metrics(folder):
-    rows = RunFolder(folder).metrics()
-    return [{key: row[key] for key in row if key not in OWN and not key.endswith("_hits")} for row in rows]
 
 
 def assert_same_run(one, two):
