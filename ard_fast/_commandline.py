@@ -97,7 +97,7 @@ def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), unit: str
         help: its line in `--help`.
         choices: the names that it takes, or that it takes a list of; empty for any.
         unit: what its numbers are, for the error when one is out of range.
-        limits: ge, gt, le or lt, as pydantic's.
+        limits: ge, gt, le, lt or min_length, as pydantic's.
     """
     return Field(default, description=help, json_schema_extra={"choices": list(choices), "unit": unit}, **limits)
 

@@ -276,8 +276,10 @@ def validate(config: TrainConfig) -> None:
         weights = getattr(config, f"{role}_weights")
         if weights is not None and not is_path(role, getattr(config, role)):
             raise ValueError(f"{role}_weights: expected none, unless {role} is a checkpoint file, got {weights!r}")
+    if len(set(config.compare_methods)) < len(config.compare_methods):
+        raise ValueError(f"compare_methods: expected each method once, got {', '.join(config.compare_methods)}")
     milestones = config.milestone_epochs()
-    if list(milestones) != sorted(milestones):
+    if list(milestones) != sorted(milestones) or min(milestones, default=0) < 0:
         raise ValueError(f"milestones: expected increasing epochs, got {milestones}")
     check_device_name(config.device)
     if config.precision == "tf32" and config.device == "cpu":

@@ -38,7 +38,7 @@ class WhatSettings(FlagModel):
     )
     seed: int = setting(0, "decides weights, data order and attacks", ge=0)
     compare_methods: tuple[str, ...] = setting(
-        ("at", "ard"), "methods of a comparison, as at --method", choices=tuple(METHODS)
+        ("at", "ard"), "methods of a comparison, as at --method", choices=tuple(METHODS), min_length=1
     )
     compare_seeds: int = setting(3, "seeds of a comparison: seed, seed + 1, ...", ge=1)
 
