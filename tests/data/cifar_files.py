@@ -7,45 +7,34 @@ import numpy as np
 CIFAR10_FILES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
 
 
-def _write_bin(path, records):
-    np.concatenate(records, axis=1).tofile(path)
+SETS = {  # folders of the binary and the python files, files, key of the labels, classes
+    "cifar10": ("cifar-10-batches-bin", "cifar-10-batches-py", CIFAR10_FILES, b"labels", 10),
+    "cifar100": ("cifar-100-binary", "cifar-100-python", ["train", "test"], b"fine_labels", 100),
+}
 
 
-def fake_cifar(root, count=40, layout="bin", seed=0):
-    """CIFAR-10 with `count` images a file; returns {file: (images [N, 3072], labels)}."""
+def fake_cifar(root, count=40, layout="bin", seed=0, name="cifar10"):
+    """A data set with `count` images a file; returns {file: (images [N, 3072], labels)}."""
     rng = np.random.default_rng(seed)
-    folder = root / f"cifar-10-batches-{layout}"
+    bin_dir, py_dir, files, label_key, classes = SETS[name]
+    folder = root / (bin_dir if layout == "bin" else py_dir)
     folder.mkdir(parents=True)
     content = {}
-    for name in CIFAR10_FILES:
+    for file in files:
         images = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
-        labels = np.arange(count, dtype=np.uint8) % 10
-        content[name] = images, labels
+        labels = (np.arange(count) * (7 if classes == 100 else 1) % classes).astype(np.uint8)
+        content[file] = images, labels
+        coarse = labels // 5
         if layout == "bin":
-            _write_bin(folder / f"{name}.bin", [labels[:, None], images])
+            heads = [coarse[:, None]] if classes == 100 else []
+            np.concatenate([*heads, labels[:, None], images], axis=1).tofile(folder / f"{file}.bin")
         else:
             names = [f"{k}.png".encode() for k in range(count)]
-            batch = {b"batch_label": name.encode(), b"labels": labels.tolist(), b"data": images, b"filenames": names}
-            (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
-    return content
-
-
-def fake_cifar100(root, count=200, layout="bin", seed=0):
-    """CIFAR-100 with `count` training and `count` test images; returns {file: (images, coarse, fine)}."""
-    rng = np.random.default_rng(seed)
-    folder = root / ("cifar-100-binary" if layout == "bin" else "cifar-100-python")
-    folder.mkdir(parents=True)
-    content = {}
-    for name in ("train", "test"):
-        images = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
-        fine = (np.arange(count, dtype=np.uint16) * 7 % 100).astype(np.uint8)
-        coarse = fine // 5
-        content[name] = images, coarse, fine
-        if layout == "bin":
-            _write_bin(folder / f"{name}.bin", [coarse[:, None], fine[:, None], images])
-        else:
-            names = [f"{k}.png".encode() for k in range(count)]
-            batch = {b"fine_labels": fine.tolist(), b"coarse_labels": coarse.tolist(), b"data": images}
-            batch[b"filenames"] = names
-            (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+            batch = {
+                label_key: labels.tolist(),
+                b"data": images,
+                b"filenames": names,
+                b"coarse_labels": coarse.tolist(),
+            }
+            (folder / file).write_bytes(pickle.dumps(batch, protocol=2))
     return content

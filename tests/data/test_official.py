@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from cifar_files import CIFAR10_FILES, fake_cifar, fake_cifar100
+from cifar_files import SETS, fake_cifar
 from mnist_files import fake_mnist
 
 from ard_fast.data import load_dataset
@@ -24,13 +24,9 @@ def load(data_dir, name="cifar10", val_size=20, **settings):
 
 def made(name, root, layout):
     """Files of a data set; (training images [N, pixels], labels, test images, labels) as written."""
-    if name == "cifar10":
-        content = fake_cifar(root, layout=layout)
-        train = [np.concatenate([content[file][k] for file in CIFAR10_FILES[:5]]) for k in (0, 1)]
-        return *train, *content["test_batch"]
-    if name == "cifar100":
-        content = fake_cifar100(root, layout=layout)
-        return content["train"][0], content["train"][2], content["test"][0], content["test"][2]
+    if name in SETS:
+        *train, test = fake_cifar(root, 40 if name == "cifar10" else 200, layout, name=name).values()
+        return *(np.concatenate(parts) for parts in zip(*train, strict=True)), *test
     content = fake_mnist(root / layout.removesuffix(".gz"), packed=layout.endswith(".gz"))
     arrays = [content[file] for file in FILES]
     return arrays[0].reshape(60, -1), arrays[1], arrays[2].reshape(60, -1), arrays[3]
