@@ -26,6 +26,11 @@ class Outcome(NamedTuple):
     fooled: Tensor
     loss: Tensor
 
+    def write(self, where: Tensor, part: Outcome) -> None:
+        """Put an outcome of some samples in their places."""
+        for whole, piece in zip(self, part, strict=True):
+            whole[where] = piece
+
 
 @dataclass(eq=False, repr=False)
 class APGD(GradientAttack):
@@ -91,9 +96,9 @@ class APGD(GradientAttack):
         if self.restarts == 1:
             return self.attempt(problem, seed).x_adv
         seed = seed_tensor(seed, problem.x.device)
-        kept = _Kept(problem.x)
+        kept = self._nothing_found(problem.x)
         for restart in range(self.restarts):
-            if not kept.try_on_the_rest(self, problem, seed + restart):
+            if not self._try_on_the_rest(problem, kept, seed + restart):
                 break
         return kept.x_adv
 
@@ -101,12 +106,17 @@ class APGD(GradientAttack):
         """One run from one start."""
         x_adv = self.project(self.start(problem, seed), problem)
         run = self.begin(problem, x_adv)
-        dropped = _Dropped(problem.x) if self.drop_every else None
+        whole = self._nothing_found(problem.x) if self.drop_every else None
+        left = torch.arange(len(problem.x), device=problem.x.device)
         for step in range(self.steps):
-            if dropped is not None and step and step % self.drop_every == 0:
-                problem, run = dropped.drop(problem, run)
-                if not len(problem.x):
-                    return dropped.outcome
+            if whole is not None and step and step % self.drop_every == 0:
+                fooled = run.fooled
+                gone, stay = fooled.nonzero()[:, 0], (~fooled).nonzero()[:, 0]
+                if len(gone):
+                    whole.write(left[gone], Outcome(run.x_fooled[gone], fooled[gone], run.loss_best[gone]))
+                    problem, run, left = problem.take(stay), run.take(stay), left[stay]
+                if not len(left):
+                    return whole
                 x_adv = run.x_adv
             x_adv = self.advance(problem, x_adv, run)
         loss, correct = self.rows(problem, x_adv)
@@ -115,7 +125,28 @@ class APGD(GradientAttack):
         fooled = run.fooled.float()
         select_best_(run.x_best, torch.zeros_like(fooled), run.x_fooled, fooled)
         last = Outcome(run.x_best, run.fooled, run.loss_best)
-        return last if dropped is None else dropped.add(last)
+        if whole is None:
+            return last
+        whole.write(left, last)
+        return whole
+
+    def _nothing_found(self, x: Tensor, fooled: Tensor | None = None) -> Outcome:
+        """For `write`: the images themselves, of the lowest loss."""
+        fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device) if fooled is None else fooled
+        return Outcome(x.clone(), fooled, torch.full((len(x),), float("-inf"), device=x.device))
+
+    def _try_on_the_rest(self, problem: Problem, kept: Outcome, seed: Tensor) -> bool:
+        """One run on the samples not fooled yet, which keep what is better; False if there are none."""
+        left = (~kept.fooled).nonzero()[:, 0]
+        if not len(left):
+            return False
+        if len(left) == len(kept.fooled):
+            found = self.attempt(problem, seed)
+        else:
+            found = self.for_samples(left).attempt(problem.take(left), seed)
+        better = found.fooled | (found.loss > kept.loss[left])
+        kept.write(left[better], Outcome(*(part[better] for part in found)))
+        return True
 
     def begin(self, problem: Problem, x_adv: Tensor) -> APGDRun:
         """The state machine."""
@@ -189,62 +220,10 @@ class APGDT(APGD):
         labels = cast("Tensor", problem.y)
         check_labels(labels, logits)
         wrong = logits.scatter(1, labels[:, None], float("-inf")).argsort(dim=1, descending=True, stable=True)
-        kept = _Kept(problem.x, fooled=logits.argmax(1) != labels)
+        kept = self._nothing_found(problem.x, fooled=logits.argmax(1) != labels)
         for target in range(min(self.n_targets, logits.shape[1] - 1)):
             aimed = replace(problem, target_classes=wrong[:, target])
             for restart in range(self.restarts):
-                if not kept.try_on_the_rest(self, aimed, seed + (target * self.restarts + restart)):
+                if not self._try_on_the_rest(aimed, kept, seed + (target * self.restarts + restart)):
                     return kept.x_adv
         return kept.x_adv
-
-
-class _Kept:
-    """What several runs have found for each sample: a misclassified point, or that of the highest loss."""
-
-    def __init__(self, x: Tensor, fooled: Tensor | None = None) -> None:
-        self.x_adv = x.clone()
-        self._fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device) if fooled is None else fooled
-        self._loss = torch.full((len(x),), float("-inf"), device=x.device)
-
-    def try_on_the_rest(self, attack: APGD, problem: Problem, seed: Tensor) -> bool:
-        """One run on the samples not fooled yet; False if there are none."""
-        left = (~self._fooled).nonzero()[:, 0]
-        if not len(left):
-            return False
-        if len(left) == len(self._fooled):
-            found = attack.attempt(problem, seed)
-        else:
-            found = attack.for_samples(left).attempt(problem.take(left), seed)
-        better = found.fooled | (found.loss > self._loss[left])
-        chosen = left[better]
-        self.x_adv[chosen] = found.x_adv[better]
-        self._loss[chosen] = found.loss[better]
-        self._fooled[left] = found.fooled
-        return True
-
-
-class _Dropped:
-    """The samples that have left a run, and where those that are still in it belong."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.outcome = Outcome(torch.empty_like(x), x.new_zeros(len(x), dtype=torch.bool), x.new_zeros(len(x)))
-        self._left = torch.arange(len(x), device=x.device)
-
-    def drop(self, problem: Problem, run: APGDRun) -> tuple[Problem, APGDRun]:
-        """Put the fooled samples aside; what is left of the problem and of the run."""
-        fooled = run.fooled
-        gone, stay = fooled.nonzero()[:, 0], (~fooled).nonzero()[:, 0]
-        if not len(gone):
-            return problem, run
-        self._write(self._left[gone], Outcome(run.x_fooled[gone], fooled[gone], run.loss_best[gone]))
-        self._left = self._left[stay]
-        return problem.take(stay), run.take(stay)
-
-    def add(self, last: Outcome) -> Outcome:
-        """Everything, with the outcome of the samples that stayed to the end."""
-        self._write(self._left, last)
-        return self.outcome
-
-    def _write(self, where: Tensor, part: Outcome) -> None:
-        for whole, piece in zip(self.outcome, part, strict=True):
-            whole[where] = piece
