@@ -1,7 +1,5 @@
 """Which network is evaluated, with which settings, and what is refused in one clear line."""
 
-import os
-
 import pytest
 import torch
 from torch import nn
@@ -94,14 +92,6 @@ def test_a_factory_alone_and_with_weights(tmp_path, digits, package):
         assert same(loaded.network, other) and loaded.file == tmp_path / name
 
 
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
 @pytest.mark.parametrize(
     ("source", "model", "message"),
     [
@@ -111,20 +101,14 @@ class Evil:
         (None, "digits-teacher", "needs a checkpoint"),
         ("w.pt", None, r"run: .*does not say which network it is; name it with --model"),
         ("w.pt", "{}.models:wide", r"run: .*w\.pt does not fit .*:wide with 10 classes: .*size mismatch"),
-        ("w.pt", "digits-teacher", r"run: .*w\.pt does not fit digits-teacher"),
-        ("evil.pt", "{}.models:make", r"run: cannot read .*evil\.pt"),
         ("run", "digits-teacher", "model: .* holds 'digits-student', not 'digits-teacher'"),
-        ("junk.safetensors", "digits-teacher", r"run: .*junk\.safetensors cannot be read"),
     ],
 )
 def test_networks_that_are_refused(tmp_path, digits, package, source, model, message):
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict(), tmp_path / "w.pt")
-    torch.save({"state_dict": Evil(tmp_path / "ran")}, tmp_path / "evil.pt")
-    (tmp_path / "junk.safetensors").write_bytes(b"junk")
     run_folder(tmp_path / "run")
     with pytest.raises(ValueError, match=message):
         load_model(source and tmp_path / source, model and model.format(package), digits)
-    assert not (tmp_path / "ran").exists()
 
 
 # ---- settings -----------------------------------------------------------------------------------------------------

@@ -145,14 +145,11 @@ def test_wrong_types_are_refused(name, text, message):
         ({"eps": -0.1}, r"eps: expected 0 to 1, in units of pixels in \[0, 1\].*got -0.1"),
         ({"method": "at", "step_size": 8.0}, r"step_size: expected 0 to 1, in .* \(8/255, not 8\), got 8.0"),
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size: expected at least 1"),
         ({"lr": 0.0}, "lr: expected more than 0"),
         ({"lr": float("nan")}, "lr: expected a finite number"),
-        ({"steps": 0}, "steps: expected at least 1"),
         ({"save_every_seconds": -1.0}, "save_every_seconds: expected at least 0"),
         ({"momentum": 1.0}, "momentum: expected 0 to below 1"),
         ({"alpha": 1.5}, "alpha: expected 0 to 1"),
-        ({"temperature": 0.0}, "temperature: expected more than 0"),
         ({"milestones": (5, 3)}, "milestones: expected increasing epochs"),
         ({"device": "tpu"}, "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         ({"method": "arl"}, "method: unknown value 'arl'; did you mean 'ard'"),
@@ -167,7 +164,6 @@ def test_wrong_types_are_refused(name, text, message):
         ),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"method": "ard", "teacher": None}, "teacher: method ard needs --teacher"),
-        ({"method": "kd", "teacher": None}, "teacher: method kd needs --teacher"),
         ({"compare_methods": ()}, "compare_methods: expected a list of names, got"),
         ({"compare_methods": ("at", "at")}, "compare_methods: expected each method once, got at, at"),
         ({"milestones": (-1, 3)}, "milestones: expected increasing epochs"),
@@ -211,7 +207,7 @@ def test_unknown_keys_of_a_file_get_the_nearest(tmp_path):
         ("[" * 100_000, "nested too deeply|is not YAML"),
         ("epochs: " + "9" * 10_000, "is not YAML"),
         ("seed: 2020-99-99\n", "is not YAML"),
-        ("epochs: \x00\n", "is not YAML"),
+        (b"epochs: \xff\xfe", "is not YAML"),
         ("", "must hold `key: value` lines, got NoneType"),
         ("1: 2\n", "unknown key '1'"),
         ("? [1, 2]\n: 3\n", "is not YAML"),
@@ -224,17 +220,11 @@ def test_unknown_keys_of_a_file_get_the_nearest(tmp_path):
 def test_hostile_and_broken_files_are_refused(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "c.yaml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message) as raised:
         read_yaml(path)
     assert "\n" not in str(raised.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["c.yaml"]
-
-
-def test_a_file_that_is_no_text_is_refused(tmp_path):
-    (tmp_path / "c.yaml").write_bytes(b"epochs: \xff\xfe")
-    with pytest.raises(ValueError, match="is not YAML"):
-        read_yaml(tmp_path / "c.yaml")
 
 
 # ---- the command line ---------------------------------------------------------------------------------------------

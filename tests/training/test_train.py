@@ -181,8 +181,6 @@ def test_no_batch_leaves_one_image_to_a_batch_norm_that_needs_two(tmp_path, caps
 def files_to_refuse(folder):
     """Teachers and data sets that fit nothing."""
     save_teacher(folder / "seven.safetensors", num_classes=7)
-    (folder / "nonsense.safetensors").write_bytes(b"nonsense")
-    torch.save(build_model("digits-teacher").state_dict(), folder / "nameless.pt")
     (folder / "empty").mkdir()
     broken = save_teacher(folder / "broken.safetensors")
     for parameter in broken.parameters():
@@ -203,8 +201,6 @@ ARD, CIFAR = ["--method", "ard"], ["--dataset", "cifar10", "--data-dir", ".", "-
         ),
         ([*CIFAR, *ARD, "--teacher", "digits-teacher"], "teacher: digits-teacher takes 8x8 images"),
         ([*ARD, "--teacher", "seven.safetensors"], "has num_classes 7, the data set needs 10"),
-        ([*ARD, "--teacher", "nonsense.safetensors"], "nonsense.safetensors cannot be read as a state dict"),
-        ([*ARD, "--teacher", "nameless.pt"], "does not say which network it is; name it with --teacher-model"),
         ([*ARD, "--teacher", "empty"], "holds no best.safetensors"),
         ([*ARD, "--teacher", "broken.safetensors"], "teacher: logits of 4 of 4 clean images are not finite"),
         (
@@ -219,7 +215,6 @@ ARD, CIFAR = ["--method", "ard"], ["--dataset", "cifar10", "--data-dir", ".", "-
             [*AT, "--student", "test_train:flat_network", "--batch-size", "5", "--accumulate", "3"],
             "batch_size: 5 images in 3 parts leave a part with one image",
         ),
-        (["--method", "at", "--device", "cuda:99"], "device: cuda:99 "),
         (["--method", "at", "--graph", "iteration"], "graph: expected auto or off on device cpu"),
     ],
 )
