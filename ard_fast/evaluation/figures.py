@@ -21,12 +21,7 @@ def plot_accuracy(
 ) -> None:
     """Robust accuracy against the radius: the curve, and every attack at its own radius.
 
-    Args:
-        path: a png file, replaced atomically.
-        evaluator: after `clean`; attacks without an accuracy of their own show the worst case.
-        curve_name: the attack of the curve.
-        curve: may be empty.
-        title: above the plot.
+    To be called after `clean`. Attacks without an accuracy of their own show the worst case.
     """
     from matplotlib.figure import Figure  # slow to import; without pyplot no display and no global state is touched
 
@@ -76,12 +71,7 @@ def _draw_bars(axes: Any, results: Sequence[StepResult]) -> None:
 def draw_pictures(path: Path, evaluator: Evaluator, *, class_names: Sequence[str]) -> bool:
     """A grid of clean images, scaled perturbations and adversarial images, with the network's predictions.
 
-    Fooled images come first, classes in turn; then images that no attack fooled.
-
-    Args:
-        path: a png file, replaced atomically.
-        evaluator: after at least one attack.
-        class_names: by label.
+    Fooled images come first, classes in turn; then images that no attack fooled. To be called after an attack.
 
     Returns:
         False, and no file, if the network classifies no clean image correctly.

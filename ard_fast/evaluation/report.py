@@ -60,14 +60,12 @@ def explain_columns(results: Sequence[StepResult], *, cascade: bool) -> list[str
 
 
 def _step_cells(result: StepResult) -> list[str]:
-    """A line of the table: an attack or an ensemble."""
     reused = len(result.stages) == 1 and result.stages[0].reused
     robust = "-" if result.robust_acc is None else f"{result.robust_acc:.2f}"
     return [result.name, str(result.attacked), robust, f"{result.worst_case_acc:.2f}", *_cost_cells(result, reused)]
 
 
 def _stage_cells(stage: StageResult, total: int) -> list[str]:
-    """A line of the table: a stage of an ensemble."""
     left = f"{100.0 * stage.left / total:.2f}"
     return [f"  {stage.name}", str(stage.attacked), left, "", *_cost_cells(stage, stage.reused)]
 
@@ -90,7 +88,6 @@ def _all_cells(results: Sequence[StepResult]) -> list[list[str]]:
 
 
 def _fixed_width(cells: Sequence[str]) -> str:
-    """A line as it is printed."""
     first, *rest = (
         cell.ljust(width) if index == 0 else cell.rjust(width)
         for index, (cell, (_, width)) in enumerate(zip(cells, _COLUMNS, strict=True))
@@ -223,13 +220,7 @@ def write_results(
 ) -> dict[str, Any]:
     """Write results.json, and return its content: accuracies in percent, times in seconds, eps with pixels in [0, 1].
 
-    Args:
-        folder: of the results.
-        about: model, settings, images and versions.
-        evaluator: its results are the table.
-        outcome: everything else.
-        planned: the attacks of the whole evaluation.
-        complete: whether everything asked for has been done.
+    `about` is model, settings, images and versions; `planned` are the attacks of the whole evaluation.
     """
     results = evaluator.results
     points = [{**point._asdict(), "stage": asdict(point.stage)} for point in outcome.curve]

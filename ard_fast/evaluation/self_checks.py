@@ -100,14 +100,8 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, *, num_classes: int) -> 
 def check_normalisation(model: nn.Module, x: Tensor, y: Tensor, dataset: str, result: SelfCheck) -> None:
     """Whether accuracy is far higher with a usual normalisation of the input, or without the one that is applied.
 
-    A difference is reported from 5 points and four standard deviations of its chance value (McNemar) on.
-
-    Args:
-        model: gives logits `[B, C]`.
-        x: float32 `[B, ...]`, pixels in [0, 1].
-        y: int64 `[B]`.
-        dataset: its name.
-        result: the finding is added to it.
+    A difference is reported from 5 points and four standard deviations of its chance value (McNemar) on; it is added to
+    `result`. Arguments are as those of `check_model`.
     """
     if isinstance(model, Normalised):
         others = {"without the mean and std given or in the file": model.network}
@@ -311,14 +305,8 @@ class TeacherWorth(NamedTuple):
 def measure_teacher(network: nn.Module, dataset: Dataset, *, eps: float, step_size: float, steps: int) -> TeacherWorth:
     """Measure a teacher in seconds: on up to 256 validation images, fewer if the first ones take long.
 
-    Random state and modes are unchanged afterwards.
-
-    Args:
-        network: in eval mode, on the device of the validation images.
-        dataset: whose validation images are taken.
-        eps: radius of the L-infinity ball.
-        step_size: of PGD.
-        steps: of PGD.
+    The network is in eval mode; the attack is PGD in the L-infinity ball. Random state and modes are unchanged
+    afterwards.
     """
     split = dataset.val
     order = torch.from_numpy(stratified_order(split.labels.cpu().numpy(), EVALUATION_SEED))

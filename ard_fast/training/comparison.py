@@ -332,10 +332,7 @@ def gap_line(group: Group, other: Group) -> str:
 def report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str, list[RunFolder]]) -> None:
     """Table, plot, report and summary of a comparison; its headline is the last of `compare_methods`.
 
-    Args:
-        config: of the comparison.
-        folder: its own.
-        results: for each role and method the folders of its runs, one a seed.
+    `results` are those of `run_comparison`.
     """
     groups = {name: group_runs(known(read_run(run)) for run in runs)[0] for name, runs in results.items()}
     comparison = Comparison(list(groups.values()))

@@ -32,16 +32,7 @@ def describe_run(
     *,
     computing: Sequence[str],
 ) -> list[str]:
-    """Every convention that decides what the run's figures mean, a line each.
-
-    Args:
-        config: of a single method.
-        dataset: what is trained on.
-        student: the network.
-        method: built from `config`.
-        teachers: by role.
-        computing: how an update computes, in words.
-    """
+    """Every convention that decides what the run's figures mean, a line each; `computing`: how an update computes."""
     spec = METHODS[config.method]
     learns_from = "".join(f" <- {role.replace('_', ' ')} {getattr(config, role)}" for role in spec.teachers)
     crop = f"crop pad {config.crop_padding}" if config.crop_padding else "no crop"
@@ -102,15 +93,7 @@ def teacher_warnings(config: TrainConfig, worths: Mapping[str, TeacherWorth], nu
 def collapse_warnings(
     config: TrainConfig, what: str, accuracy: Accuracy, *, labels: Tensor, num_classes: int
 ) -> list[str]:
-    """A warning if a network has learned nothing.
-
-    Args:
-        config: of the run.
-        what: has been evaluated.
-        accuracy: of it.
-        labels: of the images that it was evaluated on.
-        num_classes: of the data set.
-    """
+    """A warning if the network called `what`, evaluated on images with these labels, has learned nothing."""
     wrong = collapsed(accuracy, labels, num_classes)
     if wrong is None:
         return []
@@ -127,14 +110,8 @@ def collapse_warnings(
 def late_warnings(
     config: TrainConfig, rows: Sequence[Mapping[str, Any]], labels: Tensor, num_classes: int
 ) -> list[str]:
-    """A warning when the last validations found nothing learned; once, and again after a success.
-
-    Args:
-        config: of the run.
-        rows: lines of its metrics so far.
-        labels: of the validation images.
-        num_classes: of the data set.
-    """
+    """A warning when the last validations, by the rows of the metrics, found nothing learned; once, and again after a
+    success."""
     validated = [row for row in rows if row["val_clean"] is not None]
     found = []
     for row in validated:

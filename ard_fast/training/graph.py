@@ -69,13 +69,6 @@ def choose_graph(wanted: str, device: torch.device, method: Method, world: World
     "auto" is the whole step on CUDA with one process; with several the attack, where it exchanges nothing, since the
     gradients travel in the middle of a step; nothing on a CPU.
 
-    Args:
-        wanted: of `GRAPHS`.
-        device: of the run.
-        method: what is trained.
-        world: the processes that share each step.
-        sync_bn: whether batch statistics are those of all processes.
-
     Raises:
         ValueError: what is wanted cannot be captured.
     """

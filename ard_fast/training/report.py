@@ -27,14 +27,6 @@ def draw_examples(
 ) -> bool:
     """Pictures of some test images, clean and under attack, with what the network takes them for.
 
-    Args:
-        path: a png file, replaced in one step.
-        network: on the device of `dataset.test`.
-        dataset: a sample of its test images is attacked.
-        attack: within `eps`, L-infinity.
-        eps: radius.
-        channels_last: give the network images in that layout.
-
     Returns:
         Whether there was anything to show: an image that is right as it is.
     """
@@ -56,13 +48,8 @@ def write_run_report(
 ) -> None:
     """report.md and plot.png of one run.
 
-    Args:
-        folder: its metrics are read.
-        summary: test figures of the best checkpoint.
-        conventions: the lines printed when the run started.
-        last: test figures of the last epoch.
-        best_epoch: the epoch of the best checkpoint.
-        pictures: whether there are some (`draw_examples`).
+    The summary has the test figures of the best checkpoint, `last` has those of the last epoch. `conventions` are the
+    lines printed when the run started, `pictures` what `draw_examples` said.
     """
     rows = [
         [f"best (epoch {best_epoch}, by validation)", f"{summary['clean_acc']:.2f}", f"{summary['pgd20_acc']:.2f}"],

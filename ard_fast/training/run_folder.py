@@ -197,12 +197,7 @@ class RunFolder:
         write_text(self.summary_file, json.dumps(summary, indent=2) + "\n")
 
     def check_inputs(self, before: Mapping[str, str], now: Mapping[str, str], config: TrainConfig) -> None:
-        """Refuse to go on with other images or teachers than those of the run's start.
-
-        Args:
-            before: what the training state says (`TrainingState.inputs`).
-            now: the same of what was loaded, as far as it is to be compared.
-            config: where that is.
+        """Refuse to go on with other images or teachers than those of the run's start (`TrainingState.inputs`).
 
         Raises:
             DamagedRun: names the first that differs and its place.
@@ -217,10 +212,6 @@ class RunFolder:
 
     def state_to_resume(self, config: TrainConfig, inputs: Mapping[str, str]) -> TrainingState | None:
         """The state to go on from, after which the metrics have been set; None before the first checkpoint.
-
-        Args:
-            config: of the run that is to go on.
-            inputs: hashes of its images and teachers (`TrainingState.inputs`).
 
         Raises:
             DamagedRun: the state is missing or damaged, or of another run, other images or another teacher.

@@ -26,7 +26,7 @@ from ard_fast.training.settings import COMPARE
 from ard_fast.training.trainer import Trainer
 
 
-def prepare(config: TrainConfig, stop: StopRequest, world: World | None = None) -> Environment:
+def prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environment:
     """Load the data and check everything that can be checked before any work.
 
     The main process prepares before the others, so that it alone downloads and decodes.
@@ -34,7 +34,6 @@ def prepare(config: TrainConfig, stop: StopRequest, world: World | None = None) 
     Raises:
         ValueError, FileNotFoundError: no such device, data, teacher, or networks that do not fit.
     """
-    world = world or World()
     env = world.main_first(lambda: _prepare(config, stop, world))
     for role, network in env.given.items():
         _refuse_untrained(config, role, network, env)
