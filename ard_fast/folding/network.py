@@ -115,7 +115,9 @@ class FoldedNetwork:
         found = {id(views.source(chain.norm)) for chain in folding if chain.norm is not None}
         self.folded = len(found), len(norms)
         try:
-            self._weights = FoldedWeights([_source(chain, views) for chain in folding], self.dtype, self.layout)
+            # the network's own modules, whose tensors live
+            pairs = [(views.source(chain.conv), views.source(chain.norm)) for chain in folding]
+            self._weights = FoldedWeights([FoldLayer(*pair) for pair in pairs], self.dtype, self.layout)
         except (ValueError, RuntimeError) as error:  # float64 parameters, say
             raise Unfoldable(str(error)) from error
         self._sums = []
@@ -131,12 +133,10 @@ class FoldedNetwork:
 
     def _layers(self, chains: list[Chain], folding: list[Chain]) -> list[nn.Module]:
         """What takes the place of each chain; notes in `_sums` which shifts belong together."""
-        numbers = {id(chain): number for number, chain in enumerate(folding)}
+        numbers = {chain: number for number, chain in enumerate(folding)}
         shifts = {
-            id(chain): None
-            if chain.norm is None and chain.conv.bias is None
-            else self._weights.shift(numbers[id(chain)])
-            for chain in folding
+            chain: None if chain.norm is None and chain.conv.bias is None else self._weights.shift(number)
+            for chain, number in numbers.items()
         }
         ends = {chain.nodes[-1]: chain for chain in folding}
         for chain in folding:
@@ -144,24 +144,22 @@ class FoldedNetwork:
             # the shift of a convolution that is only added elsewhere can be added there, in the same pass
             if added is None or added.conv is None or len(added.nodes[-1].users) > 1:
                 continue
-            if added.relu or added.addition is not None or shifts[id(added)] is None:
+            if added.relu or added.addition is not None or shifts[added] is None:
                 continue
-            first, second = shifts[id(added)], shifts[id(chain)]
-            shifts[id(added)] = None
-            if second is None:
-                shifts[id(chain)] = first
-            else:
-                shifts[id(chain)] = torch.empty_like(first)
-                self._sums.append(_Sum(shifts[id(chain)], first, second))
+            first, second = shifts[added], shifts[chain]
+            shifts[added], shifts[chain] = None, first
+            if second is not None:
+                shifts[chain] = torch.empty_like(first)
+                self._sums.append(_Sum(shifts[chain], first, second))
         layers = []
         for chain in chains:
-            number = numbers.get(id(chain))
+            number = numbers.get(chain)
             if number is None:
                 layers.append(Affine(None, None, relu=True))
             elif chain.conv is None:
-                layers.append(Affine(self._weights.scale(number), shifts[id(chain)], chain.relu))
+                layers.append(Affine(self._weights.scale(number), shifts[chain], chain.relu))
             else:
-                weight, shift = self._weights.weight(number), shifts[id(chain)]
+                weight, shift = self._weights.weight(number), shifts[chain]
                 layers.append(Convolution(chain.conv, weight, shift, chain.relu, self.layout))
         return layers
 
@@ -185,11 +183,6 @@ class _Sum(NamedTuple):
     both: Tensor
     first: Tensor
     second: Tensor
-
-
-def _source(chain: Chain, views: EvalViews) -> FoldLayer:
-    """The network's own modules, whose tensors live."""
-    return FoldLayer(*(None if view is None else views.source(view) for view in (chain.conv, chain.norm)))
 
 
 def _replace(traced: fx.GraphModule, chain: Chain, name: str, layer: nn.Module) -> None:

@@ -73,9 +73,9 @@ class EvalViews:
                     return (source._parameters if name in source._parameters else source._buffers), name
         return None
 
-    def source(self, view: nn.Module) -> nn.Module:
-        """The module of the network that a view is of."""
-        return self._sources[id(view)]
+    def source(self, view: nn.Module | None) -> Any:
+        """The module of the network that a view is of; None for None."""
+        return None if view is None else self._sources[id(view)]
 
     def _view(self, module: nn.Module) -> nn.Module:
         if id(module) in self._views:
@@ -246,7 +246,7 @@ _ADDITIONS = (operator.add, torch.add, "add")
 _RELUS = (torch.relu, tf.relu, "relu")
 
 
-@dataclass
+@dataclass(eq=False)
 class Chain:
     """Nodes that one layer takes the place of: convolution, batch norm, addition and ReLU, in this order.
 

@@ -25,13 +25,6 @@ def batch(device):
 
 
 class TestTorchattacksAdapter:
-    def test_attacks_as_the_attack_does(self, batch, device):
-        x, y = batch
-        model = small_net().to(device)
-        attack = PGD(eps=EPS, step_size=0.03, steps=3, random_start=False)
-        assert TorchattacksAdapter(model, attack)(x, y).equal(attack(model, x, y))
-        assert TorchattacksAdapter(model, attack)(x).equal(attack(model, x))
-
     def test_normalised_inputs_are_attacked_in_pixels(self, batch, device):
         """Within eps of the pixels and inside their range; targets come from the model of normalised inputs."""
         x, y = batch

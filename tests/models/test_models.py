@@ -92,9 +92,7 @@ def test_the_shortcut_reads_what_its_form_says(name):
         out = block(x)
         seen = torch.relu(norm(x)) if name == "preactresnet18" else x
         if name.startswith("dm"):  # 3x3, padded at the bottom and right
-            expected = torch.nn.functional.conv2d(
-                torch.nn.functional.pad(x, (0, 1, 0, 1)), block.shortcut.weight, None, 2
-            )
+            expected = tf.conv2d(tf.pad(x, (0, 1, 0, 1)), block.shortcut.weight, None, 2)
         else:
             expected = tf.conv2d(seen, block.shortcut[0].weight, None, 2)
     torch.testing.assert_close(out, expected)
@@ -106,10 +104,8 @@ def test_dm_networks_normalise_pixels():
     plain = build_model("dm-preactresnet18", width=8, mean=(0.0,) * 3, std=(1.0,) * 3).eval()
     usual = build_model("dm-preactresnet18", width=8).eval()
     usual.load_state_dict({**plain.state_dict(), "mean": usual.mean, "std": usual.std})
-    seen = (x - torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)) / torch.tensor([0.2471, 0.2435, 0.2616]).view(
-        3, 1, 1
-    )
-    torch.testing.assert_close(usual(x), plain(seen))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)))
+    torch.testing.assert_close(usual(x), plain((x - mean) / std))
     assert build_model("dm-preactresnet18", 100, width=8).mean.flatten()[0] == torch.tensor(0.5071)
     assert build_model("dm-preactresnet18", in_channels=1, width=8).std.flatten().tolist() == [1.0]
     with pytest.raises(ValueError, match="mean: expected 3 numbers, one for each channel, got 2"):

@@ -245,10 +245,7 @@ endless["model"] = endless
         (endless, "holds no state dict of tensors"),
         ([1, 2], "holds no state dict of tensors; it is of type list"),
         ({}, "holds no state dict of tensors"),
-        (
-            {"fc.bias": 3.0, "x": torch.zeros(1)},
-            "holds no state dict of tensors; beside tensors it holds 'fc.bias': float",
-        ),
+        ({"fc.bias": 3.0, "x": torch.zeros(1)}, "no state dict of tensors; beside tensors it holds 'fc.bias': float"),
         ({1: torch.zeros(1)}, "holds no state dict of tensors"),
         ({"fc.weight": torch.eye(64)[:10].to_sparse()}, "a tensor that no network has"),
         ({"fc.weight": torch.zeros(10, 64, dtype=torch.complex64)}, "a tensor that no network has"),
