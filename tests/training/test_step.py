@@ -47,14 +47,15 @@ def steps(update, count=1, rate=0.01):
 @pytest.mark.parametrize(("cuts", "gamma"), [([24], 0.0), ([16, 8], 0.0), ([16, 8], 0.05)])
 def test_a_step_is_the_plain_one_written_out(cuts, gamma):
     """Attacks first, then the gradient of the mean loss over all micro-batches, at weights that are moved up that loss
-    where gamma is not 0; SGD with momentum and weight decay on every parameter at the rates given, the move undone, and
-    the average of the weights after it."""
+    where gamma is not 0; SGD with momentum (there Nesterov's) and weight decay on every parameter at the rates given,
+    the move undone, and the average of the weights after it."""
     student = make_student()
     average = WeightAverage(student, kind="ema", decay=0.5)
-    settings = {"momentum": 0.8, "weight_decay": 0.05, "fold": "false", "attack_bn": "eval"}
-    update = make_update("at", student, average, awp_gamma=gamma, awp_warmup_share=0.0, **settings)
+    settings = {"momentum": 0.8, "weight_decay": 0.05, "nesterov": gamma > 0.0}
+    how = {"awp_gamma": gamma, "awp_warmup_share": 0.0, "fold": "false", "attack_bn": "eval"}
+    update = make_update("at", student, average, **how, **settings)
     plain = copy.deepcopy(student)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=1.0, momentum=0.8, weight_decay=0.05)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=1.0, **settings)
     weights = [parameter for parameter in plain.parameters() if parameter.dim() > 1]
     means = None
     for seed, rate in enumerate((0.1, 0.02, 0.3)):
