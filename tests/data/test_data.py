@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ard_fast.data import Split, load_dataset
-from ard_fast.data.splits import pixels
+from ard_fast.data.splits import hold_out, pixels
 
 # ---- digits -------------------------------------------------------------------------------------------------------
 
@@ -91,6 +91,8 @@ def test_samples_never_change():
     # A change here makes every figure measured before on a part of the images incomparable.
     assert load_dataset("digits", test_subset=8).test.ids.tolist() == [91, 711, 878, 1329, 1547, 1616, 1638, 1710]
     assert torch.equal(sorted_split(40, 40).sample(10).ids, sorted_split(40, 40).sample(10).ids)
+    _, val = hold_out(sorted_split(40, 40), 8, num_classes=2)
+    assert val.ids.tolist() == [9, 21, 25, 38, 43, 60, 65, 69]
 
 
 def test_unknown_dataset_gets_the_nearest():
