@@ -11,6 +11,7 @@ import pytest
 import torch
 from folded_cases import Branches, images, trained
 from safetensors.torch import load_file
+from torch import nn
 
 from ard_fast.data import ResidentLoader, Split
 from ard_fast.models import Normalised, build_model
@@ -293,6 +294,14 @@ def test_without_views_or_a_cache_the_network_is_asked(tmp_path):
     with torch.no_grad():
         assert torch.equal(plain.clean(batch), net(batch.x))
     assert plain.conventions() == [] and plain.network is net
+
+
+def test_logits_that_depend_on_the_batch_are_not_kept():
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Flatten(), nn.Linear(4 * 6 * 6, CLASSES)).eval()
+    teacher = teacher_of("auto", net, padding=0, flip=False)
+    for batch in batches(2, padding=0, flip=False):  # each image twice, among others
+        torch.testing.assert_close(teacher.clean(batch), net(batch.x))
 
 
 def test_on_the_device(device, tmp_path):
