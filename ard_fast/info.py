@@ -51,11 +51,7 @@ def _operators(extension: _load.Extension, level: str) -> dict[str, dict[str, st
 
 
 def collect() -> dict[str, Any]:
-    """Everything that the report shows, as plain values.
-
-    Returns:
-        A dictionary that `json.dumps` takes.
-    """
+    """Everything that the report shows, as plain values that `json.dumps` takes."""
     extension = _load.load()
     build = dict(extension.build_info)
     level = torch.ops.ard_fast.simd_level()

@@ -31,6 +31,14 @@ def full_float32(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def threads_put_back() -> Iterator[None]:
+    """Commands set the number of threads of the process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Of the emulated GPU: tests/ops/conftest.py."""
     parser.addoption("--gpu", default="", help="run tests/ops on emulated GPUs, such as sm_90 or sm_80,sm_120")

@@ -113,7 +113,9 @@ class Job:
         x = pixels(chosen.images, self.dataset.levels).contiguous(memory_format=self.form.layout)
         found = check_model(self.model, x, chosen.labels, num_classes=self.dataset.num_classes)
         if settings.mean is not None or settings.source is None or not written_by_run(settings.source):
-            check_normalisation(self.model, x, chosen.labels, self.dataset.name, found)
+            normaliser = check_normalisation(self.model, x, chosen.labels, self.dataset.name)
+            if normaliser:
+                found.add("normalisation", normaliser)
         if self.loaded.others and settings.weights is None:
             found.add("weights", f"{self.loaded.choice()} (choose with --weights).")
         classes = other_classes(settings.source, self.dataset)

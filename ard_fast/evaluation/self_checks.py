@@ -97,11 +97,14 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, *, num_classes: int) -> 
     return result
 
 
-def check_normalisation(model: nn.Module, x: Tensor, y: Tensor, dataset: str, result: SelfCheck) -> None:
+def check_normalisation(model: nn.Module, x: Tensor, y: Tensor, dataset: str) -> str:
     """Whether accuracy is far higher with a usual normalisation of the input, or without the one that is applied.
 
-    A difference is reported from 5 points and four standard deviations of its chance value (McNemar) on; it is added to
-    `result`. Arguments are as those of `check_model`.
+    Arguments are as those of `check_model`.
+
+    Returns:
+        A warning for a difference of at least 5 points and four standard deviations of its chance value (McNemar), else
+        an empty text.
     """
     if isinstance(model, Normalised):
         others = {"without the mean and std given or in the file": model.network}
@@ -119,13 +122,12 @@ def check_normalisation(model: nn.Module, x: Tensor, y: Tensor, dataset: str, re
     text, better = max(found.items(), key=lambda item: int(item[1].sum()))
     gained, changed = int(better.sum()) - int(right.sum()), int((better != right).sum())
     if gained < _NORMALISER_GAIN * len(y) or gained < _NORMALISER_SIGMA * math.sqrt(changed):
-        return
+        return ""
     shares = [100.0 * float(part.float().mean()) for part in (right, better)]
-    result.add(
-        "normalisation",
+    return (
         f"{shares[0]:.1f} % of {len(y)} images are classified correctly, and {shares[1]:.1f} % {text}: the network "
         "seems to have been trained that way, so these figures do not show what it can do. Give the normalisation "
-        "that it was trained with.",
+        "that it was trained with."
     )
 
 
@@ -321,10 +323,9 @@ def measure_teacher(network: nn.Module, dataset: Dataset, *, eps: float, step_si
         right = [total + value * len(part) for total, value in zip(right, accuracy, strict=True)]
         images += len(part)
     clean, robust = (total / images for total in right)
-    part, check = split.take(order[:images]), SelfCheck()
+    part = split.take(order[:images])
     x = part.images.float() / dataset.levels
-    check_normalisation(network, x, part.labels, dataset.name, check)
-    normaliser = " ".join(finding.message for finding in check.findings)
+    normaliser = check_normalisation(network, x, part.labels, dataset.name)
     with torch.no_grad():
         return TeacherWorth(clean, robust, steps, images, normaliser, are_probabilities(network(x[: _PARTS[0]])))
 
@@ -332,33 +333,3 @@ def measure_teacher(network: nn.Module, dataset: Dataset, *, eps: float, step_si
 def describe_teacher(worth: TeacherWorth) -> str:
     """For example `clean 97.3 %, PGD-10 61.2 % on 256 validation images`."""
     return f"clean {worth.clean:.1f} %, PGD-{worth.steps} {worth.robust:.1f} % on {worth.images} validation images"
-
-
-def doubts(role: str, worth: TeacherWorth, num_classes: int, *, robust: bool, of_run: bool = False) -> list[str]:
-    """Warnings about a teacher that is probably not what it was taken for.
-
-    Args:
-        role: "teacher" or "clean_teacher".
-        worth: from `measure_teacher`.
-        num_classes: of the data set.
-        robust: whether the method distils this teacher's robustness.
-        of_run: whether it was trained by ard-fast, whose checkpoints hold their normalisation.
-    """
-    flag = f"--{role.replace('_', '-')}"
-    found = describe_teacher(worth)
-    if worth.probabilities:
-        return [
-            f"{role}: its output looks like probabilities; the loss applies a softmax, so these would give nearly "
-            "uniform soft labels: the teacher must return logits, without the softmax"
-        ]
-    if worth.normaliser and not of_run:
-        named = worth.normaliser.replace(" --mean", f" {flag}-mean").replace(" --std", f" {flag}-std")
-        return [f"{role}: {named}"]
-    if at_chance(worth.clean, worth.images, num_classes):
-        return [
-            f"{role}: {found}, and guessing gives {100.0 / num_classes:.1f} %. Check that its weights were loaded, its "
-            f"normalisation ({flag}-mean and {flag}-std), the order of its classes, and the data set it was trained on"
-        ]
-    if robust and worth.robust <= 100.0 / num_classes:
-        return [f"{role}: {found}: it is not robust, but this method relies on a robust teacher"]
-    return []

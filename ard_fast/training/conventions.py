@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ard_fast._typing import known
 from ard_fast.data import Dataset
-from ard_fast.evaluation.evaluator import PGD20_STEPS, Accuracy
-from ard_fast.evaluation.self_checks import TeacherWorth, collapsed, doubts
+from ard_fast.evaluation.evaluator import PGD20_STEPS, Accuracy, at_chance
+from ard_fast.evaluation.self_checks import TeacherWorth, collapsed, describe_teacher
 from ard_fast.methods.base import Method
 from ard_fast.methods.registry import METHODS
 from ard_fast.models import MODELS, count_parameters
@@ -81,13 +81,31 @@ def describe_run(
 
 def teacher_warnings(config: TrainConfig, worths: Mapping[str, TeacherWorth], num_classes: int) -> list[str]:
     """What is odd about the teachers, by what they are worth on the validation images."""
-    found = []
-    for role, worth in worths.items():
-        robust = role == "teacher" and METHODS[config.method].attacks and config.eps > 0
-        source = getattr(config, role)
-        of_run = getattr(config, f"{role}_mean") is None and (source in MODELS or written_by_run(source))
-        found += doubts(role, worth, num_classes, robust=robust, of_run=of_run)
-    return found
+    doubts = {role: _doubt(config, role, worth, num_classes) for role, worth in worths.items()}
+    return [f"{role}: {doubt}" for role, doubt in doubts.items() if doubt]
+
+
+def _doubt(config: TrainConfig, role: str, worth: TeacherWorth, num_classes: int) -> str | None:
+    """Why a teacher is probably not what it was taken for."""
+    source, flag, found = getattr(config, role), f"--{role.replace('_', '-')}", describe_teacher(worth)
+    if worth.probabilities:
+        return (
+            "its output looks like probabilities; the loss applies a softmax, so these would give nearly uniform soft "
+            "labels: the teacher must return logits, without the softmax"
+        )
+    # A run's checkpoint holds its normalisation.
+    of_run = getattr(config, f"{role}_mean") is None and (source in MODELS or written_by_run(source))
+    if worth.normaliser and not of_run:
+        return worth.normaliser.replace(" --mean", f" {flag}-mean").replace(" --std", f" {flag}-std")
+    if at_chance(worth.clean, worth.images, num_classes):
+        return (
+            f"{found}, and guessing gives {100.0 / num_classes:.1f} %. Check that its weights were loaded, its "
+            f"normalisation ({flag}-mean and {flag}-std), the order of its classes, and the data set it was trained on"
+        )
+    needs_robust = role == "teacher" and METHODS[config.method].attacks and config.eps > 0
+    if needs_robust and worth.robust <= 100.0 / num_classes:
+        return f"{found}: it is not robust, but this method relies on a robust teacher"
+    return None
 
 
 def collapse_warnings(

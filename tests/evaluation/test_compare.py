@@ -13,13 +13,6 @@ from ard_fast.training.config import resolve
 from ard_fast.training.run_folder import RunFolder
 
 
-@pytest.fixture(autouse=True)
-def tidy():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def make_run(path, clean=80.0, robust=40.0, attacks=None, finished=True, weights=False, **settings):
     """A finished run's folder without the training."""
     config = resolve({"method": "at", "epochs": 2, **settings})

@@ -23,13 +23,6 @@ from ard_fast.training.checkpoint import load_network
 FILES = {"results.json", "report.md", "accuracy_vs_eps.png", "pictures.png"}
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A digits student, trained adversarially for a second."""

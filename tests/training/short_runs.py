@@ -34,13 +34,10 @@ def short_digits(name: str, **settings: Any) -> Dataset:
 
 @pytest.fixture(autouse=True)
 def small_and_tidy(monkeypatch):
-    """Few validation and test images, no plots; and the thread count that `main` sets is put back."""
+    """Few validation and test images, no plots."""
     monkeypatch.setattr(runs, "load_dataset", short_digits)
     for name in ("write_run_report", "draw_examples"):
         monkeypatch.setattr(trainer, name, lambda *args, **settings: False)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def stop_after(monkeypatch, steps, method="step"):

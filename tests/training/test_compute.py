@@ -25,13 +25,6 @@ from ard_fast.training.run_folder import RunFolder
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
-@pytest.fixture(autouse=True)
-def threads_put_back():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 # ---- settings -----------------------------------------------------------------------------------------------------
 
 
