@@ -114,12 +114,9 @@ class FoldedNetwork:
         norms = {id(module) for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
         found = {id(views.source(chain.norm)) for chain in folding if chain.norm is not None}
         self.folded = len(found), len(norms)
-        try:
-            # the network's own modules, whose tensors live
-            pairs = [(views.source(chain.conv), views.source(chain.norm)) for chain in folding]
-            self._weights = FoldedWeights([FoldLayer(*pair) for pair in pairs], self.dtype, self.layout)
-        except (ValueError, RuntimeError) as error:  # float64 parameters, say
-            raise Unfoldable(str(error)) from error
+        # the network's own modules, whose tensors live
+        pairs = [(views.source(chain.conv), views.source(chain.norm)) for chain in folding]
+        self._weights = FoldedWeights([FoldLayer(*pair) for pair in pairs], self.dtype, self.layout)
         self._sums = []
         for index, layer in enumerate(self._layers(chains, folding)):
             _replace(traced, chains[index], f"folded_{index}", layer)

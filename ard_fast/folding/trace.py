@@ -204,9 +204,6 @@ def _without_in_place(traced: fx.GraphModule) -> None:
                 user.replace_input_with(operand, node)
 
 
-_FUNCTIONS = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv")}
-
-
 def _make_functional(node: fx.Node, traced: fx.GraphModule) -> bool:
     """Whether it was in place."""
     module = module_of(node, traced)
@@ -222,9 +219,6 @@ def _make_functional(node: fx.Node, traced: fx.GraphModule) -> bool:
         return True
     if node.op != "call_function":
         return False
-    if node.target in _FUNCTIONS:
-        node.target = _FUNCTIONS[node.target]
-        return True
     name = getattr(node.target, "__name__", "")
     if name.endswith("_") and not name.endswith("__"):
         pure = getattr(torch, name[:-1], None) or getattr(tf, name[:-1], None)

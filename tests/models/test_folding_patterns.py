@@ -214,8 +214,7 @@ def test_layers_that_do_more_than_they_look_like():
     assert_same_function(folded, network, x)
 
 
-def test_empty_sums_and_wide_logits_need_nothing_special():
-    """One dimension of size 1 everywhere, where a layout is ambiguous."""
+def test_where_every_size_is_1_and_the_layout_ambiguous():
     network = trained(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU(), nn.Flatten(), nn.Linear(1, 2)))
     with torch.no_grad():
         network[1].bias.fill_(2.0)

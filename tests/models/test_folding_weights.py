@@ -102,13 +102,6 @@ def test_half_weights_and_where_they_lie(dtype, device):
             assert half.weight(i).shape == conv.weight.shape
 
 
-def test_a_convolution_may_be_folded_with_several_norms(device):
-    (conv, norm), other = network(device)[0], scrambled(nn.BatchNorm2d(7)).to(device)
-    folded = FoldedWeights([FoldLayer(conv, norm), FoldLayer(conv, other)])
-    for i, alone in enumerate((norm, other)):
-        assert folded.weight(i).equal(FoldedWeights([FoldLayer(conv, alone)]).weight(0))
-
-
 def test_made_and_refreshed_in_inference_mode(device):
     """What is written there can still be kept for a backward pass."""
     layers = network(device)
