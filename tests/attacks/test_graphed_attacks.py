@@ -253,13 +253,15 @@ def test_a_callable_is_captured_if_it_says_what_it_reads_else_attacked_eagerly_a
 
 
 def test_a_folded_network_and_its_refresh(device):
-    model, graphed = small_net().to(device), graph_of(ATTACKS["pgd"](), device)
+    """Of a norm that stands alone, too."""
+    model = nn.Sequential(nn.BatchNorm2d(3), *small_net()).to(device)
+    graphed = graph_of(ATTACKS["pgd"](), device)
     folded = FoldedNetwork(model, batch(device)[0])
     for call in range(4):
         x, y = batch(device, seed=call)
         assert torch.equal(graphed(folded, x, y, seed=call), graphed.attack(folded, x, y, seed=call))
         with torch.no_grad():
-            model[0].weight.add_(torch.randn_like(model[0].weight), alpha=0.1)
+            model[1].weight.add_(torch.randn_like(model[1].weight), alpha=0.1)
         folded.refresh()
     assert graphed.replays == 3
 
