@@ -27,8 +27,9 @@ SPLITS = ("test", "val", "train")
 DEFAULT_CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of eps
 
 
-def _flag(metavar: str | None, help: str, *, ge: int | None = None) -> Any:
-    return Field(None, ge=ge, description=help, json_schema_extra={"metavar": metavar})
+def _flag(metavar: str | None, help: str, *, choices: tuple[str, ...] = (), ge: int | None = None) -> Any:
+    extra: Any = {"metavar": metavar, "choices": list(choices)}
+    return Field(None, ge=ge, description=help, json_schema_extra=extra)
 
 
 class Flags(FlagModel):
@@ -54,7 +55,7 @@ class Flags(FlagModel):
     attacks: str = _flag(
         "LIST", f"{ATTACKS_HELP} [{','.join(DEFAULT_ATTACKS['linf'])}, without those that need more classes]"
     )
-    norm: str = _flag("NORM", f"{' or '.join(NORMS)} [{NORMS[0]}]")
+    norm: str = _flag("NORM", f"{' or '.join(NORMS)} [{NORMS[0]}]", choices=NORMS)
     eps: float = _flag("EPS", "radius, for pixels in [0, 1]; may be written 8/255 [the run's]")
     eps_curve: tuple[float, ...] | None = _flag(
         "LIST",
@@ -77,14 +78,14 @@ class Flags(FlagModel):
     val_size: int = _flag(
         "N", "--split val and train: images held out of the training files, as in training [the run's]", ge=1
     )
-    split: str = _flag("NAME", f"{', '.join(SPLITS)} [{SPLITS[0]}]")
+    split: str = _flag("NAME", f"{', '.join(SPLITS)} [{SPLITS[0]}]", choices=SPLITS)
     n_examples: int = _flag("N", "only N images, each class in proportion; the same ones each time [all]", ge=1)
     batch_size: int = _flag("N", "images a batch; does not change results [the run's]", ge=1)
     seed: int = _flag("N", f"seed of every attack [{EVALUATION_SEED}]", ge=0)
     device: str = _flag("NAME", "auto, cpu, cuda or cuda:N [the run's, or auto]")
     threads: int = _flag("N", "CPU threads; 0: OMP_NUM_THREADS, else the physical cores available [the run's]", ge=0)
     channels_last: str = _flag(
-        "WHEN", "keep images and weights in channels-last layout: auto, true or false [the run's]"
+        "WHEN", "keep images and weights in channels-last layout: auto, true or false [the run's]", choices=SWITCH
     )
     out: str = _flag("DIR", "folder for the results [RUN/evaluation, or a new one beside it]")
     save_images: bool = _flag(
@@ -144,7 +145,8 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError, FileNotFoundError: names the flag, what it takes and what it got.
     """
-    read = checked(Flags, flags)
+    lower = {name: str(flags[name]).lower() for name in ("norm", "channels_last") if name in flags}
+    read = checked(Flags, {**flags, **lower})
     given = {name: getattr(read, name) for name in flags}
     source = Path(given["run"]) if "run" in given else None
     if source is None and "model" not in given:
@@ -158,16 +160,8 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         raise ValueError(unknown("dataset", dataset, DATASETS))
     if config is None or config.dataset != dataset:
         config = TrainConfig(**{**DATASET_DEFAULTS.get(dataset, {}), "dataset": dataset})
-    split, norm = given.get("split", SPLITS[0]), given.get("norm", NORMS[0]).lower()
+    split, norm = given.get("split", SPLITS[0]), given.get("norm", NORMS[0])
     of_run = AUTO if config.channels_last == "true" else config.channels_last  # "true" was for the run's own student
-    channels_last = given.get("channels_last", of_run).lower()
-    for name, value, known in (
-        ("split", split, SPLITS),
-        ("norm", norm, NORMS),
-        ("channels_last", channels_last, SWITCH),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}: {unknown('value', value, known)}")
     if norm != "linf" and "eps" not in given:
         raise ValueError(
             f"eps: --norm {norm} needs --eps (0.5 is usual for CIFAR-10); a run's own is of the L-inf ball"
@@ -203,7 +197,7 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         batch_size=given.get("batch_size", config.eval_batch_size),
         device=device,
         device_note=note,
-        channels_last=channels_last,
+        channels_last=given.get("channels_last", of_run),
         out=_free_folder(given.get("out"), source, given.get("model")),
     )
 

@@ -51,17 +51,13 @@ class Environment:
 
     def measure(self, network: nn.Module, config: TrainConfig) -> TeacherWorth:
         """What a teacher is worth on the validation images under the run's attack; measured once by one process."""
-        return self.world.from_main(lambda: self._measure(network, config))
-
-    def _measure(self, network: nn.Module, config: TrainConfig) -> TeacherWorth:
         key = fingerprint_weights(network), config.eps
         if key not in self.worths:
-            self.worths[key] = measure_teacher(
-                network.to(self.device),
-                self.dataset,
-                eps=config.eps,
-                step_size=known(config.eval_step_size),
-                steps=min(config.val_steps, TEACHER_STEPS),
+            step_size, steps = known(config.eval_step_size), min(config.val_steps, TEACHER_STEPS)
+            self.worths[key] = self.world.from_main(
+                lambda: measure_teacher(
+                    network.to(self.device), self.dataset, eps=config.eps, step_size=step_size, steps=steps
+                )
             )
         return self.worths[key]
 

@@ -111,8 +111,8 @@ def run(
     teacher_folders: Path | None = None,
     prefix: str = "",
     explain: bool = True,
-) -> dict[str, Any]:
-    """Carry out one run in a folder and return its summary.
+) -> None:
+    """Carry out one run in a folder.
 
     Args:
         config: of a single method.
@@ -124,10 +124,9 @@ def run(
         prefix: of their names.
         explain: print the run's conventions.
     """
-    done = env.world.from_main(lambda: _start(config, folder, env, resume))
-    if done is not None:
+    if env.world.from_main(lambda: _start(config, folder, env, resume)):
         print(f"{folder.path}: already finished", flush=True)
-        return done
+        return
     teachers = {}
     for role in METHODS[config.method].teachers:
         source: str | Path = getattr(config, role)
@@ -142,26 +141,26 @@ def run(
         print("\n".join(f"  {line}" for line in trainer.describe()))
     for warning in trainer.doubts:
         print(f"  warning: {warning}", flush=True)
-    return trainer.run()
+    trainer.run()
 
 
-def _start(config: TrainConfig, folder: RunFolder, env: Environment, resume: bool) -> dict[str, Any] | None:
-    """Make the folder, unless it is there to go on with; the summary of a run that is finished.
+def _start(config: TrainConfig, folder: RunFolder, env: Environment, resume: bool) -> bool:
+    """Make the folder, unless it is there to go on with; whether the run is finished.
 
     Raises:
         DamagedRun: what is there is of another configuration, or was trained on other images.
     """
     if not (resume and folder.config_file.exists()):
         folder.start(config)
-        return None
+        return False
     before = folder.config()
     if identity(before) != identity(config):
         raise DamagedRun(f"resume: {folder.path} was started with another configuration")
-    done = folder.summary()
+    done = folder.summary() is not None
     for state in (folder.state, *folder.path.glob(f"*/{folder.state.name}")):  # of this run, and of those inside
-        if state.is_file() and (before != config or done is not None):
+        if state.is_file() and (before != config or done):
             folder.check_inputs(load_state(state).inputs, env.fingerprints, config)
-    if done is None and before != config:  # other places
+    if not done and before != config:  # other places
         folder.write_config(config)
     return done
 

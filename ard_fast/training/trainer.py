@@ -119,8 +119,8 @@ class Trainer:
 
     # ---- the run ----------------------------------------------------------------------------------------------
 
-    def run(self) -> dict[str, Any]:
-        """Train to the end and return the summary; a folder that was started before goes on exactly where it stopped.
+    def run(self) -> None:
+        """Train to the end; a folder that was started before goes on exactly where it stopped.
 
         Raises:
             DamagedRun: the folder was started with other images or another teacher, or its state cannot be used.
@@ -150,7 +150,7 @@ class Trainer:
             progress.close()
             if self.board is not None:
                 self.board.close()
-        return self._finish()
+        self._finish()
 
     def describe(self) -> list[str]:
         """The run's conventions in words."""
@@ -306,7 +306,7 @@ class Trainer:
         for warning in late_warnings(config, state.rows, self.env.dataset.val.labels, self.env.dataset.num_classes):
             print(f"  warning: {warning}", flush=True)
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self) -> None:
         """Evaluate the best and the last checkpoint on the test images; write plot, report and summary."""
         config, dataset = self.config, self.env.dataset
         load_best = partial(
@@ -348,7 +348,6 @@ class Trainer:
         )
         for warning in collapse:
             print(f"  warning: {warning}", flush=True)
-        return summary
 
     def _report(self, best: nn.Module, summary: dict[str, Any], test_last: Accuracy) -> None:
         shown = draw_examples(

@@ -111,6 +111,13 @@ def test_a_run_does_not_go_on_from_a_damaged_file(run, monkeypatch, capsys, spoi
     assert contents(run) == before  # nothing executed, nothing lost
 
 
+def test_a_run_of_a_comparison_does_not_go_on_with_other_settings_than_the_comparisons(run):
+    folder = RunFolder(run)
+    config = folder.config().replace(epochs=9)
+    with pytest.raises(DamagedRun, match="was started with another configuration"):
+        runs._start(config, folder, None, resume=True)
+
+
 @pytest.mark.parametrize("damage", ["", "short", "[1]\n", "long"])
 def test_metrics_and_weights_are_made_again_from_the_state(run, damage):
     """A run may be killed between its files; the state is the one that counts."""
