@@ -42,6 +42,8 @@ def test_later_layers_win():
     assert (config.temperature, config.epochs, config.batch_size) == (30.0, 7, 11)
     assert resolve({"method": "at", "lr": 0.3, "dataset": "digits"}, preset="at-paper").lr == 0.3
     assert all(set(preset) <= set(TrainConfig.model_fields) for preset in PRESETS.values())
+    data = ("digits", "mnist", "cifar10")  # a mirrored digit is no digit
+    assert [resolve({"method": "at", "dataset": name, "data_dir": "d"}).flip for name in data] == [False, False, True]
 
 
 def test_relative_rates_follow_the_schedule():
