@@ -156,7 +156,7 @@ def _start(config: TrainConfig, folder: RunFolder, env: Environment, resume: boo
     before = folder.config()
     if identity(before) != identity(config):
         raise DamagedRun(f"resume: {folder.path} was started with another configuration")
-    done = folder.summary() is not None
+    done = config.method != COMPARE and folder.summary() is not None  # a comparison asks the runs inside
     for state in (folder.state, *folder.path.glob(f"*/{folder.state.name}")):  # of this run, and of those inside
         if state.is_file() and (before != config or done):
             folder.check_inputs(load_state(state).inputs, env.fingerprints, config)

@@ -497,6 +497,10 @@ def test_the_default_job_at_tiny_settings(tmp_path, monkeypatch, capsys):
         assert main(["--resume", str(again)]) == 0
     for name in ("best.safetensors", "last.safetensors"):
         assert same_weights(out / name, again / name)
+    config = again / "config.yaml"  # whose settings are no longer those of the runs inside
+    config.write_text(config.read_text().replace("momentum: 0.9", "momentum: 0.8"))
+    assert main(["--resume", str(again)]) == 2
+    assert "seed0-teacher was started with another configuration" in capsys.readouterr().err
 
 
 # ---- on a GPU -------------------------------------------------------------------------------------------------------
