@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,7 @@ def _count_classes(path: Path, labels: dict[str, torch.Tensor]) -> int:
 def _read_arrays(path: Path, only: str | None) -> dict[str, np.ndarray]:
     """The arrays that are needed, by name; with `only`, the labels of the training images too where they are there."""
     try:
+        zipfile.ZipFile(path).close()  # np.load would take any other file for a pickle, and advise to run it
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             names = file.files
             chosen = _choose(names, only)
