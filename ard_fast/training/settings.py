@@ -36,7 +36,7 @@ class WhatSettings(FlagModel):
     data_dir: str | None = setting(
         None, "folder of the CIFAR or MNIST files, the .npz file, or the folder with train/ and test/"
     )
-    seed: int = setting(0, "decides weights, data order and attacks", ge=0)
+    seed: int = setting(0, "decides weights, data order and attacks", ge=0, lt=2**63)
     compare_methods: tuple[str, ...] = setting(
         ("at", "ard"), "methods of a comparison, as at --method", choices=tuple(METHODS), min_length=1
     )

@@ -168,6 +168,7 @@ def test_wrong_types_are_refused(name, text, message):
         ({"method": "ard", "teacher": None}, "teacher: method ard needs --teacher"),
         ({"compare_methods": ()}, "compare_methods: expected a list of names, got"),
         ({"compare_methods": ("at", "at")}, "compare_methods: expected each method once, got at, at"),
+        ({"seed": 2**63}, "seed: expected 0 to below"),  # run files hold seeds of 64 bits
         ({"milestones": (-1, 3)}, "milestones: expected increasing epochs"),
         ({"compare_methods": ("at", "ardd")}, "compare_methods: unknown value 'ardd'; did you mean 'ard'"),
         ({"dataset": "cifar10", "method": "at"}, "data_dir: cifar10 needs --data-dir"),
