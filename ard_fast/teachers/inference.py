@@ -108,11 +108,11 @@ def _unfolded(network: nn.Module, sample: Tensor, precision: str, layout: torch.
 
 
 def _to_bfloat16(network: nn.Module, num_classes: int) -> None:
-    """Weights of convolutions and linear layers in bfloat16, so that autocast need not cast them at every call."""
-    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if linear and network.get_submodule(linear[-1]).out_features == num_classes:
-        last = cast("nn.Linear", network.get_submodule(linear[-1]))
-        network.set_submodule(linear[-1], Float32Linear(last))
-    for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.to(torch.bfloat16)
+    """Weights of convolutions and linear layers in bfloat16, so that autocast need not cast them at every call; the last
+    linear layer, which gives the logits, stays in float32."""
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    linear = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
+    if linear and layers[linear[-1]].out_features == num_classes:
+        network.set_submodule(linear[-1], Float32Linear(cast("nn.Linear", layers.pop(linear[-1]))))
+    for module in layers.values():
+        module.to(torch.bfloat16)

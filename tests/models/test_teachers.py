@@ -63,6 +63,14 @@ def test_network_that_cannot_be_folded_is_used_as_it_is():
         torch.testing.assert_close(teacher(x), network(x), rtol=1e-5, atol=1e-6)
 
 
+def test_bfloat16_teacher_that_cannot_be_folded_gives_float32_logits():
+    network, x = trained(Branches(1)).eval(), images(16, channels=1, size=8)
+    logits = InferenceNetwork(network, x, "bf16")(x)
+    assert not torch.equal(logits, logits.bfloat16().float())  # more digits than bfloat16 has
+    with torch.no_grad():
+        torch.testing.assert_close(logits, network(x), rtol=0, atol=0.05 * float(network(x).abs().max()))
+
+
 @pytest.mark.parametrize("name", ["digits-teacher", "resnet18-tiny"])
 def test_logits_do_not_depend_on_the_batch(name):
     """Bit for bit on a CPU, which is what makes the cache exact there; without the padding to sixteens it fails."""
