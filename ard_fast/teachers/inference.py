@@ -108,8 +108,8 @@ def _unfolded(network: nn.Module, sample: Tensor, precision: str, layout: torch.
 
 
 def _to_bfloat16(network: nn.Module, num_classes: int) -> None:
-    """Weights of convolutions and linear layers in bfloat16, so that autocast need not cast them at every call; the last
-    linear layer, which gives the logits, stays in float32."""
+    """Weights of convolutions and linear layers in bfloat16, so that autocast need not cast them at every call. The
+    last linear layer, which gives the logits, stays in float32."""
     layers = {name: module for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
     linear = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
     if linear and layers[linear[-1]].out_features == num_classes:
