@@ -20,10 +20,6 @@ _Kind = tuple[Callable[[Any], bool], str]  # a check, and what it lets through i
 TEXT: _Kind = (lambda value: isinstance(value, str), "text")
 _TEXT_OR_NONE: _Kind = (lambda value: value is None or isinstance(value, str), "text or null")
 _COUNT: _Kind = (lambda value: type(value) is int and 0 <= value < 2**63, "a whole number")
-_SEEDS: _Kind = (  # a comparison has several
-    lambda value: all(map(_COUNT[0], value if isinstance(value, list) else [value])),
-    "a whole number or a list of them",
-)
 _AMOUNT: _Kind = (lambda value: type(value) in (int, float) and 0 <= value < 1e15, "a number of at least 0")
 PERCENT: _Kind = (lambda value: type(value) in (int, float) and 0 <= value <= 100, "a percentage")
 _PERCENT_OR_NONE: _Kind = (lambda value: value is None or PERCENT[0](value), "a percentage or null")
@@ -34,7 +30,7 @@ _SUMMARY = {
     "dataset": TEXT,
     "student": TEXT,
     "teacher": _TEXT_OR_NONE,
-    "seed": _SEEDS,
+    "seed": _COUNT,
     "epochs": _COUNT,
     "clean_acc": PERCENT,
     "pgd20_acc": PERCENT,
