@@ -105,8 +105,17 @@ def command(name, folder):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_of_the_method_and_its_state_in_the_checkpoint(tmp_path, monkeypatch, name):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert main([*command(name, tmp_path), "--out", str(whole)]) == 0
+    whole, stopped, told = tmp_path / "whole", tmp_path / "stopped", []
+
+    def telling(moment):
+        real = getattr(METHODS[name], moment)
+        return lambda self, *epoch: (told.append((moment, *epoch)), real(self, *epoch))[1]
+
+    with monkeypatch.context() as patch:
+        for moment in ("begin_epoch", "end_epoch"):
+            patch.setattr(METHODS[name], moment, telling(moment))
+        assert main([*command(name, tmp_path), "--out", str(whole)]) == 0
+    assert told[-4:] == [("begin_epoch", 0), ("end_epoch",), ("begin_epoch", 1), ("end_epoch",)]
     state = load_state(whole / "training_state.pt").method
     changes_with_the_epoch = name in ("iad-i", "iad-ii", "adaiad", "igdm")
     if not (state or changes_with_the_epoch):  # tests/training stops and resumes such runs
