@@ -109,7 +109,7 @@ class AttackedStudent:
                 self.facts = [f"attack on the student itself, which cannot be folded: {error}"]
             else:
                 self.model = self._folded
-                self.facts = [f"attack on folded weights, taken up before each update: {self._folded.facts}"]
+                self.facts = [f"attack on folded weights, refreshed before each update: {self._folded.facts}"]
         if compute.compile and attack_bn is not None and self._folded is None:
             self._compile(student, sample)
 

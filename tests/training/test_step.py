@@ -230,7 +230,7 @@ def test_the_form_that_is_attacked_is_said(monkeypatch):
     update = make_update("at", attack_bn="eval", fold="true", precision="bf16")
     assert update.attacked.model.dtype == torch.bfloat16
     assert "bfloat16 autocast" in update.describe()[0]
-    assert update.describe()[1].startswith("attack on folded weights, taken up before each update: 3 of 3 batch norms")
+    assert update.describe()[1].startswith("attack on folded weights, refreshed before each update: 3 of 3 batch norms")
     for settings in ({"attack_bn": "train"}, {"attack_bn": "train_frozen"}, {"fold": "false"}):
         update = make_update("at", **{"fold": "true", **settings})
         assert update.attacked.model is update.student and update.attacked.facts == []
