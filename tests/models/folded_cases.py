@@ -76,7 +76,7 @@ def exact(network, x):
 def assert_same_function(model, network, x, logits=1e-5, grad=1e-2):
     """As the network in float64 and in eval mode, to rounding.
 
-    A rectifier whose input is 0 to rounding may switch, so that the gradient is held to its length, not to each
+    A ReLU whose input is 0 to rounding may switch, so that the gradient is held to its length, not to each
     element.
     """
     (found, gradient_found), (expected, direction) = gradient(model, x), exact(network, x)

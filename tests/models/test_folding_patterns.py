@@ -210,7 +210,7 @@ def test_layers_that_do_more_than_they_look_like():
     network[6].register_forward_pre_hook(lambda module, inputs: (inputs[0].sin(),))
     network, x = trained(network), images(4, size=9)
     folded = FoldedNetwork(network, x)
-    assert layers(folded) == (1, 2) and folded.folded == (1, 3)  # the first norm, the rectifier, the last convolution
+    assert layers(folded) == (1, 2) and folded.folded == (1, 3)  # the first norm, the ReLU, the last convolution
     assert_same_function(folded, network, x)
 
 

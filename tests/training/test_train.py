@@ -297,7 +297,7 @@ def save_images(path, seed=0):
 
 @pytest.fixture
 def stopped_project(tmp_path, monkeypatch):
-    """A folder with images, a teacher, a run taught by it (whole) and the same run stopped in its second epoch
+    """A folder with images, a teacher, a run that uses it (whole) and the same run stopped in its second epoch
     (stopped); all paths as given are relative to the folder, which is the working directory."""
     project = tmp_path / "project"
     project.mkdir()
