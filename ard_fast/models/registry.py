@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ard_fast._names import nearest, unknown
+from ard_fast._names import find_object, nearest, unknown
 from ard_fast.models.deepmind import DMPreActResNet18, DMWideResNet
 from ard_fast.models.digits import DigitsNet
 from ard_fast.models.mobilenetv2 import MobileNetV2
@@ -114,20 +114,10 @@ def _find_factory(path: str, argument: str) -> Callable[..., nn.Module]:
     The factory (or network class) is given `num_classes` and `in_channels` where it names such parameters, and the
     options; a path that leads to a module that was made already gives that one.
     """
-    module_name, _, attribute = path.partition(":")
-    if module_name == _TIMM:
-        return _timm_factory(attribute, argument)
-    if not module_name or not attribute:
-        raise ValueError(f"{argument}: expected package.module:factory, got {path!r}")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a module may fail at import with anything
-        raise ValueError(f"{argument}: cannot import {module_name!r} ({type(error).__name__}: {error})") from error
-    factory = getattr(module, attribute, None)
-    if factory is None:
-        near = nearest(attribute, [name for name, value in vars(module).items() if name[0] != "_" and callable(value)])
-        hint = f"; did you mean {module_name}:{near}?" if near else ""
-        raise ValueError(f"{argument}: {module_name!r} has no {attribute!r}{hint}")
+    package, _, name = path.partition(":")
+    if package == _TIMM:
+        return _timm_factory(name, argument)
+    factory = find_object(path, argument)
     if not isinstance(factory, nn.Module) and not callable(factory):
         raise ValueError(f"{argument}: {path} must be a function or a network, got {type(factory).__name__}")
 
