@@ -89,7 +89,9 @@ def number(text: str) -> float:
         raise ValueError(f"expected a number such as 8/255 or 0.03, got {text!r}") from None
 
 
-def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), unit: str = "", **limits: Any) -> Any:
+def setting(
+    default: Any, help: str, *, choices: tuple[str, ...] = (), unit: str = "", metavar: str | None = None, **limits: Any
+) -> Any:
     """A field.
 
     Args:
@@ -97,9 +99,11 @@ def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), unit: str
         help: its line in `--help`.
         choices: the names that it takes, or that it takes a list of; empty for any.
         unit: what its numbers are, for the error when one is out of range.
+        metavar: what stands for its value in `--help`; by default its type.
         limits: ge, gt, le, lt or min_length, as pydantic's.
     """
-    return Field(default, description=help, json_schema_extra={"choices": list(choices), "unit": unit}, **limits)
+    extra: Any = {"choices": list(choices), "unit": unit, "metavar": metavar}
+    return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
 class FlagModel(BaseModel):

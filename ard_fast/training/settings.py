@@ -20,27 +20,29 @@ SWITCH = (AUTO, "true", "false")
 GRAPHS = (AUTO, "off", "attack", "iteration")
 SCHEDULES = ("multistep", "ard", "cosine", "cyclic", "constant")
 PIXELS = "in units of pixels in [0, 1] (8/255, not 8)"
-SHARE = "a share of the epochs"
+SHARE = "a fraction of the epochs"
 WEIGHT = "the weight of the distillation term"
 
 
 class WhatSettings(FlagModel):
     """What is trained: method, data set and seeds."""
 
-    group = "what"
+    group = "method, data set, seeds"
     method: str = setting(
-        COMPARE, "what to train; compare: a teacher, then each of --compare-methods", choices=(*METHODS, COMPARE)
+        COMPARE,
+        "training method, or compare: train a teacher, then each of --compare-methods",
+        choices=(*METHODS, COMPARE),
     )
-    parity: bool = setting(False, "reproduce the quirks of the method's published code, printed by name")
-    dataset: str = setting("digits", "images to train on", choices=DATASETS)
+    parity: bool = setting(False, "reproduce the quirks of the method's published code; the run prints each of them")
+    dataset: str = setting("digits", "data set", choices=DATASETS)
     data_dir: str | None = setting(
-        None, "folder of the CIFAR or MNIST files, the .npz file, or the folder with train/ and test/"
+        None, "folder with the CIFAR or MNIST files, or with train/ and test/; npz: the .npz file", metavar="DIR"
     )
-    seed: int = setting(0, "decides weights, data order and attacks", ge=0, lt=2**63)
+    seed: int = setting(0, "seed of the weights, the data order and the attacks", ge=0, lt=2**63)
     compare_methods: tuple[str, ...] = setting(
-        ("at", "ard"), "methods of a comparison, as at --method", choices=tuple(METHODS), min_length=1
+        ("at", "ard"), "methods of a comparison, comma-separated", choices=tuple(METHODS), min_length=1
     )
-    compare_seeds: int = setting(3, "seeds of a comparison: seed, seed + 1, ...", ge=1)
+    compare_seeds: int = setting(3, "number of seeds of a comparison: seed, seed + 1, ...", ge=1)
 
 
 class NetworkSettings(FlagModel):
@@ -49,46 +51,60 @@ class NetworkSettings(FlagModel):
     group = "networks"
     student: str = setting("mobilenetv2", f"network to train: {', '.join(MODELS)}, timm:NAME or package.module:factory")
     student_mean: tuple[float, ...] | None = setting(
-        None, "channel means of pixels in [0, 1], subtracted inside the network"
+        None, "channel means, for pixels in [0, 1], which the network subtracts from its input"
     )
-    student_std: tuple[float, ...] | None = setting(None, "channel standard deviations, likewise")
+    student_std: tuple[float, ...] | None = setting(None, "channel standard deviations, by which it divides")
     teacher: str | None = setting(
-        None, "a network's name (trained first), a run's folder, a checkpoint, or package.module:factory"
+        None,
+        "name of a network (it is trained first), run folder, checkpoint file or package.module:factory",
+        metavar="NAME|PATH",
     )
-    teacher_model: str | None = setting(None, "network of a checkpoint file that does not name it")
-    teacher_mean: tuple[float, ...] | None = setting(None, "as --student-mean")
-    teacher_std: tuple[float, ...] | None = setting(None, "as --student-std")
-    teacher_weights: str | None = setting(None, "which weights of a checkpoint file with several, e.g. ema")
+    teacher_model: str | None = setting(None, "network of a checkpoint file that does not name its network")
+    teacher_mean: tuple[float, ...] | None = setting(None, "as --student-mean, for the teacher")
+    teacher_std: tuple[float, ...] | None = setting(None, "as --student-std, for the teacher")
+    teacher_weights: str | None = setting(
+        None, "which weights to load from a checkpoint file with several sets, for example ema"
+    )
     clean_teacher: str | None = setting(
-        None, "second teacher of mtard and iad-ii; a network's name: trained first, on clean images"
+        None,
+        "second teacher of mtard and iad-ii, as --teacher; a network given by name is trained first, on clean images",
+        metavar="NAME|PATH",
     )
-    clean_teacher_model: str | None = setting(None, "as --teacher-model")
-    clean_teacher_mean: tuple[float, ...] | None = setting(None, "as --student-mean")
-    clean_teacher_std: tuple[float, ...] | None = setting(None, "as --student-std")
-    clean_teacher_weights: str | None = setting(None, "as --teacher-weights")
+    clean_teacher_model: str | None = setting(None, "as --teacher-model, for the clean teacher")
+    clean_teacher_mean: tuple[float, ...] | None = setting(None, "as --student-mean, for the clean teacher")
+    clean_teacher_std: tuple[float, ...] | None = setting(None, "as --student-std, for the clean teacher")
+    clean_teacher_weights: str | None = setting(None, "as --teacher-weights, for the clean teacher")
 
 
 class AttackSettings(FlagModel):
     """The training attack. None stands for the method's own constant; a method without the setting refuses it."""
 
-    group = "attack"
+    group = "training attack"
     eps: float = setting(
-        8 / 255, "radius of the L-infinity ball, pixels in [0, 1]; may be written 8/255", ge=0, le=1, unit=PIXELS
+        8 / 255,
+        "radius of the L-infinity ball, for pixels in [0, 1]; fractions such as 8/255 are accepted",
+        ge=0,
+        le=1,
+        unit=PIXELS,
     )
     step_size: float | None = setting(
-        None, "step of the attack; default: eps times the method's ratio", ge=0, le=1, unit=PIXELS
+        None, "step size of the attack; default: eps times the method's ratio", ge=0, le=1, unit=PIXELS
     )
-    steps: int | None = setting(None, "steps of the attack", ge=1)
-    clamp_start: bool | None = setting(None, "clamp the attack's start to [0, 1]; published codes do not")
+    steps: int | None = setting(None, "number of steps of the attack", ge=1)
+    clamp_start: bool | None = setting(
+        None, "clamp the starting point of the attack to [0, 1]; the published code does not"
+    )
     attack_bn: str | None = setting(
         None,
-        "batch norm in the attack; train updates the running statistics",
+        "batch-norm mode of the student under attack; train also updates the running statistics",
         choices=("train", "train_frozen", "eval"),
     )
-    noise_ratio: float | None = setting(None, "n-fgsm: half-width of the start's noise in eps", ge=0)
+    noise_ratio: float | None = setting(None, "n-fgsm: half-width of the uniform starting noise, in units of eps", ge=0)
     replays: int | None = setting(None, "free, fast-ard: updates on each batch (batch repeats, m)", ge=1)
     delta_gradient: str | None = setting(
-        None, "fast-ard: loss that the perturbation ascends, cross-entropy or distillation", choices=("ce", "kd")
+        None,
+        "fast-ard: loss that the perturbation maximises, cross-entropy or distillation",
+        choices=("ce", "kd"),
     )
 
 
@@ -97,141 +113,182 @@ class LossSettings(FlagModel):
 
     group = "loss"
     alpha: float | None = setting(
-        None, "weight of the adversarial distillation term; 1 - alpha: the other", ge=0, le=1, unit=WEIGHT
+        None,
+        "weight of the adversarial distillation term; the other term has weight 1 - alpha",
+        ge=0,
+        le=1,
+        unit=WEIGHT,
     )
-    alpha2: float | None = setting(None, "iad-ii: weight of the standard teacher", ge=0, le=1, unit=WEIGHT)
-    beta: float | None = setting(None, "trades, mart: weight of the divergence", ge=0)
+    alpha2: float | None = setting(None, "iad-ii: weight of the clean teacher's term", ge=0, le=1, unit=WEIGHT)
+    beta: float | None = setting(None, "trades, mart: weight of the KL divergence", ge=0)
     temperature: float | None = setting(None, "softmax temperature of teacher and student", gt=0)
     reduction: str | None = setting(
         None,
-        "of the KL: mean divides by batch x classes (the ARD code), batchmean by batch",
+        "how the KL divergence is averaged: mean divides by batch x classes (as the ARD code does), batchmean by batch",
         choices=("mean", "batchmean"),
     )
     begin_share: float | None = setting(
-        None, "iad-i, iad-ii, adaiad: share of the epochs before the student's own term begins", ge=0, le=1, unit=SHARE
+        None,
+        "iad-i, iad-ii, adaiad: fraction of the epochs before the student's own term is added",
+        ge=0,
+        le=1,
+        unit=SHARE,
     )
-    trust_power: float | None = setting(None, "iad-i, iad-ii, adaiad: exponent of the teacher's probability", ge=0)
+    trust_power: float | None = setting(
+        None, "iad-i, iad-ii, adaiad: exponent of the teacher's probability of the label", ge=0
+    )
     trust_teacher: bool | None = setting(
-        None, "iad-i, adaiad: weigh the teacher's term by its trust, as the formula; the codes do not"
+        None,
+        "iad-i, adaiad: weight the teacher's term by that probability, as in the formula; the published code does not",
     )
-    balance_rate: float | None = setting(None, "learning rate of mtard's weights, of absld's temperatures", ge=0)
+    balance_rate: float | None = setting(
+        None, "mtard: learning rate of the loss weights; absld: of the class temperatures", ge=0
+    )
     temperature_product: bool | None = setting(
-        None, "absld: divide by the product of a class's two temperatures, as published"
+        None, "absld: divide logits by the product of a class's two temperatures, as the published code does"
     )
     fairness_power: float | None = setting(None, "fair-ard: exponent of the class weights", ge=0)
-    igdm_weight: float | None = setting(None, "igdm, saad: weight of the gradient matching at the last epoch", ge=0)
-    entropy_scale: float | None = setting(None, "saad: scale of the weights by the teacher's entropy", ge=0)
-    clean_branch: bool | None = setting(
-        None, "the student's clean forward even at weight 0, as published codes (moves batch norm)"
+    igdm_weight: float | None = setting(
+        None, "igdm, saad: weight of the gradient-matching term in the last epoch", ge=0
     )
-    repeat_clean: bool | None = setting(None, "trades: the clean forward twice, as published")
+    entropy_scale: float | None = setting(
+        None, "saad: factor of the sample weights, which come from the teacher's entropy", ge=0
+    )
+    clean_branch: bool | None = setting(
+        None,
+        "run the student on clean images even if that term has weight 0, as the published code does (it moves the "
+        "batch-norm statistics)",
+    )
+    repeat_clean: bool | None = setting(
+        None, "trades: run the student on the clean images twice, as the published code does"
+    )
 
 
 class OptimiserSettings(FlagModel):
     """SGD, its schedule and the length of training."""
 
     group = "optimiser"
-    epochs: int = setting(200, "passes over the training images, batch repeats counted", ge=1)
-    batch_size: int = setting(128, "images a step, over all processes and micro-batches", ge=1)
-    accumulate: int = setting(1, "micro-batches a step, whose gradients add up; saves memory", ge=1)
-    lr: float | None = setting(None, "learning rate at the start; default: the method's", gt=0)
+    epochs: int = setting(200, "passes over the training images; a repeated batch counts each time", ge=1)
+    batch_size: int = setting(128, "images per step, over all processes and micro-batches", ge=1)
+    accumulate: int = setting(1, "micro-batches per step, whose gradients are accumulated; saves memory", ge=1)
+    lr: float | None = setting(None, "base learning rate; default: the method's", gt=0)
     momentum: float = setting(0.9, "momentum of SGD", ge=0, lt=1)
-    nesterov: bool = setting(False, "Nesterov's form of the momentum")
-    weight_decay: float = setting(2e-4, "weight decay, on every parameter", ge=0)
+    nesterov: bool = setting(False, "use Nesterov momentum")
+    weight_decay: float = setting(2e-4, "weight decay of all parameters", ge=0)
     schedule: str | None = setting(
         None,
-        "ard: as multistep, but only the first drop acts, as published; cyclic: up to lr and down",
+        "learning-rate schedule; ard: multistep of which only the first drop takes effect, as in the published code; "
+        "cyclic: linearly up to --lr and down again",
         choices=SCHEDULES,
     )
     milestones: tuple[int, ...] | None = setting(
         None, "epochs at which the learning rate drops; default: 1/2 and 3/4 of the epochs"
     )
-    lr_factor: float = setting(0.1, "what a milestone multiplies the learning rate by", gt=0)
+    lr_factor: float = setting(0.1, "factor of the learning rate at a milestone", gt=0)
 
 
 class WeightSettings(FlagModel):
     """What any method's training may do to the weights besides updating them."""
 
-    group = "weights"
+    group = "weight perturbation and averaging"
     awp_gamma: float = setting(
-        0.0, "adversarial weight perturbation, relative to the weights' norms (0.005 to 0.01); 0: none", ge=0
+        0.0,
+        "size of the adversarial weight perturbation (AWP) relative to the norm of the weights, usually 0.005 to 0.01; "
+        "0: off",
+        ge=0,
     )
-    awp_warmup_share: float = setting(0.05, "share of the epochs before it begins", ge=0, le=1, unit=SHARE)
+    awp_warmup_share: float = setting(0.05, "fraction of the epochs before AWP starts", ge=0, le=1, unit=SHARE)
     averaging: str = setting(
-        "none", "validate, keep and test an average of the weights", choices=tuple(dict.fromkeys(("none", *AVERAGINGS)))
+        "none",
+        "average of the weights, which is then what is validated, saved and tested",
+        choices=tuple(dict.fromkeys(("none", *AVERAGINGS))),
     )
-    ema_decay: float = setting(0.999, "decay of ema; less in the first updates", ge=0, lt=1)
+    ema_decay: float = setting(0.999, "decay of ema; smaller during the first updates", ge=0, lt=1)
     averaging_start_share: float = setting(
-        0.5, "share of the epochs before the averaging begins", ge=0, lt=1, unit=SHARE
+        0.5, "fraction of the epochs before averaging starts", ge=0, lt=1, unit=SHARE
     )
 
 
 class TeacherSettings(FlagModel):
-    """How teachers are trained and asked."""
+    """How teachers are trained, and how their logits are computed."""
 
     group = "teacher"
     teacher_method: str = setting("at", "method that trains a teacher given by name", choices=tuple(METHODS))
-    teacher_epochs: int | None = setting(None, "epochs of such a teacher; default: as --epochs", ge=1)
-    teacher_lr: float | None = setting(None, "learning rate of such a teacher; default: its method's", gt=0)
+    teacher_epochs: int | None = setting(None, "epochs of a teacher given by name; default: --epochs", ge=1)
+    teacher_lr: float | None = setting(
+        None, "learning rate of a teacher given by name; default: that of its method", gt=0
+    )
     teacher_precision: str = setting(
         AUTO,
-        "arithmetic of the teacher; auto: bf16 where the training step is, else fp32",
+        "precision of the teacher; auto: bf16 if the training step uses it, else fp32",
         choices=(AUTO, *TEACHER_PRECISIONS),
     )
     teacher_cache: str = setting(
-        CACHE_AUTO, "teacher logits of clean images: off, auto (in memory if few, else on disk), or a folder"
+        CACHE_AUTO,
+        "cache of the teacher's logits on clean images: off, auto (in memory if small, else on disk) or a folder",
+        metavar="NAME|DIR",
     )
-    teacher_cache_dtype: str = setting("fp32", "fp16 halves that table and rounds the logits", choices=CACHE_DTYPES)
+    teacher_cache_dtype: str = setting(
+        "fp32", "dtype of the cached logits; fp16 halves the cache and rounds them", choices=CACHE_DTYPES
+    )
 
 
 class EvaluationSettings(FlagModel):
     """The attacks that select the best epoch and that test it."""
 
-    group = "evaluation"
+    group = "validation and test"
     eval_step_size: float | None = setting(
-        None, "step of the evaluation attacks; default: eps/4", ge=0, le=1, unit=PIXELS
+        None, "step size of the evaluation attacks; default: eps/4", ge=0, le=1, unit=PIXELS
     )
-    val_steps: int = setting(10, "steps of the attack on the validation images, which select the epoch", ge=1)
-    val_every: int = setting(1, "epochs between two validations", ge=1)
-    eval_batch_size: int = setting(500, "images a batch in evaluations", ge=1)
+    val_steps: int = setting(10, "PGD steps on the validation images, which select the best epoch", ge=1)
+    val_every: int = setting(1, "validate every so many epochs", ge=1)
+    eval_batch_size: int = setting(500, "images per batch in evaluations", ge=1)
 
 
 class DataSettings(FlagModel):
     """Splits and augmentation."""
 
-    group = "data"
-    download: bool = setting(False, "fetch missing CIFAR or MNIST files into --data-dir, checksummed")
+    group = "data and augmentation"
+    download: bool = setting(False, "download missing CIFAR or MNIST files to --data-dir and verify their checksums")
     image_size: int | None = setting(
-        None, "folder: scale the shorter side to this, take the middle; none: all have one size"
+        None, "image folders: resize the shorter side to this and crop the centre; none: all images have one size"
     )
     image_cache: str | None = setting(
-        None, "folder: where decoded images are kept; none: .ard_fast_cache in --data-dir"
+        None, "image folders: where decoded images are kept; none: .ard_fast_cache in --data-dir", metavar="DIR"
     )
-    val_size: int | None = setting(None, "images held out of the training files; none: 1000, at most a tenth of them")
-    subset: int | None = setting(None, "train on N of the training images, of every class its share", ge=1)
-    test_subset: int | None = setting(None, "evaluate on N of the test images, likewise", ge=1)
-    crop_padding: int = setting(4, "random crop from the image with this border of zeros; 0: none", ge=0)
-    flip: bool = setting(True, "random horizontal flip")
+    val_size: int | None = setting(
+        None, "training images held out for validation; none: 1000, but at most a tenth of them"
+    )
+    subset: int | None = setting(None, "train on this many images only, all classes in proportion", ge=1)
+    test_subset: int | None = setting(None, "test on this many images only, likewise", ge=1)
+    crop_padding: int = setting(4, "zero padding, in pixels, before a random crop to the original size; 0: off", ge=0)
+    flip: bool = setting(True, "flip images horizontally at random")
 
 
 class ComputeSettings(FlagModel):
     """Where and how a run computes: nothing here is meant to change its result beyond rounding."""
 
     group = "compute"
-    device: str = setting(AUTO, "cpu, cuda, cuda:N, or auto: cuda where there is one")
-    sync_bn: bool = setting(True, "several GPUs: batch norm over the whole batch, as one process has it")
+    device: str = setting(AUTO, "cpu, cuda, cuda:N or auto: cuda if there is one")
+    sync_bn: bool = setting(
+        True, "several processes: batch-norm statistics over the whole batch (synchronised batch norm)"
+    )
     precision: str = setting(
-        AUTO, "arithmetic of the training step; auto: bf16 on GPUs that have it, else fp32", choices=PRECISIONS
+        AUTO, "precision of the training step; auto: bf16 on GPUs that support it, else fp32", choices=PRECISIONS
     )
-    channels_last: str = setting(AUTO, "channels-last layout; auto: where the network runs in it", choices=SWITCH)
-    fold: str = setting(AUTO, "attacks in eval mode use the student with batch norm folded; auto: true", choices=SWITCH)
+    channels_last: str = setting(AUTO, "channels-last memory format; auto: if the network supports it", choices=SWITCH)
+    fold: str = setting(
+        AUTO, "fold the student's batch norm into its convolutions for attacks in eval mode; auto: true", choices=SWITCH
+    )
     graph: str = setting(
-        AUTO, "CUDA graph of the whole step, of the attack only, or off; changes time only", choices=GRAPHS
+        AUTO, "CUDA graph of the whole step (iteration), of the attack only, or off; affects speed only", choices=GRAPHS
     )
-    compile: bool = setting(False, "torch.compile the student's forward")
-    threads: int = setting(0, "CPU threads; 0: OMP_NUM_THREADS, else the physical cores", ge=0)
+    compile: bool = setting(False, "compile the student's forward pass with torch.compile")
+    threads: int = setting(0, "CPU threads; 0: OMP_NUM_THREADS, else the number of physical cores", ge=0)
     resident: str = setting(
-        "auto", "training images on the device; auto: if they take half of its free memory", choices=RESIDENT
+        "auto",
+        "keep the training images on the device; auto: if they fit into half of its free memory",
+        choices=RESIDENT,
     )
 
 
@@ -240,6 +297,8 @@ class OutputSettings(FlagModel):
 
     group = "output"
     save_every_seconds: float | None = setting(
-        None, "checkpoint inside an epoch when the last one is this old; none: after epochs only", ge=0
+        None,
+        "also save a checkpoint during an epoch once the last is this old; none: after epochs only",
+        ge=0,
     )
-    tensorboard: bool = setting(False, "write the metrics for TensorBoard too, to the run's folder")
+    tensorboard: bool = setting(False, "also write the metrics to the run folder as TensorBoard events")
