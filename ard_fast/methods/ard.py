@@ -8,7 +8,7 @@ from ard_fast import functional as F
 from ard_fast._typing import known
 from ard_fast.data.batches import Batch
 from ard_fast.methods.base import AttackingMethod, Inner, Network, PGDMethod, StepResult
-from ard_fast.methods.shared import ARD_CODE_QUIRKS, ard_words, kl_settings, recipe
+from ard_fast.methods.shared import ARD_CODE_QUIRKS, ard_words, kl_settings, recipe, smoothed
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -29,6 +29,7 @@ class ARDMethod(AttackingMethod):
     temperature: float = 30.0
     reduction: str = "mean"
     clean_branch: bool = False
+    label_smoothing: float = 0.0
 
     def attack(self, student: Network, batch: Batch) -> Inner:
         target = self.teacher.clean(batch)
@@ -46,7 +47,7 @@ class ARDMethod(AttackingMethod):
             weight=inner.weight,
             **kl_settings(self),
         )
-        return StepResult(loss, logits)
+        return StepResult(smoothed(loss, self, clean, batch.y, 1.0 - self.alpha, inner.weight), logits)
 
     def conventions(self) -> list[str]:
         clean = "clean forward for the CE term"

@@ -17,5 +17,7 @@ class AdversarialTraining(PGDMethod):
     paper = recipe()
     quirks = (TRAIN_MODE_ATTACK,)
 
+    label_smoothing: float = 0.0
+
     def conventions(self) -> list[str]:
         return ["loss CE(S(x'), y), mean over the batch; x' attacks CE(S(x'), y)"]

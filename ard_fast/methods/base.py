@@ -121,6 +121,7 @@ class Method(ABC):
         paper: the rest of its paper's training recipe on CIFAR-10, for the preset `<name>-paper`.
         quirks: what `parity` switches on.
         replays: updates on each batch (batch repeats); the run then makes epochs / replays passes over the data.
+        label_smoothing: of the loss's cross-entropy, as torch's; the attack's labels are not smoothed.
     """
 
     context: MethodContext
@@ -137,6 +138,7 @@ class Method(ABC):
     paper: ClassVar[Mapping[str, Any]] = {}
     quirks: ClassVar[tuple[Quirk, ...]] = ()
     replays = 1
+    label_smoothing = 0.0
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -232,7 +234,7 @@ class AttackingMethod(Method):
 
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         logits = student(known(inner.x_adv))
-        return StepResult(tf.cross_entropy(logits, batch.y), logits)
+        return StepResult(tf.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing), logits)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -13,7 +13,7 @@ from ard_fast.data.batches import Batch
 from ard_fast.functional.gradients import one_scale
 from ard_fast.methods.base import Inner, Network, StepResult
 from ard_fast.methods.free import FreeAdversarialTraining
-from ard_fast.methods.shared import ard_words, kl_settings, recipe
+from ard_fast.methods.shared import ard_words, kl_settings, recipe, smoothed
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -61,7 +61,7 @@ class FastARD(FreeAdversarialTraining):
         clean = student(batch.x) if self.alpha != 1.0 else None
         target, how = known(inner.target), kl_settings(self)
         loss = F.ard_loss(logits, teacher_logits=target, student_logits=clean, labels=batch.y, alpha=self.alpha, **how)
-        return StepResult(loss, logits)
+        return StepResult(smoothed(loss, self, clean, batch.y, 1.0 - self.alpha), logits)
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:
         delta = known(inner.delta)

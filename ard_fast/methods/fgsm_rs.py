@@ -20,6 +20,7 @@ class FastAdversarialTraining(AttackingMethod):
     paper = recipe(epochs=15, milestones=None, schedule="cyclic", lr=0.2, weight_decay=5e-4)
 
     attack_bn: str = "train"
+    label_smoothing: float = 0.0
 
     def make_attack(self) -> PGD:
         return FGSMRS(eps=self.eps, relative_step=self.relative_step, bn=self.attack_bn)

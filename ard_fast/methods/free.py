@@ -41,6 +41,7 @@ class FreeAdversarialTraining(Method):
     eps: float
     step_size: float
     replays: int = 8
+    label_smoothing: float = 0.0
     kept: Tensor | None = field(default=None, init=False)
 
     def attack(self, student: Network, batch: Batch) -> Inner:
@@ -49,7 +50,7 @@ class FreeAdversarialTraining(Method):
 
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         logits = student(known(inner.x_adv))
-        return StepResult(tf.cross_entropy(logits, batch.y), logits)
+        return StepResult(tf.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing), logits)
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:
         self.move(batch, known(inner.delta), known(known(inner.delta).grad))

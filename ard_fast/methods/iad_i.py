@@ -57,6 +57,7 @@ class IntrospectiveDistillation(PGDMethod):
     trust_power: float = 0.1
     trust_teacher: bool = True
     clean_branch: bool = False
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +82,8 @@ class IntrospectiveDistillation(PGDMethod):
             own = student(batch.x) if clean is None or self.clean_branch else clean
             loss = loss + F.kl_distill_loss(logits, own, reduction=self.reduction, weight=1.0 - known(inner.weight))
         if self.alpha != 1.0:
-            loss = self.alpha * loss + (1.0 - self.alpha) * tf.cross_entropy(known(clean), batch.y)
+            entropy = tf.cross_entropy(known(clean), batch.y, label_smoothing=self.label_smoothing)
+            loss = self.alpha * loss + (1.0 - self.alpha) * entropy
         return StepResult(loss, logits)
 
     def conventions(self) -> list[str]:

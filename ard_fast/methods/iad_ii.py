@@ -15,6 +15,7 @@ from ard_fast.methods.shared import (
     kl_settings,
     kl_words,
     recipe,
+    smoothed,
     teacher_trust,
     trust_words,
 )
@@ -42,6 +43,7 @@ class TwoTeacherIntrospectiveDistillation(PGDMethod):
     reduction: str = "batchmean"
     begin_share: float = 0.2
     trust_power: float = 0.1
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +77,7 @@ class TwoTeacherIntrospectiveDistillation(PGDMethod):
             loss = loss + rest * F.ard_loss(
                 logits, teacher_logits=other, student_logits=logits, labels=batch.y, alpha=share, **how
             )
-        return StepResult(loss, logits)
+        return StepResult(smoothed(loss, self, logits, batch.y, rest - self.alpha2), logits)
 
     def conventions(self) -> list[str]:
         return [

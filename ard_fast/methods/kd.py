@@ -8,7 +8,7 @@ from ard_fast import functional as F
 from ard_fast._typing import known
 from ard_fast.data.batches import Batch
 from ard_fast.methods.base import Inner, Method, Network, StepResult
-from ard_fast.methods.shared import ard_words, kl_settings, recipe
+from ard_fast.methods.shared import ard_words, kl_settings, recipe, smoothed
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -24,6 +24,7 @@ class CleanDistillation(Method):
     alpha: float = 1.0
     temperature: float = 30.0
     reduction: str = "mean"
+    label_smoothing: float = 0.0
 
     def attack(self, student: Network, batch: Batch) -> Inner:
         return Inner(target=self.teacher.clean(batch))
@@ -32,7 +33,7 @@ class CleanDistillation(Method):
         logits, target = student(batch.x), known(inner.target)
         how = kl_settings(self)
         loss = F.ard_loss(logits, teacher_logits=target, student_logits=logits, labels=batch.y, alpha=self.alpha, **how)
-        return StepResult(loss, logits)
+        return StepResult(smoothed(loss, self, logits, batch.y, 1.0 - self.alpha), logits)
 
     def conventions(self) -> list[str]:
         return [ard_words(self, "S(x)"), "teacher sees x, eval mode; no attack"]

@@ -25,6 +25,7 @@ class NoiseFGSMTraining(AttackingMethod):
 
     attack_bn: str = "train"
     noise_ratio: float = 2.0
+    label_smoothing: float = 0.0
 
     def make_attack(self) -> PGD:
         return NFGSM(eps=self.eps, noise=self.noise_ratio, bn=self.attack_bn, relative_step=self.relative_step)

@@ -20,12 +20,14 @@ class NaturalTraining(Method):
     selects_by = "clean"  # its robust accuracy is noise, and another method's clean teacher should be a good one
     paper = recipe()
 
+    label_smoothing: float = 0.0
+
     def attack(self, student: Network, batch: Batch) -> Inner:
         return Inner()
 
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         logits = student(batch.x)
-        return StepResult(tf.cross_entropy(logits, batch.y), logits)
+        return StepResult(tf.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing), logits)
 
     def conventions(self) -> list[str]:
         return ["loss CE(S(x), y), mean over the batch; no attack"]

@@ -106,6 +106,27 @@ def trust_words(begin: int, power: float) -> str:
     return f"{before}p^{power:g}, p the teacher's probability of y at x'"
 
 
+def smoothed(
+    loss: Tensor, method: Any, logits: Tensor | None, labels: Tensor, share: float = 1.0, weight: Tensor | None = None
+) -> Tensor:
+    """A loss with the labels of its cross-entropy smoothed by the method's `label_smoothing`, s.
+
+    CE((1 - s) y + s / C) = CE(y) + s (z_y - mean z), so a fused loss stays as it is.
+
+    Args:
+        loss: mean over the batch, with the cross-entropy at labels.
+        method: has `label_smoothing`.
+        logits: z `[B, C]` of the cross-entropy; None where it has no share.
+        labels: int64 `[B]`.
+        share: the cross-entropy's factor in the loss.
+        weight: `[B]`, a constant factor of each sample.
+    """
+    if logits is None or share <= 0.0 or not method.label_smoothing:
+        return loss
+    rows = logits.gather(1, labels[:, None])[:, 0] - logits.mean(1)
+    return loss + share * method.label_smoothing * (rows if weight is None else rows * weight).mean()
+
+
 def sums_by_class(rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Sums of `rows` `[K, B]` over the samples of each class: float64 `[K + 1, C]`, the classes' counts last.
 

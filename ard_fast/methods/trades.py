@@ -12,7 +12,7 @@ from ard_fast.attacks.pgd import KLPGD
 from ard_fast.data.batches import Batch
 from ard_fast.losses import divisor_words
 from ard_fast.methods.base import Inner, Network, PGDMethod, StepResult
-from ard_fast.methods.shared import UNCLAMPED_NORMAL, Quirk, recipe
+from ard_fast.methods.shared import UNCLAMPED_NORMAL, Quirk, recipe, smoothed
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -37,6 +37,7 @@ class Trades(PGDMethod):
     beta: float = 6.0
     reduction: str = "batchmean"
     repeat_clean: bool = False
+    label_smoothing: float = 0.0
 
     def attack(self, student: Network, batch: Batch) -> Inner:
         return Inner(self.perturb(student, batch))
@@ -48,7 +49,7 @@ class Trades(PGDMethod):
             with torch.no_grad():
                 student(batch.x)
         loss = F.trades_loss(logits, clean_logits=clean, labels=batch.y, beta=self.beta, reduction=self.reduction)
-        return StepResult(loss, logits)
+        return StepResult(smoothed(loss, self, clean, batch.y), logits)
 
     def conventions(self) -> list[str]:
         divisor = divisor_words(self.reduction)

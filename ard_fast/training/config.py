@@ -302,6 +302,11 @@ def _validate_method(config: TrainConfig, name: str) -> None:
             f"awp_gamma: expected 0 for method {name}, whose single pass moves weights and images, got "
             f"{config.awp_gamma:g}: a weight perturbation needs a pass of its own"
         )
+    if config.label_smoothing and config.alpha is not None and config.alpha + (config.alpha2 or 0.0) >= 1.0:
+        raise ValueError(
+            f"label_smoothing: expected 0 for method {name} at alpha {config.alpha:g}, where its loss has no "
+            f"cross-entropy, got {config.label_smoothing:g}"
+        )
     if config.accumulate > 1 and method.whole_batch:
         raise ValueError(
             f"accumulate: expected 1 for method {name}, which needs the whole batch at once, got {config.accumulate}"

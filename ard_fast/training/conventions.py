@@ -41,6 +41,11 @@ def describe_run(
         f"on {dataset.name} ({len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test)",
         *method.conventions(),
     ]
+    if config.label_smoothing:
+        lines.append(
+            f"labels smoothed by {config.label_smoothing:g} in the loss's cross-entropy, as F.cross_entropy; attacks "
+            "keep whole labels"
+        )
     for key, split in (("subset", dataset.train), ("test_subset", dataset.test)):
         if getattr(config, key) is not None:
             lines.append(f"{key}: {len(split)} images of {dataset.describe(split)}, the same ones for every seed")

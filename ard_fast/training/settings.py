@@ -154,6 +154,12 @@ class LossSettings(FlagModel):
     entropy_scale: float | None = setting(
         None, "saad: factor of the sample weights, which come from the teacher's entropy", ge=0
     )
+    label_smoothing: float | None = setting(
+        None,
+        "share of each label spread evenly over all classes, in the loss's cross-entropy; attacks keep whole labels",
+        ge=0,
+        lt=1,
+    )
     clean_branch: bool | None = setting(
         None,
         "run the student on clean images even if that term has weight 0, as the published code does (it moves the "

@@ -37,17 +37,23 @@ def divided(c, rows):
     return rows.mean() / (10 if c.reduction == "mean" else 1)
 
 
+def entropy(c, logits):
+    """The cross-entropy of each row at labels that are smoothed."""
+    hard, s = cross_entropy(logits, c.y), c.label_smoothing or 0.0
+    return (1 - s) * hard - s * logits.log_softmax(1).mean(1)
+
+
 def natural(c):
-    return cross_entropy(c.S(c.x), c.y).mean()
+    return entropy(c, c.S(c.x)).mean()
 
 
 def adversarial(c):
-    return cross_entropy(c.S(c.z), c.y).mean()
+    return entropy(c, c.S(c.z)).mean()
 
 
 def trades(c):
     clean = c.S(c.x)
-    return cross_entropy(clean, c.y).mean() + c.beta * divided(c, kl(c.S(c.z), clean))
+    return entropy(c, clean).mean() + c.beta * divided(c, kl(c.S(c.z), clean))
 
 
 def mart(c):
@@ -67,18 +73,18 @@ def distilled(c, student, teacher, teacher_t=1.0):
 def kd(c):
     clean = c.S(c.x)
     term = divided(c, distilled(c, clean, c.T(c.x)))
-    return c.alpha * term + (1 - c.alpha) * cross_entropy(clean, c.y).mean()
+    return c.alpha * term + (1 - c.alpha) * entropy(c, clean).mean()
 
 
 def ard(c):
     term = divided(c, distilled(c, c.S(c.z), c.T(c.x)))
-    return c.alpha * term + (1 - c.alpha) * cross_entropy(c.S(c.x), c.y).mean()
+    return c.alpha * term + (1 - c.alpha) * entropy(c, c.S(c.x)).mean()
 
 
 def fair_ard(c):
     weight = c.method.class_weights[c.y].double()
     term = divided(c, weight * distilled(c, c.S(c.z), c.T(c.x)))
-    return c.alpha * term + (1 - c.alpha) * (weight * cross_entropy(c.S(c.x), c.y)).mean()
+    return c.alpha * term + (1 - c.alpha) * (weight * entropy(c, c.S(c.x))).mean()
 
 
 def rslad(c):
@@ -111,17 +117,17 @@ def introspective(c, target):
 
 def iad_i(c):
     term = divided(c, introspective(c, c.T(c.x)))
-    return c.alpha * term + (1 - c.alpha) * cross_entropy(c.S(c.x), c.y).mean()
+    return c.alpha * term + (1 - c.alpha) * entropy(c, c.S(c.x)).mean()
 
 
 def adaiad(c):
     term = divided(c, introspective(c, c.T(c.z)))
-    return c.alpha * term + (1 - c.alpha) * cross_entropy(c.S(c.x), c.y).mean()
+    return c.alpha * term + (1 - c.alpha) * entropy(c, c.S(c.x)).mean()
 
 
 def iad_ii(c):
     rows = c.alpha * introspective(c, c.T(c.z)) + c.alpha2 * distilled(c, c.S(c.z), c.U(c.z))
-    return divided(c, rows) + (1 - c.alpha - c.alpha2) * cross_entropy(c.S(c.z), c.y).mean()
+    return divided(c, rows) + (1 - c.alpha - c.alpha2) * entropy(c, c.S(c.z)).mean()
 
 
 def mtard(c):
@@ -169,25 +175,33 @@ T3 = {"temperature": 3.0}
 # name, settings, epoch, then which images student, teacher and clean teacher see, in order
 CASES = [
     ("natural", {}, FIRST, "x", "", ""),
+    ("at", {"label_smoothing": 0.3}, FIRST, "x'", "", ""),
+    ("natural", {"label_smoothing": 0.3}, FIRST, "x", "", ""),
     ("at", {}, FIRST, "x'", "", ""),
     ("fgsm-rs", {}, FIRST, "x'", "", ""),
     ("n-fgsm", {}, FIRST, "x'", "", ""),
     ("trades", {}, FIRST, "x x'", "", ""),
+    ("trades", {"label_smoothing": 0.3, "beta": 2.0}, FIRST, "x x'", "", ""),
     ("trades", {"beta": 1.5, "reduction": "mean", "repeat_clean": True}, FIRST, "x x' x", "", ""),
     ("mart", {}, FIRST, "x x'", "", ""),
     ("mart", {"beta": 0.5, "reduction": "mean"}, FIRST, "x x'", "", ""),
+    ("free", {"label_smoothing": 0.3}, FIRST, "x", "", ""),
     ("free", {}, FIRST, "x", "", ""),
     ("kd", {"temperature": 30.0}, FIRST, "x", "x", ""),
+    ("kd", {"label_smoothing": 0.3, "alpha": 0.4}, FIRST, "x", "x", ""),
     ("kd", {"alpha": 0.7, **T3, "reduction": "batchmean"}, FIRST, "x", "x", ""),
     ("ard", {"temperature": 30.0}, FIRST, "x'", "x", ""),
     ("ard", {"alpha": 0.7, **T3, "reduction": "batchmean"}, FIRST, "x' x", "x", ""),
+    ("fgsm-ard", {"label_smoothing": 0.3, "alpha": 0.4}, FIRST, "x' x", "x", ""),
     ("ard", {"clean_branch": True}, FIRST, "x' x", "x", ""),
     ("fast-ard", T3, FIRST, "x", "x", ""),
+    ("fast-ard", {"label_smoothing": 0.3, "alpha": 0.4}, FIRST, "x x", "x", ""),
     ("fast-ard", {"alpha": 0.25, "temperature": 2.0, "delta_gradient": "kd"}, FIRST, "x x", "x", ""),
     ("fgsm-ard", {}, FIRST, "x'", "x", ""),
     ("fgsm-ard", {"alpha": 0.6, "clean_branch": True}, FIRST, "x' x", "x", ""),
     ("fair-ard", {"temperature": 30.0}, FIRST, "x'", "x", ""),
     ("fair-ard", {"alpha": 0.6, **T3, "reduction": "batchmean"}, FIRST, "x' x", "x", ""),
+    ("fair-ard", {"label_smoothing": 0.3, "alpha": 0.4}, FIRST, "x' x", "x", ""),
     ("fair-ard", {"clean_branch": True}, FIRST, "x' x", "x", ""),
     ("rslad", {}, FIRST, "x' x", "x", ""),
     ("rslad", {"alpha": 0.7, **T3, "reduction": "batchmean"}, FIRST, "x' x", "x", ""),
@@ -200,12 +214,14 @@ CASES = [
     ("iad-i", T3, FIRST, "x'", "x", ""),
     ("iad-i", {"trust_power": 0.5, "reduction": "mean"}, LAST, "x' x", "x x'", ""),
     ("iad-i", {"alpha": 0.6, "trust_power": 0.3, **T3}, LAST, "x' x", "x x'", ""),
+    ("iad-i", {"label_smoothing": 0.3, "alpha": 0.4}, LAST, "x' x", "x x'", ""),
     ("iad-i", {"clean_branch": True, "trust_teacher": False}, LAST, "x' x x", "x x'", ""),
     ("adaiad", {"alpha": 0.6}, FIRST, "x' x", "x'", ""),
     ("adaiad", {"trust_power": 0.5, **T3}, LAST, "x' x", "x'", ""),
     ("adaiad", {"clean_branch": True, "trust_teacher": False}, LAST, "x x' x x", "x'", ""),
     ("iad-ii", {}, FIRST, "x'", "x'", "x'"),
     ("iad-ii", {"alpha": 0.3, "alpha2": 0.5, **T3, "reduction": "mean"}, LAST, "x' x", "x'", "x'"),
+    ("iad-ii", {"label_smoothing": 0.3, "alpha": 0.3, "alpha2": 0.4}, LAST, "x' x", "x'", "x'"),
     ("iad-ii", {"alpha": 1.0, "alpha2": 0.0, "trust_power": 0.4}, LAST, "x' x", "x'", "x'"),
     ("mtard", {}, FIRST, "x' x", "x'", "x"),
     ("mtard", {**T3, "reduction": "batchmean"}, FIRST, "x' x", "x'", "x"),

@@ -173,6 +173,11 @@ def test_wrong_types_are_refused(name, text, message):
         ({"compare_methods": ("at", "ardd")}, "compare_methods: unknown value 'ardd'; did you mean 'ard'"),
         ({"dataset": "cifar10", "method": "at"}, "data_dir: cifar10 needs --data-dir"),
         ({"method": "free", "awp_gamma": 0.01}, "awp_gamma: expected 0 for method free"),
+        ({"method": "mart", "label_smoothing": 0.1}, "label_smoothing: method mart has no such setting"),
+        (
+            {"method": "ard", "label_smoothing": 0.1, "teacher": "digits-teacher"},
+            "label_smoothing: expected 0 for method ard at alpha 1, where its loss has no cross-entropy, got 0.1",
+        ),
         ({"method": "saad", "accumulate": 2}, "accumulate: expected 1 for method saad"),
         ({"method": "fgsm-rs", "eps": 1.0}, "step_size: expected 0 to 1, .*got 1.25"),
     ],
