@@ -209,14 +209,14 @@ class FoolboxAdapter:
         return f"FoolboxAdapter({self.attack!r})"
 
 
-class _Foreign:
+class Foreign:
     """Somebody else's attack run with the care that ours take: model and random state are as before afterwards."""
 
     attack: Any
 
     def __call__(
         self,
-        model: nn.Module,
+        model: nn.Module | Model,
         x: Tensor,
         y: Tensor,
         *,
@@ -272,7 +272,7 @@ class _Foreign:
         raise NotImplementedError
 
 
-class FromTorchattacks(_Foreign):
+class FromTorchattacks(Foreign):
     """An attack of torchattacks that is called like ours, for instance by the evaluation.
 
     It attacks the model of the call, not the one it was made with. Images are inside [0, 1], or normalised where its
@@ -303,7 +303,7 @@ class FromTorchattacks(_Foreign):
         return f"torchattacks.{self.attack!r}"
 
 
-class FromFoolbox(_Foreign):
+class FromFoolbox(Foreign):
     """An attack of foolbox that is called like ours, for instance by the evaluation.
 
     Args:

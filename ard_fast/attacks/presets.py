@@ -1,6 +1,6 @@
-"""Attacks by name: as published codes run them, `preset`, and as papers report them, `STANDARDS`.
+"""Attacks by name, `make`: as papers report them, `STANDARDS`, and as published codes run them, `preset`.
 
-`preset` keeps the quirks of the codes, `STANDARDS` is what `ard_fast.evaluate --attacks` names.
+`STANDARDS` is what `ard_fast.evaluate --attacks` names, `preset` keeps the quirks of the codes.
 
 Each entry of `STANDARDS` makes the attack for a radius: `STANDARDS["pgd20"](8 / 255)`, or with "l2" as the second
 argument where the attack exists there. Step sizes are the published ones at eps = 8/255 and in proportion elsewhere.
@@ -29,12 +29,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from ard_fast._names import unknown
 from ard_fast.attacks.apgd import APGD, APGDT
+from ard_fast.attacks.autoattack import FABT, STAGES, Square, require_pyautoattack
 from ard_fast.attacks.base import GradientAttack
 from ard_fast.attacks.one_step import FGSM
 from ard_fast.attacks.pgd import KLPGD, MIFGSM, PGD, CWLinf
@@ -234,3 +235,45 @@ class _Standards(dict[str, Standard]):
 
 _NAMES = ("fgsm", "pgd10", "pgd20", "pgd20-trades", "pgd50-10", "cw20", "cw30", "mifgsm", *_APGD)
 STANDARDS: dict[str, Standard] = _Standards({name: _Standards()[name] for name in _NAMES})
+
+
+_EXTERNAL = {"fab-t": FABT, "square": Square}
+PYAUTOATTACK = (*_EXTERNAL, "autoattack")
+
+
+def make(
+    name: str, eps: float | Tensor | None = None, norm: str | None = None, **changes: Any
+) -> GradientAttack | FABT | Square | InTurn:
+    """The attack of a name: any that `ard_fast.evaluate --attacks` takes, or the training attack of a published code.
+
+    Args:
+        name: one of `STANDARDS` or of its form, such as "pgd20", "pgd50-10-l2" or "apgd-ce"; "fab-t", "square" or
+            "autoattack" (APGD-CE, APGD-T, FAB-T, Square), which need the package pyautoattack; or, of `PRESETS`,
+            "ard", "trades", "rslad", "adaad" or "torchattacks".
+        eps: radius, for pixels in [0, 1]. None takes the radius of a published code; the others have none of their own.
+        norm: "linf" or "l2"; None is that of the name, else "linf".
+        changes: other arguments of the attack's class, such as `steps`.
+
+    Raises:
+        ValueError: no such name (with the nearest one), no radius, no such attack in this norm, an argument out of
+            range, or pyautoattack is missing.
+        TypeError: the attack has no such argument.
+
+    Example:
+        >>> attack = make("pgd20", eps=8 / 255)
+        >>> x_adv = attack(model, x, y)
+    """
+    if name in _PRESETS and name not in PYAUTOATTACK:
+        return preset(name, eps, **changes if norm is None else {"norm": norm, **changes})
+    if not isinstance(name, str) or (name not in PYAUTOATTACK and read_name(name) is None):
+        known = dict.fromkeys((*STANDARDS, *PYAUTOATTACK, *PRESETS))
+        raise ValueError(f"name: {unknown('attack', str(name), known)}, and {GRAMMAR}")
+    if eps is None:
+        raise ValueError(f"eps must be the radius of the attack {name}, such as 8/255, got None")
+    if name == "autoattack":
+        return InTurn([make(stage, eps, norm, **changes) for stage in STAGES])
+    if name in _EXTERNAL:
+        require_pyautoattack(name)
+        return _EXTERNAL[name](cast("float", eps), norm or "linf", **changes)
+    attack = STANDARDS[name](cast("float", eps), norm)
+    return attack.replace(**changes) if changes else attack

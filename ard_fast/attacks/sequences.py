@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ard_fast.attacks.autoattack import FABT, Square
 from ard_fast.attacks.base import GradientAttack, Model, check_model
 from ard_fast.attacks.inputs import as_mask, check_images, check_integers, check_logits, check_targets
 from ard_fast.attacks.model_mode import attack_mode, without_gradient_sync
@@ -23,13 +24,13 @@ class InTurn(Configured):
     model errs on those already, the first adversarial ones found, and the last attack's attempt where none was found.
 
     Args:
-        attacks: untargeted attacks on labels, at least one.
+        attacks: untargeted attacks on labels, at least one; also `FABT` and `Square` of `ard_fast.attacks.autoattack`.
 
     Raises:
         ValueError: no attacks, or one that is targeted.
     """
 
-    attacks: Sequence[GradientAttack | InTurn]
+    attacks: Sequence[GradientAttack | FABT | Square | InTurn]
 
     def __post_init__(self) -> None:
         attacks = self.attacks
@@ -39,7 +40,7 @@ class InTurn(Configured):
         if not attacks:
             raise ValueError("attacks must be at least one, got none")
         for attack in attacks:
-            if not isinstance(attack, (GradientAttack, InTurn)):
+            if not isinstance(attack, (GradientAttack, FABT, Square, InTurn)):
                 raise TypeError(f"attacks must be attacks of ard_fast.attacks, got {type(attack).__name__}")
             if isinstance(attack, GradientAttack) and attack.targeted:
                 raise ValueError(f"attacks must be untargeted, got {attack!r}")
@@ -109,5 +110,8 @@ class InTurn(Configured):
     def _losses(self) -> list[str]:
         losses: list[str] = []
         for attack in self.attacks:
-            losses += attack._losses() if isinstance(attack, InTurn) else [attack.loss]
+            if isinstance(attack, InTurn):
+                losses += attack._losses()
+            elif isinstance(attack, GradientAttack):
+                losses.append(attack.loss)
         return losses

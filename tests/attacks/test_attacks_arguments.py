@@ -420,6 +420,49 @@ def test_standards_have_their_published_parameters(name):
     assert list(attacks.STANDARDS) == list(STANDARDS)  # asking adds none
 
 
+@pytest.mark.parametrize("name", [*STANDARDS, *READ])
+def test_make_is_the_standard_attack_with_changes(name):
+    made, plain = attacks.make(name, 0.1), attacks.STANDARDS[name](0.1)
+    assert repr(made) == repr(plain) and attacks.make(name, 0.1, bounds=(0.0, 2.0)).bounds == (0.0, 2.0)
+
+
+def test_make_knows_published_codes_and_autoattack():
+    assert repr(attacks.make("trades")) == repr(attacks.preset("trades"))
+    assert attacks.make("ard", 0.2, "l2", steps=3).settings() == {
+        **attacks.preset("ard", 0.2).settings(), "norm": "l2", "steps": 3
+    }  # fmt: skip
+    pytest.importorskip("pyautoattack")
+    whole = attacks.make("autoattack", 0.5, "l2")
+    assert [type(part).__name__ for part in whole.attacks] == ["APGD", "APGDT", "FABT", "Square"]
+    assert all((part.eps, part.norm) == (0.5, "l2") for part in whole.attacks)
+    assert whole.at_eps(0.1).attacks[3].eps == 0.1 and whole.attacks[0].drop_every == 5
+    model = nn.Sequential(*small_net()[:-1], nn.Linear(8 * 36, 4)).eval()  # fewer classes than the nine targets
+    y = model(X).argmax(1)
+    parts = attacks.make("apgd-ce3", 0.1), attacks.make("fab-t", 0.1, steps=3), attacks.make("square", 0.1, queries=9)
+    state, x_adv = torch.get_rng_state(), InTurn(parts)(model, X, y, seed=1)
+    assert state.equal(torch.get_rng_state()) and (x_adv - X).abs().max() <= 0.1 + 6e-8
+    square = attacks.make("square", 0.1, queries=2)
+    assert not square(model, X, y).equal(square(model, X, y))  # without a seed, other noise each time
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pdg20", 0.1), "name: unknown attack 'pdg20'; did you mean 'pgd20'.*square.*torchattacks"),
+        (("pgd", 0.1), "the number of steps is missing, as in pgd20"),
+        (("pgd20",), "eps must be the radius of the attack pgd20, such as 8/255, got None"),
+        (("square", -1.0), "eps must be finite and at least 0"),
+        (("fab-t", 0.1, "l1"), "norm must be one of 'linf', 'l2', got 'l1'"),
+        ((None, 0.1), "name: unknown attack 'None'"),
+    ],
+)
+def test_what_make_refuses(arguments, message):
+    if arguments[0] in ("square", "fab-t"):
+        pytest.importorskip("pyautoattack")
+    with pytest.raises(ValueError, match=message):
+        attacks.make(*arguments)
+
+
 def test_standards_in_l2():
     for name, make in attacks.STANDARDS.items():
         if name in ("cw20", "cw30", "mifgsm"):

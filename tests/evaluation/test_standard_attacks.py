@@ -7,16 +7,9 @@ import torch
 from torch import nn
 
 from ard_fast.attacks import attack_mode
+from ard_fast.attacks.autoattack import FABT, STAGES, Square
 from ard_fast.evaluation.evaluator import Evaluator, evaluation_mode, inside_ball
-from ard_fast.evaluation.standard_attacks import (
-    ATTACK_NAMES,
-    AUTOATTACK_STAGES,
-    FABT,
-    Square,
-    curve_attack,
-    default_attacks,
-    make_plan,
-)
+from ard_fast.evaluation.standard_attacks import ATTACK_NAMES, curve_attack, default_attacks, make_plan
 
 
 def small_net():
@@ -47,7 +40,7 @@ def test_batches_do_not_change_a_result_and_no_trace_is_left(kind, norm, eps):
     pytest.importorskip("pyautoattack")
     model = small_net().train()
     x, y, ids = data(model, 18)
-    attack = FABT(eps, norm, 5, steps=5) if kind == "fab-t" else Square(eps, norm, queries=40)
+    attack = FABT(eps, norm, targets=4, steps=5) if kind == "fab-t" else Square(eps, norm, queries=40)
     torch.manual_seed(11)
     before, state = torch.get_rng_state(), {key: value.clone() for key, value in model.state_dict().items()}
     whole = call(attack, model, x, y, ids)
@@ -79,15 +72,15 @@ def test_the_plan_says_what_a_name_stands_for():
     steps = make_plan(["clean", *names, "fgsm"], eps=8 / 255, norm="linf", num_classes=10)
     assert [step.name for step in steps] == names
     stages = {step.name: dict(step.stages) for step in steps}
-    assert list(stages["autoattack"]) == list(AUTOATTACK_STAGES) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert list(stages["autoattack"]) == list(STAGES) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert all(list(stages[name]) == [name] for name in names if name != "autoattack")
     # The ensemble's own stages are the same attacks, so that what was run alone need not be run again.
-    assert all(repr(stages["autoattack"][name]) == repr(stages[name][name]) for name in AUTOATTACK_STAGES)
+    assert all(repr(stages["autoattack"][name]) == repr(stages[name][name]) for name in STAGES)
     for text in ("targets=9", "steps=100", "restarts=1", "alpha_max=0.1", "eta=1.05", "beta=0.9"):
         assert text in repr(stages["fab-t"]["fab-t"])
     for text in ("queries=5000", "p_init=0.8", "restarts=1", "margin"):
         assert text in repr(stages["square"]["square"])
-    assert "targets=2" in repr(FABT(0.1, "l2", 3))
+    assert "targets=2" in repr(make_plan(["fab-t"], eps=0.1, norm="l2", num_classes=3)[0])
 
 
 @pytest.mark.parametrize(
