@@ -3,7 +3,8 @@
 Python blocks of a page run in order, in one namespace, with `epochs=1`. In shell blocks, the package's own commands run
 in this process in quick forms (one epoch, few images); other programs must exist and know their flags. A comment before
 a block changes that: `<!-- test: check -->` only parses and resolves its commands (they need a GPU, CIFAR-10 or a
-checkpoint), `<!-- test: slow -->` leaves the block to `pytest -m slow`. Blocks in other languages are ignored.
+checkpoint), `<!-- test: slow -->` leaves the block to `pytest -m slow`, `<!-- test: run -->` runs one of a page outside
+docs, whose shell blocks are otherwise only checked. Blocks in other languages are ignored.
 """
 
 import doctest
@@ -31,7 +32,8 @@ QUICK = {
     "evaluate": ["--n-examples", "8", "--eps-curve", "none"],
 }
 FEW_DIGITS = ["--subset", "64", "--test-subset", "32"]
-BLOCK = re.compile(r"(?:<!-- test: (check|slow) -->\n)?^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FEW_LARGE = ["--subset", "20", "--test-subset", "10", "--student", "resnet18-tiny"]  # of CIFAR-10
+BLOCK = re.compile(r"(?:<!-- test: (check|slow|run) -->\n)?^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
@@ -45,12 +47,13 @@ class Block(NamedTuple):
 
 def blocks(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    found = [Block(m[1] or "run", m[2] or "sh", m[3], text[: m.start(3)].count("\n")) for m in BLOCK.finditer(text)]
-    return [
-        block._replace(mode="check") if page in OUTSIDE and block.language == "sh" else block
-        for block in found
-        if block.language in ("python", "sh")
-    ]
+    found = []
+    for m in BLOCK.finditer(text):
+        language = m[2] or "sh"
+        if language in ("python", "sh"):
+            mode = m[1] or ("check" if page in OUTSIDE and language == "sh" else "run")
+            found.append(Block(mode, language, m[3], text[: m.start(3)].count("\n")))
+    return found
 
 
 def run_block(page, block, namespace):
@@ -85,10 +88,13 @@ def run_command(name, arguments, *, check):
         COMMANDS[name].make_parser().parse_args(arguments)
         resolves = name == "train" and "--resume" not in arguments
         return COMMANDS[name].main([*arguments, "--print-config"]) if resolves else None
+    arguments = [word.replace("autoattack", "apgd-ce5") for word in arguments]  # `.ci/run evaluate` runs it
     if "--resume" not in arguments and "--print-config" not in arguments:
         arguments += QUICK.get(name, [])
         if name == "train" and "--dataset" not in arguments:
             arguments += FEW_DIGITS
+        if name == "train" and "cifar10" in arguments:
+            arguments += FEW_LARGE
     return COMMANDS[name].main(arguments)
 
 
@@ -98,7 +104,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("DATA", "DIR"):
+    for name in ("DATA", "DIR", "cifar10"):
         fake_cifar(tmp_path / name, count=20)
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("test", 3)):
