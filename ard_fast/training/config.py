@@ -18,6 +18,7 @@ from ard_fast.teachers.cache import CACHE_AUTO, CACHE_OFF
 from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, PRESET_ON_CIFAR10
 from ard_fast.training.settings import (
     COMPARE,
+    RAMPED,
     AttackSettings,
     ComputeSettings,
     DataSettings,
@@ -157,6 +158,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 _FOLLOWERS = {
     "eps": ("step_size", "eval_step_size"),
     "epochs": ("teacher_epochs", "milestones"),
+    "optimiser": ("lr", "teacher_lr", "momentum"),
 }
 
 
@@ -198,6 +200,8 @@ def complete(config: TrainConfig) -> TrainConfig:
     values: dict[str, Any] = {}
     if config.eval_step_size is None:
         values["eval_step_size"] = config.eps / 4
+    if config.momentum is None and config.optimiser == "sgd":
+        values["momentum"] = 0.9
     if config.method == COMPARE:
         return config.replace(**values)
     spec = find_method(config.method)
@@ -215,7 +219,7 @@ def complete(config: TrainConfig) -> TrainConfig:
     if config.schedule is None:
         values["schedule"] = defaults.get("schedule", tuned.get("schedule", "multistep"))
     if config.lr is None:
-        values["lr"] = tuned.get("lr", spec.paper.get("lr", 0.1))
+        values["lr"] = tuned.get("lr", spec.paper.get("lr", 0.1)) if config.optimiser == "sgd" else 1e-3
     return config.replace(**values)
 
 
@@ -281,6 +285,18 @@ def validate(config: TrainConfig) -> None:
     milestones = config.milestone_epochs()
     if list(milestones) != sorted(milestones) or min(milestones, default=0) < 0:
         raise ValueError(f"milestones: expected increasing epochs, got {milestones}")
+    for name, unset in (("momentum", None), ("nesterov", False)):
+        if config.optimiser != "sgd" and getattr(config, name) != unset:
+            raise ValueError(
+                f"{name}: a setting of optimiser sgd, not of {config.optimiser}, got {getattr(config, name)}"
+            )
+    if config.warmup_epochs and config.schedule in RAMPED:
+        raise ValueError(
+            f"warmup_epochs: expected 0 with schedule {config.schedule}, which rises by itself, got "
+            f"{config.warmup_epochs:g}"
+        )
+    if config.warmup_epochs > config.epochs:
+        raise ValueError(f"warmup_epochs: expected at most {config.epochs}, the epochs, got {config.warmup_epochs:g}")
     check_device_name(config.device)
     if config.precision == "tf32" and config.device == "cpu":
         raise ValueError("precision: tf32 is an arithmetic of CUDA devices, got device cpu; fp32 and bf16 run there")

@@ -16,6 +16,7 @@ from ard_fast.methods.registry import METHODS
 from ard_fast.models import MODELS, count_parameters
 from ard_fast.teachers.teacher import Teacher
 from ard_fast.training.checkpoint import written_by_run
+from ard_fast.training.optimiser import OPTIMISERS
 
 if TYPE_CHECKING:
     from ard_fast.training.config import TrainConfig
@@ -60,8 +61,10 @@ def describe_run(
         lines += [f"{role.replace('_', ' ')}: {line}" for line in teacher.conventions()]
     if config.parity:
         lines += [f"parity: {quirk.text}" for quirk in spec.quirks] or ["parity: no quirks of this method's code"]
+    warmup = f", warm-up of {config.warmup_epochs:g} epochs" if config.warmup_epochs else ""
+    momentum = "" if config.momentum is None else f", momentum {config.momentum:g}"
     lines.append(
-        f"SGD lr {config.lr:g} ({config.schedule}), momentum {config.momentum:g}, weight decay "
+        f"{OPTIMISERS[config.optimiser].__name__} lr {config.lr:g} ({config.schedule}{warmup}){momentum}, weight decay "
         f"{config.weight_decay:g} on all parameters, batch {config.batch_size}, {crop}, "
         f"{'flip' if config.flip else 'no flip'}, seed {config.seed}"
     )
@@ -125,7 +128,7 @@ def collapse_warnings(
     if temperature is not None and config.reduction == "mean":  # the gradient is divided by the classes
         helps = f"A smaller --temperature (now {temperature:g}), larger --lr (now {rate:g}), --reduction batchmean"
     return [
-        f"the {what} has collapsed: {wrong}. {helps}, a learning rate that warms up (--schedule cyclic), more epochs "
+        f"the {what} has collapsed: {wrong}. {helps}, a learning rate that warms up (--warmup-epochs), more epochs "
         "or a smaller --eps at first usually help"
     ]
 

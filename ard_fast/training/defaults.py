@@ -59,7 +59,6 @@ PRESET_ON_CIFAR10: dict[str, Any] = {
     "dataset": "cifar10",
     "student": "mobilenetv2",
     "batch_size": 128,
-    "momentum": 0.9,
     "lr_factor": 0.1,
     "eps": 8 / 255,
     "eval_step_size": 2 / 255,

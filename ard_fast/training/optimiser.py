@@ -14,19 +14,26 @@ from ard_fast._typing import known
 if TYPE_CHECKING:
     from ard_fast.training.config import TrainConfig
 
+_RISE = 0.3  # share of the training in which onecycle rises
+
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
     """The learning rate at a moment of training.
 
     Args:
-        config: `schedule`, `lr`, `lr_factor`, `epochs`, `replays` and `milestones` are read.
+        config: `schedule`, `lr`, `lr_factor`, `epochs`, `replays`, `milestones` and `warmup_epochs` are read.
         epoch: epochs done so far, batch repeats counted, with the fraction of the current one (2.5: in the middle of
             the third).
 
     `ard` reproduces the official ARD code, whose every drop multiplies the constant initial rate: the first milestone
     acts, the later ones set the same rate again (0.1 then 0.01; 0.001 is never reached).
+
+    `onecycle` has the shape of `torch.optim.lr_scheduler.OneCycleLR` with its defaults, at every step: from lr / 25 to
+    lr in the first 30 % of the training, then to lr / 250,000, along cosines. The momentum stays as it is.
     """
     rate = known(config.lr)
+    if epoch < config.warmup_epochs:
+        rate *= epoch / config.warmup_epochs
     if config.schedule == "constant":
         return rate
     total = config.passes() * (config.replays or 1)  # at least `epochs`, and at most replays - 1 more
@@ -35,6 +42,10 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
     if config.schedule == "cyclic":  # one triangle (Wong, Rice, Kolter 2020)
         half = total / 2
         return rate * (1.0 - abs(epoch - half) / half)
+    if config.schedule == "onecycle":
+        rise = _RISE * total
+        start, end, done = (1 / 25, 1.0, epoch / rise) if epoch < rise else (1.0, 4e-6, (epoch - rise) / (total - rise))
+        return rate * (end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * done)))
     drops = sum(epoch >= milestone for milestone in config.milestone_epochs())
     return rate * config.lr_factor ** (min(drops, 1) if config.schedule == "ard" else drops)
 
@@ -69,24 +80,8 @@ class Scalars:
         return self._values[index] if self._tensor is None else self._tensor[index]
 
 
-class SGD(torch.optim.SGD):
-    """`torch.optim.SGD` whose learning rate is set before every step, and whose checkpoints hold plain numbers.
-
-    Args:
-        parameters: of the student.
-        config: `momentum`, `weight_decay` and `nesterov` are read.
-        fused: one launch for all parameters, which reads a learning rate that is a tensor when it runs.
-    """
-
-    def __init__(self, parameters: Iterable[Tensor], config: TrainConfig, *, fused: bool) -> None:
-        super().__init__(
-            parameters,
-            lr=known(config.lr),
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-            fused=fused or None,  # None leaves the choice between its other forms to torch
-        )
+class _Driven(torch.optim.Optimizer):
+    """A torch optimiser whose learning rate is set before every step, and whose checkpoints hold plain numbers."""
 
     def set_rate(self, rate: float | Tensor) -> None:
         """Take the next step at this learning rate: a number, or a scalar tensor on the device."""
@@ -102,7 +97,44 @@ class SGD(torch.optim.SGD):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Put a state back that was perhaps saved on another device: this optimiser's form stays as it is."""
-        form = [{name: group[name] for name in ("fused", "foreach")} for group in self.param_groups]
-        super().load_state_dict(dict(state_dict))
-        for group, own in zip(self.param_groups, form, strict=True):
-            group.update(own)
+        groups = [
+            {**saved, **{name: own[name] for name in ("fused", "foreach", "capturable") if name in own}}
+            for saved, own in zip(state_dict["param_groups"], self.param_groups, strict=True)
+        ]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+
+
+class SGD(_Driven, torch.optim.SGD):
+    """`torch.optim.SGD` as a run drives it."""
+
+
+class Adam(_Driven, torch.optim.Adam):
+    """`torch.optim.Adam` as a run drives it."""
+
+
+class AdamW(_Driven, torch.optim.AdamW):
+    """`torch.optim.AdamW` as a run drives it."""
+
+
+OPTIMISERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+
+
+def make_optimiser(parameters: Iterable[Tensor], config: TrainConfig, *, fused: bool) -> SGD | Adam | AdamW:
+    """The optimiser of a run.
+
+    Args:
+        parameters: of the student.
+        config: `optimiser`, `lr`, `weight_decay` and, for SGD, `momentum` and `nesterov` are read.
+        fused: one launch for all parameters, which reads a learning rate that is a tensor when it runs, so that a CUDA
+            graph can hold it.
+    """
+    own: dict[str, Any] = {"capturable": fused}
+    if config.optimiser == "sgd":
+        own = {"momentum": known(config.momentum), "nesterov": config.nesterov}
+    return OPTIMISERS[config.optimiser](
+        parameters,
+        lr=known(config.lr),
+        weight_decay=config.weight_decay,
+        fused=fused or None,  # None leaves the choice between its other forms to torch
+        **own,
+    )

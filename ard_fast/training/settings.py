@@ -14,11 +14,13 @@ from ard_fast.models import MODELS
 from ard_fast.teachers.cache import CACHE_AUTO, CACHE_DTYPES
 from ard_fast.teachers.inference import PRECISIONS as TEACHER_PRECISIONS
 from ard_fast.training.averaging import AVERAGINGS
+from ard_fast.training.optimiser import OPTIMISERS
 
 COMPARE = "compare"  # not a method: teacher, then every method of `compare_methods`, for every seed
 SWITCH = (AUTO, "true", "false")
 GRAPHS = (AUTO, "off", "attack", "iteration")
-SCHEDULES = ("multistep", "ard", "cosine", "cyclic", "constant")
+SCHEDULES = ("multistep", "ard", "cosine", "cyclic", "onecycle", "constant")
+RAMPED = ("cyclic", "onecycle")  # schedules that begin with a warm-up of their own
 PIXELS = "in units of pixels in [0, 1] (8/255, not 8)"
 SHARE = "a fraction of the epochs"
 WEIGHT = "the weight of the distillation term"
@@ -171,22 +173,27 @@ class LossSettings(FlagModel):
 
 
 class OptimiserSettings(FlagModel):
-    """SGD, its schedule and the length of training."""
+    """The optimiser, its schedule and the length of training."""
 
     group = "optimiser"
     epochs: int = setting(200, "passes over the training images; a repeated batch counts each time", ge=1)
     batch_size: int = setting(128, "images per step, over all processes and micro-batches", ge=1)
     accumulate: int = setting(1, "micro-batches per step, whose gradients are accumulated; saves memory", ge=1)
-    lr: float | None = setting(None, "base learning rate; default: the method's", gt=0)
-    momentum: float = setting(0.9, "momentum of SGD", ge=0, lt=1)
+    optimiser: str = setting("sgd", "optimiser; adam and adamw take torch's betas and eps", choices=tuple(OPTIMISERS))
+    lr: float | None = setting(
+        None, "base learning rate; default: the method's with sgd, 0.001 with adam and adamw", gt=0
+    )
+    momentum: float | None = setting(None, "momentum of SGD; default: 0.9", ge=0, lt=1)
     nesterov: bool = setting(False, "use Nesterov momentum")
-    weight_decay: float = setting(2e-4, "weight decay of all parameters", ge=0)
+    weight_decay: float = setting(2e-4, "weight decay of all parameters; decoupled with adamw", ge=0)
     schedule: str | None = setting(
         None,
         "learning-rate schedule; ard: multistep of which only the first drop takes effect, as in the published code; "
-        "cyclic: linearly up to --lr and down again",
+        "cyclic: linearly up to --lr and down again; onecycle: up to --lr in the first 30 % of the training and down, "
+        "as torch's OneCycleLR",
         choices=SCHEDULES,
     )
+    warmup_epochs: float = setting(0.0, "epochs in which the learning rate rises linearly from 0", ge=0)
     milestones: tuple[int, ...] | None = setting(
         None, "epochs at which the learning rate drops; default: 1/2 and 3/4 of the epochs"
     )

@@ -19,7 +19,7 @@ from ard_fast.training.awp import AdversarialWeightPerturbation
 from ard_fast.training.compute import AttackedStudent, ComputeConfig
 from ard_fast.training.distributed import World
 from ard_fast.training.nonfinite import check_attack, check_gradient, check_weights
-from ard_fast.training.optimiser import SGD, Scalars
+from ard_fast.training.optimiser import Scalars, make_optimiser
 
 if TYPE_CHECKING:
     from ard_fast.training.config import TrainConfig
@@ -77,7 +77,7 @@ class Update:
         self.wrapped = world.wrap(student, compute.device)  # for the outer loss only
         self.learner: Any = torch.compile(self.wrapped) if compute.compile else self.wrapped
         capturable = compute.device.type == "cuda" if capturable is None else capturable
-        self.optimizer = SGD(student.parameters(), config, fused=capturable)
+        self.optimizer = make_optimiser(student.parameters(), config, fused=capturable)
         self._rates = Scalars(method.replays, compute.device if capturable else None)
         self._shares = Scalars(method.replays, compute.device if capturable else None)
         self.awp: AdversarialWeightPerturbation | None = None

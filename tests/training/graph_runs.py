@@ -81,11 +81,11 @@ class Run:
         return self.outcome
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, statistics, momentum, the method's state and the average, as they are now."""
+        """Weights, statistics, the optimiser's state, the method's state and the average, as they are now."""
         trainer = self.trainer
         found = {f"student {name}": value for name, value in trainer.student.state_dict().items()}
         for index, state in enumerate(trainer.update.optimizer.state.values()):
-            found[f"momentum {index}"] = state["momentum_buffer"]
+            found.update({f"{name} {index}": value for name, value in state.items()})
         found.update({f"method {name}": value for name, value in trainer.method.state_dict().items()})
         if trainer.average is not None:
             found.update({f"average {name}": value for name, value in trainer.average.state_dict().items()})

@@ -96,11 +96,24 @@ def test_parity_switches_the_quirks_on_unless_told_otherwise():
         ("ard", [1.0, 0.1, 0.1, 0.1]),
         ("cosine", [1.0, 0.5, 0.146447, 0.0]),
         ("cyclic", [0.0, 1.0, 0.5, 0.0]),
+        ("onecycle", [0.04, 0.811746, 0.283061, 4e-6]),
     ],
 )
 def test_schedules(schedule, expected):
     config = TrainConfig(lr=1.0, epochs=8, schedule=schedule)
     assert [learning_rate(config, epoch) for epoch in (0, 4, 6, 8)] == pytest.approx(expected, abs=1e-6)
+    warm = config.replace(warmup_epochs=5.0)
+    assert [learning_rate(warm, epoch) for epoch in (0, 4, 6)] == pytest.approx(
+        [0.0, 0.8 * expected[1], expected[2]], abs=1e-6
+    )
+
+
+def test_another_optimiser_takes_its_own_learning_rate():
+    config = resolve({"optimiser": "adamw", "data_dir": "d"}, preset="at-paper")
+    assert (config.lr, config.momentum, config.weight_decay) == (1e-3, None, 2e-4)
+    assert resolve({"data_dir": "d"}, preset="at-paper").momentum == 0.9
+    of_run = resolve({"optimiser": "adam"}, file=vars(resolve({"method": "at", "lr": 0.3})))
+    assert (of_run.lr, of_run.momentum) == (1e-3, None)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +191,13 @@ def test_wrong_types_are_refused(name, text, message):
             {"method": "ard", "label_smoothing": 0.1, "teacher": "digits-teacher"},
             "label_smoothing: expected 0 for method ard at alpha 1, where its loss has no cross-entropy, got 0.1",
         ),
+        ({"optimiser": "adam", "momentum": 0.8}, "momentum: a setting of optimiser sgd, not of adam, got 0.8"),
+        ({"optimiser": "adam", "nesterov": True}, "nesterov: a setting of optimiser sgd"),
+        (
+            {"method": "at", "warmup_epochs": 1.0, "schedule": "onecycle"},
+            "warmup_epochs: expected 0 with schedule onec",
+        ),
+        ({"epochs": 3, "warmup_epochs": 4.0}, "warmup_epochs: expected at most 3, the epochs, got 4"),
         ({"method": "saad", "accumulate": 2}, "accumulate: expected 1 for method saad"),
         ({"method": "fgsm-rs", "eps": 1.0}, "step_size: expected 0 to 1, .*got 1.25"),
     ],

@@ -9,16 +9,24 @@ from graph_runs import Run
 from torch import nn
 
 from ard_fast.training.config import resolve
-from ard_fast.training.optimiser import SGD, Scalars
+from ard_fast.training.optimiser import Scalars, learning_rate, make_optimiser
 
 RATES = [0.3, 0.3, 0.05, 0.0]
 
 
-def problem(fused, nesterov=False):
+FORMS = {
+    "sgd": {"momentum": 0.9},
+    "nesterov": {"nesterov": True},
+    "adam": {"optimiser": "adam"},
+    "adamw": {"optimiser": "adamw"},
+}
+
+
+def problem(fused, form="sgd"):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-    config = resolve({"method": "at", "momentum": 0.9, "weight_decay": 0.01, "nesterov": nesterov})
-    return network, SGD(network.parameters(), config, fused=fused)
+    network = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    config = resolve({"method": "at", "weight_decay": 0.01, **FORMS[form]})
+    return network, make_optimiser(network.parameters(), config, fused=fused)
 
 
 def step(network, optimizer, rate, seed):
@@ -29,10 +37,10 @@ def step(network, optimizer, rate, seed):
     optimizer.step()
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_a_rate_on_the_device_gives_the_steps_of_a_number(nesterov):
+@pytest.mark.parametrize("form", FORMS)
+def test_a_rate_on_the_device_gives_the_steps_of_a_number(form):
     rates = Scalars(1, torch.device("cpu"))
-    (one, fused), (other, plain) = problem(True, nesterov), problem(False, nesterov)
+    (one, fused), (other, plain) = problem(True, form), problem(False, form)
     for seed, rate in enumerate(RATES):
         rates.write([rate])
         step(one, fused, rates[0], seed)
@@ -41,25 +49,42 @@ def test_a_rate_on_the_device_gives_the_steps_of_a_number(nesterov):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7) and not torch.equal(a, torch.zeros_like(a))
 
 
+@pytest.mark.parametrize("form", ["sgd", "adamw"])
 @pytest.mark.parametrize(("saved", "loaded"), [(True, False), (False, True), (True, True), (False, False)])
-def test_a_checkpoint_goes_from_any_form_to_any(saved, loaded):
+def test_a_checkpoint_goes_from_any_form_to_any(saved, loaded, form):
     rates = Scalars(1, torch.device("cpu"))
     rates.write([0.25])
     rate = {True: rates[0], False: 0.25}
-    network, optimizer = problem(saved)
+    network, optimizer = problem(saved, form)
     for seed in range(2):
         step(network, optimizer, rate[saved], seed)
     state = copy.deepcopy(optimizer.state_dict())
     (group,) = state["param_groups"]
     assert type(group["lr"]) is float and group["lr"] == 0.25
-    again, other = problem(loaded)
+    again, other = problem(loaded, form)
     again.load_state_dict(network.state_dict())
     other.load_state_dict(state)
     assert [group["fused"] for group in other.param_groups] == [loaded or None]
+    assert all(group.get("capturable", loaded) == loaded for group in other.param_groups)
     step(network, optimizer, rate[saved], 2)
     step(again, other, rate[loaded], 2)
     for a, b in zip(network.parameters(), again.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_onecycle_is_torchs():
+    steps = 1000
+    config = resolve({"method": "at", "schedule": "onecycle", "epochs": 10, "lr": 0.2})
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=steps)
+    theirs = []
+    for _ in range(steps):
+        theirs.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    ours = [learning_rate(config, 10 * step / steps) for step in range(steps)]
+    assert ours == pytest.approx(theirs, abs=0.2 * 3 / steps)  # which rises for a step less
+    assert (ours[0], learning_rate(config, 10)) == pytest.approx((theirs[0], theirs[-1]))
 
 
 def test_numbers_on_the_device_stay_where_they_are():

@@ -236,6 +236,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys, s
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     arguments = [*AT, "--epochs", "3", "--averaging", "ema" if steps % 2 else "swa", "--schedule", "multistep"]
     arguments += ["--milestones", "1,2", "--accumulate", "2" if steps == 2 else "1"]
+    arguments += ["--optimiser", "adamw", "--warmup-epochs", "1.5", "--lr", "0.01"] if steps == 7 else []
     assert main([*arguments, "--out", str(whole)]) == 0
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
