@@ -20,8 +20,15 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
     "sphinx_argparse_cli",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "mathml",
     "public_names",
 ]
+html_math_renderer = "mathml"
+copybutton_prompt_text = ">>> "
+copybutton_only_copy_prompt_lines = True
+copybutton_exclude = ".linenos, .gp"
 exclude_patterns = ["_extensions", "_static"]
 
 smartquotes_action = "De"  # dashes and dots only: x' is a name
@@ -29,7 +36,7 @@ smartquotes_action = "De"  # dashes and dots only: x' is a name
 html_theme = "furo"
 html_title = f"ard-fast {release}"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 
@@ -45,7 +52,7 @@ napoleon_use_ivar = True
 # A class's arguments are documented in its docstring, not in that of `__init__`.
 napoleon_include_init_with_doc = False
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 # Links into the documentation of Python and torch need the network: only when asked for, so that a build without it is

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 from datetime import date
@@ -32,16 +33,109 @@ from ard_fast.training.report import markdown_table  # noqa: E402
 PAGE = ROOT / "docs" / "methods.md"
 RECORD = ROOT / "benchmarks" / "results" / "methods_digits.json"
 
-_INTRO = """# Methods
+_INTRO = """<!-- Written by `python scripts/methods_page.py`: edit the methods or that script, not this page. -->
 
-This page is written by `python scripts/methods_page.py`; edit the methods, not the page.
+# Methods
 
-S is the student, T the teacher, T' a second one trained on clean images, x the clean image, x' the attacked
-one, y the label. KL(a || b) has the reference distribution a first. Pixels, eps and steps are in [0, 1].
-`python -m ard_fast.train --method NAME` trains with the constants below (tuned ones on the digits);
-`--preset NAME-paper` takes the paper's training recipe for CIFAR-10 as well; `--parity` switches on the listed quirks
-of the published code and prints them.
+$S$ is the student, $T$ the teacher, $T'$ a second teacher trained on clean images, $x$ the clean image, $x'$ the
+attacked image, $y$ the label, $\\tau$ the temperature. $\\mathrm{KL}(a \\,\\Vert\\, b)$ has the reference distribution
+$a$ first. Pixels, eps and steps are in [0, 1].
+
+`python -m ard_fast.train --method NAME` uses the constants listed below (on the digits, tuned ones);
+`--preset NAME-paper` adds the paper's training recipe for CIFAR-10, and `--parity` the listed quirks of the published
+code.
 """
+
+# For each method the paper, what the student minimises, and how x' (or delta) and the weights are made. In `_tex` form.
+_ATTACK = "x' = argmax_{|x' - x|_inf <= epsilon}\\, "
+_ARD = "alpha tau^2 KL(T(x) || S(x')) + (1 - alpha) CE(S(x), y)"
+_TRUST = "alpha [w tau^2 KL(T(x) || S(x')) + (1 - w) KL(S(x) || S(x'))] + (1 - alpha) CE(S(x), y)"
+_ADAAD = (
+    "https://openaccess.thecvf.com/content/CVPR2023/html/Huang_Boosting_Accuracy_and_Robustness_of_Student_Models_"
+    "via_Adaptive_Adversarial_CVPR_2023_paper.html"
+)
+_FAIR = "https://papers.nips.cc/paper_files/paper/2023/hash/6111371a868af8dcfba0f96ad9e25ae3-Abstract-Conference.html"
+_FREE = "delta <- clip_{[-epsilon, epsilon]}(delta + epsilon sign nabla_{delta} CE(S(x + delta), y))"
+_STEP = (
+    "x' = clip_{[x - epsilon, x + epsilon]}(x_0 + 1.25 epsilon sign nabla CE(S(x_0), y)), x_0 = x + u, "
+    "u ~ U(-epsilon, epsilon)"
+)
+_FORMULAS = {
+    "natural": ("", "CE(S(x), y)", ""),
+    "at": ("1706.06083", "CE(S(x'), y)", _ATTACK + "CE(S(x'), y)"),
+    "trades": ("1901.08573", "CE(S(x), y) + beta KL(S(x) || S(x'))", _ATTACK + "KL(S(x) || S(x'))"),
+    "mart": (
+        "https://openreview.net/forum?id=rklOg6EFwS",
+        "BCE(S(x'), y) + beta KL(S(x) || S(x')) (1 - S_y(x))",
+        _ATTACK + "CE(S(x'), y)",
+    ),
+    "free": ("1904.12843", "CE(S(x + delta), y)", _FREE),
+    "fgsm-rs": ("2001.03994", "CE(S(x'), y)", _STEP),
+    "n-fgsm": (
+        "2202.01181",
+        "CE(S(x'), y)",
+        "x' = x_0 + epsilon sign nabla CE(S(x_0), y), x_0 = x + u, u ~ U(-k epsilon, k epsilon)",
+    ),
+    "kd": ("1503.02531", "alpha tau^2 KL(T(x) || S(x)) + (1 - alpha) CE(S(x), y)", ""),
+    "ard": ("1905.09747", _ARD, _ATTACK + "CE(S(x'), y)"),
+    "fast-ard": ("1905.09747", _ARD.replace("x'", "x + delta"), _FREE),
+    "fgsm-ard": ("1905.09747", _ARD, _STEP),
+    "rslad": (
+        "2108.07969",
+        "tau^2 [alpha KL(T(x) || S(x')) + (1 - alpha) KL(T(x) || S(x))]",
+        _ATTACK + "KL(T(x) || S(x'))",
+    ),
+    "iad-i": ("2106.04928", _TRUST, _ATTACK + "CE(S(x'), y), w = T_y(x')^{beta}"),
+    "iad-ii": (
+        "2106.04928",
+        "alpha_1 R + alpha_2 tau^2 KL(T'(x') || S(x')) + (1 - alpha_1 - alpha_2) CE(S(x'), y)",
+        "R = w tau^2 KL(T(x') || S(x')) + (1 - w) KL(S(x) || S(x')), w = T_y(x')^{beta}",
+        _ATTACK + "CE(S(x'), y)",
+    ),
+    "mtard": ("2306.16170", "tau^2 [(1 - w) KL(T(x') || S(x')) + w KL(T'(x) || S(x))]", _ATTACK + "CE(S(x'), y)"),
+    "adaad": (
+        _ADAAD,
+        "tau^2 [alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x))]",
+        _ATTACK + "KL(T(x') || S(x'))",
+    ),
+    "adaiad": (_ADAAD, _TRUST.replace("T(x)", "T(x')"), _ATTACK + "KL(T(x') || S(x')), w = T_y(x')^{beta}"),
+    "absld": (
+        "2312.05508",
+        "tau^2 [alpha KL(T^a(x) || S(x')) + (1 - alpha) KL(T^n(x) || S(x))]",
+        _ATTACK + "KL(T^a(x) || S(x')), T^a(x) = softmax(z_T(x) / (tau a_y))",
+    ),
+    "fair-ard": (_FAIR, f"v_y [{_ARD}]", _ATTACK + "CE(S(x'), y), v_c propto kappa_c^{-p}"),
+    "igdm": (
+        "2312.03286",
+        "tau^2 KL(T(x') || S(x')) + gamma (e/E) KL(Delta T || Delta S)",
+        _ATTACK + "KL(T(x') || S(x')), Delta f = f(x + d) - f(x - d), d = x' - x",
+    ),
+    "saad": (
+        "2512.10275",
+        "w [tau^2 KL(T(x') || S(x')) + gamma (e/E) KL(Delta T || Delta S)]",
+        _ATTACK + "KL(T~(x') || S(x')), w = s (H(T(x')) - min H)",
+    ),
+}
+
+
+def _tex(formula: str) -> str:
+    """A formula in plain text as TeX: words, Greek letters and signs; subscripts are TeX already."""
+    for plain, tex in (
+        ("|x' - x|_inf", r"\Vert x' - x \Vert_\infty"),
+        (" || ", r" \,\Vert\, "),
+        ("<=", r"\le"),
+        ("<-", r"\leftarrow"),
+        ("~ U", r"\sim U"),
+        ("T~", r"\tilde{T}"),
+        ("e/E", r"e / E"),
+    ):
+        formula = formula.replace(plain, tex)
+    formula = re.sub(r"\^([\d.]+)", r"^{\1}", formula)
+    formula = re.sub(r" (?=[uvwxd](_[0c])? (=|\\sim|propto)|T\^a\(x\) =|Delta f)", r"\\quad ", formula)
+    formula = re.sub(r"(\)|[a-z]) (?=BCE|CE|KL|sign|nabla|softmax|\[|\()", r"\1\\, ", formula)
+    formula = re.sub(r"\b(BCE|CE|KL|argmax|clip|softmax|sign|min)(?=\b|_)", r"\\mathrm{\1}", formula)
+    formula = re.sub(r"\b(alpha|beta|gamma|delta|epsilon|kappa|tau|nabla|propto|Delta)(?=\b|_)", r"\\\1", formula)
+    return formula.replace(r"\epsilon", r"\varepsilon")
 
 
 def record(source: Path) -> None:
@@ -74,11 +168,11 @@ def _overview() -> list[str]:
     """One line a method: what it minimises, what it needs, where it comes from."""
     rows = []
     for name, spec in METHODS.items():
-        formula, source = _formula_and_source(spec.summary)
-        teachers = ", ".join(role.replace("_", " ") for role in spec.teachers)
-        rows.append([f"[{name}](#{name})", formula.replace("|", "\\|"), teachers or "-", source])
-    table = markdown_table(["method", "what it is", "needs", "source"], rows)
-    return ["## All of them", "", table.replace("-:|", "--|"), ""]  # words: not aligned to the right
+        formula, _ = _formula_and_source(spec.summary)
+        typeset = _FORMULAS[name][1] if name in _FORMULAS and len(_FORMULAS[name][1]) < 75 else formula
+        loss = f"${_tex(typeset)}$" if "(" in formula else formula
+        rows.append(f"| [{name}](#{name}) | {loss} | {_source(name, spec)} |")
+    return ["## All of them", "", "| method | the student minimises | source |", "|---|---|---|", *rows, ""]
 
 
 def _formula_and_source(summary: str) -> tuple[str, str]:
@@ -87,6 +181,15 @@ def _formula_and_source(summary: str) -> tuple[str, str]:
     formula, _, source = text.rpartition(" (") if text.endswith(")") else (text, "", "")
     # A formula may end in a bracket as well; a source has a year.
     return (formula, source[:-1]) if any(year in source for year in ("19", "20")) else (text, "-")
+
+
+def _source(name: str, spec: type[Method]) -> str:
+    """The paper, with a link."""
+    _, source = _formula_and_source(spec.summary)
+    link = _FORMULAS.get(name, ("",))[0]
+    if not link:
+        return source
+    return f"[{source}]({link if link.startswith('http') else 'https://arxiv.org/abs/' + link})"
 
 
 def _figures() -> list[str]:
@@ -118,25 +221,38 @@ def _figures() -> list[str]:
     return [
         "## On the digits",
         "",
-        f"{content['note']} Measured {measured['date']} on {measured['processor']}, one thread a run, torch "
-        f"{measured['torch']}. The students have 4,258 parameters, the teachers 23,034. The same 15 epochs for all, "
-        "batch repeats counted; learning rates and temperatures chosen on the validation images (benchmarks/NOTES.md "
-        "has what was tried). With 450 test images one figure's standard error is 2 points, so most of the differences "
-        "between the members of the family are noise. Commands: `python -m ard_fast.train --compare-methods "
-        "NAME,NAME,...`, then `python -m ard_fast.compare RUN --attacks apgd-ce --baseline at --out DIR`.",
+        f"{content['note'][0].upper()}{content['note'][1:]} Students have 4,258 parameters, teachers 23,034. All "
+        "train for 15 epochs, batch repeats counted; learning rates and temperatures were chosen on the validation "
+        "images (`benchmarks/NOTES.md`).",
+        "",
+        "With 450 test images the standard error of one figure is 2 points, so most differences between the "
+        "distillation methods are noise.",
         "",
         table,
+        "",
+        f"Measured {measured['date']} on {measured['processor']}, one thread a run, torch {measured['torch']}, by "
+        "`python -m ard_fast.train --compare-methods NAME,NAME,...` and then "
+        "`python -m ard_fast.compare RUN --attacks apgd-ce --baseline at --out DIR`.",
         "",
     ]
 
 
 def _section(name: str, spec: type[Method]) -> str:
-    lines = ["", f"### {name}", "", f"{spec.summary}.", ""]
-    lines.append(f"- constants: {_settings(spec.defaults())}")
+    title, _, rest = spec.summary.partition(": ")
+    formula, _ = _formula_and_source(spec.summary)
+    words = f"{title}: {formula}" if "(" not in formula else title
+    source = _source(name, spec)
+    lines = ["", f"### {name}", "", f"{words[0].upper()}{words[1:]}" + (f" ({source})." if source != "-" else "."), ""]
+    if name in _FORMULAS:
+        lines += [f"$$\n{_tex(text)}\n$$\n" for text in _FORMULAS[name][1:] if text]
+    else:
+        lines += [rest, ""]
+    constants = {key: value for key, value in spec.defaults().items() if value}  # what is off is not worth a word
+    lines.append(f"- constants: {_settings(constants)}")
     if spec.attacks:
         lines.append(f"- step of the attack: {spec.step_ratio:g} eps")
     if spec.teachers:
-        lines.append(f"- needs: {', '.join('--' + role.replace('_', '-') for role in spec.teachers)}")
+        lines.append("- needs: " + ", ".join(f"`--{role.replace('_', '-')}`" for role in spec.teachers))
     if spec.paper:
         lines.append(f"- `--preset {name}-paper`: {_settings(spec.paper)}")
     lines += [f"- `--parity`: {quirk.text}" for quirk in spec.quirks]
