@@ -90,7 +90,14 @@ def number(text: str) -> float:
 
 
 def setting(
-    default: Any, help: str, *, choices: tuple[str, ...] = (), unit: str = "", metavar: str | None = None, **limits: Any
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    own: str = "",
+    unit: str = "",
+    metavar: str | None = None,
+    **limits: Any,
 ) -> Any:
     """A field.
 
@@ -98,11 +105,12 @@ def setting(
         default: None stands for what the method, the data set or another field says.
         help: its line in `--help`.
         choices: the names that it takes, or that it takes a list of; empty for any.
+        own: what it takes besides, of the form that this names: any text with a colon.
         unit: what its numbers are, for the error when one is out of range.
         metavar: what stands for its value in `--help`; by default its type.
         limits: ge, gt, le, lt or min_length, as pydantic's.
     """
-    extra: Any = {"choices": list(choices), "unit": unit, "metavar": metavar}
+    extra: Any = {"choices": list(choices), "own": own, "unit": unit, "metavar": metavar}
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
@@ -133,10 +141,11 @@ class FlagModel(BaseModel):
     @field_validator("*")
     @classmethod
     def _check_name(cls, value: Any, info: ValidationInfo) -> Any:
-        names = choices(cls.model_fields[str(info.field_name)])
+        field = cls.model_fields[str(info.field_name)]
+        names, own = choices(field), extra(field).get("own")
         for part in value if isinstance(value, tuple) else (value,):
-            if names and part is not None and part not in names:
-                raise ValueError(unknown("value", part, names))
+            if names and part is not None and part not in names and not (own and ":" in part):
+                raise ValueError(unknown("value", part, names) + (f", {own}" if own else ""))
         return value
 
 

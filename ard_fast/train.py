@@ -54,7 +54,7 @@ def _configuration(arguments: dict[str, Any], world: World) -> tuple[TrainConfig
     if out is None:
         if world.max_restarts:
             raise ValueError("out: name the run's folder with --out, for torchrun's restarts to find it again")
-        out = Path("runs") / f"{config.dataset}-{config.method}-{datetime.now():%Y%m%d-%H%M%S}"
+        out = Path("runs") / f"{config.dataset}-{config.method.replace(':', '.')}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(out)
     resume = folder.config_file.exists()
     if resume and not (world.restarts and identity(folder.config()) == identity(config)):

@@ -126,8 +126,8 @@ class Method(ABC):
 
     context: MethodContext
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
+    name: ClassVar[str] = "custom"
+    summary: ClassVar[str] = ""
     teachers: ClassVar[tuple[str, ...]] = ()
     asked_clean: ClassVar[tuple[str, ...]] = ()
     state: ClassVar[tuple[str, ...]] = ()
@@ -192,9 +192,9 @@ class Method(ABC):
         for name, value in state.items():
             getattr(self, name).copy_(value)
 
-    @abstractmethod
     def conventions(self) -> list[str]:
         """The method's conventions in words, printed when a run starts."""
+        return []
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -25,6 +25,7 @@ from ard_fast.methods.mart import Mart
 from ard_fast.methods.mtard import MultiTeacherDistillation
 from ard_fast.methods.n_fgsm import NoiseFGSMTraining
 from ard_fast.methods.natural import NaturalTraining
+from ard_fast.methods.own import find_own
 from ard_fast.methods.rslad import RobustSoftLabelDistillation
 from ard_fast.methods.saad import SampleWiseDistillation
 from ard_fast.methods.trades import Trades
@@ -57,24 +58,37 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def find_method(name: str) -> type[Method]:
+def find_method(name: str, *, argument: str = "method") -> type[Method]:
     """The class of a method.
+
+    Args:
+        name: of `METHODS`, or `package.module:NAME` of a subclass of `Method` or of a bare loss, whose module is
+            imported here, which runs its code.
+        argument: what errors call it.
 
     Raises:
         ValueError: no such method; the message has the nearest name.
     """
+    if ":" in name:
+        return find_own(name, argument)
     if name not in METHODS:
-        raise ValueError(unknown("method", name, METHODS))
+        raise ValueError(unknown(argument, name, METHODS))
     return METHODS[name]
+
+
+def method_label(name: str) -> str:
+    """The short name of a method for tables and plots: NAME of `package.module:NAME`."""
+    return name.rpartition(":")[2]
 
 
 def build_method(name: str, settings: Any, context: MethodContext) -> Method:
     """A method with the settings of a run.
 
     Args:
-        name: of `METHODS`.
+        name: as in `find_method`.
         settings: has each of the method's settings as an attribute, none of them None, as a resolved
-            `ard_fast.training.config.TrainConfig` has.
+            `ard_fast.training.config.TrainConfig` has. Fields of a method of one's own that are no settings keep
+            their defaults.
         context: the run.
 
     Raises:
@@ -84,7 +98,7 @@ def build_method(name: str, settings: Any, context: MethodContext) -> Method:
     for role in method.teachers:
         if role not in context.teachers:
             raise ValueError(f"{role}: method {name} needs one")
-    keys = [item.name for item in fields(method) if item.init and item.name != "context"]
+    keys = [item.name for item in fields(method) if item.init and item.name in vars(settings)]
     values = {key: getattr(settings, key) for key in keys}
     for key, value in values.items():
         if value is None:

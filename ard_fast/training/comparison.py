@@ -17,6 +17,7 @@ from ard_fast._names import unknown
 from ard_fast._typing import known
 from ard_fast.evaluation.evaluator import PGD20_STEPS
 from ard_fast.evaluation.report import markdown_table
+from ard_fast.methods.registry import method_label
 from ard_fast.training.commandline import show
 from ard_fast.training.config import ROLES, TrainConfig
 from ard_fast.training.report import plot_curves
@@ -184,7 +185,7 @@ def _role(run: FinishedRun) -> str | None:
 
 def _name(run: FinishedRun) -> str:
     role = _role(run)
-    return (f"{role.replace('_', ' ')}, " if role else "") + f"{run.config.method} ({run.config.student})"
+    return (f"{role.replace('_', ' ')}, " if role else "") + f"{method_label(run.config.method)} ({run.config.student})"
 
 
 def _difference(run: FinishedRun, namesakes: Sequence[FinishedRun]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ard_fast._commandline import checked
 from ard_fast._devices import check_device_name, resolve_device
 from ard_fast._names import unknown
 from ard_fast.data import check_arguments
-from ard_fast.methods.registry import METHODS, find_method
+from ard_fast.methods.registry import METHODS, find_method, method_label
 from ard_fast.models import MODELS, find_model
 from ard_fast.teachers.cache import CACHE_AUTO, CACHE_OFF
 from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, PRESET_ON_CIFAR10
@@ -51,6 +52,10 @@ class TrainConfig(
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some fields changed; `validate` checks them."""
         return self.model_copy(update=changes)
+
+    def methods(self) -> tuple[str, ...]:
+        """Of the run, or of each run of a comparison."""
+        return self.compare_methods if self.method == COMPARE else (self.method,)
 
     def milestone_epochs(self) -> tuple[int, ...]:
         """The epochs at which the learning rate drops."""
@@ -182,10 +187,10 @@ def resolve(
                 values.update(dict.fromkeys(followers))
         values.update(layer)
     config = checked(TrainConfig, values)
-    methods = config.compare_methods if config.method == COMPARE else (config.method,)
+    methods = config.methods()
     for key in _METHOD_FIELDS:
         if getattr(config, key) is not None and not any(_has(find_method(name), key) for name in methods):
-            known = ", ".join(sorted(METHODS[methods[0]].defaults())) or "none"
+            known = ", ".join(sorted(find_method(methods[0]).defaults())) or "none"
             raise ValueError(f"{key}: method {', '.join(methods)} has no such setting; it has {known}")
     config = complete(config).replace(device=resolve_device(config.device))
     validate(config)
@@ -260,8 +265,12 @@ def for_teacher(config: TrainConfig, role: str) -> TrainConfig:
     )
 
 
-def validate(config: TrainConfig) -> None:
+def validate(config: TrainConfig, *, methods: bool = True) -> None:
     """Refuse a configuration that cannot run, before any work is done.
+
+    Args:
+        config: resolved.
+        methods: look at the methods, too; the module of one of the user's own is imported for that.
 
     Raises:
         ValueError: names the field, what it takes and what it got.
@@ -280,7 +289,7 @@ def validate(config: TrainConfig) -> None:
         weights = getattr(config, f"{role}_weights")
         if weights is not None and not is_path(role, getattr(config, role)):
             raise ValueError(f"{role}_weights: expected none, unless {role} is a checkpoint file, got {weights!r}")
-    if len(set(config.compare_methods)) < len(config.compare_methods):
+    if len({method_label(name) for name in config.compare_methods}) < len(config.compare_methods):
         raise ValueError(f"compare_methods: expected each method once, got {', '.join(config.compare_methods)}")
     milestones = config.milestone_epochs()
     if list(milestones) != sorted(milestones) or min(milestones, default=0) < 0:
@@ -307,12 +316,16 @@ def validate(config: TrainConfig) -> None:
         image_size=config.image_size,
         image_cache=config.image_cache,
     )
-    for name in config.compare_methods if config.method == COMPARE else (config.method,):
+    for name in config.methods() if methods else ():
         _validate_method(config, name)
 
 
 def _validate_method(config: TrainConfig, name: str) -> None:
-    method = METHODS[name]
+    method = find_method(name)
+    for item in fields(method):
+        known = item.name in ("context", *vars(config))
+        if item.init and not known and item.default is item.default_factory is MISSING:
+            raise ValueError(f"method: {name} has a field {item.name} that is no setting; give it a default")
     if config.awp_gamma and "replays" in method.defaults():
         raise ValueError(
             f"awp_gamma: expected 0 for method {name}, whose single pass moves weights and images, got "

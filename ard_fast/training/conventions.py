@@ -12,7 +12,8 @@ from ard_fast.data import Dataset
 from ard_fast.evaluation.evaluator import PGD20_STEPS, Accuracy, at_chance
 from ard_fast.evaluation.self_checks import TeacherWorth, collapsed, describe_teacher
 from ard_fast.methods.base import Method
-from ard_fast.methods.registry import METHODS
+from ard_fast.methods.own import describe_method
+from ard_fast.methods.registry import find_method
 from ard_fast.models import MODELS, count_parameters
 from ard_fast.teachers.teacher import Teacher
 from ard_fast.training.checkpoint import written_by_run
@@ -34,13 +35,13 @@ def describe_run(
     computing: Sequence[str],
 ) -> list[str]:
     """Every convention that decides what the run's figures mean, a line each; `computing`: how an update computes."""
-    spec = METHODS[config.method]
+    spec = find_method(config.method)
     learns_from = "".join(f" <- {role.replace('_', ' ')} {getattr(config, role)}" for role in spec.teachers)
     crop = f"crop pad {config.crop_padding}" if config.crop_padding else "no crop"
     lines = [
         f"{config.method}: {config.student} ({count_parameters(student):,} parameters){learns_from} "
         f"on {dataset.name} ({len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test)",
-        *method.conventions(),
+        *describe_method(config.method, method),
     ]
     if config.label_smoothing:
         lines.append(
@@ -110,7 +111,7 @@ def _doubt(config: TrainConfig, role: str, worth: TeacherWorth, num_classes: int
             f"{found}, and guessing gives {100.0 / num_classes:.1f} %. Check that its weights were loaded, its "
             f"normalisation ({flag}-mean and {flag}-std), the order of its classes, and the data set it was trained on"
         )
-    needs_robust = role == "teacher" and METHODS[config.method].attacks and config.eps > 0
+    needs_robust = role == "teacher" and find_method(config.method).attacks and config.eps > 0
     if needs_robust and worth.robust <= 100.0 / num_classes:
         return f"{found}: it is not robust, but this method relies on a robust teacher"
     return None

@@ -135,7 +135,7 @@ class RunFolder:
         """The configuration the run was started with.
 
         Args:
-            whole: refuse a file that lacks keys, as one that was cut short does.
+            whole: refuse a file that lacks keys, as one that was cut short does, and look at the methods, too.
         """
         if not self.config_file.is_file():
             raise FileNotFoundError(f"resume: {self.path} is not the folder of a run (no config.yaml)")
@@ -145,7 +145,7 @@ class RunFolder:
             names = shorten(", ".join(missing), 200)
             raise ValueError(f"config: {self.config_file} is cut short or of another version: it lacks {names}")
         config = TrainConfig(**values)
-        validate(config)
+        validate(config, methods=whole)
         return config
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -6,19 +6,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ard_fast._commandline import StopRequest
 from ard_fast._devices import find_device, resolve_device
-from ard_fast.data import load_dataset
+from ard_fast.data import Batch, load_dataset
 from ard_fast.evaluation.evaluator import at_chance
 from ard_fast.evaluation.self_checks import describe_teacher
-from ard_fast.methods.registry import METHODS
+from ard_fast.methods.base import MethodContext
+from ard_fast.methods.own import try_method
+from ard_fast.methods.registry import build_method, find_method
 from ard_fast.models import MODELS
+from ard_fast.models.trial import TRIAL_IMAGES
+from ard_fast.teachers.teacher import Teacher
 from ard_fast.training.checkpoint import DamagedRun, load_network, load_state
+from ard_fast.training.compute import ComputeConfig
 from ard_fast.training.config import ROLES, TrainConfig, for_method, for_teacher, identity, is_path
 from ard_fast.training.distributed import World
-from ard_fast.training.fitting import Environment, check_model_fits, fit_student, fit_teacher, merges_last_batch
+from ard_fast.training.fitting import (
+    Environment,
+    check_model_fits,
+    first_images,
+    fit_student,
+    fit_teacher,
+    initial_student,
+    merges_last_batch,
+)
 from ard_fast.training.graph import check_graph
 from ard_fast.training.report import require_tensorboard
 from ard_fast.training.run_folder import RunFolder
@@ -79,7 +93,7 @@ def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environmen
         image_cache=config.image_cache,
     )
     check_model_fits(config.student, dataset, "student", mean=config.student_mean, std=config.student_std)
-    fit_student(config, dataset, device)
+    student, compute, _ = fit_student(config, dataset, device)
     merges_last_batch(config, dataset, world, device)
     env = Environment(dataset.evaluated_on(device), device, stop, world)
     for role in _roles(config):
@@ -93,13 +107,34 @@ def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environmen
             network = _load_teacher(config, role, source, env)
             fit_teacher(network, config, dataset, device, role)
             env.given[role] = network
+    for name in config.methods():
+        if ":" in name:
+            _try_own(for_method(config, name, config.seed), student, compute, env)
     return env
+
+
+def _try_own(config: TrainConfig, student: nn.Module, compute: ComputeConfig, env: Environment) -> None:
+    """See whether a method of the user's own works, with untrained networks for teachers that are to be trained first.
+
+    Raises:
+        ValueError: it does not.
+    """
+    untrained = {
+        role: for_teacher(config, role) for role in find_method(config.method).teachers if role not in env.given
+    }
+    networks = {role: initial_student(one, env.dataset).to(env.device) for role, one in untrained.items()}
+    teachers = {role: Teacher(network) for role, network in {**env.given, **networks}.items()}
+    context = MethodContext(env.dataset.num_classes, config.passes(), teachers, device=env.device)
+    images, labels = first_images(env.dataset, env.device, TRIAL_IMAGES), env.dataset.train.labels[:TRIAL_IMAGES]
+    ids, seed = torch.arange(len(labels), device=env.device), torch.zeros(1, dtype=torch.int64, device=env.device)
+    batch = Batch(images.contiguous(memory_format=compute.layout), labels.to(env.device), ids, seed)
+    method, label = build_method(config.method, config, context), f"method: {config.method}"
+    try_method(method, student, batch, precision=compute.precision, label=label)
 
 
 def _roles(config: TrainConfig) -> list[str]:
     """The teachers that the run needs, in the order they are trained."""
-    methods = config.compare_methods if config.method == COMPARE else (config.method,)
-    return [role for role in ROLES if any(role in METHODS[name].teachers for name in methods)]
+    return [role for role in ROLES if any(role in find_method(name).teachers for name in config.methods())]
 
 
 def run(
@@ -128,7 +163,7 @@ def run(
         print(f"{folder.path}: already finished", flush=True)
         return
     teachers = {}
-    for role in METHODS[config.method].teachers:
+    for role in find_method(config.method).teachers:
         source: str | Path = getattr(config, role)
         if source in MODELS:
             source = (teacher_folders or folder.path) / (prefix + role)
@@ -199,7 +234,7 @@ def run_comparison(
                 run(for_teacher(config.replace(seed=seed), role), one, env, **how)
                 results.setdefault(role, []).append(one)
         for method in config.compare_methods:
-            one = RunFolder(folder.path / (prefix + method))
+            one = RunFolder(folder.path / (prefix + method.replace(":", ".")))
             run(for_method(config, method, seed), one, env, prefix=prefix, **how)
             results.setdefault(method, []).append(one)
     return results

@@ -17,6 +17,7 @@ from ard_fast.training.averaging import AVERAGINGS
 from ard_fast.training.optimiser import OPTIMISERS
 
 COMPARE = "compare"  # not a method: teacher, then every method of `compare_methods`, for every seed
+OWN = "package.module:NAME"  # a method of one's own
 SWITCH = (AUTO, "true", "false")
 GRAPHS = (AUTO, "off", "attack", "iteration")
 SCHEDULES = ("multistep", "ard", "cosine", "cyclic", "onecycle", "constant")
@@ -32,8 +33,9 @@ class WhatSettings(FlagModel):
     group = "method, data set, seeds"
     method: str = setting(
         COMPARE,
-        "training method, or compare: train a teacher, then each of --compare-methods",
+        f"training method, or compare: train a teacher, then each of --compare-methods; {OWN} is a method of your own",
         choices=(*METHODS, COMPARE),
+        own=OWN,
     )
     parity: bool = setting(False, "reproduce the quirks of the method's published code; the run prints each of them")
     dataset: str = setting("digits", "data set", choices=DATASETS)
@@ -42,7 +44,7 @@ class WhatSettings(FlagModel):
     )
     seed: int = setting(0, "seed of the weights, the data order and the attacks", ge=0, lt=2**63)
     compare_methods: tuple[str, ...] = setting(
-        ("at", "ard"), "methods of a comparison, comma-separated", choices=tuple(METHODS), min_length=1
+        ("at", "ard"), "methods of a comparison, comma-separated", choices=tuple(METHODS), own=OWN, min_length=1
     )
     compare_seeds: int = setting(3, "number of seeds of a comparison: seed, seed + 1, ...", ge=1)
 

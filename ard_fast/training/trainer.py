@@ -23,7 +23,7 @@ from ard_fast.data import Batch, make_loader
 from ard_fast.evaluation.evaluator import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
 from ard_fast.evaluation.self_checks import describe_teacher
 from ard_fast.methods.base import MethodContext
-from ard_fast.methods.registry import METHODS, build_method
+from ard_fast.methods.registry import build_method
 from ard_fast.teachers.fingerprints import fingerprint_weights
 from ard_fast.teachers.teacher import Teacher
 from ard_fast.training.averaging import WeightAverage
@@ -287,7 +287,7 @@ class Trainer:
         if epoch % config.val_every == 0 or epoch == config.passes():
             accuracy = self._evaluate(self.network, self.env.dataset.val, config.val_steps)
             row["val_clean"], row["val_robust"] = accuracy
-            score = getattr(accuracy, METHODS[config.method].selects_by)
+            score = getattr(accuracy, self.method.selects_by)
             if score > state.best_score:
                 state.best_score, state.best_epoch = score, epoch
         row.update(self.method.end_epoch())  # after the validation, in which a run may stop and from which it goes on
@@ -327,7 +327,7 @@ class Trainer:
             "method": config.method,
             "dataset": config.dataset,
             "student": config.student,
-            "teacher": config.teacher if "teacher" in METHODS[config.method].teachers else None,
+            "teacher": config.teacher if "teacher" in self.method.teachers else None,
             "seed": config.seed,
             "epochs": config.epochs,
             "clean_acc": test.clean,

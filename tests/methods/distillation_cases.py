@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as tf
 
 from ard_fast.data import Batch
-from ard_fast.methods import METHODS, MethodContext, build_method
+from ard_fast.methods import METHODS, MethodContext, build_method, find_method
 from ard_fast.models import build_model
 from ard_fast.teachers import Teacher
 from ard_fast.training.config import resolve
@@ -39,7 +39,7 @@ def make_method(name, teacher=None, clean_teacher=None, *, context=None, **setti
     """The method of a resolved configuration, with new teachers unless some are given."""
     config = resolve({"method": name, "dataset": "digits", **settings})
     networks = {"teacher": teacher or make_teacher(), "clean_teacher": clean_teacher or make_teacher(7)}
-    teachers = {role: Teacher(networks[role]) for role in METHODS[name].teachers}
+    teachers = {role: Teacher(networks[role]) for role in find_method(name).teachers}
     context = {"num_classes": 10, "epochs": EPOCHS, "teachers": teachers, **(context or {})}
     return build_method(name, config, MethodContext(**context))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ard_fast._commandline import StopRequest
 from ard_fast.attacks.cuda_graph import CudaGraphs
 from ard_fast.data import load_dataset
-from ard_fast.methods import METHODS
+from ard_fast.methods import find_method
 from ard_fast.training.config import resolve
 from ard_fast.training.fitting import Environment
 from ard_fast.training.graph import GraphedUpdate
@@ -44,7 +44,7 @@ class Run:
     """
 
     def __init__(self, name: str, *, backend: CudaGraphs | None = None, device: str = "cpu", **settings: Any) -> None:
-        spec = METHODS[name]
+        spec = find_method(name)
         if "steps" in spec.defaults():
             settings = {"steps": 2, **settings}
         if "replays" in spec.defaults():
