@@ -177,7 +177,7 @@ def resolve(
     """
     if preset is not None and preset not in PRESETS:
         raise ValueError(unknown("preset", preset, PRESETS))
-    layers = [PRESETS[preset] if preset else {}, file or {}, flags]
+    layers = [_written_out(layer) for layer in (PRESETS[preset] if preset else {}, file or {}, flags)]
     given = {key: value for layer in layers for key, value in layer.items()}
     dataset = given.get("dataset", TrainConfig.model_fields["dataset"].default)
     values: dict[str, Any] = {}
@@ -195,6 +195,18 @@ def resolve(
     config = complete(config).replace(device=resolve_device(config.device))
     validate(config)
     return config
+
+
+def _written_out(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A layer with what `ema` is short for in its place."""
+    decay = layer.get("ema")
+    if decay is None:
+        return layer
+    meant = {"averaging": "ema", "ema_decay": decay, "averaging_start_share": 0.0}
+    for name in meant:
+        if name in layer:
+            raise ValueError(f"ema: short for {', '.join(meant)}; expected none of these beside it, got {name} too")
+    return {**layer, **meant, "ema": None}
 
 
 def complete(config: TrainConfig) -> TrainConfig:

@@ -213,6 +213,13 @@ class WeightSettings(FlagModel):
         ge=0,
     )
     awp_warmup_share: float = setting(0.05, "fraction of the epochs before AWP starts", ge=0, le=1, unit=SHARE)
+    ema: float | None = setting(
+        None,
+        "exponential moving average (EMA) of the weights with this decay, usually 0.999 to 0.9995: short for "
+        "--averaging ema --ema-decay EMA --averaging-start-share 0",
+        ge=0,
+        lt=1,
+    )
     averaging: str = setting(
         "none",
         "average of the weights, which is then what is validated, saved and tested",

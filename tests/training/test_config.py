@@ -108,6 +108,14 @@ def test_schedules(schedule, expected):
     )
 
 
+def test_ema_is_short_for_an_average_from_the_start():
+    config = resolve({"ema": 0.99, "method": "at"})
+    assert config == resolve({"averaging": "ema", "ema_decay": 0.99, "averaging_start_share": 0.0, "method": "at"})
+    later = resolve({"averaging": "swa"}, file=vars(config))
+    assert (later.averaging, later.ema) == ("swa", None)
+    assert resolve({"ema": 0.9}, file=vars(later)).averaging == "ema"
+
+
 def test_another_optimiser_takes_its_own_learning_rate():
     config = resolve({"optimiser": "adamw", "data_dir": "d"}, preset="at-paper")
     assert (config.lr, config.momentum, config.weight_decay) == (1e-3, None, 2e-4)
@@ -198,6 +206,8 @@ def test_wrong_types_are_refused(name, text, message):
             "warmup_epochs: expected 0 with schedule onec",
         ),
         ({"epochs": 3, "warmup_epochs": 4.0}, "warmup_epochs: expected at most 3, the epochs, got 4"),
+        ({"ema": 0.9, "averaging": "swa"}, "ema: short for averaging, ema_decay, .* got averaging too"),
+        ({"ema": 1.0}, "ema_decay: expected 0 to below 1"),
         ({"method": "saad", "accumulate": 2}, "accumulate: expected 1 for method saad"),
         ({"method": "fgsm-rs", "eps": 1.0}, "step_size: expected 0 to 1, .*got 1.25"),
     ],
