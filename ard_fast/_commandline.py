@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import reprlib
 import signal
+import sys
 import threading
 import typing
-from collections.abc import Mapping, Sequence
-from textwrap import shorten
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten, wrap
 from types import FrameType, NoneType
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -16,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from ard_fast._names import nearest, unknown
+from ard_fast._names import ALIASES, nearest, unknown
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -57,23 +59,144 @@ class StopRequest:
         self.requested = True
 
 
-class Parser(argparse.ArgumentParser):
-    """Says the nearest flag for one that does not exist; takes no abbreviations, and leaves out flags not given."""
+def program(command: str) -> str:
+    """What was typed to start a command: `ard-fast train`, `python -m ard_fast train` or `python -m ard_fast.train`."""
+    started = Path(sys.argv[0])
+    if started.stem == "ard-fast":
+        return f"ard-fast {command}"
+    return f"python -m ard_fast{' ' if started.parts[-2:] == ('ard_fast', '__main__.py') else '.'}{command}"
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **settings)
+
+class _Formatter(argparse.HelpFormatter):
+    """Breaks no line inside a name such as fgsm-ard, and leaves a text of several lines as it is."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, max_help_position=28, **settings)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(text, width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = text.split("\n") if "\n" in text else wrap(text, width - len(indent), break_on_hyphens=False)
+        return "\n".join(indent + line for line in lines)
+
+
+class _Help(argparse.Action):
+    """-h and --help show the flags used most, --help-all shows all of them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        print(parser.format_help(everything=option_string == "--help-all"), end="")
+        parser.exit()
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser for one command: takes no abbreviations, leaves out flags that are not given, knows other spellings.
+
+    Args:
+        command: its name.
+        short: whether `--help` shows the first group of flags alone and `--help-all` the others too.
+        settings: of `argparse.ArgumentParser`.
+
+    Attributes:
+        examples: lines of the help.
+    """
+
+    def __init__(self, command: str, *, short: bool = False, **settings: Any) -> None:
+        super().__init__(
+            prog=program(command),
+            allow_abbrev=False,
+            add_help=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=_Formatter,
+            **settings,
+        )
+        self.examples: tuple[str, ...] = ()
+        self._short = short
+        add = self.add_argument
+        add("-h", "--help", action=_Help, nargs=0, help="show the flags used most" if short else "show this help")
+        if short:
+            add("--help-all", action=_Help, nargs=0, help="show all flags")
+
+    def format_help(self, *, everything: bool = True) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        positional, options, *groups = self._action_groups
+        for group in (positional, *(groups if everything else groups[:1]), options):
+            formatter.start_section(group.title)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        if self.examples:
+            formatter.start_section("examples")
+            formatter.add_text("\n".join(self.examples))
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride] - only this one of its forms is used
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> argparse.Namespace:
+        args = [self._spelt(text) for text in (sys.argv[1:] if args is None else args)]
         parsed, extra = self.parse_known_args(args, namespace)
         if extra:
             near = nearest(extra[0].split("=")[0], self._option_string_actions)
-            self.error(f"unknown argument {extra[0]!r}" + (f"; did you mean {near}?" if near else ""))
+            where = "; --help-all shows all flags" if self._short else ""
+            self.error(f"unknown argument {extra[0]!r}" + (f"; did you mean {near}?" if near else where))
         return parsed
+
+    def _spelt(self, text: str) -> str:
+        """An argument with the flag's own name for one of `ALIASES`, or with underscores."""
+        name, equals, value = text.partition("=")
+        known = self._option_string_actions
+        if not name.startswith("--") or name in known:
+            return text
+        dashed = name.replace("_", "-")
+        names = (dashed, *(f"--{other}" for other in ALIASES.get(dashed[2:], ())))
+        return next((other for other in names if other in known), name) + equals + value
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
+
+
+_METAVARS: dict[type, str] = {int: "INT", float: "FLOAT", bool: "BOOL", str: "NAME"}
+
+
+def add_flags(parser: Parser, model: type[FlagModel], most_used: Sequence[str], help: Callable[[str], str]) -> Any:
+    """The fields of a model as flags, but for those that the parser already has.
+
+    Args:
+        parser: of the command.
+        model: its bases are the groups of flags.
+        most_used: fields, of a group of their own in front, which is returned.
+        help: gives the help of a field.
+    """
+    own = {action.dest for action in parser._actions}
+    first = parser.add_argument_group("most used")
+    for name in most_used:
+        _add_flag(first, name, model.model_fields[name], help(name))
+    for part in reversed(model.__bases__):
+        group = parser.add_argument_group(part.group)
+        for name, field in part.model_fields.items():
+            if name not in own and name not in most_used:
+                _add_flag(group, name, field, help(name))
+    return first
+
+
+def _add_flag(group: Any, name: str, field: FieldInfo, help: str) -> None:
+    kind, is_list, _ = value_type(field)
+    help = help.replace("%", "%%")
+    if field.annotation is bool and field.default is None:  # one that can only be switched on
+        group.add_argument(flag(name), action="store_true", help=help)
+        return
+    # --flip alone means --flip true
+    alone = {"nargs": "?", "const": "true"} if kind is bool or "true" in choices(field) else {}
+    metavar = extra(field).get("metavar") or ("LIST" if is_list else _METAVARS[kind])
+    group.add_argument(flag(name), metavar=metavar, help=help, **alone)
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field: `data_dir` -> `--data-dir`."""
+    return "--" + name.replace("_", "-")
 
 
 def number(text: str) -> float:

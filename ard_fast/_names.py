@@ -1,4 +1,4 @@
-"""Error text for names that do not exist, and objects by the path of their import."""
+"""Names that people type: other words for ours, errors for those that do not exist, objects by their import path."""
 
 from __future__ import annotations
 
@@ -7,11 +7,70 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
+ALIASES: dict[str, tuple[str, ...]] = {
+    # flags: accepted by the commands, suggested for YAML keys
+    "arch": ("student", "model"),
+    "attack": ("attacks",),
+    "attack-steps": ("steps",),
+    "batch": ("batch-size",),
+    "bs": ("batch-size",),
+    "data": ("data-dir",),
+    "data-path": ("data-dir",),
+    "data-root": ("data-dir",),
+    "epsilon": ("eps",),
+    "gpu": ("device",),
+    "iters": ("steps",),
+    "learning-rate": ("lr",),
+    "lr-decay": ("lr-factor",),
+    "lr-schedule": ("schedule",),
+    "lr-scheduler": ("schedule",),
+    "methods": ("compare-methods",),
+    "model": ("student",),
+    "n-ex": ("n-examples",),
+    "num-epochs": ("epochs",),
+    "num-examples": ("n-examples",),
+    "num-steps": ("steps",),
+    "optimizer": ("optimiser",),
+    "output": ("out",),
+    "output-dir": ("out",),
+    "root": ("data-dir",),
+    "save-dir": ("out",),
+    "scheduler": ("schedule",),
+    "seeds": ("compare-seeds",),
+    "student-arch": ("student",),
+    "student-model": ("student",),
+    "teacher-arch": ("teacher-model",),
+    "tau": ("temperature",),
+    "wd": ("weight-decay",),
+    # values: suggested
+    "aa": ("autoattack",),
+    "bfloat16": ("bf16",),
+    "clean": ("natural",),
+    "float16": ("fp16",),
+    "float32": ("fp32",),
+    "fmnist": ("fashion-mnist",),
+    "madry": ("at",),
+    "pgd-at": ("at",),
+    "standard": ("natural", "autoattack"),
+}
+"""Our names for a word, as far as one of them is known where it was typed."""
+
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like `name`, or None when none is near."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
-    return near[0] if near else None
+    """The known name that `name` stands for: an alias, the only one that begins with it, or the one most like it.
+
+    None when none is near: a far suggestion is worse than none. Leading dashes, case and underscores do not count.
+    """
+    ours = {_plain(item): item for item in known}
+    wanted = _plain(name)
+    longer = [item for item in ours if item.startswith(wanted)] if len(wanted) > 2 else []
+    near = difflib.get_close_matches(wanted, list(ours), n=1, cutoff=0.66 if len(wanted) < 4 else 0.72)
+    found = [item for item in ALIASES.get(wanted, ()) if item in ours] or (longer if len(longer) == 1 else near)
+    return ours[found[0]] if found else None
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").lower().replace("_", "-")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -21,19 +21,19 @@ from ard_fast.training.comparison import Comparison, FinishedRun, expand, group_
 def make_parser() -> Parser:
     """The command line."""
     parser = Parser(
-        prog="python -m ard_fast.compare",
+        "compare",
         description="Compare finished runs: clean test accuracy and robust accuracy under PGD-20 and every attack they "
-        "were evaluated with. Runs that differ only in their seed make one line, mean ± standard deviation.",
+        "were evaluated with. Runs that differ only in their seed share one line, mean ± standard deviation.",
         epilog="Exit code 0, 2 wrong arguments, 130 stopped on request.",
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs such as a comparison's")
+    add("runs", nargs="+", metavar="RUN", help="run folder, or a folder of runs, such as that of a comparison")
     add(
         "--attacks",
         metavar="LIST",
-        help=f"evaluate the runs with these attacks where that has not been done; {ATTACKS_HELP}",
+        help=f"first evaluate the runs under those of these attacks that they lack; {ATTACKS_HELP}",
     )
-    add("--baseline", metavar="NAME", help="a method or the label of a line; differences from it are added")
+    add("--baseline", metavar="NAME", help="method or label of a line; adds the differences from it")
     add("--out", metavar="DIR", help="also write compare.md, compare.json and compare.png there")
     return parser
 

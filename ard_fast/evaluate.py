@@ -1,4 +1,4 @@
-"""The command `python -m ard_fast.evaluate`: robust accuracy of a network.
+"""The command `python -m ard_fast.evaluate`: evaluate a checkpoint under attack.
 
 python -m ard_fast.evaluate runs/digits-ard --attacks clean,pgd20,apgd-ce,autoattack
 python -m ard_fast.evaluate weights.pt --model my_package.models:make --dataset cifar10 --data-dir data
@@ -11,30 +11,48 @@ from collections.abc import Sequence
 
 import torch
 
-from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Interrupted, Parser, StopRequest, extra
+from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Interrupted, Parser, StopRequest, add_flags
 from ard_fast.evaluation.job import Job
 from ard_fast.evaluation.settings import Flags, resolve_settings
-from ard_fast.training.config import flag
+
+_MOST_USED = (
+    "attacks",
+    "norm",
+    "eps",
+    "dataset",
+    "data_dir",
+    "download",
+    "model",
+    "mean",
+    "std",
+    "n_examples",
+    "batch_size",
+    "device",
+    "out",
+    "save_images",
+)
 
 
 def make_parser() -> Parser:
     """The command line."""
     parser = Parser(
-        prog="python -m ard_fast.evaluate",
-        description="Robust accuracy of a network: a table, results.json, report.md, a plot against eps and pictures. "
-        "Settings that are not given come from the run's config.yaml.",
+        "evaluate",
+        short=True,
+        usage="%(prog)s [RUN] [--attacks LIST] [--eps FLOAT] [--dataset NAME] [flags]",
+        description="Evaluate a checkpoint under attack: a table of clean and robust accuracy, results.json, "
+        "report.md, a plot against eps and pictures. Settings that are not given come from the run's config.yaml.",
         epilog="Robust accuracy is over all images: those misclassified when clean count as wrong. autoattack is "
         "APGD-CE, APGD-T, FAB-T and Square, each attacking what the earlier ones did not fool. Exit code 0, 1 out of "
         "memory, 2 wrong arguments, 130 stopped on request.",
     )
-    for name, field in Flags.model_fields.items():
-        metavar = extra(field)["metavar"]
-        if name == "run":
-            parser.add_argument(name, nargs="?", metavar=metavar, help=field.description)
-        elif metavar is None:
-            parser.add_argument(flag(name), action="store_true", help=field.description)
-        else:
-            parser.add_argument(flag(name), metavar=metavar, help=field.description)
+    parser.examples = (
+        f"{parser.prog} runs/ard --attacks pgd20,autoattack",
+        f"{parser.prog} weights.pt --model resnet18 --dataset cifar10 --data-dir data --eps 8/255",
+        f"{parser.prog} --model my_package.models:make --dataset cifar10 --data-dir data --norm l2 --eps 0.5",
+    )
+    run = Flags.model_fields["run"]
+    parser.add_argument("run", nargs="?", metavar="RUN", help=run.description)
+    add_flags(parser, Flags, _MOST_USED, lambda name: str(Flags.model_fields[name].description))
     return parser
 
 

@@ -1,15 +1,16 @@
-"""`python -m ard_fast.info [--json]`: what is built, for what, which torch, and which code each operator will run.
+"""The command `python -m ard_fast.info`: what is built, for what, which torch, and which code each operator will run.
 
 Reads only: nothing is built, and no GPU is needed. Put its output into a bug report.
 """
 
-import argparse
 import json
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ard_fast._commandline import Parser
 from ard_fast._version import __version__
 from ard_fast.functional import _load
 
@@ -106,12 +107,23 @@ def render(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the report; 0, or 1 if the extension is stale or a visible GPU is not covered."""
-    parser = argparse.ArgumentParser(prog="python -m ard_fast.info", description=(__doc__ or "").partition("\n")[0])
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(
+        "info",
+        description="Show what is installed: versions, GPUs, how the extension was built, and which code each operator "
+        "runs on each device, and why. Put the output into a bug report.",
+        epilog="Exit code 0, 1 if the extension is stale or does not cover a visible GPU, 2 wrong arguments.",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report; 0, or 1 if the extension is stale or a visible GPU is not covered."""
+    flags = vars(make_parser().parse_args(argv))
     report = collect()
-    print(json.dumps(report, indent=2) if parser.parse_args(argv).json else render(report))
+    print(json.dumps(report, indent=2) if "json" in flags else render(report))
     uncovered = report["cuda_kernels"] and any(not gpu["kernels_run"] for gpu in report["gpus"])
     return 1 if report["stale"] or uncovered else 0
 

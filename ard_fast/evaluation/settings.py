@@ -32,67 +32,83 @@ def _flag(metavar: str | None, help: str, *, choices: tuple[str, ...] = (), ge: 
     return Field(None, ge=ge, description=help, json_schema_extra=extra)
 
 
-class Flags(FlagModel):
-    """The command line: a field is a flag (`run` the positional argument), its type how the text is read."""
-
-    run: str = _flag("RUN", "a run's folder (its best checkpoint), a .safetensors or a .pt file")
+class NetworkFlags(FlagModel):
+    group = "network"
+    run: str = _flag("RUN", "run folder (its best checkpoint is evaluated), .safetensors file or .pt file")
     model: str = _flag(
         "NAME",
-        "package.module:factory, called without arguments, then loaded with the weights of RUN "
-        "if given; or a network's name, for a checkpoint that does not hold it",
+        "network of a checkpoint that does not name its network; or package.module:factory, called without arguments "
+        "and loaded with the weights of RUN if given",
     )
     mean: tuple[float, ...] = _flag(
-        "LIST",
-        "for weights trained on normalised images: the means of the channels for "
-        "pixels in [0, 1], comma-separated [the file's, or none]",
+        "LIST", "channel means, for pixels in [0, 1], of weights trained on normalised images [the file's, or none]"
     )
-    std: tuple[float, ...] = _flag("LIST", "the channels' standard deviations, likewise [the file's]")
+    std: tuple[float, ...] = _flag("LIST", "channel standard deviations, likewise [the file's, or none]")
     weights: str = _flag(
         "NAME",
-        "where RUN holds several sets of weights, the key of the one to evaluate, such as ema "
-        "[one that is not an average]",
+        "which weights to load from a file with several sets, for example ema [those that are not an average]",
     )
+
+
+class AttackFlags(FlagModel):
+    group = "attacks"
     attacks: str = _flag(
         "LIST", f"{ATTACKS_HELP} [{','.join(DEFAULT_ATTACKS['linf'])}, without those that need more classes]"
     )
-    norm: str = _flag("NORM", f"{' or '.join(NORMS)} [{NORMS[0]}]", choices=NORMS)
-    eps: float = _flag("EPS", "radius, for pixels in [0, 1]; may be written 8/255 [the run's]")
+    norm: str = _flag("NAME", f"norm of the ball: {' or '.join(NORMS)} [{NORMS[0]}]", choices=NORMS)
+    eps: float = _flag(
+        "FLOAT", "radius of the ball, for pixels in [0, 1]; fractions such as 8/255 are accepted [the run's]"
+    )
     eps_curve: tuple[float, ...] | None = _flag(
         "LIST",
-        "radii of the plot, comma-separated, or none; attacked by "
-        "apgd-ce if that is one of the attacks, else by pgd20 [0 to 2 eps]",
+        "radii of the plot of accuracy against eps, comma-separated, or none; the attack is apgd-ce if --attacks has "
+        "it, else pgd20 [0 to 2 eps]",
     )
     cascade: bool = _flag(
         None,
-        "do not attack images again that an earlier attack has fooled: faster, but only the "
-        "worst case then covers all images",
+        "do not attack images that an earlier attack has already fooled: faster, but only the worst case then covers "
+        "all images",
     )
-    dataset: str = _flag("NAME", f"{', '.join(DATASETS)} [the run's]")
-    data_dir: str = _flag("PATH", "where the images are, as in training [the run's]")
-    image_size: int = _flag("N", "dataset folder: scale images to this size [the run's]", ge=1)
-    image_cache: str = _flag("DIR", "dataset folder: where decoded images are kept [the run's]")
+    seed: int = _flag("INT", f"seed of every attack [{EVALUATION_SEED}]", ge=0)
+
+
+class DataFlags(FlagModel):
+    group = "data"
+    dataset: str = _flag("NAME", f"data set: {', '.join(DATASETS)} [the run's]")
+    data_dir: str = _flag("DIR", "where the images are, as in training [the run's]")
     download: bool = _flag(
         None,
         "download missing files of cifar10, cifar100, mnist or fashion-mnist to --data-dir and verify their checksums",
     )
-    val_size: int = _flag(
-        "N", "--split val and train: images held out of the training files, as in training [the run's]", ge=1
-    )
+    image_size: int = _flag("INT", "image folders: resize images to this, as in training [the run's]", ge=1)
+    image_cache: str = _flag("DIR", "image folders: where decoded images are kept [the run's]")
     split: str = _flag("NAME", f"{', '.join(SPLITS)} [{SPLITS[0]}]", choices=SPLITS)
-    n_examples: int = _flag("N", "only N images, each class in proportion; the same ones each time [all]", ge=1)
-    batch_size: int = _flag("N", "images a batch; does not change results [the run's]", ge=1)
-    seed: int = _flag("N", f"seed of every attack [{EVALUATION_SEED}]", ge=0)
-    device: str = _flag("NAME", "auto, cpu, cuda or cuda:N [the run's, or auto]")
-    threads: int = _flag("N", "CPU threads; 0: OMP_NUM_THREADS, else the physical cores available [the run's]", ge=0)
-    channels_last: str = _flag(
-        "WHEN", "keep images and weights in channels-last layout: auto, true or false [the run's]", choices=SWITCH
+    val_size: int = _flag("INT", "--split val and train: training images held out for validation [the run's]", ge=1)
+    n_examples: int = _flag(
+        "INT", "evaluate this many images only, all classes in proportion, the same ones each time [all]", ge=1
     )
+
+
+class ComputeFlags(FlagModel):
+    group = "compute"
+    batch_size: int = _flag("INT", "images per batch; does not change the results [the run's]", ge=1)
+    device: str = _flag("NAME", "cpu, cuda, cuda:N or auto: cuda if there is one [the run's, or auto]")
+    threads: int = _flag("INT", "CPU threads; 0: OMP_NUM_THREADS, else the number of physical cores [the run's]", ge=0)
+    channels_last: str = _flag("NAME", "channels-last memory format: auto, true or false [the run's]", choices=SWITCH)
+
+
+class OutputFlags(FlagModel):
+    group = "output"
     out: str = _flag("DIR", "folder for the results [RUN/evaluation, or a new one beside it]")
     save_images: bool = _flag(
         None,
-        "write the adversarial images, rounded to whole pixel levels inside the ball and "
-        "classified again: adversarial.npz and PNG files in samples",
+        "save the adversarial images, rounded to 8 bits inside the ball and classified again: adversarial.npz, and "
+        "PNG files in samples",
     )
+
+
+class Flags(OutputFlags, ComputeFlags, DataFlags, AttackFlags, NetworkFlags):
+    """The command line: a field is a flag (`run` the positional argument), its type how the text is read."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ard_fast._commandline import checked
+from ard_fast._commandline import checked, flag
 from ard_fast._devices import check_device_name, resolve_device
 from ard_fast._names import unknown
 from ard_fast.data import check_arguments
@@ -84,11 +84,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     f"{name}-paper": {**PRESET_ON_CIFAR10, "method": name, **method.paper} for name, method in METHODS.items()
 }
 """For each method the training recipe of its paper on CIFAR-10, without the quirks of the published code."""
-
-
-def flag(name: str) -> str:
-    """The command-line flag of a field: `data_dir` -> `--data-dir`."""
-    return "--" + name.replace("_", "-")
 
 
 def parse(mapping: Mapping[Any, Any], source: str | None = None) -> dict[str, Any]:

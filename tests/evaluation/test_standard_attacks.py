@@ -86,7 +86,7 @@ def test_the_plan_says_what_a_name_stands_for():
 @pytest.mark.parametrize(
     ("names", "norm", "classes", "message"),
     [
-        (["pdg21"], "linf", 10, "unknown attack 'pdg21'; did you mean"),
+        (["pdg20"], "linf", 10, "unknown attack 'pdg20'; did you mean"),
         (["apgd-t20-2"], "linf", 3, "apgd-t20-2 needs a model of at least 4 classes, got 3"),
         (["apgd-dlr"], "linf", 2, "apgd-dlr needs a model of at least 3 classes"),
         (["autoattack"], "linf", 3, "autoattack needs a model of at least 4 classes"),

@@ -315,15 +315,24 @@ def test_print_config_gives_a_file_that_repeats_the_run(tmp_path, capsys, monkey
     assert (config.eps, config.epochs, config.milestones, config.flip) == (0.1, 3, (1, 2), True)
 
 
-def test_help_names_every_default(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    assert stop.value.code == 0
-    lines = capsys.readouterr().out
-    first = re.findall(r"^  (--[a-z-]+)", lines.split("most used:")[1].split("\n\n")[0], re.MULTILINE)
-    wanted = "method dataset data-dir student teacher epochs eps seed device out"
-    assert first == [f"--{name}" for name in wanted.split()]
-    text = " ".join(lines.split())
-    assert "--temperature" in text
+def test_help_shows_the_flags_used_most_and_help_all_every_default(capsys):
+    texts = []
+    for flags in (["--help"], ["--help-all"]):
+        with pytest.raises(SystemExit) as stop:
+            main(flags)
+        assert stop.value.code == 0
+        texts.append(capsys.readouterr().out)
+    short, whole = texts
+    first = re.findall(r"^  (--[a-z-]+)", short.split("most used:")[1].split("\n\n")[0], re.MULTILINE)
+    wanted = "method dataset data-dir download student teacher epochs batch-size lr eps seed device out preset config"
+    assert first == [f"--{name}" for name in [*wanted.split(), "resume", "print-config"]]
+    assert "--temperature" not in short and "[8/255; digits: 0.2" in " ".join(short.split())
+    assert "\n  python -m ard_fast.train --resume runs/ard\n" in short
+    text = " ".join(whole.split())
+    assert {flag(name) for name in TrainConfig.model_fields} <= set(re.findall(r"--[a-z0-9-]+", text))
     assert "[200; digits: 15]" in text and "[none; digits: digits-teacher]" in text
-    assert re.search(r"--steps N [^\[]*\[[^\]]*\b10\b[^\]]*; digits: 7\]", text)  # the methods', the data set's
+    assert re.search(r"--steps INT [^\[]*\[[^\]]*\b10\b[^\]]*; digits: 7\]", text)  # the methods', the data set's
+    assert "rslad, absld: 5/6" in text and re.search(
+        r"--lr FLOAT [^\[]*default: the method's[^\[]*\[digits: 0.05\]", text
+    )
+    assert not re.search(r"\w-\n", short + whole.replace("--\n", ""))  # no name is broken
