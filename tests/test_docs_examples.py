@@ -100,7 +100,7 @@ def run_command(name, arguments, *, check):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """An empty folder with what the pages assume: images, and the module of the page on own networks."""
+    """An empty folder with what the pages assume: images, and the user's modules that pages show."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -113,8 +113,10 @@ def workplace(tmp_path, monkeypatch):
             folder.mkdir(parents=True)
             for k in range(count):
                 Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{k}.png")
-    own = next(block.text for block in blocks("docs/howto/own_model.md") if "my_networks.py" in block.text)
-    (tmp_path / "my_networks.py").write_text(own)
+    for block in (block for page in PAGES for block in blocks(page)):
+        if name := re.match(r"# (my_\w+\.py)\n", block.text):
+            with (tmp_path / name[1]).open("a") as module:
+                module.write(block.text)
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     yield tmp_path
     torch.set_num_threads(threads)

@@ -106,7 +106,6 @@ FROM_THE_START = {"averaging_start_share": 0.0, "awp_warmup_share": 0.0}
             {"fold": "true", "awp_gamma": 0.01, "optimiser": "adamw", "schedule": "onecycle", **FROM_THE_START},
             1,
         ),
-        ("adaad", {"fold": "true", "awp_gamma": 0.01, **FROM_THE_START}, 1),
         ("own_losses:distil", {"averaging": "ema", **FROM_THE_START}, 1),
     ],
 )
