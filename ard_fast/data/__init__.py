@@ -1,6 +1,7 @@
 """Data sets as uint8, and the batches drawn from them on the device."""
 
 from ard_fast.data.batches import Batch, EpochPlan
+from ard_fast.data.extra import add_extra
 from ard_fast.data.loader import Loader, ResidentLoader, StreamedLoader, make_loader
 from ard_fast.data.registry import DATASETS, check_arguments, load_dataset
 from ard_fast.data.splits import Dataset, Split
@@ -14,6 +15,7 @@ __all__ = [
     "ResidentLoader",
     "Split",
     "StreamedLoader",
+    "add_extra",
     "check_arguments",
     "load_dataset",
     "make_loader",

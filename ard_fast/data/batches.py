@@ -12,12 +12,45 @@ from torch import Tensor
 
 from ard_fast.functional.augmentation import crop_flip
 
-_ORDER, _VIEWS = 1, 2  # purposes of a run's seed; 0 is the student's initial weights
+_ORDER, _VIEWS, _OWN, _EXTRA = 1, 2, 3, 4  # purposes of a run's seed; 0 is the student's initial weights
 
 
 def derive_seed(*keys: int) -> int:
     """A seed from several numbers (run seed, purpose, epoch, ...) such that near keys give unrelated streams."""
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class Mix(NamedTuple):
+    """Whole batches in part of extra images, which come last in the split.
+
+    Both kinds are drawn without replacement over the epochs: each is shuffled anew when all of it has been drawn.
+
+    Attributes:
+        extra: how many images of the split are extra ones.
+        batch_size: images of every batch.
+        share: how many of them are extra ones, 1 to `batch_size` - 1.
+    """
+
+    extra: int
+    batch_size: int
+    share: int
+
+    def order(self, count: int, *, seed: int, epoch: int, steps: int) -> Tensor:
+        """The positions of an epoch among `count` images, int64 `[steps * batch_size]`; mixed inside each batch."""
+        own = count - self.extra
+        kinds = ((_OWN, 0, own, self.batch_size - self.share), (_EXTRA, own, self.extra, self.share))
+        drawn = []
+        for purpose, first, size, each in kinds:
+            start, number = epoch * steps * each, steps * each
+            shuffles = range(start // size, (start + number - 1) // size + 1)
+            series = torch.cat([_shuffled(size, seed, purpose, index) for index in shuffles])
+            drawn.append(first + series[start % size :][:number].view(steps, each))
+        places = torch.stack([_shuffled(self.batch_size, seed, _ORDER, epoch, step) for step in range(steps)])
+        return torch.cat(drawn, 1).gather(1, places).flatten()
+
+
+def _shuffled(count: int, *keys: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(*keys)))
 
 
 @dataclass(frozen=True)
@@ -28,8 +61,8 @@ class EpochPlan:
     again. It is drawn on the CPU, so that the data order does not depend on the device.
 
     Attributes:
-        order: int64 `[N]`, positions in the training split.
-        views: int64 `[N]`, the crop and flip of each image in this order (see `Batch.views`); (seed, epoch) and the id
+        order: int64 `[N]`, or as many as the batches of an epoch hold: positions in the training split.
+        views: likewise, the crop and flip of each image in this order (see `Batch.views`); (seed, epoch) and the id
             of an image decide it.
         attack_seeds: int64 `[steps, 1]`, one for each step's random start.
     """
@@ -39,10 +72,14 @@ class EpochPlan:
     attack_seeds: Tensor
 
     @classmethod
-    def draw(cls, ids: Tensor, *, seed: int, epoch: int, steps: int, padding: int, flip: bool) -> EpochPlan:
-        """The plan of one epoch over the images with these ids `[N]`, on the CPU."""
+    def draw(
+        cls, ids: Tensor, *, seed: int, epoch: int, steps: int, padding: int, flip: bool, mix: Mix | None = None
+    ) -> EpochPlan:
+        """The plan of one epoch over the images with these ids `[N]`, or over batches drawn from them by `mix`."""
         generator = torch.Generator().manual_seed(derive_seed(seed, _ORDER, epoch))
         order = torch.randperm(len(ids), generator=generator)
+        if mix is not None:
+            order = mix.order(len(ids), seed=seed, epoch=epoch, steps=steps)
         attack_seeds = torch.randint(0, 2**62, (steps, 1), generator=generator)
         no_pixels = torch.zeros(len(ids), 1, 1, 1, dtype=torch.uint8)
         view_seed = derive_seed(seed, _VIEWS, epoch)

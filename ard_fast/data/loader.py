@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ard_fast.data.batches import Batch, EpochPlan, Share, share_bounds
+from ard_fast.data.batches import Batch, EpochPlan, Mix, Share, share_bounds
 from ard_fast.data.splits import Split
 from ard_fast.functional._arguments import int_between, one_of, positive_int
 from ard_fast.functional.augmentation import crop_flip
@@ -39,9 +39,13 @@ class Loader(ABC):
             together see what one alone would.
         accumulate: micro-batches a step.
         merge_last: a last step of fewer than `batch_size` images becomes part of the one before.
+        extra: how many of the split's images, the last ones, are extra ones. An epoch then has as many steps as without
+            them, all of `batch_size` images.
+        extra_fraction: the extra images' part of every batch, rounded to whole images.
 
     Attributes:
         steps: steps an epoch.
+        count: images an epoch, those seen again included.
 
     Raises:
         ValueError: a number is out of range.
@@ -61,6 +65,8 @@ class Loader(ABC):
         shard: tuple[int, int] = (0, 1),
         accumulate: int = 1,
         merge_last: bool = False,
+        extra: int = 0,
+        extra_fraction: float = 0.7,
     ) -> None:
         self.batch_size = positive_int(batch_size, "batch_size")
         self.accumulate = positive_int(accumulate, "accumulate")
@@ -69,7 +75,17 @@ class Loader(ABC):
         self.device, self.levels, self.seed = device, levels, seed
         self.padding, self.flip, self.layout = padding, flip, layout
         self.labels, self.ids, self._host_ids = split.labels.to(device), split.ids.to(device), split.ids.cpu()
-        self.steps = max(len(split) // batch_size, 1) if merge_last else -(-len(split) // batch_size)
+        own = len(split) - extra
+        self.steps = max(own // batch_size, 1) if merge_last else -(-own // batch_size)
+        self.count, self._mix = own, None
+        if extra:
+            share = round(extra_fraction * batch_size)
+            if not 1 <= share < batch_size:
+                raise ValueError(
+                    f"extra_fraction: expected at least one image of each kind in a batch of {batch_size}, got "
+                    f"{extra_fraction:g}"
+                )
+            self.count, self._mix = self.steps * batch_size, Mix(extra, batch_size, share)
 
     @abstractmethod
     def batches(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
@@ -78,7 +94,13 @@ class Loader(ABC):
 
     def _plan(self, epoch: int) -> EpochPlan:
         return EpochPlan.draw(
-            self._host_ids, seed=self.seed, epoch=epoch, steps=self.steps, padding=self.padding, flip=self.flip
+            self._host_ids,
+            seed=self.seed,
+            epoch=epoch,
+            steps=self.steps,
+            padding=self.padding,
+            flip=self.flip,
+            mix=self._mix,
         )
 
     def _shares(self, first_step: int) -> Iterator[tuple[int, Share]]:
@@ -94,7 +116,7 @@ class Loader(ABC):
         (and with it synchronised batch statistics) does not depend on the number of processes.
         """
         first = step * self.batch_size
-        size = len(self.labels) - first if step == self.steps - 1 else self.batch_size
+        size = self.count - first if step == self.steps - 1 else self.batch_size
         start, end = share_bounds(size, index, self.accumulate)
         lower, upper = share_bounds(end - start, *self.shard)
         if lower == upper:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def load_npz(path: str | Path, *, val_size: int | None = None, only: str | None 
         found = sorted(entry.name for entry in path.glob("*.npz")) if path.is_dir() else []
         hint = f"; it is a folder with {', '.join(found[:5])}" if found else ""
         raise FileNotFoundError(f"data_dir: expected the path of an .npz file, no such file: {path}{hint}")
-    arrays = _read_arrays(path, only)
+    arrays = read_arrays(path, lambda names: _choose(names, only))
     splits = {part: _split(path, part, arrays) for part in _PARTS if f"x_{part}" in arrays}
     labels = {part: split.labels for part, split in splits.items()}
     if "y_train" in arrays and "train" not in splits:
@@ -57,14 +58,18 @@ def _split(path: Path, part: str, arrays: dict[str, np.ndarray]) -> Split:
             f"{path}: y_{part} must hold one label for each of the {len(images)} images of x_{part}, "
             f"shape [{len(images)}], got {list(labels.shape)}"
         )
-    images = _channels_first(path, f"x_{part}", images)
+    images = np.ascontiguousarray(channels_first(path, f"x_{part}", images))
     return Split(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), torch.arange(len(labels)))
 
 
-def _channels_first(path: Path, name: str, images: np.ndarray) -> np.ndarray:
-    """uint8 `[N, C, H, W]`, contiguous."""
+def channels_first(path: Path, name: str, images: np.ndarray) -> np.ndarray:
+    """The images as `[N, C, H, W]`, in the same memory.
+
+    Raises:
+        ValueError: it does not show which dimension the channels are; names the file and the array.
+    """
     if images.ndim == 3:
-        return np.ascontiguousarray(images[:, None])
+        return images[:, None]
     first, last = images.shape[1] in _CHANNELS, images.shape[3] in _CHANNELS
     if first == last:
         problem = "both ends could be the channels" if first else "neither end has 1 or 3 channels"
@@ -72,7 +77,7 @@ def _channels_first(path: Path, name: str, images: np.ndarray) -> np.ndarray:
             f"{path}: {name} must be [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3, got {list(images.shape)}, "
             f"where {problem}"
         )
-    return np.ascontiguousarray(images if first else images.transpose(0, 3, 1, 2))
+    return images if first else images.transpose(0, 3, 1, 2)
 
 
 def _count_classes(path: Path, labels: dict[str, torch.Tensor]) -> int:
@@ -96,13 +101,17 @@ def _count_classes(path: Path, labels: dict[str, torch.Tensor]) -> int:
     return count
 
 
-def _read_arrays(path: Path, only: str | None) -> dict[str, np.ndarray]:
-    """The arrays that are needed, by name; with `only`, the labels of the training images too where they are there."""
+def read_arrays(path: Path, choose: Callable[[list[str]], list[str]]) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file that `choose` picks from its names, by name; those of images begin with x or image.
+
+    Raises:
+        ValueError: the file is damaged, lacks one of them, or one is not of images or labels.
+    """
     try:
         zipfile.ZipFile(path).close()  # np.load would take any other file for a pickle, and advise to run it
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             names = file.files
-            chosen = _choose(names, only)
+            chosen = choose(names)
             arrays = {name: file[name] for name in chosen if name in names}
     except Exception as error:  # a damaged zip file fails with almost any exception type
         raise ValueError(f"{path}: not a whole .npz file ({type(error).__name__}: {error})") from error
@@ -118,6 +127,7 @@ def _read_arrays(path: Path, only: str | None) -> dict[str, np.ndarray]:
 
 
 def _choose(names: list[str], only: str | None) -> list[str]:
+    """The arrays that `only` needs; the labels of the training images too where they are there."""
     own_val = "x_val" in names or "y_val" in names
     needed = {
         "train": only in (None, "train") or (only == "val" and not own_val),
@@ -134,7 +144,7 @@ def _problem(name: str, array: np.ndarray) -> str | None:
     """What is wrong with the type or shape of an array."""
     if 0 in array.shape:
         return "expected at least one image of at least one pixel"
-    if name.startswith("x_"):
+    if name.startswith(("x_", "image")):
         if array.dtype != np.uint8:
             return "expected uint8 images, 0 to 255"
         return None if array.ndim in (3, 4) else "expected [N, H, W], [N, H, W, C] or [N, C, H, W]"

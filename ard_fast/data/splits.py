@@ -48,6 +48,10 @@ class Split:
     def take(self, positions: Tensor) -> Split:
         return Split(self.images[positions], self.labels[positions], self.ids[positions])
 
+    def part(self, first: int, last: int) -> Split:
+        """The images from `first` to before `last`, in the same memory."""
+        return Split(self.images[first:last], self.labels[first:last], self.ids[first:last])
+
     def nothing(self) -> Split:
         """A split of the same image shape without images."""
         return self.take(torch.empty(0, dtype=torch.int64, device=self.labels.device))
@@ -81,6 +85,7 @@ class Dataset:
         class_names: by label; the numbers themselves unless given.
         classes_known: false where nothing but the labels at hand says how many classes there are: `num_classes` is then
             the least that it can be.
+        pool: where there are extra images, the training images and behind them the extra ones (`add_extra`).
     """
 
     name: str
@@ -91,6 +96,7 @@ class Dataset:
     levels: int
     class_names: tuple[str, ...] = ()
     classes_known: bool = True
+    pool: Split | None = None
 
     def __post_init__(self) -> None:
         if not self.class_names:

@@ -75,7 +75,7 @@ class TrainConfig(
 
 
 ROLES = ("teacher", "clean_teacher")
-PATHS = ("data_dir", "image_cache", *ROLES, "teacher_cache")
+PATHS = ("data_dir", "image_cache", "extra_data", *ROLES, "teacher_cache")
 PLACES = (*PATHS, "device", "threads")
 """Where a run finds its inputs and where it computes, which may change while it is stopped."""
 _METHOD_FIELDS = tuple(name for part in (AttackSettings, LossSettings) for name in part.model_fields if name != "eps")
@@ -212,6 +212,8 @@ def complete(config: TrainConfig) -> TrainConfig:
     values: dict[str, Any] = {}
     if config.eval_step_size is None:
         values["eval_step_size"] = config.eps / 4
+    if config.extra_fraction is None and config.extra_data is not None:
+        values["extra_fraction"] = 0.7
     if config.momentum is None and config.optimiser == "sgd":
         values["momentum"] = 0.9
     if config.method == COMPARE:
@@ -306,6 +308,12 @@ def validate(config: TrainConfig, *, methods: bool = True) -> None:
             raise ValueError(
                 f"{name}: a setting of optimiser sgd, not of {config.optimiser}, got {getattr(config, name)}"
             )
+    if config.extra_fraction is not None and config.extra_data is None:
+        raise ValueError(f"extra_fraction: expected none without extra_data, got {config.extra_fraction:g}")
+    if config.extra_data is not None and is_path("teacher_cache", config.teacher_cache):
+        raise ValueError(
+            f"teacher_cache: expected auto or off with extra_data, where no logits are kept, got {config.teacher_cache}"
+        )
     if config.warmup_epochs and config.schedule in RAMPED:
         raise ValueError(
             f"warmup_epochs: expected 0 with schedule {config.schedule}, which rises by itself, got "

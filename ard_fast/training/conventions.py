@@ -51,6 +51,11 @@ def describe_run(
     for key, split in (("subset", dataset.train), ("test_subset", dataset.test)):
         if getattr(config, key) is not None:
             lines.append(f"{key}: {len(split)} images of {dataset.describe(split)}, the same ones for every seed")
+    if dataset.pool is not None:
+        lines.append(
+            f"extra data: {len(dataset.pool) - len(dataset.train)} images of {config.extra_data}, "
+            f"{100 * known(config.extra_fraction):g} % of every batch; validation images are none of them"
+        )
     if spec.attacks:
         steps = "" if config.steps is None else f"{config.steps} steps of "
         start = {None: "", True: ", start clamped", False: ", start not clamped"}[config.clamp_start]

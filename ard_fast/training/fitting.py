@@ -18,7 +18,7 @@ from ard_fast.data.batches import derive_seed
 from ard_fast.evaluation.self_checks import TeacherWorth, measure_teacher
 from ard_fast.models import Normalised, build_model, find_model
 from ard_fast.models.trial import TRIAL_IMAGES, Form, initialise_lazily, try_network
-from ard_fast.teachers.cache import Views
+from ard_fast.teachers.cache import CACHE_OFF, Views
 from ard_fast.teachers.fingerprints import fingerprint_split, fingerprint_weights
 from ard_fast.teachers.teacher import Teacher, build_teacher
 from ard_fast.training.averaging import WeightAverage
@@ -46,6 +46,8 @@ class Environment:
     def fingerprints(self) -> dict[str, str]:
         """Hashes of the images and of the given teachers' weights, by what messages call them."""
         splits = {"training": self.dataset.train, "validation": self.dataset.val, "test": self.dataset.test}
+        if self.dataset.pool is not None:
+            splits["extra"] = self.dataset.pool.part(len(self.dataset.train), len(self.dataset.pool))
         images = {f"{name} images": fingerprint_split(split) for name, split in splits.items()}
         return {**images, **{role: fingerprint_weights(network) for role, network in self.given.items()}}
 
@@ -166,7 +168,7 @@ def make_teacher(
         network,
         Views(dataset.train, levels=dataset.levels, padding=config.crop_padding, flip=config.flip),
         precision=found.precision,
-        cache=config.teacher_cache,
+        cache=CACHE_OFF if dataset.pool is not None else config.teacher_cache,
         cache_dtype=config.teacher_cache_dtype,
         layout=found.layout,
         form=form,
@@ -188,7 +190,8 @@ def merges_last_batch(config: TrainConfig, dataset: Dataset, world: World, devic
     """
     # How many parts of a batch have batch statistics of their own.
     parts = config.accumulate * (1 if world.synchronises(config.sync_bn, device) else world.size)
-    count, size = len(dataset.train), min(config.batch_size, len(dataset.train))
+    count = len(dataset.train) if dataset.pool is None else config.batch_size  # with extra images all are whole
+    size = min(config.batch_size, count)
     last = count % size
     if (size >= 2 * parts and not 0 < last < 2 * parts) or not _needs_two_images(config, dataset):
         return False

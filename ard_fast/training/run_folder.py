@@ -204,7 +204,8 @@ class RunFolder:
         """
         for what, value in now.items():
             if before.get(what, value) != value:
-                name, kind = (what, "weights") if what in ROLES else ("data_dir", what)
+                place = "extra_data" if what == "extra images" else "data_dir"
+                name, kind = (what, "weights") if what in ROLES else (place, what)
                 raise DamagedRun(
                     f"{name}: {getattr(config, name) or config.dataset} holds other {kind} than {self.path} was "
                     "started with"

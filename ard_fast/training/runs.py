@@ -11,7 +11,7 @@ from torch import nn
 
 from ard_fast._commandline import StopRequest
 from ard_fast._devices import find_device, resolve_device
-from ard_fast.data import Batch, load_dataset
+from ard_fast.data import Batch, add_extra, load_dataset
 from ard_fast.evaluation.evaluator import at_chance
 from ard_fast.evaluation.self_checks import describe_teacher
 from ard_fast.methods.base import MethodContext
@@ -92,6 +92,8 @@ def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environmen
         image_size=config.image_size,
         image_cache=config.image_cache,
     )
+    if config.extra_data is not None:
+        dataset = add_extra(dataset, config.extra_data)
     check_model_fits(config.student, dataset, "student", mean=config.student_mean, std=config.student_std)
     student, compute, _ = fit_student(config, dataset, device)
     merges_last_batch(config, dataset, world, device)

@@ -283,6 +283,12 @@ class DataSettings(FlagModel):
     )
     subset: int | None = setting(None, "train on this many images only, all classes in proportion", ge=1)
     test_subset: int | None = setting(None, "test on this many images only, likewise", ge=1)
+    extra_data: str | None = setting(
+        None, "npz file with more training images, such as generated ones: image (uint8) and label", metavar="FILE"
+    )
+    extra_fraction: float | None = setting(
+        None, "fraction of every batch that comes from --extra-data; default: 0.7", gt=0, lt=1
+    )
     crop_padding: int = setting(4, "zero padding, in pixels, before a random crop to the original size; 0: off", ge=0)
     flip: bool = setting(True, "flip images horizontally at random")
 

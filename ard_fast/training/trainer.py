@@ -97,7 +97,7 @@ class Trainer:
         self.board: Board | None = None
         self.merges_last = merges_last_batch(config, env.dataset, self.world, env.device)
         self.loader = make_loader(
-            env.dataset.train,
+            env.dataset.pool or env.dataset.train,
             device=env.device,
             resident=config.resident,
             levels=env.dataset.levels,
@@ -109,6 +109,8 @@ class Trainer:
             shard=(self.world.rank, self.world.size),
             accumulate=config.accumulate,
             merge_last=self.merges_last,
+            extra=0 if env.dataset.pool is None else len(env.dataset.pool) - len(env.dataset.train),
+            extra_fraction=config.extra_fraction or 0.0,
         )
         self._started = time.perf_counter()  # or the last save
 
@@ -272,7 +274,7 @@ class Trainer:
 
     def _finish_epoch(self, progress: Progress) -> None:
         """Validate, keep checkpoints, write the epoch's line."""
-        config, state, count = self.config, self.state, len(self.env.dataset.train)
+        config, state, count = self.config, self.state, self.loader.count
         epoch = state.epoch + 1
         if self.average is not None:
             self.average.after_epoch(state.epoch)
@@ -451,4 +453,4 @@ class Trainer:
         return self.state.elapsed + time.perf_counter() - self._started
 
     def _images_per_s(self, epochs: int) -> float:
-        return epochs * len(self.env.dataset.train) / max(self.state.train_seconds, 1e-9)
+        return epochs * self.loader.count / max(self.state.train_seconds, 1e-9)

@@ -75,6 +75,7 @@ def test_without_augmentation_the_pixels_come_unchanged(device):
         {"layout": torch.channels_last},
         {"shard": (1, 3), "accumulate": 2},
         {"merge_last": True},
+        {"extra": 9, "extra_fraction": 0.6, "shard": (0, 2)},
     ],
 )
 def test_resident_and_streamed_give_the_same_bits(changes, device):
@@ -88,7 +89,7 @@ def test_resident_and_streamed_give_the_same_bits(changes, device):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_epoch_is_replayed_from_any_step(kind, device):
-    loader = loader_of(kind, a_split(), device)
+    loader = loader_of(kind, a_split(), device, extra=5)
     whole = list(loader.batches(2))
     for first_step in range(loader.steps + 1):
         assert_all_same(list(loader.batches(2, first_step)), whole[first_step:])

@@ -208,6 +208,8 @@ def test_wrong_types_are_refused(name, text, message):
         ({"epochs": 3, "warmup_epochs": 4.0}, "warmup_epochs: expected at most 3, the epochs, got 4"),
         ({"ema": 0.9, "averaging": "swa"}, "ema: short for averaging, ema_decay, .* got averaging too"),
         ({"ema": 1.0}, "ema_decay: expected 0 to below 1"),
+        ({"extra_fraction": 0.5}, "extra_fraction: expected none without extra_data, got 0.5"),
+        ({"extra_data": "e", "teacher_cache": "d"}, "teacher_cache: expected auto or off with extra_data"),
         ({"method": "saad", "accumulate": 2}, "accumulate: expected 1 for method saad"),
         ({"method": "fgsm-rs", "eps": 1.0}, "step_size: expected 0 to 1, .*got 1.25"),
     ],

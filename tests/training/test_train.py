@@ -237,6 +237,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys, s
     arguments = [*AT, "--epochs", "3", "--averaging", "ema" if steps % 2 else "swa", "--schedule", "multistep"]
     arguments += ["--milestones", "1,2", "--accumulate", "2" if steps == 2 else "1"]
     arguments += ["--optimiser", "adamw", "--warmup-epochs", "1.5", "--lr", "0.01"] if steps == 7 else []
+    if steps == 3:
+        for name, value in (("more", 7), ("other", 8)):
+            np.savez(tmp_path / name, image=np.full((40, 8, 8), value, np.uint8), label=np.arange(40) % 10)
+        arguments += ["--extra-data", str(tmp_path / "more.npz"), "--extra-fraction", "0.5"]
     assert main([*arguments, "--out", str(whole)]) == 0
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
@@ -245,6 +249,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys, s
     state = load_state(stopped / "training_state.pt")
     assert state.epoch * 3 + state.step == steps
     assert (stopped / "last.safetensors").is_file() and not (stopped / "summary.json").exists()
+    if steps == 3:
+        assert main(["--resume", str(stopped), "--extra-data", str(tmp_path / "other.npz")]) == 2
+        assert "extra_data: " in (printed := capsys.readouterr().err) and "holds other extra images than" in printed
     assert main(["--resume", str(stopped)]) == 0
     assert_same_run(whole, stopped)
 
