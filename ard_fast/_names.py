@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -108,3 +109,13 @@ def find_object(path: str, argument: str, what: str = "factory") -> Any:
         hint = f"; did you mean {module_name}:{near}?" if near else ""
         raise ValueError(f"{argument}: {module_name!r} has no {attribute!r}{hint}")
     return found
+
+
+def named_only(called: Callable[..., Any], **values: Any) -> dict[str, Any]:
+    """Those values that a function or class has parameters of the same name for."""
+    try:
+        parameters = inspect.signature(called).parameters
+    except (TypeError, ValueError):  # some callables written in C have no signature
+        return {}
+    allowed = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: value for name, value in values.items() if name in parameters and parameters[name].kind in allowed}

@@ -14,6 +14,7 @@ import torch
 from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Interrupted, Parser, StopRequest, add_flags
 from ard_fast.evaluation.job import Job
 from ard_fast.evaluation.settings import Flags, resolve_settings
+from ard_fast.evaluation.standard_attacks import AttackError
 
 _MOST_USED = (
     "attacks",
@@ -73,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Interrupted as stopped:
             print(f"\n{stopped}", file=sys.stderr)
             return EXIT_INTERRUPTED
+        except AttackError as error:
+            print(f"\nerror: {error}", file=sys.stderr)
+            return EXIT_FAILED
         except torch.OutOfMemoryError as error:
             print(
                 f"\nerror: out of memory; try a smaller --batch-size, which does not change results ({error})",

@@ -20,7 +20,7 @@ from ard_fast.evaluation.figures import draw_pictures, plot_accuracy
 from ard_fast.evaluation.loading import load_model, match_classes, other_classes
 from ard_fast.evaluation.report import AttackProgress, Outcome, explain_columns, versions, write_report, write_results
 from ard_fast.evaluation.self_checks import SelfCheck, check_model, check_normalisation, check_results
-from ard_fast.evaluation.standard_attacks import curve_attack, default_attacks, make_plan
+from ard_fast.evaluation.standard_attacks import AttackError, OwnAttack, curve_attack, default_attacks, make_plan
 from ard_fast.models.trial import TRIAL_IMAGES, initialise_lazily, try_network
 from ard_fast.training.checkpoint import written_by_run
 
@@ -85,6 +85,7 @@ class Job:
             channels_last=settings.channels_last,
         )
         self.model.to(memory_format=self.form.layout)  # pyright: ignore[reportCallIssue]
+        self._try_own_attacks()
         self.selfcheck = self._check()
         self.progress = AttackProgress()
         self.evaluator = Evaluator(
@@ -107,6 +108,12 @@ class Job:
         if self._stop.requested:
             raise Interrupted("stopped on request")
 
+    def _try_own_attacks(self) -> None:
+        part = self.split.sample(min(TRIAL_IMAGES, len(self.split)))
+        x = pixels(part.images, self.dataset.levels).contiguous(memory_format=self.form.layout)
+        for attack in (attack for step in self.steps for _, attack in step.stages if isinstance(attack, OwnAttack)):
+            attack.try_on(self.model, x, part.labels)
+
     def _check(self) -> SelfCheck:
         settings = self.settings
         chosen = self.split.sample(min(_CHECKED_IMAGES, settings.batch_size, len(self.split)))
@@ -121,7 +128,7 @@ class Job:
         classes = other_classes(settings.source, self.dataset)
         if classes:
             found.add("classes", classes)
-        gradient = [step.name for step in self.steps if step.name != "square"]
+        gradient = [step.name for step in self.steps if step.name != "square" and ":" not in step.name]
         if gradient and not found.differentiable:
             why = next(finding.message for finding in found.findings if finding.check == "no gradient")
             raise ValueError(f"attacks: {gradient[0]} needs gradients. {why}")
@@ -132,12 +139,13 @@ class Job:
 
         Raises:
             Interrupted: what is finished has been written; the message says what.
+            AttackError: from an attack of one's own; what is finished has been written.
         """
         self.settings.out.mkdir(parents=True, exist_ok=True)
         print("\n".join(f"  {fact}" for fact in self.outcome.facts))
         for warning in self.outcome.warnings:
             print(f"  warning: {warning}")
-        self.progress.header()
+        self.progress.header(self.steps)
         try:
             self.evaluator.clean()
             self._write()
@@ -155,14 +163,16 @@ class Job:
                     self.outcome.pictures.append(("clean images, perturbations, adversarial images", file.name))
             if self.settings.save_images:
                 self._save_images()
-        except (Interrupted, KeyboardInterrupt) as error:
+        except (Interrupted, KeyboardInterrupt, AttackError) as error:
             self.progress.close()
-            message = f"stopped; {self._finished()}"
+            wrong = f": {error}" if isinstance(error, AttackError) else ""
+            message = f"stopped{wrong}; {self._finished()}"
             self.outcome.notes.append(f"Evaluation {message}.")
             self._plot()
             write_report(self.settings.out, self.evaluator, self.outcome)
             self._write()
-            raise Interrupted(f"{message}; written to {self.settings.out}") from error
+            message = f"{message}; written to {self.settings.out}"
+            raise (AttackError if wrong else Interrupted)(message) from error
         write_report(self.settings.out, self.evaluator, self.outcome)
         return self._write(complete=True)
 

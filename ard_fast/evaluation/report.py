@@ -87,9 +87,10 @@ def _all_cells(results: Sequence[StepResult]) -> list[list[str]]:
     return lines
 
 
-def _fixed_width(cells: Sequence[str]) -> str:
+def _fixed_width(cells: Sequence[str], names: int) -> str:
+    """A line of the printed table, whose column of names is that wide."""
     first, *rest = (
-        cell.ljust(width) if index == 0 else cell.rjust(width)
+        cell.ljust(names) if index == 0 else cell.rjust(width)
         for index, (cell, (_, width)) in enumerate(zip(cells, _COLUMNS, strict=True))
     )
     return "  " + "  ".join([first, *rest]).rstrip()
@@ -121,10 +122,12 @@ class AttackProgress(Display, Listener):
         super().__init__()
         self._name, self._count, self._passes, self._passes_before = "", 0, 0, 0
         self._started = self._last_line = 0.0
+        self._names = _COLUMNS[0][1]
 
-    def header(self) -> None:
-        """Print the table's titles."""
-        self.say(_fixed_width(_HEADER))
+    def header(self, steps: Sequence[Step]) -> None:
+        """Print the titles of a table of these attacks."""
+        self._names = max([self._names, *(len(step.name) for step in steps)])
+        self.say(_fixed_width(_HEADER, self._names))
 
     def stage_started(self, name: str, count: int) -> None:
         self.start_bar(count, label=f"  {name}")
@@ -148,11 +151,11 @@ class AttackProgress(Display, Listener):
 
     def stage_done(self, result: StageResult, total: int) -> None:
         self.close()
-        self.say(_fixed_width(_stage_cells(result, total)))
+        self.say(_fixed_width(_stage_cells(result, total), self._names))
 
     def step_done(self, result: StepResult) -> None:
         self.close()
-        self.say(_fixed_width(_step_cells(result)))
+        self.say(_fixed_width(_step_cells(result), self._names))
 
     def close(self) -> None:
         """Remove the bar; the present attack is over."""

@@ -1,13 +1,18 @@
-"""Which attacks the names on the command line stand for."""
+"""Which attacks the names on the command line stand for, and attacks of one's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from ard_fast._names import unknown
+import torch
+from torch import Tensor, nn
+
+from ard_fast._names import find_object, named_only, unknown
 from ard_fast.attacks.autoattack import STAGES, most_targets, require_pyautoattack
 from ard_fast.attacks.presets import GRAMMAR, PYAUTOATTACK, STANDARDS, Standard, make, read_name
-from ard_fast.evaluation.evaluator import Attack, Step
+from ard_fast.evaluation.evaluator import Attack, Step, evaluation_mode, inside_ball
+from ard_fast.models.trial import reason
 
 CLEAN, AUTOATTACK = "clean", "autoattack"
 ATTACK_NAMES = (CLEAN, *STANDARDS, *PYAUTOATTACK)
@@ -15,17 +20,20 @@ DEFAULT_ATTACKS = {
     "linf": ("clean", "fgsm", "pgd20", "cw20", "apgd-ce", "apgd-t"),
     "l2": ("clean", "fgsm", "pgd20", "apgd-ce", "apgd-t"),
 }
-ATTACKS_HELP = f"comma-separated, of: {', '.join(ATTACK_NAMES)}; also {GRAMMAR}"
+ATTACKS_HELP = (
+    f"comma-separated, of: {', '.join(ATTACK_NAMES)}; also {GRAMMAR}; or package.module:factory, an attack of your own"
+)
 _LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4, AUTOATTACK: 4}  # what the denominators of the DLR losses need
 
 
 def read_names(text: str) -> tuple[str, ...]:
-    """The names of a comma-separated list, each once.
+    """The names of a comma-separated list, each once; those with a colon are not looked up here.
 
     Raises:
         ValueError: none, or a name of no attack, with the nearest known one.
     """
-    names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
+    stripped = (name.strip() for name in text.split(",") if name.strip())
+    names = tuple(dict.fromkeys(name if ":" in name else name.lower() for name in stripped))
     if not names:
         raise ValueError(f"attacks: expected names, comma-separated; known: {', '.join(ATTACK_NAMES)}")
     for name in names:
@@ -49,7 +57,7 @@ def make_plan(names: Sequence[str], *, eps: float, norm: str, num_classes: int) 
     """The attacks in the order given, without "clean" (which always comes first) and without duplicates.
 
     Args:
-        names: of `ATTACK_NAMES`, or of `ard_fast.attacks.presets`.
+        names: of `ATTACK_NAMES`, or of `ard_fast.attacks.presets`, or `package.module:factory` (see `OwnAttack`).
         eps: radius.
         norm: "linf" or "l2".
         num_classes: of the model.
@@ -84,6 +92,8 @@ def curve_attack(names: Sequence[str], *, norm: str) -> tuple[str, Callable[[flo
 
 
 def _make_attack(name: str, eps: float, norm: str, num_classes: int) -> Attack:
+    if ":" in name:
+        return OwnAttack(name, eps, norm)
     return make(name, eps, norm, **{"targets": most_targets(num_classes)} if name == "fab-t" else {})
 
 
@@ -93,7 +103,9 @@ def _least_classes(name: str) -> int:
 
 
 def _read(name: str) -> Standard | None:
-    """What a name says of a gradient attack; None for clean, FAB-T, Square and AutoAttack."""
+    """What a name says of a gradient attack; None for clean, FAB-T, Square, AutoAttack and an attack of one's own."""
+    if ":" in name:
+        return None
     try:
         standard = read_name(name)
     except ValueError as error:
@@ -101,3 +113,96 @@ def _read(name: str) -> Standard | None:
     if standard is None and name not in ATTACK_NAMES:
         raise ValueError(f"attacks: {unknown('attack', name, ATTACK_NAMES)}, and {GRAMMAR}")
     return standard
+
+
+# ---- attacks of one's own -----------------------------------------------------------------------------------------
+
+
+class AttackError(ValueError):
+    """An attack of one's own does not return what an attack must."""
+
+
+class OwnAttack:
+    """An attack of one's own, its results checked.
+
+    It is called as `attack(model, x, y)`, and with `seed` (int64 `[1]`) and `sample_ids` (int64 `[B]`) where it names
+    them: images float32 `[B, C, H, W]` with pixels in [0, 1] and labels in, adversarial images out. The model is in
+    eval mode without weight gradients; torch's generators are seeded before each call and restored after it.
+
+    Args:
+        path: `package.module:factory`, a function or class that is called with eps, and with `norm` where it names it,
+            and returns the attack.
+        eps: radius.
+        norm: "linf" or "l2".
+
+    Raises:
+        ValueError: no such module or factory, or it fails or returns nothing that can be called.
+    """
+
+    def __init__(self, path: str, eps: float, norm: str) -> None:
+        factory = find_object(path, "attacks")
+        self.path, self.eps, self.norm = path, eps, norm
+        try:
+            self.attack = factory(eps, **named_only(factory, norm=norm))
+        except Exception as error:  # the factory is somebody else's code
+            raise ValueError(
+                f"attacks: {path} must be a function or class that takes eps and returns the attack; {path}({eps:.4g}) "
+                f"failed ({reason(error)})"
+            ) from error
+        if not callable(self.attack):
+            raise ValueError(f"attacks: {path} must return an attack to be called, got {type(self.attack).__name__}")
+
+    def __repr__(self) -> str:
+        text = repr(self.attack)
+        if " at 0x" in text:  # Python's own text for objects says nothing
+            text = f"eps={self.eps:.6g}, norm={self.norm!r}"
+        return f"custom attack {self.path}: {text}"
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: Tensor, sample_ids: Tensor) -> Tensor:
+        keys: dict[str, Any] = named_only(self.attack, seed=seed, sample_ids=sample_ids)
+        with torch.enable_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+            torch.manual_seed(int(seed))
+            found = self.attack(model, x.clone(), y, **keys)
+        wrong = self._fault(found, x)
+        if wrong:
+            raise AttackError(f"attacks: {self.path}: expected {wrong}")
+        return found.detach()
+
+    def try_on(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        """Attack a few images, so that what is wrong is known before hours of other attacks.
+
+        Raises:
+            ValueError: the attack fails, or its result is not one.
+        """
+        ids = torch.arange(len(x), device=x.device)
+        try:
+            with evaluation_mode(model):
+                self(model, x, y, seed=torch.zeros_like(ids[:1]), sample_ids=ids)
+        except AttackError:
+            raise
+        except Exception as error:
+            raise ValueError(f"attacks: {self.path} failed on {len(x)} images ({reason(error)})") from error
+
+    def _fault(self, found: Any, x: Tensor) -> str:
+        """What was expected of a result and what came; empty where nothing is wrong."""
+        if not isinstance(found, Tensor):
+            return f"a tensor of adversarial images, got {type(found).__name__}"
+        for what in ("shape", "dtype", "device"):
+            wanted, got = (getattr(part, what) for part in (x, found))
+            if wanted != got:
+                return f"images of the {what} of x, {_plain(wanted)}, got {_plain(got)}"
+        broken = int((~found.isfinite()).flatten(1).any(1).sum())
+        if broken:
+            return f"finite images, got NaN or infinity in {broken} of {len(x)}"
+        outside = int((~inside_ball(found, x, norm=self.norm, eps=self.eps)).sum())
+        if outside:
+            moved = (found - x).flatten(1).norm(p=float("inf") if self.norm == "linf" else 2, dim=1).max()
+            return (
+                f"images within eps {self.eps:.6g} of x ({self.norm}) and pixels in [0, 1], got {outside} of {len(x)} "
+                f"outside (largest distance {moved:.6g}, pixels {found.min():.4g} to {found.max():.4g})"
+            )
+        return ""
+
+
+def _plain(value: Any) -> str:
+    return str(list(value) if isinstance(value, torch.Size) else value)

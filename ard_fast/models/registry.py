@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from ard_fast._names import find_object, nearest, unknown
+from ard_fast._names import find_object, named_only, nearest, unknown
 from ard_fast.models.deepmind import DMPreActResNet18, DMWideResNet
 from ard_fast.models.digits import DigitsNet
 from ard_fast.models.mobilenetv2 import MobileNetV2
@@ -124,7 +123,7 @@ def _find_factory(path: str, argument: str) -> Callable[..., nn.Module]:
     def build(*, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
         if isinstance(factory, nn.Module):
             return factory
-        fitting = _named_only(factory, num_classes=num_classes, in_channels=in_channels)
+        fitting = named_only(factory, num_classes=num_classes, in_channels=in_channels)
         return _make(lambda: factory(**fitting, **options), path, argument)
 
     return build
@@ -146,16 +145,6 @@ def _timm_factory(name: str, argument: str) -> Callable[..., nn.Module]:
         return _make(lambda: timm.create_model(name, **settings), f"{_TIMM}:{name}", argument)
 
     return build
-
-
-def _named_only(factory: Callable[..., Any], **values: Any) -> dict[str, Any]:
-    """Those values that the factory has parameters of the same name for."""
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # some callables written in C have no signature
-        return {}
-    allowed = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name: value for name, value in values.items() if name in parameters and parameters[name].kind in allowed}
 
 
 def _make(make: Callable[[], Any], path: str, argument: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -232,6 +233,95 @@ def test_bad_arguments_are_one_line_and_no_folder(run, tmp_path, capsys, monkeyp
     assert code == 2 and not (tmp_path / "out").exists()
     captured = capsys.readouterr()
     assert re.search(message, captured.err) and captured.err.count("\n") == 1 and captured.out == ""
+
+
+OWN = """
+import torch
+
+class Noise:
+    def __init__(self, eps):
+        self.eps = eps
+
+    def __repr__(self):
+        return f"Noise({self.eps})"
+
+    def __call__(self, model, x, y):
+        assert not model.training and torch.is_grad_enabled() and model(x).requires_grad is False
+        return x.add_(self.eps * torch.randn_like(x).sign()).clamp_(0, 1)
+
+def keyed(eps, norm):
+    return lambda model, x, y, seed, sample_ids: x + 0.0 * (norm == "linf") * (sample_ids + seed).view(-1, 1, 1, 1)
+
+def wrong(change):
+    return lambda eps: lambda model, x, y: change(x)
+
+not_a_tensor = wrong(lambda x: [x])
+shape = wrong(lambda x: x[:, 0])
+dtype = wrong(lambda x: x.double())
+finite = wrong(lambda x: x / 0)
+far = wrong(lambda x: (x + 0.3).clamp(0, 1))
+range = wrong(lambda x: x - 0.05)
+late = wrong(lambda x: x if len(x) < 5 else x.double())
+fails = wrong(lambda x: x.nothing)
+
+def needs_more(eps, other):
+    pass
+
+def returns_none(eps):
+    pass
+"""
+
+
+@pytest.fixture
+def own_attacks(tmp_path, monkeypatch):
+    (tmp_path / "own_attacks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_attacks", raising=False)
+
+
+def test_an_attack_of_ones_own(run, own_attacks, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert evaluate(run, attacks="fgsm,own_attacks:Noise,own_attacks:keyed", n_examples=60, out=out) == 0
+    noise, keyed = read(out)["attacks"][2:]
+    assert noise["name"] == "own_attacks:Noise"
+    assert noise["stages"][0]["cost"]["forward_images"] == 2 * noise["attacked"]
+    assert noise["stages"][0]["parameters"] == "custom attack own_attacks:Noise: Noise(0.1)"
+    assert keyed["stages"][0]["parameters"] == "custom attack own_attacks:keyed: eps=0.1, norm='linf'"
+    assert keyed["robust"] == keyed["attacked"]  # it changes nothing
+    titles, *rows = capsys.readouterr().out.split("seed 1234567\n")[1].splitlines()[:5]
+    assert all(row[: len(titles)].rstrip() == row.rstrip() for row in rows)  # the columns stay in place
+    assert "own_attacks:Noise: `custom attack" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "'own_attacks' has no 'nothing'"),
+        ("needs_more", r"own_attacks:needs_more must be a function or class that takes eps .* failed \(TypeError"),
+        ("returns_none", "own_attacks:returns_none must return an attack to be called, got NoneType"),
+        ("not_a_tensor", "own_attacks:not_a_tensor: expected a tensor of adversarial images, got list"),
+        ("shape", r"images of the shape of x, \[4, 1, 8, 8\], got \[4, 8, 8\]"),
+        ("dtype", "images of the dtype of x, torch.float32, got torch.float64"),
+        ("finite", "finite images, got NaN or infinity in 4 of 4"),
+        ("far", r"within eps 0.1 of x \(linf\) and pixels in \[0, 1\], got 4 of 4 outside \(largest distance 0.3"),
+        ("range", r"got 4 of 4 outside \(largest distance 0.05.*, pixels -0.05 to"),
+        ("fails", "own_attacks:fails failed on 4 images .*nothing"),
+    ],
+)
+def test_a_wrong_attack_of_ones_own_is_refused_before_any_attack(run, own_attacks, tmp_path, capsys, name, message):
+    assert evaluate(run, attacks=f"own_attacks:{name}", out=tmp_path / "out") == 2
+    captured = capsys.readouterr()
+    assert re.search(message, captured.err) and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_what_is_done_before_an_attack_of_ones_own_goes_wrong_is_kept(run, own_attacks, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert evaluate(run, attacks="fgsm,own_attacks:late", n_examples=60, out=out) == 1
+    wrong = "attacks: own_attacks:late: expected images of the dtype of x, torch.float32, got torch.float64"
+    assert f"error: stopped: {wrong}; finished: clean, fgsm; written to {out}" in capsys.readouterr().err
+    found = read(out)
+    assert not found["complete"] and found["not_run"] == ["own_attacks:late"]
+    assert wrong in (out / "report.md").read_text()
 
 
 def test_an_ensemble_in_table_and_report(run, tmp_path, monkeypatch, capsys):
