@@ -74,13 +74,22 @@ def _drop_docstring_of_type(app: Any, what: str, name: str, obj: Any, options: A
 
 
 def _name_factories(app: Any, what: str, name: str, obj: Any, options: Any, text: str | None, result: Any) -> Any:
-    """A dataclass's `<factory>` is no expression, and would keep Sphinx from reading the signature."""
-    return None if text is None else (text.replace("<factory>", "..."), result)
+    """Write a dataclass's defaults as in its source: `<factory>` would keep Sphinx from reading the signature."""
+    if text is None:
+        return None
+    for value, shown in (("<factory>", "..."), (str(8 / 255), "8 / 255"), (str(2 / 255), "2 / 255")):
+        text = text.replace(value, shown)
+    return text, result
 
 
 def _skip_fields(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """A named tuple's fields are in its docstring; those that Python makes say only their number."""
-    return True if type(obj).__name__ == "_tuplegetter" else None
+    """Leave out a named tuple's fields, which its docstring has, and what overrides a member of a base class."""
+    if type(obj).__name__ == "_tuplegetter":
+        return True
+    path = getattr(getattr(obj, "fget", obj), "__qualname__", "").split(".")
+    owner = getattr(sys.modules.get(getattr(getattr(obj, "fget", obj), "__module__", "")), path[0], None)
+    overrides = len(path) == 2 and any(name in vars(base) for base in getattr(owner, "__mro__", ())[1:-1])
+    return True if what == "class" and overrides else None
 
 
 def setup(app: Any) -> None:
