@@ -47,7 +47,7 @@ def load_model(
             find_model(model or "", argument="model")
             raise ValueError(f"run: the network {model} needs a checkpoint: a run's folder or a file")
         network = build_model(model, classes, channels, argument="model")
-        return Opened(normalised(network, None, mean, std, in_channels=channels, argument="model"), model)
+        return Opened(normalised(network, None, mean, std, in_channels=channels, argument="model", name=model), model)
     return open_network(
         file,
         num_classes=classes,

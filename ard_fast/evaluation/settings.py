@@ -37,8 +37,8 @@ class NetworkFlags(FlagModel):
     run: str = _flag("RUN", "run folder (its best checkpoint is evaluated), .safetensors file or .pt file")
     model: str = _flag(
         "NAME",
-        "network of a checkpoint that does not name its network; or package.module:factory, called without arguments "
-        "and loaded with the weights of RUN if given",
+        "network of a checkpoint that does not name its network; or robustbench:NAME; or package.module:factory, "
+        "called without arguments and loaded with the weights of RUN if given",
     )
     mean: tuple[float, ...] = _flag(
         "LIST", "channel means, for pixels in [0, 1], of weights trained on normalised images [the file's, or none]"

@@ -1,8 +1,8 @@
-"""Networks by name: our own, what `package.module:factory` makes, and timm's as `timm:NAME`."""
+"""Networks by name: our own, what `package.module:factory` makes, `timm:NAME` and `robustbench:NAME`."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,9 @@ from ard_fast.models.mobilenetv2 import MobileNetV2
 from ard_fast.models.resnet import PreActResNet18, ResNet18
 from ard_fast.models.wideresnet import WideResNet
 
-_TIMM = "timm"
+_TIMM, ROBUSTBENCH = "timm", "robustbench"
+_THREATS = {"linf": "Linf", "l2": "L2", "corruptions": "corruptions"}
+_BENCHMARKS = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}  # by the number of classes
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,13 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def find_model(name: str, *, argument: str = "model") -> ModelSpec:
-    """How to build the network of a name: a key of `MODELS`, `timm:NAME` or `package.module:factory`.
+    """How to build the network of a name: a key of `MODELS`, `timm:NAME`, `robustbench:NAME` or
+    `package.module:factory`.
 
-    A factory's module is imported here, which runs its code; nothing is built.
+    A factory's module is imported here, which runs its code; nothing is built or downloaded.
 
     Args:
-        name: one of the three.
+        name: one of these.
         argument: what errors call it.
 
     Raises:
@@ -73,7 +76,7 @@ def find_model(name: str, *, argument: str = "model") -> ModelSpec:
         return MODELS[name]
     if ":" in name:
         return ModelSpec(_find_factory(name, argument))
-    raise ValueError(f"{unknown(argument, name, MODELS)}, timm:NAME, package.module:factory")
+    raise ValueError(f"{unknown(argument, name, MODELS)}, timm:NAME, robustbench:NAME, package.module:factory")
 
 
 def build_model(
@@ -82,7 +85,8 @@ def build_model(
     """A freshly initialised network; its weights follow torch's global random state.
 
     Args:
-        name: a key of `MODELS`, `timm:NAME` or `package.module:factory`.
+        name: a key of `MODELS`, `timm:NAME` or `package.module:factory`; or `robustbench:NAME` or
+            `robustbench:DATASET/THREAT/NAME`, a trained network, which robustbench downloads to its folder `./models`.
         num_classes: the number of logits.
         in_channels: the channels of its images; None takes the network's own (3 for CIFAR, 1 for digits).
         argument: what errors call `name`.
@@ -116,6 +120,8 @@ def _find_factory(path: str, argument: str) -> Callable[..., nn.Module]:
     package, _, name = path.partition(":")
     if package == _TIMM:
         return _timm_factory(name, argument)
+    if package == ROBUSTBENCH:
+        return _robustbench_factory(name, argument)
     factory = find_object(path, argument)
     if not isinstance(factory, nn.Module) and not callable(factory):
         raise ValueError(f"{argument}: {path} must be a function or a network, got {type(factory).__name__}")
@@ -143,6 +149,37 @@ def _timm_factory(name: str, argument: str) -> Callable[..., nn.Module]:
     def build(*, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
         settings = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels, **options}
         return _make(lambda: timm.create_model(name, **settings), f"{_TIMM}:{name}", argument)
+
+    return build
+
+
+def _robustbench_factory(path: str, argument: str) -> Callable[..., nn.Module]:
+    if importlib.util.find_spec(ROBUSTBENCH) is None:
+        raise ValueError(f"{argument}: {ROBUSTBENCH}:{path} needs robustbench (pip install robustbench)")
+    *benchmark, name = path.split("/")
+    if benchmark and not (
+        len(benchmark) == 2 and benchmark[0] in _BENCHMARKS.values() and benchmark[1].lower() in _THREATS
+    ):
+        raise ValueError(
+            f"{argument}: expected {ROBUSTBENCH}:NAME or {ROBUSTBENCH}:DATASET/THREAT/NAME with dataset "
+            f"{', '.join(_BENCHMARKS.values())} and threat {', '.join(_THREATS.values())}, got {path!r}"
+        )
+
+    def build(*, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
+        dataset, threat = benchmark or (_BENCHMARKS.get(num_classes), "linf")
+        if dataset is None:
+            raise ValueError(
+                f"{argument}: no benchmark has {num_classes} classes; name {ROBUSTBENCH}:DATASET/THREAT/{name}"
+            )
+        settings = {"model_name": name, "dataset": dataset, "threat_model": _THREATS[threat.lower()], **options}
+
+        def load() -> nn.Module:
+            try:
+                return importlib.import_module(f"{ROBUSTBENCH}.utils").load_model(**settings)
+            except KeyError as error:
+                raise ValueError(f"no such network of {dataset}; https://robustbench.github.io lists them") from error
+
+        return _make(load, f"{ROBUSTBENCH}:{path}", argument)
 
     return build
 

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from ard_fast._files import write_atomic
 from ard_fast.models import Normalised, build_model, match_published
+from ard_fast.models.registry import ROBUSTBENCH
 from ard_fast.models.trial import frozen
 from ard_fast.models.weights_file import cause, check_sums, digest, read_weights
 
@@ -186,7 +187,7 @@ def open_network(
         if source.startswith("timm:"):
             raise ValueError(f"{argument}: {source} has no weights; name their file, and {source} as {model_argument}")
         network = build_model(source, num_classes, in_channels, argument=argument)
-        network = normalised(network, None, mean, std, in_channels=in_channels, argument=argument)
+        network = normalised(network, None, mean, std, in_channels=in_channels, argument=argument, name=source)
         return Opened(frozen(network), source)
     path = find_weights(source, argument=argument)
     found = read_weights(path, argument=argument, name=weights)
@@ -235,10 +236,12 @@ def normalised(
     *,
     in_channels: int,
     argument: str,
+    name: str = "",
 ) -> nn.Module:
-    """The network behind the normaliser of its file or the one given, if there is one."""
+    """The network called `name` behind the normaliser of its file or the one given, if there is one."""
     given = None if mean is None or std is None else (torch.tensor(mean).flatten(), torch.tensor(std).flatten())
-    if given is not None and {"mean", "std"} <= dict(network.named_buffers(recurse=False)).keys():
+    inside = name.startswith(f"{ROBUSTBENCH}:") or {"mean", "std"} <= dict(network.named_buffers(recurse=False)).keys()
+    if given is not None and inside:
         raise ValueError(f"{argument}: the network normalises its input itself; leave mean and std out")
     pair = found or given
     if pair is None:

@@ -18,6 +18,7 @@ from ard_fast.methods.base import MethodContext
 from ard_fast.methods.own import try_method
 from ard_fast.methods.registry import build_method, find_method
 from ard_fast.models import MODELS
+from ard_fast.models.registry import ROBUSTBENCH
 from ard_fast.models.trial import TRIAL_IMAGES
 from ard_fast.teachers.teacher import Teacher
 from ard_fast.training.checkpoint import DamagedRun, load_network, load_state
@@ -62,7 +63,7 @@ def _refuse_untrained(config: TrainConfig, role: str, network: nn.Module, env: E
     """
     source, flag = getattr(config, role), f"--{role.replace('_', '-')}"
     worth = env.measure(network, config)
-    if is_path(role, source) or worth.normaliser:
+    if is_path(role, source) or worth.normaliser or source.startswith(f"{ROBUSTBENCH}:"):
         return
     if at_chance(worth.clean, worth.images, env.dataset.num_classes):
         raise ValueError(

@@ -60,7 +60,8 @@ class NetworkSettings(FlagModel):
     student_std: tuple[float, ...] | None = setting(None, "channel standard deviations, by which it divides")
     teacher: str | None = setting(
         None,
-        "name of a network (it is trained first), run folder, checkpoint file or package.module:factory",
+        "name of a network (it is trained first), run folder, checkpoint file, robustbench:NAME or "
+        "package.module:factory",
         metavar="NAME|PATH",
     )
     teacher_model: str | None = setting(None, "network of a checkpoint file that does not name its network")

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as tf
 from torch import nn
 
 from ard_fast.models import MODELS, build_model, count_parameters, find_model
+from ard_fast.training.checkpoint import load_network
 
 # The wide ones are tested narrow: a narrow network of the same depth has the same layers.
 NARROW = {name: {"depth": 10, "widen": 1} if "wrn" in name else {} for name in MODELS}
@@ -198,6 +200,46 @@ def test_timm(monkeypatch):
         build_model("timm:resnet-26")
     with pytest.raises(ValueError, match="timm has no network 'hf-hub:someone/net'"):
         build_model("timm:hf-hub:someone/net")
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "asked"),
+    [
+        ("Wong2020Fast", 10, ("Wong2020Fast", "cifar10", "Linf")),
+        ("Wong2020Fast", 100, ("Wong2020Fast", "cifar100", "Linf")),
+        ("cifar10/l2/Wong2020Fast", 10, ("Wong2020Fast", "cifar10", "L2")),
+        ("Wong2020Fast", 7, "teacher: no benchmark has 7 classes; name robustbench:DATASET/THREAT/Wong2020Fast"),
+        ("cifar/l2/Wong2020Fast", 10, "teacher: expected robustbench:NAME or .* got 'cifar/l2/Wong2020Fast'"),
+        ("Wong2020", 10, "teacher: robustbench:Wong2020.* no such network of cifar10; "),
+    ],
+)
+def test_robustbench(monkeypatch, tmp_path, name, classes, asked):
+    """Its networks are trained and take pixels: they are not normalised a second time."""
+    path = f"robustbench:{name}"
+    monkeypatch.setitem(sys.modules, "robustbench", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=rf"student: {path} needs robustbench \(pip install robustbench\)"):
+        find_model(path, argument="student")
+    (tmp_path / "robustbench").mkdir()
+    (tmp_path / "robustbench" / "__init__.py").touch()
+    (tmp_path / "robustbench" / "utils.py").write_text(
+        "from torch import nn\n"
+        "def load_model(model_name, dataset, threat_model):\n"
+        "    network = {'Wong2020Fast': nn.Sequential(nn.Flatten(), nn.Linear(12, 10))}[model_name]\n"
+        "    network.asked = model_name, dataset, threat_model\n"
+        "    return network\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("robustbench", "robustbench.utils"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    load = partial(load_network, path, num_classes=classes, in_channels=3)
+    if isinstance(asked, str):
+        with pytest.raises(ValueError, match=asked):
+            load()
+        return
+    network = load()
+    assert network.asked == asked and not network.training
+    with pytest.raises(ValueError, match="teacher: the network normalises its input itself; leave mean and std out"):
+        load(mean=(0.5,), std=(0.5,))
 
 
 def test_timm_that_is_not_there_or_broken(monkeypatch):

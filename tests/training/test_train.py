@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -424,16 +426,23 @@ def trained(tmp_path_factory):
     ("teacher", "method", "warning"),
     [
         ("natural", "kd", None),
+        ("robustbench:Net", "kd", None),
         ("natural", "ard", "PGD-10 .* it is not robust, but this method relies on a robust teacher"),
         ("bytes", "kd", r"and [\d.]+ % with --teacher-mean 0 --teacher-std 0.003922: "),
         ("probabilities", "kd", "looks like probabilities; .*: the teacher must return logits"),
         ("random", "ard", r"and guessing gives 10.0 %. Check that its weights .*\(--teacher-mean and --teacher-std\)"),
     ],
 )
-def test_every_teacher_is_measured_first(trained, tmp_path, capsys, teacher, method, warning):
+def test_every_teacher_is_measured_first(trained, tmp_path, monkeypatch, capsys, teacher, method, warning):
     (trained / teacher).mkdir(exist_ok=True)
     natural = load_network(trained / "natural", num_classes=10, in_channels=1)
     source, more = trained / teacher, [] if method == "kd" else ["--steps", "1"]
+    if teacher == "robustbench:Net":
+        source, package = teacher, types.ModuleType("robustbench")
+        package.__spec__ = ModuleSpec("robustbench", None)  # it is installed
+        package.load_model = lambda **settings: natural
+        monkeypatch.setitem(sys.modules, "robustbench", package)
+        monkeypatch.setitem(sys.modules, "robustbench.utils", package)
     if teacher == "random":
         save_teacher(source / "best.safetensors")
     elif teacher == "bytes":  # a network that expects pixels in [0, 255]
