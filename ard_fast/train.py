@@ -1,4 +1,4 @@
-"""The command `python -m ard_fast.train`.
+"""The command `ard-fast train`, or `python -m ard_fast.train`.
 
 Without arguments it does the main job on the digits that ship inside scikit-learn: for three seeds a robust teacher,
 the small student distilled from it by ARD, the same student trained adversarially for comparison, and a table.
@@ -43,21 +43,24 @@ from ard_fast.training.runs import prepare, run, run_comparison
 from ard_fast.training.settings import COMPARE
 
 
-def _configuration(arguments: dict[str, Any], world: World) -> tuple[TrainConfig, RunFolder, bool]:
-    """The configuration and the folder that the arguments ask for, and whether to go on with what is there."""
+def _configuration(arguments: dict[str, Any], world: World, *, print_only: bool) -> tuple[TrainConfig, RunFolder, bool]:
+    """The configuration and the folder that the arguments ask for, and whether to go on with what is there.
+
+    To be printed only, a configuration needs neither images and teachers nor a free folder.
+    """
     if "resume" in arguments:
         folder = RunFolder(arguments.pop("resume"))
         return _resumed(folder, arguments), folder, True
-    arguments.pop("print_config", None)
     out, file, preset = (arguments.pop(name, None) for name in ("out", "config", "preset"))
-    config = resolve(parse(arguments), file=read_yaml(file) if file else None, preset=preset)
+    from_file = read_yaml(file) if file else None
+    config = resolve(parse(arguments), file=from_file, preset=preset, needs_inputs=not print_only)
     if out is None:
         if world.max_restarts:
             raise ValueError("out: name the run's folder with --out, for torchrun's restarts to find it again")
         out = Path("runs") / f"{config.dataset}-{config.method.replace(':', '.')}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(out)
     resume = folder.config_file.exists()
-    if resume and not (world.restarts and identity(folder.config()) == identity(config)):
+    if resume and not print_only and not (world.restarts and identity(folder.config()) == identity(config)):
         raise FileExistsError(f"out: {folder.path} already holds a run; choose another folder or use --resume")
     return config, folder, resume
 
@@ -113,10 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None, world: World) -> int:
     arguments = vars(make_parser().parse_args(argv))
-    print_only = "print_config" in arguments
+    print_only = arguments.pop("print_config", False)
     with StopRequest() as stop, ExitStack() as stack:
         try:
-            config, folder, resume = world.from_main(lambda: _configuration(arguments, world))
+            config, folder, resume = world.from_main(lambda: _configuration(arguments, world, print_only=print_only))
             if print_only:
                 print(to_yaml(config), end="")
                 return 0

@@ -163,9 +163,18 @@ _FOLLOWERS = {
 
 
 def resolve(
-    flags: Mapping[str, Any], *, file: Mapping[str, Any] | None = None, preset: str | None = None
+    flags: Mapping[str, Any],
+    *,
+    file: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    needs_inputs: bool = True,
 ) -> TrainConfig:
     """The configuration of a run: defaults, then those of the data set, then the preset, the file, the flags.
+
+    Args:
+        flags, file: typed values, see `parse`.
+        preset: a key of `PRESETS`.
+        needs_inputs: see `validate`.
 
     Raises:
         ValueError: an unknown preset or a configuration that cannot run.
@@ -188,7 +197,7 @@ def resolve(
             known = ", ".join(sorted(find_method(methods[0]).defaults())) or "none"
             raise ValueError(f"{key}: method {', '.join(methods)} has no such setting; it has {known}")
     config = complete(config).replace(device=resolve_device(config.device))
-    validate(config)
+    validate(config, needs_inputs=needs_inputs)
     return config
 
 
@@ -274,12 +283,13 @@ def for_teacher(config: TrainConfig, role: str) -> TrainConfig:
     )
 
 
-def validate(config: TrainConfig, *, methods: bool = True) -> None:
+def validate(config: TrainConfig, *, methods: bool = True, needs_inputs: bool = True) -> None:
     """Refuse a configuration that cannot run, before any work is done.
 
     Args:
         config: resolved.
         methods: look at the methods, too; the module of one of the user's own is imported for that.
+        needs_inputs: refuse one that does not say where its images and teachers are.
 
     Raises:
         ValueError: names the field, what it takes and what it got.
@@ -326,16 +336,16 @@ def validate(config: TrainConfig, *, methods: bool = True) -> None:
         raise ValueError("precision: tf32 is an arithmetic of CUDA devices, got device cpu; fp32 and bf16 run there")
     check_arguments(
         config.dataset,
-        data_dir=config.data_dir,
+        data_dir=config.data_dir if needs_inputs else "any",
         download=config.download,
         image_size=config.image_size,
         image_cache=config.image_cache,
     )
     for name in config.methods() if methods else ():
-        _validate_method(config, name)
+        _validate_method(config, name, needs_inputs)
 
 
-def _validate_method(config: TrainConfig, name: str) -> None:
+def _validate_method(config: TrainConfig, name: str, needs_teachers: bool) -> None:
     method = find_method(name)
     for item in fields(method):
         known = item.name in ("context", *vars(config))
@@ -355,7 +365,7 @@ def _validate_method(config: TrainConfig, name: str) -> None:
         raise ValueError(
             f"accumulate: expected 1 for method {name}, which needs the whole batch at once, got {config.accumulate}"
         )
-    for role in method.teachers:
+    for role in method.teachers if needs_teachers else ():
         if getattr(config, role) is None:
             raise ValueError(
                 f"{role}: method {name} needs {flag(role)}: a network's name (trained first), the folder of a "

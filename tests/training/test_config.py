@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 
+from ard_fast.data import DATASETS
 from ard_fast.train import main
 from ard_fast.training.commandline import make_parser
 from ard_fast.training.config import (
@@ -315,6 +316,19 @@ def test_print_config_gives_a_file_that_repeats_the_run(tmp_path, capsys, monkey
     assert capsys.readouterr().out == printed
     config = resolve({}, file=read_yaml("c.yaml"))
     assert (config.eps, config.epochs, config.milestones, config.flip) == (0.1, 3, (1, 2), True)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_print_config_needs_neither_images_nor_teachers(tmp_path, capsys, monkeypatch, dataset):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--dataset", dataset, "--method", "mtard", "--teacher", "nowhere.pt", "--print-config"]) == 0
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    file = read_yaml("c.yaml")
+    resolve({"data_dir": "d", "clean_teacher": "resnet18"}, file=file)
+    if dataset != "digits":
+        for given, missing in (({"clean_teacher": "resnet18"}, "data_dir"), ({"data_dir": "d"}, "clean_teacher")):
+            with pytest.raises(ValueError, match=f"{missing}: "):  # they are, however, to train
+                resolve(given, file=file)
 
 
 def test_help_shows_the_flags_used_most_and_help_all_every_default(capsys):
