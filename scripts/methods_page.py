@@ -17,7 +17,6 @@ import statistics
 import sys
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,6 +26,7 @@ from _timing import cpu_model  # noqa: E402
 
 from ard_fast._files import write_text  # noqa: E402
 from ard_fast.methods import METHODS, Method  # noqa: E402
+from ard_fast.methods.__main__ import facts, formula_and_source  # noqa: E402
 from ard_fast.training.comparison import mean_sd  # noqa: E402
 from ard_fast.training.report import markdown_table  # noqa: E402
 
@@ -168,24 +168,16 @@ def _overview() -> list[str]:
     """One line a method: what it minimises, what it needs, where it comes from."""
     rows = []
     for name, spec in METHODS.items():
-        formula, _ = _formula_and_source(spec.summary)
+        formula, _ = formula_and_source(spec.summary)
         typeset = _FORMULAS[name][1] if name in _FORMULAS and len(_FORMULAS[name][1]) < 75 else formula
         loss = f"${_tex(typeset)}$" if "(" in formula else formula
         rows.append(f"| [{name}](#{name}) | {loss} | {_source(name, spec)} |")
     return ["## All of them", "", "| method | the student minimises | source |", "|---|---|---|", *rows, ""]
 
 
-def _formula_and_source(summary: str) -> tuple[str, str]:
-    """A summary without its name, and the paper that stands in brackets at its end."""
-    text = summary.partition(": ")[2]
-    formula, _, source = text.rpartition(" (") if text.endswith(")") else (text, "", "")
-    # A formula may end in a bracket as well; a source has a year.
-    return (formula, source[:-1]) if any(year in source for year in ("19", "20")) else (text, "-")
-
-
 def _source(name: str, spec: type[Method]) -> str:
     """The paper, with a link."""
-    _, source = _formula_and_source(spec.summary)
+    _, source = formula_and_source(spec.summary)
     link = _FORMULAS.get(name, ("",))[0]
     if not link:
         return source
@@ -239,7 +231,7 @@ def _figures() -> list[str]:
 
 def _section(name: str, spec: type[Method]) -> str:
     title, _, rest = spec.summary.partition(": ")
-    formula, _ = _formula_and_source(spec.summary)
+    formula, _ = formula_and_source(spec.summary)
     words = f"{title}: {formula}" if "(" not in formula else title
     source = _source(name, spec)
     lines = ["", f"### {name}", "", f"{words[0].upper()}{words[1:]}" + (f" ({source})." if source != "-" else "."), ""]
@@ -247,28 +239,10 @@ def _section(name: str, spec: type[Method]) -> str:
         lines += [f"$$\n{_tex(text)}\n$$\n" for text in _FORMULAS[name][1:] if text]
     else:
         lines += [rest, ""]
-    constants = {key: value for key, value in spec.defaults().items() if value}  # what is off is not worth a word
-    lines.append(f"- constants: {_settings(constants)}")
-    if spec.attacks:
-        lines.append(f"- step of the attack: {spec.step_ratio:g} eps")
-    if spec.teachers:
-        lines.append("- needs: " + ", ".join(f"`--{role.replace('_', '-')}`" for role in spec.teachers))
-    if spec.paper:
-        lines.append(f"- `--preset {name}-paper`: {_settings(spec.paper)}")
-    lines += [f"- `--parity`: {quirk.text}" for quirk in spec.quirks]
-    return "\n".join(lines)
-
-
-def _settings(values: Any) -> str:
-    return ", ".join(f"{key} {_value(value)}" for key, value in values.items()) or "none"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (tuple, list)):
-        return "/".join(_value(item) for item in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    facts_as_code = (
+        re.sub(r"--[a-z-]+( [a-z-]+-paper)?", r"`\g<0>`", f"{label}: {text}") for label, text in facts(spec)
+    )
+    return "\n".join([*lines, *(f"- {fact}" for fact in facts_as_code)])
 
 
 def main() -> None:

@@ -19,15 +19,15 @@ def formula_and_source(summary: str) -> tuple[str, str]:
     return (formula, source[:-1]) if any(year in source for year in ("19", "20")) else (text, "-")
 
 
-def facts(name: str, spec: type[Method]) -> Iterator[tuple[str, str]]:
+def facts(spec: type[Method]) -> Iterator[tuple[str, str]]:
     """What there is to know of a method, each with its label."""
-    yield "constants", _settings(spec.defaults())
+    yield "constants", _settings({key: value for key, value in spec.defaults().items() if value})  # not what is off
     if spec.attacks:
         yield "step of the attack", f"{spec.step_ratio:g} eps"
     if spec.teachers:
         yield "needs", ", ".join("--" + role.replace("_", "-") for role in spec.teachers)
     if spec.paper:
-        yield f"--preset {name}-paper", _settings(spec.paper)
+        yield f"--preset {spec.name}-paper", _settings(spec.paper)
     for quirk in spec.quirks:
         yield "--parity", quirk.text
 
@@ -51,7 +51,9 @@ def make_parser() -> Parser:
         description="List the training methods, or describe one: loss, constants, teachers, its paper's recipe and the "
         "quirks of the published code.",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="method to describe")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="method to describe; package.module:NAME for one of your own"
+    )
     return parser
 
 
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         print("\n".join(f"{name:<{widths[0]}}  {text:<{widths[1]}}  {source}" for name, text, source in rows))
         print(
-            f"\nS student, T teacher, x clean image, x' attacked image, y label. {program('methods')} NAME tells more."
+            f"\nS student, T teacher, x clean image, x' attacked image, y label; all about one: {program('methods')} NAME"
         )
         return 0
     try:
@@ -72,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    print("\n".join([spec.summary, *(f"{label}: {text}" for label, text in facts(name, spec))]))
+    print("\n".join([spec.summary or name, *(f"{label}: {text}" for label, text in facts(spec))]))
     return 0
 
 
