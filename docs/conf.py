@@ -1,6 +1,7 @@
 """Settings of the documentation: `python -m sphinx -W --keep-going -b html docs OUT`, with the package installed."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,27 +74,37 @@ def _drop_docstring_of_type(app: Any, what: str, name: str, obj: Any, options: A
         lines.clear()
 
 
-def _name_factories(app: Any, what: str, name: str, obj: Any, options: Any, text: str | None, result: Any) -> Any:
-    """Write a dataclass's defaults as in its source: `<factory>` would keep Sphinx from reading the signature."""
-    if text is None:
-        return None
-    for value, shown in (("<factory>", "..."), (str(8 / 255), "8 / 255"), (str(2 / 255), "2 / 255")):
-        text = text.replace(value, shown)
+_SHOWN = (
+    (r"<factory>", "..."),  # no expression: Sphinx could not read the signature
+    (r"<function (\w+)>", r"\1"),
+    (re.escape(str(8 / 255)), "8 / 255"),
+    (re.escape(str(2 / 255)), "2 / 255"),
+    (r" \| SupportsDLPack", ""),  # the page says that arrays work wherever a tensor does
+)
+
+
+def _shorten(app: Any, what: str, name: str, obj: Any, options: Any, text: str | None, result: str | None) -> Any:
+    """Signatures with defaults as in the source, and without what the page says once."""
+    for pattern, shown in _SHOWN:
+        text = text and re.sub(pattern, shown, text)
+        result = result and re.sub(pattern, shown, result)
     return text, result
 
 
-def _skip_fields(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """Leave out a named tuple's fields, which its docstring has, and what overrides a member of a base class."""
-    if type(obj).__name__ == "_tuplegetter":
-        return True
-    path = getattr(getattr(obj, "fget", obj), "__qualname__", "").split(".")
-    owner = getattr(sys.modules.get(getattr(getattr(obj, "fget", obj), "__module__", "")), path[0], None)
-    overrides = len(path) == 2 and any(name in vars(base) for base in getattr(owner, "__mro__", ())[1:-1])
-    return True if what == "class" and overrides else None
+def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out a class's fields, which its docstring has, and what overrides a member of a base class."""
+    if what != "class":
+        return None
+    function = getattr(obj, "fget", obj)
+    path = getattr(function, "__qualname__", "").split(".")
+    owner = getattr(sys.modules.get(getattr(function, "__module__", "")), path[0], None)
+    bases = getattr(owner, "__mro__", ())[1:-1]
+    field = type(obj).__name__ == "_tuplegetter" or (len(path) == 1 and path != [""])
+    return True if field or any(name in vars(base) for base in bases) else None
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect("autodoc-process-signature", _name_factories)
-    app.connect("autodoc-skip-member", _skip_fields)
+    app.connect("autodoc-process-signature", _shorten)
+    app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _drop_docstring_of_type)

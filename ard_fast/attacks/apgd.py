@@ -36,10 +36,10 @@ class Outcome(NamedTuple):
 class APGD(GradientAttack):
     """APGD-CE and APGD-DLR as AutoAttack runs them.
 
-    The start touches the ball's surface. Steps begin at 2 eps, have momentum, and are halved, with a return to the best
-    point, where progress stalls; each sample for itself, on the device. A sample's result is a misclassified point
-    where one was met (the last one), else the point of the highest loss. One restart waits for nothing; between several
-    the attack waits for the GPU and goes on with the samples that no run has fooled yet.
+    The start lies on the surface of the ball. Steps have momentum and begin at 2 eps; where a sample's progress stalls,
+    its step is halved and it returns to its best point. The result of a sample is its last misclassified point if there
+    was one, else the point of the highest loss. With one restart nothing waits for the GPU; between restarts the attack
+    waits and continues with the samples that are not yet misclassified.
 
     Args:
         eps: radius of the ball in pixel units, a number or a tensor `[B]`.
@@ -51,11 +51,11 @@ class APGD(GradientAttack):
         bn: mode of the model during the attack: "eval", "train" or "train_frozen", see `attack_mode`.
         bounds: lowest and highest pixel value.
         rho: at a checkpoint the step is halved unless more than this share of the steps since the last raised the loss.
-        eot: forward and backward passes for each step, for models that are random: gradients are summed, losses
+        eot: forward and backward passes for each step, for randomised models: gradients are summed, losses
             averaged, and the last pass says whether the point is misclassified.
-        drop_every: after this many steps, and as many again, the samples that are fooled already leave the batch, and
-            the run goes on with the rest, which do not notice; 0 for never. Fewer passes for the same robust accuracy
-            (a fooled sample keeps a misclassified point, if an earlier one); waits for the GPU each time.
+        drop_every: after every so many steps misclassified samples leave the batch; 0 for never. The other samples get
+            the same results, and robust accuracy stays the same with fewer passes (a dropped sample keeps an earlier
+            misclassified point). Waits for the GPU each time.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
