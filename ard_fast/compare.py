@@ -5,6 +5,9 @@ python -m ard_fast.compare runs/digits-compare --baseline at --attacks apgd-ce -
 
 from __future__ import annotations
 
+from ard_fast import _startup as _startup
+
+# isort: split
 import dataclasses
 import sys
 from collections.abc import Sequence

@@ -6,6 +6,9 @@ python -m ard_fast.evaluate weights.pt --model my_package.models:make --dataset 
 
 from __future__ import annotations
 
+from ard_fast import _startup as _startup
+
+# isort: split
 import sys
 from collections.abc import Sequence
 

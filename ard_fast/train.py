@@ -6,6 +6,9 @@ the small student distilled from it by ARD, the same student trained adversarial
 
 from __future__ import annotations
 
+from ard_fast import _startup as _startup
+
+# isort: split
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack

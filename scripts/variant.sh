@@ -40,7 +40,7 @@ if [[ $variant == sanitized ]]; then
   exec env LD_PRELOAD="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)" "$@"
 fi
 export ATEN_CPU_CAPABILITY=$aten ONEDNN_MAX_CPU_ISA=$onednn MKL_CBWR=$mkl
-got=$(python -c 'import ard_fast, torch; print(torch.ops.ard_fast.simd_level())')
+got=$(python -c 'import ard_fast.functional, torch; print(torch.ops.ard_fast.simd_level())')
 # Nothing passes at another level than was asked for.
 [[ $got == "$held" ]] || { echo "asked for $held, but the CPU kernels run as $got on this processor" >&2; exit 1; }
 exec "$@"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -209,14 +211,16 @@ def load_digits(only: str | None = None) -> Dataset:
     Args:
         only: as in `load_dataset`.
     """
-    from sklearn.datasets import load_digits as sklearn_digits  # slow to import, and only needed here
-
-    source: Any = sklearn_digits()
+    package = find_spec("sklearn")  # the file is all that is needed; importing the package takes a second
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("dataset: digits comes with scikit-learn, which is missing: pip install scikit-learn")
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # [1797, 65]: 64 pixels of 0 to 16, the label
+    labels = table[:, 64].astype(np.int64)
     test, val, train = (
-        torch.from_numpy(part)
-        for part in stratified_positions(source.target, [_DIGITS_TEST, _DIGITS_VAL], seed=_SPLIT_SEED)
+        torch.from_numpy(part) for part in stratified_positions(labels, [_DIGITS_TEST, _DIGITS_VAL], seed=_SPLIT_SEED)
     )
-    images = torch.from_numpy(source.images.astype(np.uint8)).unsqueeze(1)  # 0..16, exact
-    everything = Split(images, torch.from_numpy(source.target.astype(np.int64)), torch.arange(len(images)))
+    images = torch.from_numpy(table[:, :64].reshape(-1, 1, 8, 8))
+    everything = Split(images, torch.from_numpy(labels), torch.arange(len(images)))
     parts = {"train": everything.take(train), "val": everything.take(val), "test": everything.take(test)}
     return Dataset.of("digits", parts, only, num_classes=10, levels=16)

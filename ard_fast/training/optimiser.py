@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,14 @@ class Scalars:
 
 
 class _Driven(torch.optim.Optimizer):
-    """A torch optimiser whose learning rate is set before every step, and whose checkpoints hold plain numbers."""
+    """A torch optimiser whose learning rate is set before every step, and whose checkpoints hold plain numbers.
+
+    Its methods are torch's without the decorators that keep torch.compile out of them: these import torch._dynamo, a
+    second of every start, and nothing here is compiled.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     def set_rate(self, rate: float | Tensor) -> None:
         """Take the next step at this learning rate: a number, or a scalar tensor on the device."""
@@ -90,7 +98,7 @@ class _Driven(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the learning rate as a number: waits for the device."""
-        state = super().state_dict()
+        state = inspect.unwrap(torch.optim.Optimizer.state_dict)(self)
         for group in state["param_groups"]:
             group["lr"] = float(group["lr"])
         return state
@@ -101,19 +109,25 @@ class _Driven(torch.optim.Optimizer):
             {**saved, **{name: own[name] for name in ("fused", "foreach", "capturable") if name in own}}
             for saved, own in zip(state_dict["param_groups"], self.param_groups, strict=True)
         ]
-        super().load_state_dict({**state_dict, "param_groups": groups})
+        inspect.unwrap(torch.optim.Optimizer.load_state_dict)(self, {**state_dict, "param_groups": groups})
 
 
 class SGD(_Driven, torch.optim.SGD):
     """`torch.optim.SGD` as a run drives it."""
 
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
 
 class Adam(_Driven, torch.optim.Adam):
     """`torch.optim.Adam` as a run drives it."""
 
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
 
 class AdamW(_Driven, torch.optim.AdamW):
     """`torch.optim.AdamW` as a run drives it."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 OPTIMISERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -104,3 +105,12 @@ def test_each_batch_repeat_of_free_training_has_its_own_learning_rate():
     trainer.state.epoch, trainer.state.step = 1, 3
     shares = [10 / 14, 10.5 / 14]  # of all steps that are done
     assert trainer.rates() == pytest.approx([0.5 + 0.5 * math.cos(math.pi * share) for share in shares])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_method_of_an_optimiser_imports_torch_dynamo(form, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # its import fails
+    network, optimizer = problem(False, form)
+    step(network, optimizer, 0.1, seed=0)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert len(optimizer.state) == len(list(network.parameters()))
