@@ -349,6 +349,7 @@ class Evaluator:
     Attributes:
         right: bool `[N]`, on the CPU: classified correctly when clean.
         worst: bool `[N]`: classified correctly under everything so far.
+        robust: for each attack whose own accuracy is known, bool `[N]`: classified correctly both clean and under it.
         adversarial: float32 `[N, C, H, W]`, on the CPU: for a fooled image the first result that fooled it, else the
             last attempt.
         fooled_by: for each image the name of the first attack that fooled it, "clean" if the clean image is
@@ -388,6 +389,7 @@ class Evaluator:
         self._done = self._left = 0  # images of the stage under way
         self.adversarial = pixels(split.images.cpu(), levels)
         self.right = self.worst = torch.zeros(len(split), dtype=torch.bool)
+        self.robust: dict[str, Tensor] = {}
 
     def clean(self) -> StepResult:
         """Which images are classified correctly when clean; to be called first."""
@@ -410,7 +412,9 @@ class Evaluator:
             if len(step.stages) > 1:
                 self._listener.stage_done(stage, len(self.split))
         self.worst = self.worst & (left | ~given)
-        robust = int(left.sum()) if torch.equal(given, self.right) else None
+        robust = None
+        if torch.equal(given, self.right):
+            robust, self.robust[step.name] = int(left.sum()), left
         self.unfinished = []
         counts = (int(given.sum()), robust, int(self.worst.sum()), len(self.split))
         return self._finish(StepResult(step.name, *counts, tuple(stages)))

@@ -1,71 +1,144 @@
-"""The two figures of an evaluation: accuracy against eps, and a grid of adversarial images."""
+"""The figures of an evaluation: accuracy against eps, accuracy by class, confusion under attack, adversarial images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ard_fast._files import write_atomic
-from ard_fast.evaluation.evaluator import CurvePoint, Evaluator, StepResult
+from ard_fast._figures import COLUMN, GREY, PAGE, draw_mean, eps_axis, eps_text, figure, look, note_seeds, shorten
+from ard_fast.evaluation.evaluator import Evaluator
 
-_NORM_TEXT = {"linf": "L-infinity", "l2": "L2"}
 PICTURES = 8
+MOST_CLASSES, WORST_CLASSES = 20, 10  # of more classes only the worst are shown
+_CLEAN, _ROBUST, _WORST = "#56B4E9", "#0072B2", "#D55E00"
+_NORM_TEXT = {"linf": "L-infinity", "l2": "L2"}
 
 
-def plot_accuracy(
-    path: Path, evaluator: Evaluator, curve_name: str, curve: Sequence[CurvePoint], *, title: str
+def attack_title(name: str) -> str:
+    """An attack as papers spell it: `pgd20` is PGD-20."""
+    if ":" in name:  # a class of one's own
+        return name
+    known = {"autoattack": "AutoAttack", "square": "Square"}
+    return known.get(name) or re.sub(r"^(PGD|CW)(?=\d)", r"\1-", name.upper())
+
+
+def plot_curves(
+    path: Path,
+    curves: Mapping[str, Sequence[Mapping[float, float]]],
+    *,
+    attack: str,
+    norm: str,
+    eps: float,
+    worst_case: float | None = None,
 ) -> None:
-    """Robust accuracy against the radius: the curve, and every attack at its own radius.
+    """Robust accuracy against the radius: for each network the mean over its seeds and a band of one standard error.
 
-    To be called after `clean`. Attacks without an accuracy of their own show the worst case.
+    Args:
+        path: of the PNG.
+        curves: for each network's name the accuracy in percent by radius, one mapping a seed; none leaves it out.
+        attack: its name.
+        norm: "linf" or "l2".
+        eps: the radius of the evaluation.
+        worst_case: accuracy in percent under all attacks at `eps`, to be marked.
     """
-    from matplotlib.figure import Figure  # slow to import; without pyplot no display and no global state is touched
-
-    results, norm, eps, levels = evaluator.results, evaluator.norm, evaluator.eps, evaluator.levels
-    scale, unit = (255, "eps, in 1/255 of the pixel range") if norm == "linf" and levels == 255 else (1, "eps")
-    figure = Figure(figsize=(10.5, max(4.2, 1.6 + 0.34 * len(results))), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1, 1])
-    clean, worst = results[0].worst_case_acc, results[-1].worst_case_acc
-    if curve:
-        radii, accuracies = [point.eps * scale for point in curve], [point.robust_acc for point in curve]
-        left.plot(radii, accuracies, "-o", color="C0", ms=4, label=f"under {curve_name} at each eps")
-    left.plot([0], [clean], "s", color="0.5", ms=7, label="clean", zorder=3)
-    if len(results) > 1:
-        left.plot([eps * scale], [worst], "*", color="C3", ms=13, label="worst case of all attacks", zorder=3)
-    left.axvline(eps * scale, color="0.7", lw=1, ls="--", zorder=0)
-    left.set(xlabel=f"{_NORM_TEXT[norm]} {unit}", ylabel="accuracy, %", ylim=(-2, 102))
-    left.set_xlim(left=-0.03 * max([eps * scale, *(point.eps * scale for point in curve)]) or None)
-    left.grid(alpha=0.3)
-    left.legend(loc="best", fontsize=9)
-    left.set_title("accuracy against the radius", fontsize=10)
-    _draw_bars(right, results)
-    right.set_title(f"accuracy under each attack alone, eps {_eps_text(eps, levels, norm)}", fontsize=10)
-    figure.suptitle(title, fontsize=11)
-    write_atomic(path, lambda part: figure.savefig(part, format="png", dpi=120))
+    few = len(curves) <= 7  # there is room for their names where all accuracies are low
+    with figure(path, COLUMN if few else 1.4 * COLUMN, max(2.3, 0.15 * len(curves))) as grid:
+        axes = grid[0][0]
+        scale = eps_axis(axes, norm, eps)
+        for place, (name, series) in enumerate(curves.items()):
+            if not series:
+                continue
+            scaled = [{radius * scale: accuracy for radius, accuracy in one.items()} for one in series]
+            named = {"label": shorten(name)} if len(curves) > 1 else {}
+            draw_mean(axes, scaled, marker="o", **named, **look(place))
+        note_seeds(axes, [len(series) for series in curves.values() if series])
+        axes.set(ylabel=f"robust accuracy under {attack_title(attack)} (%)", ylim=(0, 100))
+        axes.set_xlim(left=0)
+        if worst_case is not None:
+            axes.plot([eps * scale], [worst_case], "*", ms=8, color=_WORST, label="under all attacks", clip_on=False)
+        axes.legend(**({"loc": "upper right"} if few else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}))
 
 
-def _draw_bars(axes: Any, results: Sequence[StepResult]) -> None:
-    """A horizontal bar for each attack; stages of an ensemble are narrower, paler bars above it."""
-    bars = []  # (name, accuracy, height, colour, alpha)
-    for result in results:
-        if len(result.stages) > 1:
-            for stage in result.stages:
-                bars.append((f"{stage.name}, stage", 100.0 * stage.left / result.total, 0.5, "C3", 0.4))
-        known = result.robust_acc is not None
-        accuracy = result.robust_acc if known else result.worst_case_acc
-        colour = "0.5" if result is results[0] else "C3" if len(result.stages) > 1 else "C0"
-        bars.append((result.name if known else f"{result.name} (worst case)", accuracy, 0.75, colour, 1.0))
-    for place, (_, accuracy, height, colour, alpha) in enumerate(bars):
-        axes.barh(place, accuracy, height, color=colour, alpha=alpha)
-        axes.text(accuracy + 1, place, f"{accuracy:.2f}", va="center", fontsize=9)
-    axes.set_yticks(range(len(bars)), [bar[0] for bar in bars], fontsize=9)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 112), xticks=range(0, 101, 20), xlabel="accuracy, %")
-    axes.grid(axis="x", alpha=0.3)
+def plot_classes(path: Path, rows: Sequence[Mapping[str, Any]], *, robust: str) -> None:
+    """Clean and robust accuracy of each class as bars, the worst class marked; of many classes only the worst.
+
+    Args:
+        path: of the PNG.
+        rows: of `ard_fast.evaluation.report.per_class`.
+        robust: what the robust accuracy is of, for the legend.
+    """
+    shown = worst_classes(rows)
+    worst = min(range(len(shown)), key=lambda place: shown[place]["worst_case_acc"])
+    with figure(path, COLUMN if len(shown) <= 12 else PAGE, 2.3) as grid:
+        axes = grid[0][0]
+        lowest = f"worst: {shorten(shown[worst]['class'], 14)}, {shown[worst]['worst_case_acc']:.1f} %"
+        colours = [_WORST if place == worst else _ROBUST for place in range(len(shown))]
+        for offset, key, colour in ((-0.2, "clean_acc", _CLEAN), (0.2, "worst_case_acc", colours)):
+            places = [place + offset for place in range(len(shown))]
+            axes.bar(places, [row[key] for row in shown], 0.38, color=colour)
+        for colour, label in ((_CLEAN, "clean"), (_ROBUST, robust), (_WORST, lowest)):
+            axes.bar(0, 0, color=colour, label=label)
+        names = [shorten(row["class"], 14) for row in shown]
+        axes.set_xticks(range(len(shown)), names, **_slanted(names))
+        axes.get_xticklabels()[worst].set_color(_WORST)
+        axes.grid(visible=False, axis="x")
+        few = f"class, the {len(shown)} worst of {len(rows)}" if len(shown) < len(rows) else "class"
+        axes.set(xlabel=few, ylabel="accuracy (%)", ylim=(0, 100), xlim=(-0.6, len(shown) - 0.4))
+        axes.legend(
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=3,
+            columnspacing=0.8,
+            handlelength=1.0,
+            handletextpad=0.4,
+        )
+
+
+def worst_classes(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """All classes, or where they are many the worst ones, worst first."""
+    if len(rows) <= MOST_CLASSES:
+        return list(rows)
+    return sorted(rows, key=lambda row: (row["worst_case_acc"], row["clean_acc"]))[:WORST_CLASSES]
+
+
+def _slanted(names: Sequence[str]) -> dict[str, Any]:
+    long = max(map(len, names)) > 2
+    return {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if long else {}
+
+
+def plot_confusion(path: Path, evaluator: Evaluator, *, class_names: Sequence[str]) -> None:
+    """What the network takes each class's adversarial images for, in percent of the class.
+
+    The images of `Evaluator.adversarial`: the first result that fooled the network, so the diagonal is each class's
+    worst case. To be called after an attack.
+    """
+    predicted, labels = evaluator.predict(evaluator.adversarial), evaluator.split.labels.cpu()
+    predicted = torch.where(evaluator.worst, labels, predicted)  # not fooled by the last attempt either
+    classes = len(class_names)
+    counts = torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
+    present = (counts.sum(1) > 0).nonzero().squeeze(1).tolist()
+    shares = (100.0 * counts / counts.sum(1, keepdim=True).clamp(min=1))[present]
+    names = [shorten(name, 14) for name in class_names]
+    with figure(path, size := max(COLUMN, 0.27 * classes), size) as grid:
+        axes = grid[0][0]
+        axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
+        for row, values in enumerate(shares.tolist()):
+            for column, share in enumerate(values):
+                if share >= 0.5:
+                    colour = "white" if share > 55 else "black"
+                    axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
+        axes.set_xticks(range(classes), names, **_slanted(names))
+        axes.set_yticks(range(len(present)), [names[label] for label in present])
+        axes.set(xlabel="predicted class under attack", ylabel="true class")
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_title("percent of the true class's images", fontsize=7, color=GREY)
 
 
 def draw_pictures(path: Path, evaluator: Evaluator, *, class_names: Sequence[str]) -> bool:
@@ -79,40 +152,37 @@ def draw_pictures(path: Path, evaluator: Evaluator, *, class_names: Sequence[str
     chosen = _choose(evaluator)
     if not chosen:
         return False
-    from matplotlib.figure import Figure
-
     names = class_names
     positions = torch.tensor(chosen)
     clean = evaluator.split.images.cpu()[positions].to(torch.float32) / evaluator.levels
     adversarial = evaluator.adversarial[positions]
     factor, how = _visible(adversarial - clean, evaluator)
     rows = (clean, 0.5 + factor * (adversarial - clean), adversarial)
-    labels = evaluator.split.labels.cpu()[positions].tolist()
-    taken_for = evaluator.predict(adversarial).tolist()
-    figure = Figure(figsize=(1.3 * len(chosen) + 0.8, 5.3), layout="constrained")
-    grid = figure.subplots(3, len(chosen), squeeze=False)
-    for row, images in enumerate(rows):
-        for column, image in enumerate(images):
-            axes = grid[row][column]
-            pixels = image.permute(1, 2, 0).clamp(0, 1).numpy()
-            gray = pixels.shape[2] == 1
-            axes.imshow(pixels[:, :, 0] if gray else pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-    for column, position in enumerate(chosen):
-        by = evaluator.fooled_by[position]
-        grid[0][column].set_title(names[labels[column]], fontsize=10)
-        fooled = taken_for[column] != labels[column]
-        text = f"{'→' if fooled else 'still'} {names[taken_for[column]]}"
-        grid[2][column].set_title(text, fontsize=10, color="C3" if fooled else "C2")
-        grid[2][column].set_xlabel(_short(by) if by else "(not fooled)", fontsize=8)
-    for row, text in enumerate(("clean", "perturbation", "adversarial")):
-        grid[row][0].set_ylabel(text, fontsize=10)
-    figure.suptitle(
-        f"{_NORM_TEXT[evaluator.norm]} eps {_eps_text(evaluator.eps, evaluator.levels, evaluator.norm)}; perturbation "
-        f"x {factor:.3g}, {how}; under each image the first attack that fooled it",
-        fontsize=9,
-    )
-    write_atomic(path, lambda part: figure.savefig(part, format="png", dpi=120))
+    labels: list[int] = evaluator.split.labels.cpu()[positions].tolist()
+    taken_for: list[int] = evaluator.predict(adversarial).tolist()
+    ball = f"{_NORM_TEXT[evaluator.norm]} eps {eps_text(evaluator.eps)}"
+    about = f"{ball}; perturbation x {factor:.3g}, {how}; under each image the first attack that fooled it"
+    with figure(path, PAGE, 3.1, rows=3, columns=PICTURES) as grid:
+        for axes in grid[:, len(chosen) :].flat:
+            axes.set_axis_off()
+        for row, images in enumerate(rows):
+            for column, image in enumerate(images):
+                axes = grid[row][column]
+                shown = image.permute(1, 2, 0).clamp(0, 1).numpy()
+                gray = shown.shape[2] == 1
+                axes.imshow(shown[:, :, 0] if gray else shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+        for column, position in enumerate(chosen):
+            by = evaluator.fooled_by[position]
+            grid[0][column].set_title(shorten(names[labels[column]], 14), fontsize=8)
+            fooled = taken_for[column] != labels[column]
+            text = f"{'→' if fooled else 'still'} {shorten(names[taken_for[column]], 12)}"
+            grid[2][column].set_title(text, fontsize=8, color=_WORST if fooled else GREY)
+            grid[2][column].set_xlabel(_short(by) if by else "(not fooled)", fontsize=7)
+        for row, text in enumerate(("clean", "perturbation", "adversarial")):
+            grid[row][0].set_ylabel(text)
+        grid[0][0].figure.suptitle(about, fontsize=7, color=GREY)
     return True
 
 
@@ -140,11 +210,6 @@ def _visible(difference: Tensor, evaluator: Evaluator) -> tuple[float, str]:
     if large == 0:
         return 1.0, "grey: unchanged"
     return 0.5 / large, f"grey: unchanged, white and black: ±{large:.3g} and more"
-
-
-def _eps_text(eps: float, levels: int, norm: str) -> str:
-    whole = levels == 255 and norm == "linf" and abs(eps * 255 - round(eps * 255)) < 1e-9
-    return f"{round(eps * 255)}/255" if whole else f"{eps:.4g}"
 
 
 def _short(name: str) -> str:

@@ -16,9 +16,24 @@ from ard_fast.data import Split, load_dataset
 from ard_fast.data.splits import pixels
 from ard_fast.evaluation.evaluator import Evaluator
 from ard_fast.evaluation.export import save_images
-from ard_fast.evaluation.figures import draw_pictures, plot_accuracy
+from ard_fast.evaluation.figures import (
+    MOST_CLASSES,
+    attack_title,
+    draw_pictures,
+    plot_classes,
+    plot_confusion,
+    plot_curves,
+)
 from ard_fast.evaluation.loading import load_model, match_classes, other_classes
-from ard_fast.evaluation.report import AttackProgress, Outcome, explain_columns, versions, write_report, write_results
+from ard_fast.evaluation.report import (
+    AttackProgress,
+    Outcome,
+    explain_columns,
+    per_class,
+    versions,
+    write_report,
+    write_results,
+)
 from ard_fast.evaluation.self_checks import SelfCheck, check_model, check_normalisation, check_results
 from ard_fast.evaluation.standard_attacks import AttackError, OwnAttack, curve_attack, default_attacks, make_plan
 from ard_fast.models.trial import TRIAL_IMAGES, initialise_lazily, try_network
@@ -27,7 +42,9 @@ from ard_fast.training.checkpoint import written_by_run
 if TYPE_CHECKING:
     from ard_fast.evaluation.settings import Settings
 
-PLOT_FILE, PICTURES_FILE = "accuracy_vs_eps.png", "pictures.png"
+CURVE_FILE, CLASSES_FILE, CONFUSION_FILE, PICTURES_FILE = (
+    f"{name}.png" for name in ("accuracy_vs_eps", "per_class", "confusion", "pictures")
+)
 _CHECKED_IMAGES = 256
 
 
@@ -102,7 +119,8 @@ class Job:
             before_forward=self._stop_if_requested,
         )
         name = f"{self.loaded.name} on {len(self.split)} {settings.split} images of {self.dataset.name}"
-        self.outcome = Outcome(name, self._facts(), [str(finding) for finding in self.selfcheck.findings])
+        warnings = [str(finding) for finding in self.selfcheck.findings]
+        self.outcome = Outcome(name, self._facts(), warnings, self.dataset.class_names)
 
     def _stop_if_requested(self) -> None:
         if self._stop.requested:
@@ -158,9 +176,7 @@ class Job:
             self._run_curve()
             self._plot()
             if self.steps:
-                file = self.settings.out / PICTURES_FILE
-                if draw_pictures(file, self.evaluator, class_names=self.dataset.class_names):
-                    self.outcome.pictures.append(("clean images, perturbations, adversarial images", file.name))
+                self._draw_attacked()
             if self.settings.save_images:
                 self._save_images()
         except (Interrupted, KeyboardInterrupt, AttackError) as error:
@@ -192,11 +208,34 @@ class Job:
             self.progress.say(f"  {name} at eps {point.eps:<8.5g} {point.robust_acc:6.2f} %")
 
     def _plot(self) -> None:
-        if self.evaluator.results:
-            file = self.settings.out / PLOT_FILE
-            curve = (self.outcome.curve_name, self.outcome.curve)
-            plot_accuracy(file, self.evaluator, *curve, title=self.outcome.title)
-            self.outcome.pictures.append(("robust accuracy against eps", file.name))
+        """The figures that need no more passes through the network."""
+        settings, results, outcome = self.settings, self.evaluator.results, self.outcome
+        if outcome.curve:
+            points = {point.eps: point.robust_acc for point in outcome.curve}
+            plot_curves(
+                settings.out / CURVE_FILE,
+                {self.loaded.name: [points]},
+                attack=outcome.curve_name,
+                norm=settings.norm,
+                eps=settings.eps,
+                worst_case=results[-1].worst_case_acc if len(results) > 1 else None,
+            )
+            outcome.pictures.append(("robust accuracy against eps", CURVE_FILE))
+        if len(results) > 1:
+            done = [attack_title(result.name) for result in results[1:]]
+            robust = f"under {' and '.join(done)}" if len(done) < 3 else "under all attacks"
+            rows = per_class(self.evaluator, outcome.class_names)
+            plot_classes(settings.out / CLASSES_FILE, rows, robust=robust)
+            outcome.pictures.append(("clean and robust accuracy by class", CLASSES_FILE))
+
+    def _draw_attacked(self) -> None:
+        """The figures of what the network takes the adversarial images for."""
+        out, names = self.settings.out, self.outcome.class_names
+        if len(names) <= MOST_CLASSES:
+            plot_confusion(out / CONFUSION_FILE, self.evaluator, class_names=names)
+            self.outcome.pictures.append(("true and predicted classes under attack", CONFUSION_FILE))
+        if draw_pictures(out / PICTURES_FILE, self.evaluator, class_names=names):
+            self.outcome.pictures.append(("clean images, perturbations, adversarial images", PICTURES_FILE))
 
     def _save_images(self) -> None:
         made = save_images(self.evaluator, self.settings.out)

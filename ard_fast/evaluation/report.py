@@ -18,6 +18,7 @@ from ard_fast._files import write_text
 from ard_fast._progress import Display
 from ard_fast._version import __version__
 from ard_fast.evaluation.evaluator import CurvePoint, Evaluator, Listener, StageResult, Step, StepResult
+from ard_fast.evaluation.figures import worst_classes
 
 _COLUMNS = (
     ("attack", 14),
@@ -196,6 +197,7 @@ class Outcome:
         title: of report and plot.
         facts: what is evaluated and how, a line each.
         warnings: a line each; shown above the figures they concern.
+        class_names: by label.
         curve: accuracy against eps, attacked by `curve_name`; empty for none.
         pictures: (caption, file name in the folder).
         export: of the adversarial images that were written.
@@ -205,11 +207,46 @@ class Outcome:
     title: str
     facts: list[str]
     warnings: list[str]
+    class_names: Sequence[str]
     curve: list[CurvePoint] = field(default_factory=list)
     curve_name: str = ""
     pictures: list[tuple[str, str]] = field(default_factory=list)
     export: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+
+
+def per_class(evaluator: Evaluator, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each class that has images: accuracies in percent of its images, clean, worst case and by attack."""
+    rows, labels = [], evaluator.split.labels.cpu()
+    for label in labels.unique().tolist():
+        mine = labels == label
+        accuracy = {name: 100.0 * float(kept[mine].double().mean()) for name, kept in evaluator.robust.items()}
+        clean, worst = (100.0 * float(kept[mine].double().mean()) for kept in (evaluator.right, evaluator.worst))
+        row = {"class": class_names[label], "images": int(mine.sum()), "clean_acc": clean, "worst_case_acc": worst}
+        rows.append({**row, "attacks": accuracy})
+    return rows
+
+
+def worst_class(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The accuracy of the worst class, in percent: clean, worst case and by attack; each may be of another class."""
+    flat = [{"clean": row["clean_acc"], "worst_case": row["worst_case_acc"], **row["attacks"]} for row in rows]
+    return {key: min(row[key] for row in flat) for key in flat[0]}
+
+
+def _class_lines(evaluator: Evaluator, class_names: Sequence[str]) -> list[str]:
+    """The part of the report on classes; of more classes than a figure shows only the worst."""
+    rows = per_class(evaluator, class_names)
+    shown, attacks = worst_classes(rows), list(evaluator.robust)
+    header = ["class", "images", "clean %", *(f"{name} %" for name in attacks), "worst case %"]
+    cells = [[row["class"], str(row["images"]), *(f"{value:.2f}" for value in _class_figures(row))] for row in shown]
+    lowest = worst_class(rows)
+    cells.append(["worst class", "", *(f"{lowest[name]:.2f}" for name in ("clean", *attacks, "worst_case"))])
+    few = [f"The {len(shown)} worst of {len(rows)} classes; results.json has all.", ""] if shown != rows else []
+    return ["## Accuracy by class", "", *few, markdown_table(header, cells), ""]
+
+
+def _class_figures(row: Mapping[str, Any]) -> list[float]:
+    return [row["clean_acc"], *row["attacks"].values(), row["worst_case_acc"]]
 
 
 def write_results(
@@ -234,6 +271,7 @@ def write_results(
         "warnings": outcome.warnings,
         "clean_acc": results[0].robust_acc if results else None,
         "worst_case_acc": results[-1].worst_case_acc if results else None,
+        "worst_class_acc": worst_class(per_class(evaluator, outcome.class_names)) if results else None,
         "attacks": [
             {
                 **asdict(result),
@@ -246,6 +284,7 @@ def write_results(
         "unfinished_stages": [asdict(stage) for stage in evaluator.unfinished],
         "not_run": [step.name for step in planned if step.name not in {result.name for result in results}],
         "eps_curve": {"attack": outcome.curve_name, "points": points} if points else None,
+        "per_class": per_class(evaluator, outcome.class_names) if results else None,
         "export": outcome.export,
     }
     write_text(folder / "results.json", json.dumps(content, indent=2) + "\n")
@@ -270,6 +309,8 @@ def write_report(folder: Path, evaluator: Evaluator, outcome: Outcome) -> None:
         rows = [[f"{point.eps:.5g}", f"{point.robust_acc:.2f}"] for point in outcome.curve]
         source = f"By {outcome.curve_name}; an image fooled at a smaller eps counts as fooled at every larger one."
         text += ["## Accuracy against eps", "", source, "", markdown_table(["eps", "robust %"], rows), ""]
+    if results:
+        text += _class_lines(evaluator, outcome.class_names)
     for caption, name in outcome.pictures:
         text += [f"![{caption}]({name})", ""]
     text += [f"- {note}" for note in outcome.notes]

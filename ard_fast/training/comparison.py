@@ -1,26 +1,28 @@
-"""Finished runs side by side: read from their folders, grouped over seeds, as a table, a plot, Markdown and JSON."""
+"""Finished runs side by side: read from their folders, grouped over seeds, as a table, figures, LaTeX and JSON."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ard_fast._files import write_atomic, write_text
+from ard_fast._figures import eps_text
+from ard_fast._files import write_text
 from ard_fast._names import unknown
 from ard_fast._typing import known
 from ard_fast.evaluation.evaluator import PGD20_STEPS
+from ard_fast.evaluation.figures import attack_title, plot_curves
 from ard_fast.evaluation.report import markdown_table
 from ard_fast.methods.registry import method_label
 from ard_fast.training.commandline import show
 from ard_fast.training.config import ROLES, TrainConfig
-from ard_fast.training.report import plot_curves
+from ard_fast.training.latex import escape, latex_table
+from ard_fast.training.report import plot_comparison, validation_curve
 from ard_fast.training.run_folder import PERCENT, TEXT, RunFolder, check_record
 from ard_fast.training.settings import COMPARE, ComputeSettings, OutputSettings
 
@@ -48,12 +50,14 @@ class FinishedRun:
         summary: its summary.json.
         attacks: robust accuracy in percent by the attack's name, from evaluations of the best checkpoint on the same
             test images with the run's own eps in the L-infinity norm.
+        curves: from the same evaluations, by the attack's name, robust accuracy in percent by radius.
     """
 
     folder: RunFolder
     config: TrainConfig
     summary: Mapping[str, Any]
     attacks: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
 
 
 def expand(paths: Sequence[str | Path]) -> list[RunFolder]:
@@ -90,13 +94,16 @@ def read_run(folder: RunFolder) -> FinishedRun | None:
         return None
     config = folder.config()
     attacks: dict[str, float] = {}
+    curves: dict[str, dict[float, float]] = {}
     for path in sorted(folder.path.glob("evaluation*/results.json")):
-        attacks.update(_attacks(path, config))
-    return FinishedRun(folder, config, summary, attacks)
+        accuracies, radii = _evaluation(path, config)
+        attacks.update(accuracies)
+        curves.update(radii)
+    return FinishedRun(folder, config, summary, attacks, curves)
 
 
-def _attacks(path: Path, config: TrainConfig) -> dict[str, float]:
-    """Accuracies of an evaluation, if it used the images and the ball of the run's summary."""
+def _evaluation(path: Path, config: TrainConfig) -> tuple[dict[str, float], dict[str, dict[float, float]]]:
+    """Accuracies and curve of an evaluation, if it used the images and the ball of the run's summary."""
     try:
         content = json.loads(path.read_bytes())
         settings, rows = content["settings"], content["attacks"]
@@ -114,7 +121,12 @@ def _attacks(path: Path, config: TrainConfig) -> dict[str, float]:
         found = [row for row in rows if same and row["robust_acc"] is not None]
         for row in found:
             check_record(row, {"name": TEXT, "robust_acc": PERCENT})
-        return {row["name"]: float(row["robust_acc"]) for row in found}
+        attacks, curve = {row["name"]: float(row["robust_acc"]) for row in found}, content.get("eps_curve")
+        if not (same and curve):
+            return attacks, {}
+        for point in curve["points"]:
+            check_record(point, {"eps": PERCENT, "robust_acc": PERCENT})
+        return attacks, {curve["attack"]: {point["eps"]: point["robust_acc"] for point in curve["points"]}}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"run: {path} is not the result of an evaluation: {error!r}") from error
 
@@ -143,6 +155,16 @@ class Group:
         found = [run.attacks[name] for run in self.runs if name in run.attacks]
         return found if len(found) == len(self.runs) else None
 
+    def curve(self, attack: str) -> list[Mapping[float, float]]:
+        """Robust accuracy by radius under an attack, of each run; empty unless all runs have some radius in common."""
+        found = [run.curves[attack] for run in self.runs if attack in run.curves]
+        return found if len(found) == len(self.runs) and set.intersection(*map(set, found)) else []
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether a comparison trained these runs as teachers."""
+        return _role(self.runs[0]) is not None
+
     @property
     def seeds(self) -> list[int]:
         return [run.config.seed for run in self.runs]
@@ -156,12 +178,13 @@ def mean_sd(values: Sequence[float]) -> str:
 def group_runs(runs: Iterable[FinishedRun]) -> list[Group]:
     """Runs that differ only in their seed form a group; of several runs with the same seed the last one counts.
 
-    Groups are in the order of their first run.
+    Teachers come first; otherwise groups are in the order of their first run.
     """
     found: dict[tuple[Any, ...], dict[int, FinishedRun]] = {}
     for run in runs:
         found.setdefault(tuple(_identity(run).items()), {})[run.config.seed] = run
     members = [[by_seed[seed] for seed in sorted(by_seed)] for by_seed in found.values()]
+    members.sort(key=lambda runs: _role(runs[0]) is None)
     firsts = [runs[0] for runs in members]
     labels = [
         _name(run) + _difference(run, [other for other in firsts if _name(other) == _name(run)]) for run in firsts
@@ -254,29 +277,79 @@ class Comparison:
 
     def note(self) -> str:
         """What the figures are of, and settings that make them hard to compare."""
-        configs = [run.config for group in self.groups for run in group.runs]
-        first = configs[0]
-        differing = [key for key in _SHARED if any(getattr(config, key) != getattr(first, key) for config in configs)]
-        seeds = sorted({config.seed for config in configs})
+        first = self._configs[0]
+        seeds = sorted({config.seed for config in self._configs})
         text = (
             f"{first.dataset}, seeds {', '.join(map(str, seeds))}: mean ± sample standard deviation on the test "
             f"images, best checkpoint by validation; eps {first.eps:.5g}, step {first.eval_step_size:.5g}."
         )
-        if differing:
-            text += f" Not all of the same {', '.join(differing)}: compare with care."
-        return text
+        return text + self._differing()
 
-    def plot(self, path: Path) -> None:
-        """Validation curves, and the test accuracies as bars."""
-        plot_curves(
-            path,
-            {group.label: [run.folder.metrics() for run in group.runs] for group in self.groups},
-            title=", ".join(dict.fromkeys(run.config.dataset for group in self.groups for run in group.runs)),
-            bars={
-                group.label: {"clean": group.values("clean_acc"), "robust": group.values("pgd20_acc")}
-                for group in self.groups
-            },
+    @property
+    def _configs(self) -> list[TrainConfig]:
+        return [run.config for group in self.groups for run in group.runs]
+
+    def _differing(self) -> str:
+        """Settings that make the figures hard to compare, as a sentence."""
+        first, configs = self._configs[0], self._configs
+        names = [key for key in _SHARED if any(getattr(config, key) != getattr(first, key) for config in configs)]
+        return f" Not all of the same {', '.join(names)}: compare with care." if names else ""
+
+    def _names(self) -> list[str]:
+        """The groups' labels without the network where all students have the same."""
+        students = {run.config.student for group in self.groups for run in group.runs if not group.is_teacher}
+        short = [re.sub(r" \([^()]*\)", "", group.label, count=1) for group in self.groups]
+        alike = len(students) > 1 or len(set(short)) < len(short)
+        return [group.label for group in self.groups] if alike else short
+
+    def _accuracies(self, group: Group) -> dict[str, list[float] | None]:
+        """Clean and under each attack, by the attack's title, the values of the seeds."""
+        attacks = {attack_title(name): group.attack(name) for name in self.attacks}
+        return {"clean": group.values("clean_acc"), _ROBUST: group.values("pgd20_acc"), **attacks}
+
+    def latex(self) -> str:
+        """The table for a paper; mean ± standard error over the seeds."""
+        named = list(zip(self._names(), self.groups, strict=True))
+        teachers, students = (
+            {name: list(self._accuracies(group).values()) for name, group in named if group.is_teacher == wanted}
+            for wanted in (True, False)
         )
+        counts = sorted({len(group.runs) for group in self.groups})
+        seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        about = [f"mean $\\pm$ standard error over {seeds} seeds"] if counts[-1] > 1 else ["one seed"]
+        about += ["best in bold"] if len(students) > 1 else []
+        datasets = " and ".join(dict.fromkeys(config.dataset for config in self._configs))
+        caption = (
+            f"Test accuracy (\\%) on {escape(datasets)}, clean and under attack in the $\\ell_\\infty$ ball of radius "
+            f"${eps_text(self._configs[0].eps)}$: {', '.join(about)}.{escape(self._differing())}"
+        )
+        return latex_table(list(self._accuracies(self.groups[0])), teachers, students, caption=caption)
+
+    def plot(self, path: Path) -> dict[str, Path]:
+        """Draw the figures, and return them by their captions: accuracies, and against eps where that is known."""
+        names, pictures = self._names(), {"test accuracy, and validation accuracy over epochs": path}
+        plot_comparison(
+            path,
+            {
+                name: [validation_curve(run.folder.metrics(), "val_robust") for run in group.runs]
+                for name, group in zip(names, self.groups, strict=True)
+            },
+            {
+                name: {attack: values for attack, values in self._accuracies(group).items() if values}
+                for name, group in zip(names, self.groups, strict=True)
+            },
+            attack=f"PGD-{self._configs[0].val_steps}",
+        )
+        attacks = {attack for group in self.groups for attack in group.runs[0].curves}
+        curves = {attack: [group.curve(attack) for group in self.groups] for attack in sorted(attacks)}
+        known_for = {attack: sum(map(bool, series)) for attack, series in curves.items()}
+        attack = max(known_for, key=lambda name: known_for[name], default=None)
+        if attack is not None and known_for[attack]:
+            target = path.with_stem(f"{path.stem}_vs_eps")
+            series = dict(zip(names, curves[attack], strict=True))
+            plot_curves(target, series, attack=attack, norm="linf", eps=self._configs[0].eps)
+            pictures["robust accuracy against eps"] = target
+        return pictures
 
     def as_json(self) -> dict[str, Any]:
         """Every figure, one value for each seed."""
@@ -300,13 +373,25 @@ class Comparison:
         }
 
     def write(self, folder: Path) -> None:
-        """compare.md, compare.json and compare.png."""
+        """compare.md, compare.tex, compare.json and the figures."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.plot(folder / "compare.png")
         write_text(folder / "compare.json", json.dumps(self.as_json(), indent=2) + "\n")
-        lines = self.gap_lines()
-        text = ["# Comparison", "", self.note(), "", self.table(), "", *lines, "", "![curves](compare.png)"]
-        write_text(folder / "compare.md", "\n".join(text) + "\n")
+        self.write_report(folder / "compare.md", folder / "compare.png", self.gap_lines())
+
+    def write_report(self, report: Path, plot: Path, lines: Sequence[str], links: Sequence[str] = ()) -> None:
+        """The report in Markdown with its figures, and beside it the table in LaTeX.
+
+        Args:
+            report: the Markdown file.
+            plot: the figure of accuracies, in the same folder.
+            lines: below the table.
+            links: below the figures.
+        """
+        write_text(report.with_suffix(".tex"), self.latex())
+        pictures = [text for caption, path in self.plot(plot).items() for text in (f"![{caption}]({path.name})", "")]
+        middle = [self.note(), "", self.table(), "", *lines, *([""] if lines else [])]
+        text = ["# Comparison", "", *middle, *pictures, *links]
+        write_text(report, "\n".join(text).rstrip() + "\n")
 
     def gap_lines(self) -> list[str]:
         """A line for each group but the baseline; none without a baseline."""
@@ -338,21 +423,20 @@ def report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str,
     groups = {name: group_runs(known(read_run(run)) for run in runs)[0] for name, runs in results.items()}
     comparison = Comparison(list(groups.values()))
     headline = groups[config.compare_methods[-1]]
-    lines = [comparison.table(), "", *(gap_line(headline, groups[name]) for name in config.compare_methods[:-1])]
-    print("\n" + comparison.note() + "\n\n" + "\n".join(lines))
-    comparison.plot(folder.plot_file)
+    lines = [gap_line(headline, groups[name]) for name in config.compare_methods[:-1]]
+    print("\n" + comparison.note() + "\n\n" + "\n".join([comparison.table(), "", *lines]))
+    chosen = max(headline.runs, key=lambda run: max(row["val_robust"] or -1.0 for row in run.folder.metrics())).folder
+    best = chosen.best.relative_to(folder.path)
     links = [f"- [{one.path.name}]({one.path.name}/report.md)" for runs in results.values() for one in runs]
-    text = ["# Comparison", "", comparison.note(), "", *lines, "", f"![curves]({folder.plot_file.name})", "", *links]
-    write_text(folder.report_file, "\n".join(text) + "\n")
+    lines += ["", f"The best {headline.label} by validation: {best}."]
+    comparison.write_report(folder.report_file, folder.plot_file, lines, links)
     folder.rewrite_metrics(
         {"run": one.path.name, **row} for runs in results.values() for one in runs for row in one.metrics()
     )
-    chosen = max(headline.runs, key=lambda run: max(row["val_robust"] or -1.0 for row in run.folder.metrics())).folder
-    for source, target in ((chosen.best, folder.best), (chosen.last, folder.last)):
-        write_atomic(target, lambda part, source=source: shutil.copyfile(source, part))
     summary = {
         **headline.runs[0].summary,
         "seed": headline.seeds,
+        "best": str(best),
         "clean_acc": statistics.fmean(headline.values("clean_acc")),
         "pgd20_acc": statistics.fmean(headline.values("pgd20_acc")),
         "images_per_s": statistics.fmean(headline.values("images_per_s")),

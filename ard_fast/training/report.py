@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ard_fast._files import write_atomic, write_text
+from ard_fast._figures import COLUMN, GREY, PAGE, draw_mean, figure, look, name_lines, note_seeds, standard_error
+from ard_fast._files import write_text
 from ard_fast.data import Dataset
 from ard_fast.evaluation.evaluator import PGD20_STEPS, Accuracy, Attack, Evaluator, Step
 from ard_fast.evaluation.figures import draw_pictures
@@ -70,65 +74,83 @@ def write_run_report(
     if pictures:
         text += ["", f"![test images, clean and under {_ROBUST}]({folder.pictures_file.name})"]
     write_text(folder.report_file, "\n".join(text) + "\n")
-    name = f"{summary['method']} ({summary['student']})"
-    plot_curves(folder.plot_file, {name: [folder.metrics()]}, title=f"{summary['dataset']}, seed {summary['seed']}")
+    _plot_run(folder.plot_file, folder.metrics(), best_epoch, f"PGD-{folder.config().val_steps}")
 
 
-def plot_curves(
+def validation_curve(metrics: Sequence[Mapping[str, Any]], key: str) -> dict[float, float]:
+    """Accuracy in percent by epoch, where the run was validated."""
+    return {row["epoch"]: row[key] for row in metrics if row[key] is not None}
+
+
+def _plot_run(path: Path, metrics: Sequence[Mapping[str, Any]], best_epoch: int, attack: str) -> None:
+    with figure(path, COLUMN, 2.3) as grid:
+        axes, ends, colours = grid[0][0], {}, {}
+        for place, (name, key) in enumerate((("clean", "val_clean"), (attack, "val_robust"))):
+            curve, colours[name] = validation_curve(metrics, key), look(place)["color"]
+            if curve:
+                ends[name] = draw_mean(axes, [curve], **look(place))
+        last = metrics[-1]["epoch"]
+        axes.set(xlabel="epoch", ylabel="validation accuracy (%)", xlim=(min(1, last - 1), last), ylim=(0, 100))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.axvline(best_epoch, color=GREY, lw=0.6, ls=":", zorder=0)
+        axes.set_title(f"dotted: epoch {best_epoch}, the best by validation", fontsize=7, color=GREY)
+        name_lines(axes, ends, colours)
+
+
+def plot_comparison(
     path: Path,
-    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    curves: Mapping[str, Sequence[Mapping[float, float]]],
+    accuracies: Mapping[str, Mapping[str, Sequence[float]]],
     *,
-    title: str,
-    bars: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    attack: str,
 ) -> None:
-    """Validation accuracy over epochs; beside it, where given, test accuracies as bars.
+    """Test accuracies of several methods side by side, beside their validation curves: means and standard errors.
 
     Args:
-        path: a png file, replaced in one step.
-        runs: for each label, the metrics of one run per seed.
-        title: above the plot.
-        bars: for each label, {"clean": one value per seed, "robust": ...}, in percent.
+        path: of the PNG.
+        curves: for each label the robust validation accuracy in percent by epoch, one mapping a seed.
+        accuracies: for each label, clean and under each attack, the test accuracies in percent of the seeds.
+        attack: what the curves are of.
     """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure  # slow to import; without pyplot no display and no global state is touched
-
-    height = max(4.5, 1.0 + 0.36 * len(runs))
-    figure = Figure(figsize=(12, height) if bars else (7, height), layout="constrained")
-    axes = figure.subplots(1, 2 if bars else 1, squeeze=False, width_ratios=[3, 3] if bars else None)[0]
-    shades: Any = colormaps["tab10" if len(runs) <= 10 else "tab20"]
-    colours = {label: shades.colors[index % len(shades.colors)] for index, label in enumerate(runs)}
-    for label, seeds in runs.items():
-        for index, metrics in enumerate(seeds):
-            shown = [row for row in metrics if row["val_robust"] is not None]
-            epochs = [row["epoch"] for row in shown]
-            name = label if index == 0 else None
-            axes[0].plot(epochs, [row["val_robust"] for row in shown], color=colours[label], label=name, lw=1.2)
-            axes[0].plot(epochs, [row["val_clean"] for row in shown], color=colours[label], ls=":", alpha=0.6)
-    axes[0].set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
-    axes[0].set_title("solid: under PGD, dotted: clean" + (", a line a seed" if bars else ""), fontsize=10)
-    axes[0].grid(alpha=0.3)
-    if bars:  # their labels, in the curves' colours, are the legend
-        _draw_bars(axes[1], bars, colours)
-    else:
-        axes[0].legend(loc="lower right", fontsize=9)
-    figure.suptitle(title)
-    write_atomic(path, lambda part: figure.savefig(part, format="png", dpi=120))
+    styles = [look(place) for place in range(len(curves))]
+    rows = [textwrap.fill(label, 30) for label in accuracies]
+    lines = sum(row.count("\n") + 1 for row in rows)
+    with figure(path, PAGE, max(2.4, 0.145 * lines + 0.9), columns=2) as grid:
+        left, right = grid[0]
+        _draw_accuracies(left, accuracies, styles)
+        left.set_yticks(range(len(rows)), rows)
+        for tick, style in zip(left.get_yticklabels(), styles, strict=True):
+            tick.set_color(style["color"])
+        ends = {}
+        for (label, series), style in zip(curves.items(), styles, strict=True):
+            if set.intersection(*map(set, series)):
+                ends[label] = draw_mean(right, series, **style)
+        last = max((end[0] for end in ends.values()), default=1)
+        right.set(xlabel="epoch", ylabel=f"validation accuracy, {attack} (%)", xlim=(min(1, last - 1), last))
+        right.xaxis.get_major_locator().set_params(integer=True)
+        note_seeds(right, [len(series) for series in curves.values()])
+        name_lines(right, ends, {label: style["color"] for label, style in zip(curves, styles, strict=True)})
 
 
-def _draw_bars(axes: Any, bars: Mapping[str, Mapping[str, Sequence[float]]], colours: Mapping[str, Any]) -> None:
-    for position, (label, values) in enumerate(bars.items()):
-        for offset, key, alpha in ((-0.2, "clean", 0.4), (0.2, "robust", 1.0)):
-            mean = sum(values[key]) / len(values[key])
-            axes.barh(position + offset, mean, 0.38, color=colours[label], alpha=alpha)
-            axes.plot(values[key], [position + offset] * len(values[key]), "k.", ms=3)
-            axes.text(max(values[key]) + 1, position + offset, f"{mean:.1f}", ha="left", va="center", fontsize=8)
-    axes.set_yticks(range(len(bars)), list(bars), fontsize=9)
-    for tick, label in zip(axes.get_yticklabels(), bars, strict=True):
-        tick.set_color(colours[label])
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 112), xlabel="test accuracy, %")
-    axes.set_title(f"pale: clean, full: {_ROBUST}; dots: seeds", fontsize=10)
-    axes.grid(axis="x", alpha=0.3)
+def _draw_accuracies(
+    axes: Any, accuracies: Mapping[str, Mapping[str, Sequence[float]]], styles: Sequence[Mapping[str, Any]]
+) -> None:
+    """A row for each label: a mark and its standard error for each attack."""
+    names = list(dict.fromkeys(name for by_attack in accuracies.values() for name in by_attack))
+    markers = dict(zip(names, itertools.cycle("osD^vP*X"), strict=False))
+    for row, (by_attack, style) in enumerate(zip(accuracies.values(), styles, strict=True)):
+        for name, values in by_attack.items():
+            fill = "white" if name == names[0] else style["color"]
+            mean, error = statistics.fmean(values), standard_error(values)
+            axes.errorbar(
+                mean, row, xerr=error or None, fmt=markers[name], color=style["color"], mfc=fill, elinewidth=0.8
+            )
+    for name in names:
+        axes.plot([], [], markers[name], color=GREY, mfc="white" if name == names[0] else GREY, label=name)
+    axes.set(xlabel="test accuracy (%)", ylim=(len(accuracies) - 0.5, -0.5))
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(names), 5), columnspacing=0.8, handletextpad=0.1
+    )
 
 
 def require_tensorboard() -> None:

@@ -10,6 +10,7 @@ from ard_fast.compare import main
 from ard_fast.models import build_model
 from ard_fast.training.checkpoint import save_weights
 from ard_fast.training.config import resolve
+from ard_fast.training.latex import escape
 from ard_fast.training.run_folder import RunFolder
 
 
@@ -57,7 +58,7 @@ def lines(text):
     }
 
 
-def test_seeds_make_one_line_and_the_baseline_its_gaps(tmp_path, capsys):
+def test_seeds_make_one_line_gaps_and_figures(tmp_path, capsys):
     for seed, (at, ard) in enumerate([(40.0, 45.0), (42.0, 44.0), (41.0, 49.0)]):
         make_run(tmp_path / "c" / f"seed{seed}-at", robust=at, seed=seed)
         apgd = {"apgd-ce": (ard - 2, {})}
@@ -81,7 +82,41 @@ def test_seeds_make_one_line_and_the_baseline_its_gaps(tmp_path, capsys):
         {"apgd-ce": [43.0, 42.0, 47.0]},
     )
     assert lines((tmp_path / "out" / "compare.md").read_text()) == table
-    assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"compare.{kind}" for kind in ("md", "tex", "json", "png", "pdf")
+    }
+    assert (tmp_path / "out" / "compare.tex").read_text().splitlines() == [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}",
+        r"  \centering",
+        r"  \caption{Test accuracy (\%) on digits, clean and under attack in the $\ell_\infty$ ball of radius $0.2$: "
+        r"mean $\pm$ standard error over 3 seeds, best in bold.}",
+        r"  \begin{tabular}{lrrr}",
+        r"    \toprule",
+        r"    Method & clean & PGD-20 & APGD-CE \\",
+        r"    \midrule",
+        r"    teacher, at & $99.00 \pm 0.00$ & $60.00 \pm 0.00$ & -- \\",
+        r"    \midrule",
+        r"    ard & $\mathbf{80.00} \pm 0.00$ & $\mathbf{46.00} \pm 1.53$ & $44.00 \pm 1.53$ \\",
+        r"    at & $\mathbf{80.00} \pm 0.00$ & $41.00 \pm 0.58$ & -- \\",
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"\end{table}",
+    ]
+    assert escape(r"a_b & 50% of $x^{2}#~\y") == (
+        r"a\_b \& 50\% of \$x\textasciicircum{}\{2\}\#\textasciitilde{}\textbackslash{}y"
+    )
+
+
+def test_figures_against_eps_where_all_seeds_have_them(tmp_path):
+    runs = [make_run(tmp_path / f"seed{n}-at", seed=n, attacks={"pgd20": (40.0, {})}) for n in (0, 1)]
+    points = [{"eps": eps, "robust_acc": accuracy} for eps, accuracy in ((0.0, 80.0), (0.2, 40.0))]
+    for run, drawn in zip(runs, (False, True), strict=True):
+        path = run / "evaluation-pgd20" / "results.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eps_curve": {"attack": "pgd20", "points": points}}))
+        assert main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
+        assert (tmp_path / "out" / "compare_vs_eps.pdf").is_file() == drawn
+        assert ("(compare_vs_eps.png)" in (tmp_path / "out" / "compare.md").read_text()) == drawn
 
 
 def test_other_settings_make_other_lines_and_are_named(tmp_path, capsys):

@@ -21,7 +21,8 @@ from ard_fast.models import Normalised
 from ard_fast.train import main as train
 from ard_fast.training.checkpoint import load_network
 
-FILES = {"results.json", "report.md", "accuracy_vs_eps.png", "pictures.png"}
+FIGURES = ("accuracy_vs_eps", "per_class", "confusion", "pictures")
+FILES = {"results.json", "report.md", *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf"))}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_a_run_gets_table_json_report_and_figures(run, tmp_path, capsys):
     for text in ("worst case %: ", "![robust", "pictures.png", "PGD(eps=0.1", f"| 0.05 | {falls[1]:>8.2f} |"):
         assert text in (out / "report.md").read_text()
     assert "robust %: share of all images" in printed
-    assert not_trivial(out / "accuracy_vs_eps.png") and not_trivial(out / "pictures.png")
+    assert all(not_trivial(out / f"{name}.png") for name in FIGURES)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.8)])
@@ -372,4 +373,4 @@ def test_a_stop_in_an_attack_keeps_the_others(run, tmp_path, monkeypatch, capsys
     assert [attack["name"] for attack in found["attacks"]] == ["clean", "fgsm"]
     assert "finished: clean, fgsm; written to" in capsys.readouterr().err
     assert "Evaluation stopped; finished: clean, fgsm." in (tmp_path / "out" / "report.md").read_text()
-    assert not_trivial(tmp_path / "out" / "accuracy_vs_eps.png")
+    assert "(per_class.png)" in (tmp_path / "out" / "report.md").read_text()

@@ -1,4 +1,4 @@
-"""Adversarial images as they are stored, and the two figures of an evaluation."""
+"""Adversarial images as they are stored, the accuracy of each class, and the figures of an evaluation."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,12 @@ import torch
 from evaluation_fakes import LEVELS, FirstPixel, Lighten, dark_images, single
 from matplotlib.image import imread
 
+from ard_fast._figures import eps_text
 from ard_fast.data import Split
 from ard_fast.evaluation import figures
 from ard_fast.evaluation.evaluator import Evaluator
 from ard_fast.evaluation.export import levels_within, round_into_ball, save_images
+from ard_fast.evaluation.report import per_class, worst_class
 
 
 def evaluated(split, *attacks, levels=LEVELS, norm="linf", eps=0.5, classes=2):
@@ -136,14 +138,39 @@ def test_perturbations_are_scaled_to_the_whole_range():
     assert figures._visible(torch.zeros(2, 1, 3, 3), evaluated(dark_images(2), norm="l2"))[0] == 1.0
 
 
-def test_figures_are_drawn_and_radii_are_named_in_levels(tmp_path):
+def test_figures_are_drawn_as_png_and_pdf(tmp_path):
     made = evaluated(dark_images(9, wrong=(1,)), ("attack", Lighten((100, 103), to=0.7)), classes=3)
-    assert figures.draw_pictures(tmp_path / "pictures.png", made, class_names=("zero", "one", "two"))
-    figures.plot_accuracy(tmp_path / "plot.png", made, "", [], title="title")
-    for name in ("pictures", "plot"):
+    names = ("zero", "one", "two")
+    assert figures.draw_pictures(tmp_path / "pictures.png", made, class_names=names)
+    figures.plot_classes(tmp_path / "classes.png", per_class(made, names), robust="under attack")
+    figures.plot_confusion(tmp_path / "confusion.png", made, class_names=names)
+    curves = {name: [{0.0: 90.0, 8 / 255: 40.0 + seed} for seed in range(3)] for name in "abcdefgh"}
+    figures.plot_curves(tmp_path / "curves.png", curves, attack="pgd20", norm="linf", eps=8 / 255)
+    for name in ("pictures", "classes", "confusion", "curves"):
         assert float(imread(tmp_path / f"{name}.png")[:, :, :3].std()) > 0.03
+        pdf = (tmp_path / f"{name}.pdf").read_bytes()
+        assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf and b"/Type3" not in pdf  # TrueType
     nothing = evaluated(dark_images(3, wrong=(0, 1, 2)), ("attack", Lighten(())))
     assert not figures.draw_pictures(tmp_path / "none.png", nothing, class_names=("a", "b"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures.png", "plot.png"]
-    assert figures._eps_text(8 / 255, 255, "linf") == "8/255" and figures._eps_text(0.031, 255, "linf") == "0.031"
-    assert figures._eps_text(8 / 255, 16, "linf") == figures._eps_text(8 / 255, 255, "l2") == "0.03137"
+    assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_the_figures_of_each_class():
+    split = dark_images(10, wrong=(8, 9))  # eight of class 0; two images of class 0 are labelled 2
+    split.labels[8:] = 2
+    made = evaluated(split, ("a", Lighten((100, 101))), ("b", Lighten((101, 102))), classes=3)
+    rows = per_class(made, ("zero", "one", "two"))
+    assert rows == [
+        {"class": "zero", "images": 8, "clean_acc": 100.0, "worst_case_acc": 62.5, "attacks": {"a": 75.0, "b": 75.0}},
+        {"class": "two", "images": 2, "clean_acc": 0.0, "worst_case_acc": 0.0, "attacks": {"a": 0.0, "b": 0.0}},
+    ]
+    assert worst_class(rows[:1]) == {"clean": 100.0, "worst_case": 62.5, "a": 75.0, "b": 75.0}
+    many = [{"worst_case_acc": (7 * place) % 100, "clean_acc": 0} for place in range(100)]
+    assert [row["worst_case_acc"] for row in figures.worst_classes(many)] == list(range(10))
+    assert figures.worst_classes(rows) == rows
+
+
+def test_names_are_spelt_as_in_papers():
+    assert [eps_text(eps) for eps in (8 / 255, 0.031, 0.2, 0.0)] == ["8/255", "0.031", "0.2", "0"]
+    titles = [figures.attack_title(name) for name in ("pgd20", "apgd-ce", "autoattack", "mine:Attack")]
+    assert titles == ["PGD-20", "APGD-CE", "AutoAttack", "mine:Attack"]

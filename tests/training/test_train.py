@@ -50,7 +50,7 @@ FILES = {
     "last.safetensors",
     "training_state.pt",
 }
-REPORT = {"plot.png", "pictures.png", "report.md"}
+REPORT = {"plot.png", "plot.pdf", "pictures.png", "pictures.pdf", "report.md"}
 
 
 # ---- one run ------------------------------------------------------------------------------------------------------
@@ -493,9 +493,19 @@ def test_the_default_job_at_tiny_settings(tmp_path, monkeypatch, capsys):
         )
     assert "ard (digits-student) - at (digits-student) under PGD-20: " in printed and f"run folder: {out}" in printed
     runs = {f"seed{seed}-{name}" for seed in (0, 1) for name in ("teacher", "at", "ard")}
-    assert {path.name for path in out.iterdir()} == (runs | FILES | REPORT) - {"training_state.pt", "pictures.png"}
+    own = {
+        "config.yaml",
+        "places.json",
+        "metrics.jsonl",
+        "summary.json",
+        "plot.png",
+        "plot.pdf",
+        "report.md",
+        "report.tex",
+    }
+    assert {path.name for path in out.iterdir()} == runs | own
     summary = json.loads((out / "summary.json").read_text())
-    assert tuple(summary) == (*SUMMARY_KEYS, "runs")
+    assert set(summary) == {*SUMMARY_KEYS, "best", "runs"} and (out / summary["best"]).is_file()
     singles = [json.loads((out / f"seed{seed}-ard" / "summary.json").read_text()) for seed in (0, 1)]
     assert summary["pgd20_acc"] == pytest.approx(sum(one["pgd20_acc"] for one in singles) / 2)
     assert summary["seed"] == [0, 1] and summary["runs"]["ard"] == singles
@@ -505,14 +515,15 @@ def test_the_default_job_at_tiny_settings(tmp_path, monkeypatch, capsys):
 
     shutil.copytree(out, again)  # the first seed is done; the second one's ARD run is stopped
     shutil.rmtree(again / "seed1-ard")
-    for name in ("summary.json", "best.safetensors", "last.safetensors"):
-        (again / name).unlink()
+    (again / "summary.json").unlink()
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
         assert main(["--resume", str(again)]) == 130
     assert main(["--resume", str(again)]) == 0
     for name in ("best.safetensors", "last.safetensors"):
-        assert same_weights(out / name, again / name)
+        assert same_weights(out / "seed1-ard" / name, again / "seed1-ard" / name)
+    assert evaluate.main([str(out)]) == 2  # which of them?
+    assert f"run: {out} holds several runs; name the folder of one: seed0-ard, seed0-at," in capsys.readouterr().err
     config = again / "config.yaml"  # whose settings are no longer those of the runs inside
     config.write_text(config.read_text().replace("momentum: 0.9", "momentum: 0.8"))
     assert main(["--resume", str(again)]) == 2
