@@ -8,6 +8,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
+from sphinx.pycode import ModuleAnalyzer
+
 from ard_fast import __version__
 
 project = "ard-fast"
@@ -79,7 +81,7 @@ _SHOWN = (
     (r"<function (\w+)>", r"\1"),
     (re.escape(str(8 / 255)), "8 / 255"),
     (re.escape(str(2 / 255)), "2 / 255"),
-    (r" \| SupportsDLPack", ""),  # the page says that arrays work wherever a tensor does
+    (r" \| ~?[\w.]*SupportsDLPack", ""),  # the page says that arrays work wherever a tensor does
 )
 
 
@@ -105,6 +107,9 @@ def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) ->
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    overloads = ModuleAnalyzer.for_module("ard_fast.functional.gradients")
+    overloads.analyze()
+    overloads.overloads.clear()  # five signatures for type checkers, of which the last says everything
     app.connect("autodoc-process-signature", _shorten)
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _drop_docstring_of_type)
