@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -85,6 +86,27 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}"
 
 
+GIVEN = "given"  # in place of a module: an object in memory
+_HELD: dict[str, Any] = {}
+
+
+@contextmanager
+def holding(objects: Mapping[str, tuple[str, Any]]) -> Iterator[dict[str, str]]:
+    """While inside, `find_object` knows these named objects; gives the path of each, `given:<name>`, by its key."""
+    paths: dict[str, str] = {}
+    for key, (name, value) in objects.items():
+        path = f"{GIVEN}:{name}"
+        while path in _HELD:
+            path += "'"
+        _HELD[path] = value
+        paths[key] = path
+    try:
+        yield paths
+    finally:
+        for path in paths.values():
+            del _HELD[path]
+
+
 def find_object(path: str, argument: str, what: str = "factory") -> Any:
     """What `package.module:name` leads to; its module is imported here, which runs its code.
 
@@ -99,6 +121,12 @@ def find_object(path: str, argument: str, what: str = "factory") -> Any:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise ValueError(f"{argument}: expected package.module:{what}, got {path!r}")
+    if module_name == GIVEN:
+        if path not in _HELD:
+            raise ValueError(
+                f"{argument}: {path} was an object of a Python program; go on there, by ard_fast.train.run(resume=True)"
+            )
+        return _HELD[path]
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a module may fail at import with anything

@@ -40,10 +40,14 @@ from ard_fast.training.config import (
     validate,
 )
 from ard_fast.training.distributed import World, connect, is_lost_process
+from ard_fast.training.in_python import Result, run
 from ard_fast.training.nonfinite import NonFiniteLoss
 from ard_fast.training.run_folder import RunFolder
-from ard_fast.training.runs import prepare, run, run_comparison
+from ard_fast.training.runs import prepare, run_comparison
+from ard_fast.training.runs import run as run_one
 from ard_fast.training.settings import COMPARE
+
+__all__ = ["Result", "main", "make_parser", "run"]
 
 
 def _configuration(arguments: dict[str, Any], world: World, *, print_only: bool) -> tuple[TrainConfig, RunFolder, bool]:
@@ -142,7 +146,7 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
                     results = run_comparison(config, folder, env, resume=resume)
                     world.from_main(lambda: report_comparison(config, folder, results))
                 else:
-                    run(config, folder, env, resume=resume)
+                    run_one(config, folder, env, resume=resume)
         except Interrupted as stopped:
             print(f"\n{stopped}\ngo on with: python -m ard_fast.train --resume {folder.path}", file=sys.stderr)
             return EXIT_INTERRUPTED

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ard_fast._names import unknown
+from ard_fast._names import GIVEN, find_object, unknown
 from ard_fast._typing import known
 from ard_fast.data.download import DOWNLOADABLE, provide
 from ard_fast.data.folder import MAX_SIZE, load_folder
 from ard_fast.data.npz import load_npz
 from ard_fast.data.official import CIFAR_SETS, IDX_FILES, IDX_SETS, load_cifar, load_mnist
-from ard_fast.data.splits import SPLITS, Dataset, Split, load_digits
+from ard_fast.data.splits import SPLITS, Dataset, Split, hold_out, load_digits
 
 # What --data-dir must name, for the data sets that need it.
 _DATA_DIR = {
@@ -72,6 +72,11 @@ def load_dataset(
         dataset = load_folder(
             known(data_dir), val_size=val_size, image_size=image_size, image_cache=image_cache, only=only
         )
+    elif name.startswith(f"{GIVEN}:"):
+        dataset = dataclasses.replace(find_object(name, "dataset"), name=name)
+        if not len(dataset.val):
+            training, held_out = hold_out(dataset.train, val_size, num_classes=dataset.num_classes)
+            dataset = dataclasses.replace(dataset, train=training, val=held_out)
     else:
         if download:
             provide(name, Path(known(data_dir)))
@@ -96,7 +101,7 @@ def check_arguments(
     Raises:
         ValueError: an unknown name, a missing `data_dir`, or an argument that the data set does not take.
     """
-    if name not in DATASETS:
+    if name not in DATASETS and not name.startswith(f"{GIVEN}:"):
         raise ValueError(unknown("dataset", name, DATASETS))
     if name in _DATA_DIR and data_dir is None:
         raise ValueError(f"data_dir: {name} needs --data-dir, {_DATA_DIR[name]}")

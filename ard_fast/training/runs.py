@@ -11,6 +11,7 @@ from torch import nn
 
 from ard_fast._commandline import StopRequest
 from ard_fast._devices import find_device, resolve_device
+from ard_fast._names import GIVEN
 from ard_fast.data import Batch, add_extra, load_dataset
 from ard_fast.evaluation.evaluator import at_chance
 from ard_fast.evaluation.self_checks import describe_teacher
@@ -66,6 +67,8 @@ def _refuse_untrained(config: TrainConfig, role: str, network: nn.Module, env: E
     if is_path(role, source) or worth.normaliser or source.startswith(f"{ROBUSTBENCH}:"):
         return
     if at_chance(worth.clean, worth.images, env.dataset.num_classes):
+        if source.startswith(f"{GIVEN}:"):
+            raise ValueError(f"{role}: {source} is untrained: {describe_teacher(worth)}; train it, or load its weights")
         raise ValueError(
             f"{role}: {source} makes an untrained network: {describe_teacher(worth)}. Train it first, python -m "
             f"ard_fast.train --method {config.teacher_method if role == 'teacher' else 'natural'} --student {source}, "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ard_fast._commandline import FlagModel, setting
 from ard_fast._devices import AUTO, PRECISIONS
+from ard_fast._names import GIVEN
 from ard_fast.data import DATASETS
 from ard_fast.data.loader import RESIDENT
 from ard_fast.methods.registry import METHODS
@@ -38,7 +39,7 @@ class WhatSettings(FlagModel):
         own=OWN,
     )
     parity: bool = setting(False, "reproduce the quirks of the method's published code; the run prints each of them")
-    dataset: str = setting("digits", "data set", choices=DATASETS)
+    dataset: str = setting("digits", "data set", choices=DATASETS, own=f"{GIVEN}:NAME")
     data_dir: str | None = setting(
         None, "folder with the CIFAR or MNIST files, or with train/ and test/; npz: the .npz file", metavar="DIR"
     )
