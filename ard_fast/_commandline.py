@@ -139,9 +139,11 @@ class Parser(argparse.ArgumentParser):
         args = [self._spelt(text) for text in (sys.argv[1:] if args is None else args)]
         parsed, extra = self.parse_known_args(args, namespace)
         if extra:
-            near = nearest(extra[0].split("=")[0], self._option_string_actions)
-            where = "; --help-all shows all flags" if self._short else ""
-            self.error(f"unknown argument {extra[0]!r}" + (f"; did you mean {near}?" if near else where))
+            is_flag = extra[0].startswith("-")
+            others = [str(action.metavar) for action in self._get_positional_actions()] if is_flag else []
+            near = nearest(extra[0].split("=")[0], [*self._option_string_actions, *others])
+            hint = f"; did you mean {near}?" if near else "; --help-all shows all flags" if self._short else ""
+            self.error(f"{'unknown' if is_flag else 'unexpected'} argument {extra[0]!r}{hint}")
         return parsed
 
     def _spelt(self, text: str) -> str:
@@ -310,7 +312,9 @@ def _one_line(kind: type[FlagModel], values: Mapping[str, Any], error: Validatio
     first = error.errors(include_url=False)[0]
     name, what = str(first["loc"][0]), first["type"]
     if what == "extra_forbidden":
-        return unknown("key", shorten(name, 80), kind.model_fields)
+        near = nearest(name, kind.model_fields)  # all of them would be too many
+        hint = f"did you mean {near!r}?" if near else "the keys are the flags that --help-all shows"
+        return f"unknown key {shorten(name, 80)!r}; {hint}"
     if what == "value_error":
         return f"{name}: {first.get('ctx', {}).get('error')}"
     field = kind.model_fields[name]

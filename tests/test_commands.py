@@ -86,6 +86,22 @@ def test_other_spellings_of_flags(command, typed, flags):
 
 
 @pytest.mark.parametrize(
+    ("command", "typed", "error"),
+    [
+        (train, "--foo 3", "unknown argument '--foo'; --help-all shows all flags"),
+        (train, "ard", "unexpected argument 'ard'; --help-all shows all flags"),
+        (train, "--cuda", "argument --device: expected one argument"),
+        (evaluate, "--checkpoint net.pt", "unknown argument '--checkpoint'; did you mean RUN?"),
+        (info, "--foo", "unknown argument '--foo'"),
+    ],
+)
+def test_errors_name_what_was_meant(command, typed, error, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(typed.split())
+    assert stop.value.code == 2 and capsys.readouterr().err.endswith(f": error: {error}\n")
+
+
+@pytest.mark.parametrize(
     ("name", "known", "found"),
     [
         ("--epoch", ["--epochs", "--eps"], "--epochs"),

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         print("\n".join(f"{name:<{widths[0]}}  {text:<{widths[1]}}  {source}" for name, text, source in rows))
         print(
-            f"\nS student, T teacher, x clean image, x' attacked image, y label; all about one: {program('methods')} NAME"
+            "\nS student, T teacher, x clean image, x' attacked image, y label.", program("methods"), "NAME tells more."
         )
         return 0
     try:
