@@ -18,7 +18,8 @@ from ard_fast._typing import known
 from ard_fast.evaluation.job import Job
 from ard_fast.evaluation.settings import resolve_settings
 from ard_fast.evaluation.standard_attacks import ATTACKS_HELP, read_names
-from ard_fast.training.comparison import Comparison, FinishedRun, expand, group_runs, read_run
+from ard_fast.training.comparison import Comparison
+from ard_fast.training.finished import FinishedRun, expand, group_runs, read_run
 
 
 def make_parser() -> Parser:
@@ -37,7 +38,7 @@ def make_parser() -> Parser:
         help=f"first evaluate the runs under those of these attacks that they lack; {ATTACKS_HELP}",
     )
     add("--baseline", metavar="NAME", help="method or label of a line; adds the differences from it")
-    add("--out", metavar="DIR", help="also write compare.md, compare.json and compare.png there")
+    add("--out", metavar="DIR", help="also write compare.md, compare.tex, compare.json and the figures (PNG and PDF) there")
     return parser
 
 
