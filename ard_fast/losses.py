@@ -1,4 +1,4 @@
-"""Losses as modules, thin over `ard_fast.functional`."""
+"""Losses as modules: thin wrappers of `ard_fast.functional`."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ class ARDLoss(nn.Module):
 
 
 def divisor_words(reduction: str) -> str:
-    """What a reduction divides the KL by, in words: a factor of C between two scripts of one method."""
+    """What a reduction divides the KL by, in words."""
     return "B*C ('mean')" if reduction == "mean" else f"B ('{reduction}')"

@@ -1,6 +1,6 @@
-"""Attacks: small classes that turn (model, images, labels) into adversarial images and leave the model as it was.
+"""Attacks: small classes that turn (model, images, labels) into adversarial images and leave the model unchanged.
 
-All share one loop and one set of conventions: see `ard_fast.attacks.base` for those and for making one's own.
+All share one loop and its conventions, which `ard_fast.attacks.base` describes together with how to write your own.
 """
 
 from ard_fast.attacks.apgd import APGD, APGDT

@@ -1,4 +1,4 @@
-"""Our attacks behind the interfaces of torchattacks and foolbox 3, and theirs behind ours.
+"""Adapters: our attacks with the interfaces of torchattacks and foolbox 3, and theirs with ours.
 
 Neither package is imported unless one of its objects is used.
 """
@@ -24,7 +24,7 @@ TargetFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class TorchattacksAdapter:
-    """An attack of ours that is used like one of torchattacks: `atk = ...(model, attack); atk(images, labels)`.
+    """One of our attacks with torchattacks' interface: `atk = ...(model, attack); atk(images, labels)`.
 
     Args:
         model: the model to attack.
@@ -140,7 +140,7 @@ class TorchattacksAdapter:
 
 
 class FoolboxAdapter:
-    """An attack of ours that is used like one of foolbox: `raw, clipped, is_adv = attack(fmodel, x, y, epsilons=...)`.
+    """One of our attacks with foolbox's interface: `raw, clipped, is_adv = attack(fmodel, x, y, epsilons=...)`.
 
     Each radius of the call replaces the attack's own, with step sizes in proportion; bounds are those of the foolbox
     model. The network inside it is attacked under the attack's `bn`, and asked in eval mode whether that succeeded.
@@ -273,7 +273,7 @@ class Foreign:
 
 
 class FromTorchattacks(Foreign):
-    """An attack of torchattacks that is called like ours, for instance by the evaluation.
+    """A torchattacks attack with our interface, for example for an evaluation.
 
     It attacks the model of the call, not the one it was made with. Images are inside [0, 1], or normalised where its
     `set_normalization_used` says so.
@@ -304,7 +304,7 @@ class FromTorchattacks(Foreign):
 
 
 class FromFoolbox(Foreign):
-    """An attack of foolbox that is called like ours, for instance by the evaluation.
+    """A foolbox attack with our interface, for example for an evaluation.
 
     Args:
         attack: a `foolbox.attacks` object.

@@ -1,4 +1,4 @@
-"""Work recorded once as a CUDA graph and run again without the cost of its launches."""
+"""Record work once as a CUDA graph and replay it without the cost of its launches."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MOST_GRAPHS = 4
 
 
 class GraphWarning(RuntimeWarning):
-    """Something runs without a graph, and so slower than it could."""
+    """Something runs without a graph and is therefore slower."""
 
 
 class GraphedFunction:
-    """Calls `function(inputs)`, by replay of a graph where that can be.
+    """Calls `function(inputs)`, by replaying a graph where possible.
 
     Inputs are copied into buffers of the graph's own. The first calls of a kind run eagerly, in those buffers and with
     real results: nothing runs for warming up only, so there is nothing to undo. The next is captured and replayed. What
@@ -233,7 +233,7 @@ class CudaGraphs:
         return device.type == "cuda" and device.index not in _given_up and not torch.cuda.is_current_stream_capturing()
 
     def in_order(self) -> None:
-        """Before anything of a call: it begins after the last call's work, on whatever stream that was."""
+        """Called first: this call's work begins after that of the last call, whatever its stream."""
         stream = torch.cuda.current_stream()
         last = self._last.get(stream.device_index)
         if last is not None and last != stream:

@@ -19,15 +19,14 @@ from ard_fast.functional._arguments import positive_int, seed_tensor
 
 
 class GraphedPGD:
-    """An attack that is called like itself, and on CUDA replays its K steps as one CUDA graph.
+    """Wraps an attack: same call, same results, and on CUDA its K steps are replayed as one CUDA graph.
 
-    Random start, K times forward, gradient and step: what an eager attack launches one by one is launched at once. The
-    results are to the bit those of the attack. Without `seed` each call starts at other noise, drawn from torch's
-    generator as the attack draws it.
+    The random start and K times forward, gradient and step become one launch. Results are those of the attack, bit for
+    bit. Without `seed` each call starts at new noise from torch's generator, as the attack does.
 
     The first three calls of a kind are eager, the fourth is captured. Calls are of one kind if model, shapes, layouts,
     dtypes, autocast, the attack's own attributes and, unless it attacks in eval mode, the modes of the model's modules
-    agree; graphs of up to four kinds of a model are kept, a smaller last batch being a kind of its own. Weights updated
+    agree; graphs of up to four kinds of a model are kept, and a smaller last batch is a kind of its own. Weights updated
     in place are seen; weights put elsewhere (`.data =`, `model.to()`) are noticed and captured anew. Other changes to
     the model, such as to a dropout rate, are not: call `forget` after them. On a CPU, inside another capture, and if
     the capture fails (one `GraphWarning`), it runs the attack.
@@ -162,7 +161,7 @@ class GraphedPGD:
 
 
 def as_graph(attack: Any) -> Any:
-    """The attack as a `GraphedPGD` where that can be, else itself: for whoever calls it with one model many times."""
+    """The attack as a `GraphedPGD` if it can be captured, else unchanged. For repeated calls with one model."""
     capturable = isinstance(attack, GradientAttack) and attack.why_eager is None
     return GraphedPGD(attack) if capturable else attack
 

@@ -27,7 +27,7 @@ BN_POLICIES = ("eval", "train", "train_frozen")
 
 @contextmanager
 def attack_mode(model: Callable[[Tensor], Tensor], bn: str) -> Iterator[list[nn.Module]]:
-    """Put `model` in the mode of the policy, and every module's mode back on leaving.
+    """Context manager: put `model` in the mode of the policy, and restore every module's mode on exit.
 
     Several threads may be inside for the same module under one policy; the last to leave puts its mode back.
 

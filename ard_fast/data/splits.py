@@ -77,7 +77,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits and what is needed to read them. `test` is for final figures only: tune and select on `val`.
+    """Three splits and how to read them. `test` is for final figures only: tune and select on `val`.
 
     Attributes:
         name: as in `load_dataset`.
@@ -85,7 +85,7 @@ class Dataset:
         num_classes: labels are 0 to `num_classes` - 1.
         levels: the uint8 value that stands for 1.0.
         class_names: by label; the numbers themselves unless given.
-        classes_known: false where nothing but the labels at hand says how many classes there are: `num_classes` is then
+        classes_known: False if only the labels tell how many classes there are: `num_classes` is then
             the least that it can be.
         pool: where there are extra images, the training images and behind them the extra ones (`add_extra`).
     """

@@ -119,7 +119,7 @@ def attack_gradient(
     Rows whose loss is NaN have NaN throughout their gradient. All other gradients are finite: margin and DLR saturate.
     NaN, infinite and huge logits: see "Special values" in `ard_fast.functional`.
 
-    The gradient of a row that the network is sure of is small: of a confidence of 0.99999 at most 1e-5, which float16
+    The gradient of a confidently classified row is small: at a confidence of 0.99999 at most 1e-5, which float16
     rounds to a multiple of 6e-8, or to 0, here or on its way through the layers below. `scaled=True` multiplies each
     row, before it is rounded, by the power of two that brings its largest entry into [1, 2). Steps along the sign or
     the normalised gradient of each image do not change by that; for others divide the gradient of each image, in

@@ -1,4 +1,4 @@
-"""What every training method is: an inner problem, an outer loss, and what the teacher sees."""
+"""The base of training methods: the inner problem, the outer loss, and what the teacher sees."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StepResult(NamedTuple):
 
 @dataclass
 class Inner:
-    """What the inner problem hands to the outer loss. Nothing in it carries a gradient, except the `x_adv` of methods
+    """The result of the inner problem, passed to the outer loss. Nothing in it carries a gradient, except the `x_adv` of methods
     whose update also moves the perturbation.
 
     Attributes:
@@ -70,7 +70,7 @@ def constant_rate(epoch: int) -> float:
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method may know of the run besides its own settings.
+    """What a method can access of the run besides its own settings.
 
     Attributes:
         num_classes: C.
@@ -142,7 +142,7 @@ class Method(ABC):
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """The settings that it has, with the constants of its paper; radius and step of an attack go without."""
+        """Its settings with the constants of its paper, except radius and step size of the attack."""
         return {item.name: item.default for item in fields(cls) if item.init and item.default is not MISSING}
 
     @property
@@ -182,7 +182,7 @@ class Method(ABC):
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What must survive a stop, as tensors."""
+        """The state that a checkpoint needs, as tensors."""
         return {name: getattr(self, name) for name in self.state}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

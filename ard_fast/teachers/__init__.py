@@ -1,4 +1,4 @@
-"""Trained networks that give soft labels."""
+"""Trained networks that provide soft labels, and the cache of their logits."""
 
 from ard_fast.teachers.cache import CACHE_AUTO, CACHE_DTYPES, CacheWarning, LogitsCache, Views
 from ard_fast.teachers.inference import PRECISIONS, InferenceNetwork

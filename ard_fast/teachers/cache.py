@@ -84,7 +84,7 @@ class Views:
 
 
 class LogitsCache:
-    """A table of logits by (image, view), filled as images come by; it may be saved and read by later runs.
+    """Teacher logits by (image, view), filled as images are used; later runs can read the saved file.
 
     What a miss returns is what is kept: logits rounded to the table's dtype (float32: not rounded), so a hit repeats
     what some earlier step returned bit for bit. It is what the teacher would compute now, too, where an image's logits
