@@ -37,8 +37,9 @@ class StepResult(NamedTuple):
 
 @dataclass
 class Inner:
-    """The result of the inner problem, passed to the outer loss. Nothing in it carries a gradient, except the `x_adv` of methods
-    whose update also moves the perturbation.
+    """The result of the inner problem, passed to the outer loss.
+
+    Nothing in it carries a gradient, except the `x_adv` of methods whose update also moves the perturbation.
 
     Attributes:
         x_adv: adversarial images like `batch.x`; None for methods that attack nothing.
