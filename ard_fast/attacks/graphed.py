@@ -28,8 +28,8 @@ class GraphedPGD:
     dtypes, autocast, the attack's own attributes and, unless it attacks in eval mode, the modes of the model's modules
     agree; graphs of up to four kinds of a model are kept, and a smaller last batch is a kind of its own. Weights
     updated in place take effect; weights moved elsewhere (`.data =`, `model.to()`) lead to a new capture. Other changes
-    to the model, such as to a dropout rate, are not: call `forget` after them. On a CPU, inside another capture, and if
-    the capture fails (one `GraphWarning`), it runs the attack.
+    to the model, such as to a dropout rate, go unnoticed: call `forget` after them. On a CPU, inside another capture,
+    and if the capture fails (one `GraphWarning`), it runs the attack.
 
     May be called from several threads, which take turns. Models are held weakly; copies and pickles hold the
     attack only.
