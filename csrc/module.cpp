@@ -17,13 +17,14 @@ std::string simd_level() { return cpu::simd_level(); }
 }  // namespace ard
 
 STABLE_TORCH_LIBRARY(ARD_LIBRARY, m) {
+  // `levels`: each pixel of the result is k / levels for a whole number k; 0 for any value.
   m.def(
       "pgd_linf_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, Tensor? step_size_per_sample, "
       "Tensor? eps_per_sample, float step_size, float eps, bool targeted, float lower, "
-      "float upper) -> ()");
+      "float upper, int levels=0) -> ()");
   m.def(
       "random_start(Tensor x, Tensor? eps_per_sample, float eps, Tensor seed, Tensor? sample_ids, "
-      "bool normal, float std, bool clamp, float lower, float upper) -> Tensor");
+      "bool normal, float std, bool clamp, float lower, float upper, int levels=0) -> Tensor");
   // Row loss: weight * (kl_weight * KL(teacher || student) + clean_weight * L), where L is the
   // cross-entropy of `clean` when labels are given and KL(teacher || clean) when they are not. The
   // gradients come unscaled by any incoming one, with weights of their own (kl_grad_weight is the
@@ -61,14 +62,14 @@ STABLE_TORCH_LIBRARY(ARD_LIBRARY, m) {
   m.def(
       "mifgsm_step_(Tensor(a!) x_adv, Tensor(b!) momentum, Tensor grad, Tensor x, "
       "Tensor? step_size_per_sample, Tensor? eps_per_sample, float step_size, float eps, "
-      "float decay, bool targeted, float lower, float upper) -> ()");
+      "float decay, bool targeted, float lower, float upper, int levels=0) -> ()");
   // Takes the loss at x_adv into account and, given its gradient, writes the next iterate over
   // x_prev. `window`: iterations since the last checkpoint if this is one, else 0.
   m.def(
       "apgd_step_(Tensor(a!) x_adv, Tensor(b!) x_prev, Tensor(c!) x_best, Tensor(d!) grad_best, "
       "Tensor(e!) x_fooled, Tensor state, Tensor(f!) state_out, Tensor? grad, Tensor x, "
       "Tensor loss_rows, Tensor correct, Tensor? eps_per_sample, float eps, bool l2, bool first, "
-      "int window, float rho, float momentum, float lower, float upper) -> ()");
+      "int window, float rho, float momentum, float lower, float upper, int levels=0) -> ()");
   // Per sample: keeps best, or takes candidate where its loss is higher (`lower`: lower).
   m.def(
       "select_best_(Tensor(a!) best, Tensor candidate, Tensor best_loss, Tensor loss, "

@@ -50,6 +50,7 @@ class APGD(GradientAttack):
         targeted: move towards the labels instead of away from them.
         bn: mode of the model during the attack: "eval", "train" or "train_frozen", see `attack_mode`.
         bounds: lowest and highest pixel value.
+        levels: None, or 255 for iterates that are images of 8 bits (see `PGD`); no step is then shorter than one level.
         rho: at a checkpoint the step is halved unless more than this share of the steps since the last raised the loss.
         eot: forward and backward passes for each step, for randomised models: gradients are summed, losses
             averaged, and the last pass says whether the point is misclassified.
@@ -158,6 +159,7 @@ class APGD(GradientAttack):
             steps=self.steps,
             rho=self.rho,
             bounds=self.bounds,
+            levels=self.levels,
             check_bounds=False,
         )
 

@@ -50,6 +50,7 @@ from ard_fast.attacks.inputs import as_mask, check_images, check_integers, check
 from ard_fast.attacks.model_mode import attack_mode, is_fixed, uses_batch_statistics, without_gradient_sync
 from ard_fast.attacks.settings import Configured, Settings
 from ard_fast.functional._arguments import check_precondition, is_plain
+from ard_fast.functional._levels import check_levels, nearest_levels
 from ard_fast.functional.gradients import AttackGradient, attack_gradient, one_scale, scaled_rows
 from ard_fast.functional.starts import random_start
 
@@ -149,8 +150,9 @@ class GradientAttack(Settings):
             model: maps `[B, ...]` to logits `[B, C]`. `bn` applies to all modules behind it: itself, or those of a
                 lambda, bound method, partial or object; where none is found a warning says so once.
                 `DistributedDataParallel` is attacked through its `.module`.
-            x: clean images `[B, ...]`, float32, inside `bounds`. On the CPU every call looks; on CUDA, where that waits
-                for the device, this object's first call for a shape and bounds does, and none inside a capture.
+            x: clean images `[B, ...]`, float32, inside `bounds` (and at whole `levels`). On the CPU every call looks;
+                on CUDA, where that waits for the device, this object's first call for a shape and bounds does, and none
+                inside a capture.
             y: labels, int64 `[B]` (the classes to move to if targeted); for loss "kl" target logits `[B, C]`. None
                 takes what the model itself says of `x` in eval mode.
             seed: of the random start: an int, an int64 tensor with one element, or None. Restart r uses seed + r.
@@ -192,6 +194,8 @@ class GradientAttack(Settings):
                 x = x.contiguous()
             if x.shape[0] == 0:
                 return x.clone()
+            if self.levels is not None:
+                x = nearest_levels(x, self.levels)
             y, target_classes, mask, sample_ids = (_usable(t) for t in (y, target_classes, mask, sample_ids))
             if y is None or (self.takes_target_classes and target_classes is None):
                 y, target_classes = self._own_targets(model, x, cast("Tensor | None", y), target_classes)
@@ -231,6 +235,7 @@ class GradientAttack(Settings):
             bounds=self.bounds,
             seed=seed,
             sample_ids=problem.sample_ids,
+            levels=self.levels,
             check_bounds=False,
         )
         return x_adv if mask is None else torch.where(mask, x_adv, x)
@@ -368,7 +373,7 @@ class GradientAttack(Settings):
             return self.forward(model, x)
 
     def check_pixels(self, x: Tensor) -> None:
-        """Pixels inside `bounds`, and a ball no wider.
+        """Pixels inside `bounds` (and at whole `levels`), and a ball no wider.
 
         Looked at in every call on the CPU. On CUDA that waits for the device, so it is done in the first call of this
         attack for a shape and bounds, never inside the capture of a graph or where torch is told to raise on waits.
@@ -379,6 +384,8 @@ class GradientAttack(Settings):
             if kind in kinds or raises_on_waits or torch.cuda.is_current_stream_capturing():
                 return
         check_precondition(x, self.eps, self.bounds, self.norm)
+        if self.levels is not None:
+            check_levels(x, self.levels)
         kinds.add(kind)
 
     def _has_modules(self, found: Sequence[nn.Module], model: Model, bn: str, name: str = "model") -> bool:

@@ -102,6 +102,7 @@ class NFGSM(_OneStep):
             eps=upper - lower,
             targeted=self.targeted,
             bounds=self.bounds,
+            levels=self.levels,
             check_bounds=False,
         )
 

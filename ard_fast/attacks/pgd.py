@@ -45,6 +45,11 @@ class PGD(GradientAttack):
         eot: forward and backward passes whose gradients are summed for each step, for models that are random.
         kappa: of the loss "margin": how far beyond the boundary it still pushes; inf for without end.
         temperature: of the loss "kl", for both distributions.
+        levels: None, or the stored level that stands for 1.0, 255 for images of 8 bits. Every pixel of every iterate is
+            then k / levels for a whole k, with the bits of `pixels.float() / levels` on a CPU: saved as uint8 and read
+            again it is the same image. eps is taken down to whole levels, the step size to the nearest, at least one;
+            both are replaced by what they become. `x` must hold whole levels, and is taken at them if its last digits
+            differ. L-infinity and bounds (0, 1) only.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -71,17 +76,11 @@ class PGD(GradientAttack):
 
     def step(self, x_adv: Tensor, outcome: AttackGradient, problem: Problem, state: Any) -> Tensor:
         """Step, projection onto the ball and clamp to the pixel range in one pass, in place."""
-        step_ = pgd_linf_step_ if self.norm == "linf" else pgd_l2_step_
-        return step_(
-            x_adv,
-            outcome.grad,
-            problem.x,
-            step_size=known(self.step_size),
-            eps=self.eps,
-            targeted=self.targeted,
-            bounds=self.bounds,
-            check_bounds=False,
-        )
+        how: dict[str, Any] = {"step_size": self.step_size, "eps": self.eps, "targeted": self.targeted}
+        how |= {"bounds": self.bounds, "check_bounds": False}
+        if self.norm == "l2":
+            return pgd_l2_step_(x_adv, outcome.grad, problem.x, **how)
+        return pgd_linf_step_(x_adv, outcome.grad, problem.x, levels=self.levels, **how)
 
 
 @dataclass(eq=False, repr=False)
@@ -194,5 +193,6 @@ class MIFGSM(PGD):
             decay=self.decay,
             targeted=self.targeted,
             bounds=self.bounds,
+            levels=self.levels,
             check_bounds=False,
         )

@@ -20,6 +20,7 @@ from ard_fast.functional._arguments import (
     positive,
     positive_int,
 )
+from ard_fast.functional._levels import level_count, whole_radius, whole_step
 
 LOSSES = ("ce", "kl", "margin", "dlr", "dlr_targeted")
 NORMS = ("linf", "l2")
@@ -83,6 +84,7 @@ class Settings(Configured):
     eot: int = 1
     kappa: float = 50.0
     temperature: float = 1.0
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         self.norm = one_of(self.norm, "norm", NORMS)
@@ -109,6 +111,13 @@ class Settings(Configured):
         self.bounds = bounds_pair(self.bounds)
         if self.norm == "linf" and not isinstance(self.eps, Tensor):
             check_radius(self.eps, self.bounds, self.norm)
+        if self.levels is not None:
+            level_count(self.levels, self.norm, self.bounds)
+            if self.random_start and not self.clamp_start:
+                raise ValueError("clamp_start must be True with levels: beyond the bounds there are none")
+            self.eps = whole_radius(self.eps, self.levels)
+            if self.step_size is not None:
+                self.step_size = whole_step(self.step_size, self.levels)
 
     def at_eps(self: SomeSettings, eps: float | Tensor, **changes: Any) -> SomeSettings:
         """The same attack at another radius, its step size (where it is an argument) scaled in proportion.

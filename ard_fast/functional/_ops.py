@@ -64,12 +64,12 @@ def _check_one_device(names: Iterable[str], arguments: Iterable[Any]) -> None:
 
 
 @_shapes_of("pgd_linf_step_")
-def _(x_adv, grad, x, step_size_per_sample, eps_per_sample, step_size, eps, targeted, lower, upper) -> None:
+def _(x_adv, grad, x, step_size_per_sample, eps_per_sample, step_size, eps, targeted, lower, upper, levels=0) -> None:
     return None
 
 
 @_shapes_of("random_start")
-def _(x, eps_per_sample, eps, seed, sample_ids, normal, std, clamp, lower, upper) -> Tensor:
+def _(x, eps_per_sample, eps, seed, sample_ids, normal, std, clamp, lower, upper, levels=0) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
 
 

@@ -21,6 +21,7 @@ from ard_fast.functional._arguments import (
     tensor,
     with_layout_of,
 )
+from ard_fast.functional._levels import check_levels, level_count, whole_radius
 
 # Rows of the state, as in csrc/apgd/apgd.h.
 _STATE_ROWS = 7
@@ -86,7 +87,11 @@ class APGDRun:
         rho: at a checkpoint, the step is halved if no more than `rho` of the steps since the last one raised the loss.
         momentum: weight of the gradient step against the move before it, 0 to 1.
         bounds: lowest and highest pixel value.
-        check_bounds: look whether `x` is inside `bounds` and eps no wider. On the CPU only: on CUDA it would wait.
+        levels: the level that stands for 1.0, 1 to 255, as 255 for images of 8 bits: eps is taken down to whole levels,
+            each point is rounded to its nearest levels, and no step is shorter than one (see `pgd_linf_step_`).
+            `start` must hold whole levels too. L-infinity only.
+        check_bounds: look whether `x` is inside `bounds` (and at whole `levels`) and eps no wider. On the CPU only: on
+            CUDA it would wait.
 
     Attributes:
         x_adv: `[B, ...]`, where the loss is to be evaluated next. Overwritten later: copy what shall stay.
@@ -112,6 +117,7 @@ class APGDRun:
         rho: float = 0.75,
         momentum: float = 0.75,
         bounds: tuple[float, float] = (0.0, 1.0),
+        levels: int | None = None,
         check_bounds: bool = True,
     ) -> None:
         one_of(norm, "norm", ("linf", "l2"))
@@ -134,6 +140,12 @@ class APGDRun:
         if flag(check_bounds, "check_bounds") and x.device.type == "cpu":
             radius = self._eps if self._eps_tensor is None else self._eps_tensor
             check_precondition(x, radius, (self._lower, self._upper), norm)
+        self._levels = level_count(levels, norm, (self._lower, self._upper))
+        if self._levels:
+            if check_bounds and x.device.type == "cpu":
+                check_levels(x, self._levels)
+            self._eps = whole_radius(self._eps, self._levels)
+            self._eps_tensor = None if self._eps_tensor is None else whole_radius(self._eps_tensor, self._levels)
         self._x = x if is_plain(x) else x.contiguous()
         self.x_adv = torch.empty_like(self._x).copy_(start.detach())
         self._x_prev = torch.empty_like(self._x)
@@ -231,6 +243,7 @@ class APGDRun:
             self._momentum,
             self._lower,
             self._upper,
+            self._levels,
         )
         torch.autograd.graph.increment_version(written)
         self.state, self._state_out = self._state_out, self.state

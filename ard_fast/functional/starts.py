@@ -20,6 +20,7 @@ from ard_fast.functional._arguments import (
     seed_tensor,
     tensor,
 )
+from ard_fast.functional._levels import check_levels, level_count, nearest_levels, whole_radius
 
 _RADIUS_STREAM = 0x5DEECE66D1CE4E5B  # any constant: it only has to change the seed
 
@@ -35,6 +36,7 @@ def random_start(
     bounds: tuple[float, float] = (0.0, 1.0),
     seed: int | Array | None = None,
     sample_ids: Array | None = None,
+    levels: int | None = None,
     check_bounds: bool = True,
 ) -> Tensor:
     """Return a random point near each image, where an attack starts.
@@ -56,8 +58,10 @@ def random_start(
         seed: an int, an int64 tensor with one element on the device of `x` (read when the kernel runs), or None to draw
             one from torch's generator of that device.
         sample_ids: int64 `[B]`, what identifies each sample; None takes 0, 1, ..., B - 1.
-        check_bounds: where it clamps, look first whether `x` is inside `bounds` and eps no wider. On the CPU only, and
-            not while tracing: on CUDA it would wait. It reads `x` once more.
+        levels: the level that stands for 1.0, 1 to 255, as 255 for images of 8 bits: eps is taken down to whole levels,
+            and each pixel of the start to its nearest one (see `pgd_linf_step_`). L-infinity and `clamp` only.
+        check_bounds: where it clamps, look first whether `x` is inside `bounds` (and at whole `levels`) and eps no
+            wider. On the CPU only, and not while tracing: on CUDA it would wait. It reads `x` once more.
 
     Returns:
         `[B, ...]`, float32, in the memory layout of `x` where that is contiguous or channels_last, else contiguous.
@@ -80,10 +84,19 @@ def random_start(
     if check_bounds and clamp and x.device.type == "cpu":
         radius = eps_scalar if eps_tensor is None else eps_tensor
         check_precondition(x, radius, (lower, upper), None if init == "normal" else norm)
+    count = level_count(levels, norm, (lower, upper))
+    if count:
+        if not clamp:
+            raise ValueError("clamp must be True with levels: beyond the bounds there are none")
+        if check_bounds and x.device.type == "cpu":
+            check_levels(x, count)
+        if init != "normal":
+            eps_scalar = whole_radius(eps_scalar, count)
+            eps_tensor = None if eps_tensor is None else whole_radius(eps_tensor, count)
     seed = seed_tensor(seed, x.device)
     if init == "normal" or (norm, init) == ("linf", "uniform"):
         return _ops.random_start(
-            x, eps_tensor, eps_scalar, seed, sample_ids, init == "normal", std, clamp, lower, upper
+            x, eps_tensor, eps_scalar, seed, sample_ids, init == "normal", std, clamp, lower, upper, count
         )
     if eps_tensor is not None and eps_tensor.shape != x.shape[:1]:  # here no operator looks
         raise RuntimeError(f"eps must have shape {list(x.shape[:1])}, one entry a sample, got {list(eps_tensor.shape)}")
@@ -93,7 +106,8 @@ def random_start(
         numel = x.shape[1:].numel()
         radius = radius * _over_samples(_uniform(x, seed, sample_ids) ** (1.0 / max(numel, 1)), x)
     start = x + radius * _surface_direction(x, norm, seed, sample_ids)
-    return start.clamp_(lower, upper) if clamp else start
+    start = start.clamp_(lower, upper) if clamp else start
+    return nearest_levels(start, count) if count else start
 
 
 def _noise(like: Tensor, seed: Tensor, sample_ids: Tensor | None, normal: bool) -> Tensor:

@@ -19,6 +19,7 @@ from ard_fast.functional._arguments import (
     with_layout_of,
     written_tensor,
 )
+from ard_fast.functional._levels import check_levels, level_count, whole_radius, whole_step
 
 
 def pgd_linf_step_(
@@ -30,6 +31,7 @@ def pgd_linf_step_(
     eps: float | Array,
     targeted: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
+    levels: int | None = None,
     check_bounds: bool = True,
 ) -> Tensor:
     """Take one L-infinity PGD step in place: signed step, projection onto the eps-ball, clamp, in one pass.
@@ -37,6 +39,11 @@ def pgd_linf_step_(
     Bit for bit `clamp(min(max(x_adv + step_size * sign(grad), x - eps), x + eps), *bounds)` in float32, the order of
     operations of the published ARD code (Madry et al. 2018, section 2.1, is the method). `sign` is torch's: 0 for NaN
     and both zeros. A NaN pixel stays NaN.
+
+    With `levels`, 255 for images of 8 bits, each pixel of the result is k / levels for a whole number k, the bits that
+    `pixels.float() / levels` has on a CPU: saved as uint8 and read again it is the same image. eps is taken down to
+    whole levels (8/255 is 8, .031 is 7), `step_size` to the nearest ones, at least one (.003 is 1, .007 is 2), so that
+    a pixel with a gradient always moves unless it is at the edge of the ball; of two levels equally near the even one.
 
     Args:
         x_adv: iterate `[B, ...]`, float32, dense in memory (contiguous, channels_last, ...). Updated in place.
@@ -46,21 +53,23 @@ def pgd_linf_step_(
         eps: radius of the ball, likewise. Tensors are not checked for their values: that would wait for the GPU.
         targeted: descend the loss instead of ascending it.
         bounds: lowest and highest pixel value.
-        check_bounds: look whether `x` is inside `bounds` and eps no wider. On the CPU only, and not while tracing: on
-            CUDA it would wait. It reads `x` once more, 4 bytes a pixel beside the 16 of the step.
+        levels: the level that stands for 1.0, 1 to 255, or None for pixels of any value. `x` must hold whole levels,
+            and `bounds` be (0, 1).
+        check_bounds: look whether `x` is inside `bounds` (and at whole `levels`) and eps no wider. On the CPU only, and
+            not while tracing: on CUDA it would wait. It reads `x` once more, 4 bytes a pixel beside the 16 of the step.
 
     Returns:
         `x_adv`.
 
     Raises:
-        ValueError: a number is negative or not finite, bounds are not increasing, `x_adv` requires grad, or (CPU) `x`
-            is not inside `bounds` or eps is wider.
+        ValueError: a number is negative or not finite, bounds are not increasing, `x_adv` requires grad, eps is less
+            than one level, or (CPU) `x` is not inside `bounds` or not at whole levels, or eps is wider.
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
     x_adv, grad, x, sizes, bounds = _prepare(
-        x_adv, grad, x, step_size, eps, bounds, "linf" if flag(check_bounds, "check_bounds") else None
+        x_adv, grad, x, step_size, eps, bounds, "linf", flag(check_bounds, "check_bounds"), levels
     )
-    _ops.pgd_linf_step_(x_adv, grad, x, *sizes, targeted, *bounds)
+    _ops.pgd_linf_step_(x_adv, grad, x, *sizes, targeted, *bounds, levels or 0)
     # The dispatcher does not count the write of an operator like this one; without the count autograd would not
     # notice that a tensor it saved has changed.
     torch.autograd.graph.increment_version(x_adv)
@@ -108,7 +117,7 @@ def pgd_l2_step_(
         RuntimeError: shapes, dtypes, devices or memory layouts do not fit; the message names the argument.
     """
     x_adv, grad, x, sizes, bounds = _prepare(
-        x_adv, grad, x, step_size, eps, bounds, "l2" if flag(check_bounds, "check_bounds") else None
+        x_adv, grad, x, step_size, eps, bounds, "l2", flag(check_bounds, "check_bounds")
     )
     _ops.pgd_l2_step_(x_adv, grad, x, *sizes, targeted, *bounds)
     torch.autograd.graph.increment_version(x_adv)
@@ -126,6 +135,7 @@ def mifgsm_step_(
     decay: float = 1.0,
     targeted: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
+    levels: int | None = None,
     check_bounds: bool = True,
 ) -> Tensor:
     """Take one MI-FGSM step in place (Dong et al. 2018, equations 6 and 7, with the L-infinity projection).
@@ -143,6 +153,7 @@ def mifgsm_step_(
         decay: weight of the earlier momentum, at least 0 (mu in the paper, 1.0 there).
         targeted: descend the loss instead of ascending it; the momentum accumulates the gradient either way.
         bounds: lowest and highest pixel value.
+        levels: the level that stands for 1.0, for a result at whole levels; see `pgd_linf_step_`.
         check_bounds: look whether `x` is inside `bounds` and eps no wider. On the CPU only, and not while tracing: on
             CUDA it would wait. It reads `x` once more, 4 bytes a pixel beside the 16 of the step.
 
@@ -160,9 +171,9 @@ def mifgsm_step_(
     if momentum.requires_grad and torch.is_grad_enabled():
         raise ValueError("momentum must not require grad: the step is not differentiable; pass momentum.detach()")
     x_adv, grad, x, sizes, bounds = _prepare(
-        x_adv, grad, x, step_size, eps, bounds, "linf" if flag(check_bounds, "check_bounds") else None
+        x_adv, grad, x, step_size, eps, bounds, "linf", flag(check_bounds, "check_bounds"), levels
     )
-    _ops.mifgsm_step_(x_adv, momentum, grad, x, *sizes, decay, targeted, *bounds)
+    _ops.mifgsm_step_(x_adv, momentum, grad, x, *sizes, decay, targeted, *bounds, levels or 0)
     torch.autograd.graph.increment_version((x_adv, momentum))
     return x_adv
 
@@ -207,13 +218,11 @@ def _prepare(
     step_size: float | Array,
     eps: float | Array,
     bounds: tuple[float, float],
-    norm: str | None,
+    norm: str,
+    check_bounds: bool,
+    levels: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, Tensor | None, float, float], tuple[float, float]]:
-    """x_adv, grad and x in its layout, the sizes as the operators take them, and the bounds.
-
-    Args:
-        norm: of the ball, if `x` and eps are to be checked against the bounds.
-    """
+    """x_adv, grad and x in its layout, the sizes as the operators take them, and the bounds."""
     if not (type(x_adv) is type(grad) is type(x) is Tensor):
         x_adv, grad, x = written_tensor(x_adv, "x_adv"), tensor(grad, "grad"), tensor(x, "x")
     if TYPE_CHECKING:  # a comparison of types tells a checker nothing
@@ -230,6 +239,13 @@ def _prepare(
     if x.requires_grad or x.stride() != stride:
         x = with_layout_of(x.detach(), x_adv)
     bounds = bounds_pair(bounds)
-    if norm is not None and x.device.type == "cpu":
+    if check_bounds and x.device.type == "cpu":
         check_precondition(x, eps_scalar if eps_tensor is None else eps_tensor, bounds, norm)
+    if levels is not None:
+        level_count(levels, norm, bounds)
+        if check_bounds and x.device.type == "cpu":
+            check_levels(x, levels)
+        step_scalar, eps_scalar = whole_step(step_scalar, levels), whole_radius(eps_scalar, levels)
+        step_tensor = None if step_tensor is None else whole_step(step_tensor, levels)
+        eps_tensor = None if eps_tensor is None else whole_radius(eps_tensor, levels)
     return x_adv, grad, x, (step_tensor, eps_tensor, step_scalar, eps_scalar), bounds

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ard_fast._typing import known
-from ard_fast.reference.steps import per_sample
+from ard_fast.reference.steps import at_levels, per_sample, whole_radius
 
 
 def random_start(
@@ -21,11 +21,13 @@ def random_start(
     bounds: tuple[float, float] = (0.0, 1.0),
     seed: int,
     sample_ids: Tensor | None = None,
+    levels: int | None = None,
 ) -> Tensor:
     """x plus Philox noise. Uniform noise has the operator's bits; the normal quantile and the norms here are torch's,
     in float64."""
     if norm not in ("linf", "l2"):
         raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}")
+    eps = whole_radius(eps, levels)
     uniform = philox_uniform(x.shape, seed=seed, sample_ids=sample_ids).to(x.device)
     normal = torch.special.ndtri((1.0 + uniform.double()) / 2.0)
     dims = tuple(range(1, x.dim()))
@@ -44,7 +46,7 @@ def random_start(
             radius = radius * per_sample((share ** (1.0 / x[0].numel())).flatten(), x)
         noise = (radius * surface).to(x.dtype)
     out = x + noise
-    return torch.clamp(out, *bounds) if clamp else out
+    return at_levels(torch.clamp(out, *bounds) if clamp else out, levels)
 
 
 def crop_flip(

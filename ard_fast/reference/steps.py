@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,12 +18,33 @@ def pgd_linf_step(
     eps: float | Tensor,
     targeted: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
+    levels: int | None = None,
 ) -> Tensor:
-    """The step as the published ARD code writes it."""
-    step_size, eps = per_sample(step_size, x), per_sample(eps, x)
+    """The step as the published ARD code writes it; with `levels` of whole levels, and at its nearest ones."""
+    step_size, eps = per_sample(step_size, x), per_sample(whole_radius(eps, levels), x)
+    if levels is not None:
+        step_size = torch.as_tensor(step_size, dtype=None if isinstance(step_size, Tensor) else torch.float64)
+        step_size = torch.where(step_size > 0, (step_size * levels).round().clamp_min(1.0), step_size) / levels
     stepped = x_adv + (-step_size if targeted else step_size) * torch.sign(grad.to(x_adv.dtype))
     projected = torch.min(torch.max(stepped, x - eps), x + eps)
-    return torch.clamp(projected, *bounds)
+    return at_levels(torch.clamp(projected, *bounds), levels)
+
+
+def at_levels(x: Tensor, levels: int | None) -> Tensor:
+    """Each pixel at the nearest k / levels, if there are levels."""
+    if levels is None:
+        return x
+    divisor = torch.full((), levels, dtype=torch.float32, device=x.device)  # of a number CUDA takes the reciprocal
+    return torch.round(x * levels) / divisor
+
+
+def whole_radius(eps: float | Tensor, levels: int | None) -> float | Tensor:
+    """The whole levels within eps, if there are levels."""
+    if levels is None:
+        return eps
+    if isinstance(eps, Tensor):
+        return torch.floor(eps * levels + 1e-4) / levels
+    return math.floor(eps * levels + 1e-4) / levels
 
 
 def per_sample(value: float | Tensor, x: Tensor) -> float | Tensor:
@@ -64,13 +86,15 @@ def mifgsm_step(
     decay: float = 1.0,
     targeted: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
+    levels: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """New (x_adv, momentum): the momentum gains the L1-normalised gradient, and the sign step follows it."""
     grad = finite_gradient(grad)
     norm = _norm(grad, 1)
     gain = grad / norm.where(norm > 0, torch.ones_like(norm))
     momentum = (decay * momentum.double() + gain).to(momentum.dtype)
-    return pgd_linf_step(x_adv, momentum, x, step_size=step_size, eps=eps, targeted=targeted, bounds=bounds), momentum
+    sizes = {"step_size": step_size, "eps": eps, "levels": levels}
+    return pgd_linf_step(x_adv, momentum, x, targeted=targeted, bounds=bounds, **sizes), momentum
 
 
 class APGDIterate(NamedTuple):
@@ -98,11 +122,13 @@ def apgd_step(
     rho: float = 0.75,
     momentum: float = 0.75,
     bounds: tuple[float, float] = (0.0, 1.0),
+    levels: int | None = None,
 ) -> APGDIterate:
     """Croce & Hein 2020, algorithm 1: judge `x_adv` by its loss, then step; the result's `x_adv` is the next point.
 
     With `first`, only `x_adv` of the iterate is read. Without a gradient nothing moves.
     """
+    eps = whole_radius(eps, levels)
     radius = per_sample(eps, x)
 
     def images(mask: Tensor) -> Tensor:
@@ -151,9 +177,9 @@ def apgd_step(
         wide = torch.nan_to_num(grad.double(), nan=0.0, posinf=limits.max, neginf=limits.min)
         lengths = images(wide.flatten(1).norm(dim=1))
         direction = torch.where(lengths > 0, wide / lengths, 0.0).to(x.dtype)
-    stepped = project(x_adv + images(state[0]) * direction)
+    stepped = project(x_adv + images(state[0] if levels is None else state[0].clamp_min(1.0 / levels)) * direction)
     mixed = x_adv + (stepped - x_adv) * momentum + (x_adv - x_prev) * (1.0 - momentum)
-    return APGDIterate(project(mixed), x_adv, x_best, grad_best, x_fooled, state)
+    return APGDIterate(at_levels(project(mixed), levels), x_adv, x_best, grad_best, x_fooled, state)
 
 
 def select_best(

@@ -52,6 +52,7 @@ __global__ void __launch_bounds__(kApgdThreads)
   const ApgdDecision d = apgd_decide(p, sample);
   if (part == 0 && threadIdx.x == 0) apgd_store(p.state_out, p.batch, sample, d.record);
   const float eps = p.eps_per_sample ? p.eps_per_sample[sample] : p.eps;
+  const float step_size = apgd_step_size(p, d);
   const int64_t begin = sample * p.sample_numel, end = begin + p.sample_numel;
   const int64_t first = begin + (int64_t(part) * kApgdThreads + threadIdx.x) * kVec;
   const int64_t stride = int64_t(blocks_per_sample) * kApgdThreads * kVec;
@@ -64,10 +65,11 @@ __global__ void __launch_bounds__(kApgdThreads)
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       const float current = from.current[j];
-      previous[j] = apgd_linf_update(current, to_float(from.grad.v[j]), x[j],
-                                     p.first ? current : previous[j], d.record.step_size, eps,
-                                     p.momentum, p.one_minus_momentum, p.lower, p.upper);
+      previous[j] =
+          apgd_linf_update(current, to_float(from.grad.v[j]), x[j], p.first ? current : previous[j],
+                           step_size, eps, p.momentum, p.one_minus_momentum, p.lower, p.upper);
     }
+    to_levels(previous, p.levels);
     store_pixels_global<kVec>(p.x_prev + i, previous);
   }
 }

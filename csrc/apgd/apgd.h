@@ -30,6 +30,7 @@ struct ApgdParams {
   float momentum;            // weight of the gradient step
   float one_minus_momentum;  // weight of the move before
   float lower, upper;        // pixel bounds
+  Levels levels;             // of the iterates; L-infinity only
   bool first;                // this is the start: nothing is remembered yet
   bool checkpoint;
 };
@@ -95,6 +96,12 @@ ARD_HD ApgdDecision apgd_decide(const ApgdParams& p, int64_t sample) {
     r.increases = 0.0f;
   }
   return ApgdDecision{r, improved, wrong, halve && !improved};
+}
+
+// Between levels, a step of less than one would not move.
+ARD_HD float apgd_step_size(const ApgdParams& p, const ApgdDecision& d) {
+  const float step = d.record.step_size;
+  return p.levels.count > 0.0f ? max_or_second(level_value(1.0f, p.levels), step) : step;
 }
 
 // The iterate after `current` before its last projection: `stepped` (the projected gradient step)

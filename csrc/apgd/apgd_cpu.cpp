@@ -67,13 +67,14 @@ void linf_piece(const ApgdParams& p, const ApgdDecision& d, int64_t sample, int6
                 int64_t count) {
   const GradT* grad = apgd_select<GradT>(p, d, at, count);
   if (!grad) return;
-  const LinfNumbers n{d.record.step_size,
+  const LinfNumbers n{apgd_step_size(p, d),
                       p.eps_per_sample ? p.eps_per_sample[sample] : p.eps,
                       p.momentum,
                       p.one_minus_momentum,
                       p.lower,
                       p.upper};
   linf_step(p.x_prev + at, p.x_adv + at, grad, p.x + at, n, count);
+  to_levels(p.x_prev + at, count, p.levels);
 }
 
 // The L2 step: three passes over a sample, with its norms taken in the first two.

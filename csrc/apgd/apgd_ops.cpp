@@ -2,6 +2,7 @@
 
 #include "apgd/apgd.h"
 #include "common/operators.h"
+#include "steps/step_checks.h"
 
 namespace ard {
 namespace {
@@ -31,7 +32,7 @@ ApgdParams pack_apgd_step(Tensor& x_adv,        // [B, ...] float32, written on 
                           const Tensor& correct,                        // [B] bool
                           const std::optional<Tensor>& eps_per_sample,  // [B] float32
                           double eps, bool first, int64_t window, double rho, double momentum,
-                          double lower, double upper) {
+                          double lower, double upper, int64_t levels) {
   check_dtype(x_adv, "x_adv", ScalarType::Float, "float32 (iterates stay in full precision)");
   check_dense(x_adv, "x_adv");
   check_batch_outermost(x_adv, "x_adv", "Auto-PGD, which decides sample by sample");
@@ -107,6 +108,7 @@ ApgdParams pack_apgd_step(Tensor& x_adv,        // [B, ...] float32, written on 
   p.one_minus_momentum = float(first ? 0.0 : 1.0 - momentum);
   p.lower = float(lower);
   p.upper = float(upper);
+  p.levels = checked_levels(levels);
   p.first = first;
   p.checkpoint = window > 0;
   return p;
@@ -116,10 +118,11 @@ void apgd_step_(Tensor x_adv, Tensor x_prev, Tensor x_best, Tensor grad_best, Te
                 const Tensor state, Tensor state_out, std::optional<Tensor> grad, const Tensor x,
                 const Tensor loss_rows, const Tensor correct, std::optional<Tensor> eps_per_sample,
                 double eps, bool l2, bool first, int64_t window, double rho, double momentum,
-                double lower, double upper) {
+                double lower, double upper, int64_t levels) {
   const ApgdParams p = pack_apgd_step(x_adv, x_prev, x_best, grad_best, x_fooled, state, state_out,
                                       grad, x, loss_rows, correct, eps_per_sample, eps, first,
-                                      window, rho, momentum, lower, upper);
+                                      window, rho, momentum, lower, upper, levels);
+  ARD_CHECK(levels == 0 || !l2, "levels must be 0 for l2, got ", levels);
   const Dtype dtype = dtype_tag(grad_best);
   const int64_t pieces = l2 ? 1 : cpu::apgd_linf_pieces(p.sample_numel);
   const int64_t grain = std::max<int64_t>(1, (1 << 15) * pieces / (p.sample_numel + 1));

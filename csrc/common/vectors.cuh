@@ -1,7 +1,7 @@
 // Elements that one thread moves together by one load or store: 16 bytes when N * sizeof(T) is 16.
 #pragma once
 
-#include "common/config.h"
+#include "common/levels.h"
 
 namespace ard::cuda {
 
@@ -67,6 +67,14 @@ __device__ __forceinline__ void store_pixels_global(float* to, const Pixels<kVec
   constexpr int kWide = Pixels<kVec>::kWide;
 #pragma unroll
   for (int q = 0; q < kVec / kWide; ++q) store_global<kWide>(to + kWide * q, pixels.quad[q]);
+}
+
+// Each pixel to its nearest level, where there are any: one branch for all of them.
+template <int kVec>
+__device__ __forceinline__ void to_levels(Pixels<kVec>& pixels, const Levels& levels) {
+  if (levels.count == 0.0f) return;
+#pragma unroll
+  for (int j = 0; j < kVec; ++j) pixels[j] = to_level(pixels[j], levels);
 }
 
 }  // namespace ard::cuda

@@ -1,7 +1,7 @@
 // The augmentation of one image: which view of it to take, and one pixel of that view.
 #pragma once
 
-#include "common/math.h"
+#include "common/levels.h"
 #include "common/philox.h"
 
 namespace ard {
@@ -19,8 +19,8 @@ struct CropFlipParams {
   int64_t batch;
   int32_t channels, height, width;  // C * H * W < 2^31
   int32_t padding;                  // of zeros, on all four sides
-  float scale_high, scale_low;      // of to_unit, from unit_scale
-  bool flip;                        // whether to draw flips
+  Levels levels;
+  bool flip;  // whether to draw flips
   bool channels_last;
 };
 
@@ -73,21 +73,6 @@ ARD_HD int64_t view_of(const CropFlipParams& p, int64_t b) {
                    p.flip);
 }
 
-// 1 / levels in two parts; the upper one has 16 bits, so that its product with a byte is exact.
-ARD_HD void unit_scale(int64_t levels, float* high, float* low) {
-  const double scale = 1.0 / double(levels);
-  *high = bits_to_float(float_to_bits(float(scale)) & 0xffffff00u);
-  *low = float(scale - double(*high));
-}
-
-// value / levels as a float, the same bits as the division has: the sum before its rounding is
-// within 2^-38 of the quotient, which (unless it is a float itself) stays 2^-33 away from any point
-// halfway between two floats. Contracting it to a fused multiply-add would give the same bits.
-ARD_HD float to_unit(uint8_t value, float high, float low) {
-  const float v = float(value);
-  return add_rn(mul_rn(v, high), mul_rn(v, low));
-}
-
 // The pixel at (channel, y, x) of a view.
 ARD_HD float crop_flip_pixel(const CropFlipParams& p, const uint8_t* image, const CropView& view,
                              int32_t channel, int32_t y, int32_t x) {
@@ -96,7 +81,7 @@ ARD_HD float crop_flip_pixel(const CropFlipParams& p, const uint8_t* image, cons
   const bool inside = uint32_t(row) < uint32_t(p.height) && uint32_t(column) < uint32_t(p.width);
   // The address is inside the image in any case.
   const uint8_t value = image[inside ? (channel * p.height + row) * p.width + column : 0];
-  return inside ? to_unit(value, p.scale_high, p.scale_low) : 0.0f;
+  return inside ? level_value(float(value), p.levels) : 0.0f;
 }
 
 namespace cpu {

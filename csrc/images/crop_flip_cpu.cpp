@@ -9,8 +9,8 @@ namespace ard::cpu {
 namespace {
 
 ARD_CLONES void convert(const uint8_t* __restrict from, float* __restrict to, int64_t count,
-                        float high, float low) {
-  for (int64_t i = 0; i < count; ++i) to[i] = to_unit(from[i], high, low);
+                        Levels levels) {
+  for (int64_t i = 0; i < count; ++i) to[i] = level_value(float(from[i]), levels);
 }
 
 // Eight bytes at a time, the last ones perhaps twice. Rows are short and of any length, which a
@@ -103,7 +103,7 @@ void crop_flip(const CropFlipParams& p, int64_t begin, int64_t end) {
         ++channel;
       }
     }
-    convert(bytes.data(), p.x + line * line_numel, count * line_numel, p.scale_high, p.scale_low);
+    convert(bytes.data(), p.x + line * line_numel, count * line_numel, p.levels);
     line += count;
   }
 }

@@ -84,7 +84,7 @@ CropFlipParams pack_crop_flip(const Tensor& images,                // [N, C, H, 
   p.height = int32_t(h);
   p.width = int32_t(w);
   p.padding = int32_t(padding);
-  unit_scale(levels, &p.scale_high, &p.scale_low);
+  p.levels = pixel_levels(levels);
   p.flip = flip;
   p.channels_last = channels_last;
   return p;

@@ -91,6 +91,7 @@ __global__ void __launch_bounds__(1024, 1) mifgsm_step_kernel(NormStepParams p) 
       m[j] = mifgsm_momentum(m[j], to_float(g.v[j]), p.decay, by);
       a[j] = pgd_linf_update(a[j], m[j], c[j], step, eps, p.lower, p.upper);
     }
+    to_levels(a, p.levels);
     store_pixels<kVec>(p.momentum + at + i, m);
     store_pixels<kVec>(p.x_adv + at + i, a);
   }

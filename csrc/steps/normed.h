@@ -5,6 +5,7 @@
 #pragma once
 
 #include "common/half.h"
+#include "common/levels.h"
 
 namespace ard {
 
@@ -23,6 +24,7 @@ struct NormStepParams {
   float decay;           // of the momentum; MI-FGSM only
   float direction;       // +1 ascends the loss, -1 descends it (targeted)
   float lower, upper;    // pixel bounds
+  Levels levels;         // of the result; MI-FGSM only
 };
 
 constexpr float kLargestFloat = 3.402823466e+38f;

@@ -82,6 +82,7 @@ ARD_HD void mifgsm_sample(const NormStepParams& p, const GradT* grads, int64_t s
     momentum[i] = m;
     x_adv[i] = pgd_linf_update(x_adv[i], m, x[i], step, eps, lower, upper);
   }
+  to_levels(x_adv, p.sample_numel, p.levels);
 }
 
 ARD_CLONES void mifgsm_dtype(const NormStepParams& p, const float* grads, int64_t sample) {

@@ -39,7 +39,7 @@ NormStepParams pack_mifgsm_step(Tensor& x_adv,       // [B, ...] float32, writte
                                 const std::optional<Tensor>& step_size_per_sample,  // [B]
                                 const std::optional<Tensor>& eps_per_sample,        // [B]
                                 double step_size, double eps, double decay, bool targeted,
-                                double lower, double upper) {
+                                double lower, double upper, int64_t levels) {
   NormStepParams p = pack_norm_step(x_adv, grad, x, step_size_per_sample, eps_per_sample, step_size,
                                     eps, targeted, lower, upper);
   check_dtype(momentum, "momentum", ScalarType::Float, "float32");
@@ -52,16 +52,17 @@ NormStepParams pack_mifgsm_step(Tensor& x_adv,       // [B, ...] float32, writte
   if (eps_per_sample) check_apart(momentum, "momentum", *eps_per_sample, "eps");
   p.momentum = static_cast<float*>(momentum.data_ptr());
   p.decay = float(decay);
+  p.levels = checked_levels(levels);
   return p;
 }
 
 void mifgsm_step_(Tensor x_adv, Tensor momentum, const Tensor grad, const Tensor x,
                   std::optional<Tensor> step_size_per_sample, std::optional<Tensor> eps_per_sample,
                   double step_size, double eps, double decay, bool targeted, double lower,
-                  double upper) {
+                  double upper, int64_t levels) {
   const NormStepParams p =
       pack_mifgsm_step(x_adv, momentum, grad, x, step_size_per_sample, eps_per_sample, step_size,
-                       eps, decay, targeted, lower, upper);
+                       eps, decay, targeted, lower, upper, levels);
   const Dtype dtype = dtype_tag(grad);
   run(
       x_adv, [&](auto stream) { cuda::launch_mifgsm_step(p, dtype, stream); }, p.batch,

@@ -13,8 +13,9 @@ __device__ __forceinline__ void pgd_linf_step_one(const PgdLinfParams& p, int64_
   const int64_t sample = per_sample ? i / p.sample_numel : 0;
   const float step = p.step_size_per_sample ? p.step_size_per_sample[sample] : p.step_size;
   const float eps = p.eps_per_sample ? p.eps_per_sample[sample] : p.eps;
-  p.x_adv[i] = pgd_linf_update(p.x_adv[i], to_float(static_cast<const GradT*>(p.grad)[i]), p.x[i],
-                               p.direction * step, eps, p.lower, p.upper);
+  const float next = pgd_linf_update(p.x_adv[i], to_float(static_cast<const GradT*>(p.grad)[i]),
+                                     p.x[i], p.direction * step, eps, p.lower, p.upper);
+  p.x_adv[i] = p.levels.count > 0.0f ? to_level(next, p.levels) : next;
 }
 
 // Elements [head, head + kVec * vectors) in vectors of kVec, one a thread; a thread more for each
@@ -31,29 +32,20 @@ __global__ void __launch_bounds__(kPgdThreads)
     return;
   }
   const int64_t i = head + thread * kVec;
-  // Pixels move in 16-byte vectors too: one for a float gradient, two for a half one.
-  constexpr int kQuads = kVec / 4;
   const Vec<GradT, kVec> grad = load_vec<kVec>(static_cast<const GradT*>(p.grad) + i);
-  Vec<float, 4> x_adv[kQuads], x[kQuads];
-#pragma unroll
-  for (int q = 0; q < kQuads; ++q) {
-    x_adv[q] = load_vec<4>(p.x_adv + i + 4 * q);
-    x[q] = load_vec<4>(p.x + i + 4 * q);
-  }
+  Pixels<kVec> x_adv = load_pixels<kVec>(p.x_adv + i);
+  const Pixels<kVec> x = load_pixels<kVec>(p.x + i);
   const bool per_sample = p.step_size_per_sample || p.eps_per_sample;
   const int64_t sample = per_sample ? i / p.sample_numel : 0;
   const float step =
       p.direction * (p.step_size_per_sample ? p.step_size_per_sample[sample] : p.step_size);
   const float eps = p.eps_per_sample ? p.eps_per_sample[sample] : p.eps;
 #pragma unroll
-  for (int q = 0; q < kQuads; ++q) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      x_adv[q].v[j] = pgd_linf_update(x_adv[q].v[j], to_float(grad.v[4 * q + j]), x[q].v[j], step,
-                                      eps, p.lower, p.upper);
-    }
-    store_vec<4>(p.x_adv + i + 4 * q, x_adv[q]);
+  for (int j = 0; j < kVec; ++j) {
+    x_adv[j] = pgd_linf_update(x_adv[j], to_float(grad.v[j]), x[j], step, eps, p.lower, p.upper);
   }
+  to_levels(x_adv, p.levels);
+  store_pixels<kVec>(p.x_adv + i, x_adv);
 }
 
 // For tensors whose vectors would straddle an alignment or a sample.
@@ -99,13 +91,14 @@ __global__ void __launch_bounds__(kPgdThreads) random_start_kernel(RandomStartPa
   const float* x = p.x + sample * p.sample_numel;
   float* out = p.out + sample * p.sample_numel;
   if constexpr (kVector) {
-    Vec<float, 4> pixels = load_vec<4>(x + 4 * group);
+    Pixels<4> pixels = load_pixels<4>(x + 4 * group);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      pixels.v[j] =
-          random_start_element(pixels.v[j], bits.v[j], p.normal, eps, p.std, p.lower, p.upper);
+      pixels[j] =
+          random_start_element(pixels[j], bits.v[j], p.normal, eps, p.std, p.lower, p.upper);
     }
-    store_vec<4>(out + 4 * group, pixels);
+    to_levels(pixels, p.levels);
+    store_pixels<4>(out + 4 * group, pixels);
   } else {
     const int64_t pixels = p.sample_numel / p.channels;
 #pragma unroll
@@ -113,7 +106,9 @@ __global__ void __launch_bounds__(kPgdThreads) random_start_kernel(RandomStartPa
       const int64_t e = 4 * group + j;
       if (e >= p.sample_numel) return;
       const int64_t i = p.channels == 1 ? e : e % pixels * p.channels + e / pixels;
-      out[i] = random_start_element(x[i], bits.v[j], p.normal, eps, p.std, p.lower, p.upper);
+      const float pixel =
+          random_start_element(x[i], bits.v[j], p.normal, eps, p.std, p.lower, p.upper);
+      out[i] = p.levels.count > 0.0f ? to_level(pixel, p.levels) : pixel;
     }
   }
 }

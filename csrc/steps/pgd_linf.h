@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/half.h"
+#include "common/levels.h"
 #include "common/philox.h"
 
 namespace ard {
@@ -19,6 +20,7 @@ struct PgdLinfParams {
   float eps;             // used when eps_per_sample is null
   float direction;       // +1 ascends the loss, -1 descends it (targeted)
   float lower, upper;    // pixel bounds
+  Levels levels;         // of the result
 };
 
 struct RandomStartParams {
@@ -34,6 +36,7 @@ struct RandomStartParams {
   float eps;             // used when eps_per_sample is null
   float std;             // of the normal start
   float lower, upper;    // pixel bounds, -inf and +inf when the start is not clamped
+  Levels levels;         // of the result
   bool normal;
 };
 
@@ -116,6 +119,9 @@ ARD_HD float random_start_element(float x, uint32_t bits, bool normal, float eps
 }
 
 namespace cpu {
+
+// Each pixel to its nearest level; nothing where there are none.
+void to_levels(float* pixels, int64_t count, const Levels& levels);
 
 // Elements [begin, end) of the flattened tensors.
 void pgd_linf_step(const PgdLinfParams& p, Dtype grad_dtype, int64_t begin, int64_t end);

@@ -30,6 +30,10 @@ ARD_CLONES void step(float* x_adv, const bf16* grad, const float* x, float signe
   step_stretch(x_adv, grad, x, signed_step, eps, lower, upper, count);
 }
 
+ARD_CLONES void round_to_levels(float* pixels, int64_t count, Levels levels) {
+  for (int64_t i = 0; i < count; ++i) pixels[i] = to_level(pixels[i], levels);
+}
+
 // kLanes groups of 4 pixels in logical order, from group `first` of one sample. Padding past the
 // sample's end is computed and dropped by the caller.
 ARD_CLONES void noise_block(const float* x, float* out, uint64_t seed, uint64_t sample_id,
@@ -57,6 +61,10 @@ ARD_CLONES void noise_block(const float* x, float* out, uint64_t seed, uint64_t 
 
 }  // namespace
 
+void to_levels(float* pixels, int64_t count, const Levels& levels) {
+  if (levels.count > 0.0f) round_to_levels(pixels, count, levels);
+}
+
 void pgd_linf_step(const PgdLinfParams& p, Dtype grad_dtype, int64_t begin, int64_t end) {
   const bool per_sample = p.step_size_per_sample || p.eps_per_sample;
   while (begin < end) {
@@ -72,6 +80,7 @@ void pgd_linf_step(const PgdLinfParams& p, Dtype grad_dtype, int64_t begin, int6
       const auto* grad = static_cast<const decltype(example)*>(p.grad) + begin;
       step(x_adv, grad, x, step_size, eps, p.lower, p.upper, count);
     });
+    to_levels(x_adv, count, p.levels);
     begin += count;
   }
 }
@@ -99,6 +108,7 @@ void random_start(const RandomStartParams& p, int64_t begin, int64_t end) {
     noise_block(x, out, uint64_t(*p.seed), uint64_t(p.sample_ids ? p.sample_ids[sample] : sample),
                 uint64_t(first), p.normal, p.eps_per_sample ? p.eps_per_sample[sample] : p.eps,
                 p.std, p.lower, p.upper);
+    to_levels(out, live, p.levels);
     if (p.channels == 1) {
       for (int64_t i = 0; i < live; ++i) out_sample[element + i] = out[i];
     } else {

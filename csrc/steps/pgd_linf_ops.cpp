@@ -11,13 +11,14 @@ PgdLinfParams pack_pgd_linf_step(Tensor& x_adv,       // [B, ...] float32, writt
                                  const std::optional<Tensor>& step_size_per_sample,  // [B]
                                  const std::optional<Tensor>& eps_per_sample,        // [B]
                                  double step_size, double eps, bool targeted, double lower,
-                                 double upper) {
+                                 double upper, int64_t levels) {
   PgdLinfParams p = pack_step<PgdLinfParams>(x_adv, grad, x, step_size_per_sample, eps_per_sample,
                                              step_size, eps, targeted, lower, upper);
   if (step_size_per_sample || eps_per_sample) {
     check_batch_outermost(x_adv, "x_adv", "a per-sample eps or step_size");
   }
   p.numel = x_adv.numel();
+  p.levels = checked_levels(levels);
   p.sample_numel = p.numel && x_adv.dim() ? p.numel / x_adv.size(0) : 0;
   return p;
 }
@@ -25,9 +26,9 @@ PgdLinfParams pack_pgd_linf_step(Tensor& x_adv,       // [B, ...] float32, writt
 void pgd_linf_step_(Tensor x_adv, const Tensor grad, const Tensor x,
                     std::optional<Tensor> step_size_per_sample,
                     std::optional<Tensor> eps_per_sample, double step_size, double eps,
-                    bool targeted, double lower, double upper) {
+                    bool targeted, double lower, double upper, int64_t levels) {
   const PgdLinfParams p = pack_pgd_linf_step(x_adv, grad, x, step_size_per_sample, eps_per_sample,
-                                             step_size, eps, targeted, lower, upper);
+                                             step_size, eps, targeted, lower, upper, levels);
   const Dtype dtype = dtype_tag(grad);
   run(
       x_adv, [&](auto stream) { cuda::launch_pgd_linf_step(p, dtype, stream); }, p.numel, 1 << 15,
@@ -38,8 +39,8 @@ RandomStartParams pack_random_start(const Tensor& x,                            
                                     const std::optional<Tensor>& eps_per_sample,  // [B]
                                     double eps, const Tensor& seed,               // [1] int64
                                     const std::optional<Tensor>& sample_ids,      // [B] int64
-                                    bool normal, double std, bool clamp, double lower,
-                                    double upper) {
+                                    bool normal, double std, bool clamp, double lower, double upper,
+                                    int64_t levels) {
   check_dtype(x, "x", ScalarType::Float, "float32");
   ARD_CHECK(x.dim() >= 1, "x must have a batch dimension, got a scalar");
   check_dense(x, "x");
@@ -62,15 +63,16 @@ RandomStartParams pack_random_start(const Tensor& x,                            
   p.std = float(std);
   p.lower = clamp ? float(lower) : -INFINITY;
   p.upper = clamp ? float(upper) : INFINITY;
+  p.levels = checked_levels(levels);
   p.normal = normal;
   return p;
 }
 
 Tensor random_start(const Tensor x, std::optional<Tensor> eps_per_sample, double eps,
                     const Tensor seed, std::optional<Tensor> sample_ids, bool normal, double std,
-                    bool clamp, double lower, double upper) {
-  RandomStartParams p =
-      pack_random_start(x, eps_per_sample, eps, seed, sample_ids, normal, std, clamp, lower, upper);
+                    bool clamp, double lower, double upper, int64_t levels) {
+  RandomStartParams p = pack_random_start(x, eps_per_sample, eps, seed, sample_ids, normal, std,
+                                          clamp, lower, upper, levels);
   Tensor out = empty_with_layout_of(x);
   p.out = static_cast<float*>(out.data_ptr());
   run(

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/checks.h"
+#include "common/levels.h"
 
 namespace ard {
 
@@ -41,6 +42,12 @@ Params pack_step(Tensor& x_adv,                                      // [B, ...]
   p.lower = float(lower);
   p.upper = float(upper);
   return p;
+}
+
+// 0 for none.
+inline Levels checked_levels(int64_t levels) {
+  ARD_CHECK(levels >= 0 && levels <= 255, "levels must be from 1 to 255, got ", levels);
+  return pixel_levels(levels);
 }
 
 // Samples that one thread takes at a time: enough work to be worth a thread.

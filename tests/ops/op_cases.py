@@ -7,10 +7,16 @@ from ard_fast import functional as F
 from ard_fast.functional import _ops
 
 
-def step_arguments(device, grad_dtype=torch.float32, shape=(2, 3, 4, 5), per_sample=False):
+def last(levels):
+    """An argument that is left out at its default."""
+    return () if levels is None else (levels,)
+
+
+def step_arguments(device, grad_dtype=torch.float32, shape=(2, 3, 4, 5), per_sample=False, levels=None):
     x = torch.rand(shape, device=device)
     sizes = torch.full((shape[0],), 0.1, device=device) if per_sample else None
-    return x.clone(), torch.randn_like(x).to(grad_dtype), x, sizes, sizes, 0.1, 0.2, False, 0.0, 1.0
+    numbers = 0.1, 0.2, False, 0.0, 1.0
+    return x.clone(), torch.randn_like(x).to(grad_dtype), x, sizes, sizes, *numbers, *last(levels)
 
 
 def mifgsm_arguments(device, **options):
@@ -24,13 +30,13 @@ def select_arguments(device, lower=False):
     return best, candidate, best_loss, loss, out, lower
 
 
-def start_arguments(device, normal=False, last=False):
+def start_arguments(device, normal=False, channels_last=False, levels=None):
     x = torch.rand(2, 3, 4, 5, device=device)
-    if last:
+    if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     seed = torch.tensor([7], device=device)
     ids = torch.tensor([5, 6], device=device)
-    return x, None, 0.1, seed, ids if last else None, normal, 0.001, True, 0.0, 1.0
+    return x, None, 0.1, seed, ids if channels_last else None, normal, 0.001, True, 0.0, 1.0, *last(levels)
 
 
 def loss_arguments(
@@ -76,6 +82,7 @@ def apgd_arguments(
     per_sample=False,
     window=0,
     shape=(3, 2, 4, 5),
+    levels=None,
 ):
     pixels = torch.rand(5, *shape, device=device)
     x_adv, x_prev, x_best, x_fooled, x = (p.clone() for p in pixels)
@@ -85,7 +92,7 @@ def apgd_arguments(
     radii = torch.full((3,), 0.1, device=device) if per_sample else None
     written = x_adv, x_prev, x_best, gradients[0].clone(), x_fooled, state.clone(), state_out.clone()
     read = gradients[1].clone() if grad else None, x, loss_rows, correct, radii
-    return *written, *read, 0.1, l2, first, window, 0.75, 0.75, 0.0, 1.0
+    return *written, *read, 0.1, l2, first, window, 0.75, 0.75, 0.0, 1.0, *last(levels)
 
 
 def crop_arguments(device, given=False, last=False, ids=True):
@@ -143,6 +150,7 @@ CASES = {
         apgd_arguments,
         {"grad_dtype": HALF, "l2": True, "per_sample": True, "window": 3},
     ),
+    "apgd levels": (_ops.apgd_step_, apgd_arguments, {"levels": 255}),
     "apgd last": (_ops.apgd_step_, apgd_arguments, {"grad": False}),
     "crop": (_ops.crop_flip, crop_arguments, {}),
     "crop by position channels_last": (_ops.crop_flip, crop_arguments, {"last": True, "ids": False}),
@@ -151,15 +159,19 @@ CASES = {
     "fold bf16": (_ops.fold_batch_norm_, fold_arguments, {"dtype": SMALL}),
     "step": (_ops.pgd_linf_step_, step_arguments, {}),
     "step bf16": (_ops.pgd_linf_step_, step_arguments, {"grad_dtype": SMALL}),
+    "step levels": (_ops.pgd_linf_step_, step_arguments, {"levels": 255, "shape": (2, 3, 4, 7)}),
     "step per sample": (_ops.pgd_linf_step_, step_arguments, {"per_sample": True}),
     "l2 step": (_ops.pgd_l2_step_, step_arguments, {}),
     "l2 step fp16 per sample": (_ops.pgd_l2_step_, step_arguments, {"grad_dtype": HALF, "per_sample": True}),
     "mifgsm step": (_ops.mifgsm_step_, mifgsm_arguments, {}),
+    "mifgsm step levels": (_ops.mifgsm_step_, mifgsm_arguments, {"levels": 255}),
     "mifgsm step bf16 per sample": (_ops.mifgsm_step_, mifgsm_arguments, {"grad_dtype": SMALL, "per_sample": True}),
     "select": (_ops.select_best_, select_arguments, {}),
     "select lower": (_ops.select_best_, select_arguments, {"lower": True}),
     "start": (_ops.random_start, start_arguments, {}),
-    "start normal channels_last": (_ops.random_start, start_arguments, {"normal": True, "last": True}),
+    "start normal channels_last": (_ops.random_start, start_arguments, {"normal": True, "channels_last": True}),
+    "start levels": (_ops.random_start, start_arguments, {"levels": 255}),
+    "start levels channels_last": (_ops.random_start, start_arguments, {"levels": 16, "channels_last": True}),
     "loss": (_ops.kd_loss, loss_arguments, {}),
     "loss fp16 rows": (_ops.kd_loss, loss_arguments, {"dtype": HALF, "with_clean": False, "reduce": False}),
     "loss both gradients": (_ops.kd_loss, loss_arguments, {"with_clean": False, "with_teacher": True}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -52,12 +52,27 @@ def copied(iterate: APGDIterate, dtype: torch.dtype | None = None) -> APGDIterat
     return APGDIterate(*(t.to(dtype or t.dtype, copy=True) for t in iterate))
 
 
-def call(iterate, grad, x, loss_rows, correct, *, eps, norm="linf", first=False, window=0, rho=0.75, momentum=0.75):
+def call(
+    iterate,
+    grad,
+    x,
+    loss_rows,
+    correct,
+    *,
+    eps,
+    norm="linf",
+    first=False,
+    window=0,
+    rho=0.75,
+    momentum=0.75,
+    levels=None,
+):
     """The operator with the signature of the reference; what it returns lies in the same memory."""
     state_out = torch.full_like(iterate.state, math.nan)
     radii, radius = (eps, 0.0) if isinstance(eps, Tensor) else (None, eps)
     read = grad, x, loss_rows, correct, radii, radius
-    _ops.apgd_step_(*iterate, state_out, *read, norm == "l2", first, window, rho, momentum, 0.0, 1.0)
+    numbers = norm == "l2", first, window, rho, momentum, 0.0, 1.0
+    _ops.apgd_step_(*iterate, state_out, *read, *numbers, *() if levels is None else (levels,))
     x_adv, x_prev = iterate.x_adv, iterate.x_prev
     if grad is not None:
         x_adv, x_prev = x_prev, x_adv
@@ -130,6 +145,8 @@ def test_a_run_of_steps(shape, norm, device, on_cpu):
         for i, grad, loss, correct in rounds(generator, x, 12, grad_dtype):
             at = mine.x_adv.clone()
             settings = {"eps": radii, "norm": norm, "first": i == 0, "window": window_at(i)}
+            if norm == "linf" and grad_dtype == torch.bfloat16:  # the eps of whole levels
+                settings |= {"eps": 13 / 255, "levels": 255}
             mine = check_step(mine, None if i == 11 else grad, x, loss, correct, **settings)
             halved |= bool((mine.state[0] < 2 * eps).any())
             restarted |= i < 11 and not same(mine.x_prev, at)
@@ -224,8 +241,11 @@ def run(case, norm, rows=None):
     raise AssertionError("no rounds")
 
 
-@given(cases())
-def test_linf_runs_have_the_bits_of_the_formula(case):
+@given(cases(), st.sampled_from((None, None, 16, 255)))
+def test_linf_runs_have_the_bits_of_the_formula(case, levels):
+    if levels is not None:
+        eps = max(case.settings["eps"], 1 / levels)
+        case = replace(case, settings={**case.settings, "eps": eps, "levels": levels})
     found, points = run(case, "linf")
     x, start = case.values()
     iterate, windows = fresh(x, start, case.dtype), (*F.checkpoint_windows(case.steps), 0)

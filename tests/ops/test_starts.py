@@ -62,6 +62,24 @@ def test_formula(norm, init, device):
             torch.testing.assert_close(last, found, rtol=0, atol=0 if init == "normal" or norm == "linf" else 1e-7)
 
 
+@pytest.mark.parametrize("init", ["uniform", "surface", "normal"])
+def test_images_of_8_bits_start_as_such(init, device):
+    """The bits of uint8 / 255, in the ball counted in levels; uniform noise is that of the formula, then rounded."""
+    levels = torch.arange(256).repeat(2, 8).reshape(2, 4, 16, 32)
+    x, settings = (levels / 255).to(device), {"eps": 7.905 / 255, "init": init, "std": 0.01, "seed": 5, "levels": 255}
+    found = F.random_start(x, **settings)
+    at = (found.cpu() * 255).round().to(torch.uint8)
+    assert same(found.cpu(), at.float() / 255)
+    moved = (at.long() - levels).abs()
+    assert moved.max() == 7 or (init == "normal" and moved.max() > 7)
+    if init == "uniform":
+        assert same(found, reference.random_start(x, **settings))
+    last = F.random_start(x.contiguous(memory_format=torch.channels_last), **settings)
+    assert last.is_contiguous(memory_format=torch.channels_last) and same(last.contiguous(), found)
+    tensor = torch.full((2,), 7.905 / 255, device=device)
+    assert same(F.random_start(x, **settings | {"eps": tensor}), found)
+
+
 words = st.one_of(st.integers(-(2**63), 2**63 - 1), st.sampled_from((0, -1, 2**32 - 1, 2**32)))
 
 
@@ -165,6 +183,9 @@ def test_nan_pixels_stay_nan(device):
         ("norm must be one of 'linf', 'l2', got 'l3'", {"norm": "l3"}, ValueError),
         ("init must be one of 'uniform', 'surface', 'normal', got 'gauss'", {"init": "gauss"}, ValueError),
         ("eps must be finite", {"eps": math.inf}, ValueError),
+        ("levels must be None for norm='l2'", {"levels": 255, "norm": "l2"}, ValueError),
+        ("clamp must be True with levels", {"levels": 255, "clamp": False}, ValueError),
+        ("x must hold whole levels, k/16", {"levels": 16, "x": torch.full((2, 3), 0.1)}, ValueError),
         ("std must be finite and at least 0", {"init": "normal", "std": -1.0}, ValueError),
         ("bounds must be", {"bounds": (0.5, 0.5)}, ValueError),
         ("seed must be an int of 64 bits", {"seed": 2**64}, ValueError),

@@ -1,7 +1,7 @@
 """The steps of the attacks in place: L-infinity bit for bit, L2 and MI-FGSM against float64."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -82,6 +82,8 @@ def test_formula(step, shape, device, on_cpu):
     for dtype, targeted, eps in zip(DTYPES, (False, True, False), (0.05, radii.to(device), 0.05), strict=True):
         near = (x + 0.05 * x_adv).to(device)
         step(near, grad.to(device, dtype), x.to(device), step_size=0.02, eps=eps, targeted=targeted)
+        if step is not l2:
+            step(near, grad.to(device, dtype), x.to(device), step_size=0.01, eps=eps, targeted=targeted, levels=255)
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,35 @@ def check_in_place(step, case, values):
 @often
 def test_linf_for_any_arguments(case):
     check_in_place(linf, case, case.values())
+
+
+@given(cases(), st.sampled_from((1, 16, 255)))
+def test_whole_levels_for_any_arguments(case, levels):
+    """Off the levels, too: what is rounded is the step of the formula."""
+    eps = max(case.settings["eps"], 1 / levels)
+    case = replace(case, settings={**case.settings, "eps": eps, "bounds": (0.0, 1.0), "levels": levels})
+    for step in (linf, mifgsm):
+        check_in_place(step, case, case.values())
+
+
+# In levels of 1/255: eps and step size; how far a pixel may go, and goes at a time.
+WHOLE = [(8.0, 2.0, 8, 2), (7.905, 1.785, 7, 2), (0.99999, 0.01, 1, 1), (2.5, 2.5, 2, 2), (255.0, 300.0, 255, 300)]
+
+
+@pytest.mark.parametrize(("eps", "step_size", "most", "stride"), [*WHOLE, (0.0, 1.0, 0, 1), (8.0, 0.0, 8, 0)])
+def test_images_of_8_bits_stay_such(eps, step_size, most, stride, device):
+    """The bits of uint8 / 255, in the ball counted in levels, and moved by whole ones wherever there is a gradient."""
+    levels = torch.arange(256).repeat(3, 8)
+    x = (levels / 255).to(device)
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"eps": eps / 255, "step_size": step_size / 255}
+    for settings in (sizes, {name: torch.full((3,), size, device=device) for name, size in sizes.items()}):
+        x_adv, at = x.clone(), levels.clone()
+        for _ in range(5):
+            sign = torch.randint(-1, 2, x.shape, generator=generator)
+            F.pgd_linf_step_(x_adv, sign.to(device, torch.bfloat16), x, levels=255, **settings)
+            at = (at + stride * sign).clamp(levels - most, levels + most).clamp(0, 255)
+            assert same(x_adv.cpu(), at.to(torch.uint8).float() / 255)
 
 
 @given(cases())
@@ -258,6 +289,9 @@ def test_from_the_image_itself(device):
         torch.testing.assert_close(mine, formula(x, grad, x, step_size=0.1, eps=0.05), rtol=0, atol=2e-7)
 
 
+LEVELS = {"levels": 255, "x": torch.full((2, 3, 4, 4), 0.5)}
+
+
 def bad_calls():
     """What all three refuse: changed tensors by name, or other settings."""
     x = torch.rand(2, 3, 4, 4)
@@ -275,6 +309,10 @@ def bad_calls():
     yield "eps must be a number, got str", {"eps": "big"}, TypeError
     yield "bounds must be", {"bounds": (1.0, 0.0)}, ValueError
     yield "bounds must be a pair", {"bounds": 1.0}, ValueError
+    yield "levels must be an int from 1 to 255, got 256", {"levels": 256}, ValueError
+    yield "levels must be None for bounds", {"levels": 255, "bounds": (0.0, 255.0)}, ValueError
+    yield r"x must hold whole levels, k/255 \(levels=255\), got 0.5, which is 127.50/255", LEVELS, ValueError
+    yield "eps must be at least 1/255", {"levels": 255, "eps": 0.003, "x": x.round()}, ValueError
     yield "x_adv must not require grad", {"x_adv": x.clone().requires_grad_()}, ValueError
     moved = x.transpose(0, 1)
     yield "batch dimension outermost", {"x_adv": moved, "grad": moved, "x": moved, "eps": torch.ones(3)}, RuntimeError
@@ -298,6 +336,8 @@ def call(function, **changes):
 @pytest.mark.parametrize(("message", "changes", "error"), list(bad_calls()))
 def test_bad_calls(message, changes, error):
     for function in (F.pgd_linf_step_, F.pgd_l2_step_, F.mifgsm_step_):
+        if function is F.pgd_l2_step_ and "levels" in changes:
+            continue
         with pytest.raises(error, match=message):
             call(function, **changes)
 
