@@ -47,8 +47,8 @@ class PGD(GradientAttack):
         temperature: of the loss "kl", for both distributions.
         levels: None, or the stored level that stands for 1.0, 255 for images of 8 bits. Every pixel of every iterate is
             then k / levels for a whole k, with the bits of `pixels.float() / levels` on a CPU: saved as uint8 and read
-            again it is the same image. eps is taken down to whole levels, the step size to the nearest, at least one;
-            both are replaced by what they become. `x` must hold whole levels, and is taken at them if its last digits
+            again it is the same image. eps is taken down to whole levels and the step size up, and both are replaced by
+            what they become. `x` must hold whole levels, and is taken at them if its last digits
             differ. L-infinity and bounds (0, 1) only.
 
     Raises:

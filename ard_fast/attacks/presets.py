@@ -22,6 +22,8 @@ Other numbers of steps N and restarts R are read from the name, `STANDARDS["pgd4
     apgd-ceN  apgd-ceN-R  apgd-dlrN  apgd-dlrN-R  apgd-tN  apgd-tN-R
 
 `-linf` or `-l2` at the end says of which ball an attack is: `STANDARDS["pgd20-l2"](0.5)` needs no second argument.
+`-8bit` after all else makes every iterate an image of 8 bits (`levels=255`, see `PGD`), in the L-infinity ball:
+`STANDARDS["pgd20-8bit"](8 / 255)`.
 """
 
 from __future__ import annotations
@@ -136,11 +138,11 @@ PRESETS = tuple(_PRESETS)
 
 GRAMMAR = (
     "pgdN, cwN, mifgsmN, apgd-ceN, apgd-dlrN, apgd-tN with N steps, -R for R restarts (pgd50-10), -trades for the "
-    "small steps of TRADES (pgd40-trades), -linf or -l2 for the norm of the ball"
+    "small steps of TRADES (pgd40-trades), -linf or -l2 for the norm of the ball, -8bit for 8-bit images (pgd20-8bit)"
 )
 _NAME = re.compile(
     r"(?P<kind>fgsm|pgd|cw|mifgsm|apgd-ce|apgd-dlr|apgd-t)(?P<steps>\d+)?(?:-(?P<restarts>\d+))?(?P<trades>-trades)?"
-    r"(?:-(?P<norm>linf|l2))?"
+    r"(?:-(?P<norm>linf|l2))?(?P<eight>-8bit)?"
 )
 _APGD = ("apgd-ce", "apgd-dlr", "apgd-t")
 _STEPS = {"fgsm": 1, "mifgsm": 10, **dict.fromkeys(_APGD, 100)}  # where the name does not say
@@ -159,6 +161,7 @@ class Standard:
         steps, restarts: of the attack.
         trades: whether steps are .003 at 8/255 instead of 2/255.
         norm: "linf" or "l2" where the name says it, else None.
+        levels: 255 for images of 8 bits, else None.
     """
 
     name: str
@@ -167,6 +170,7 @@ class Standard:
     restarts: int = 1
     trades: bool = False
     norm: str | None = None
+    levels: int | None = None
 
     def __call__(self, eps: float, norm: str | None = None) -> GradientAttack:
         """The attack in the ball of radius `eps`, pixels in [0, 1]; None is the name's norm, else L-infinity.
@@ -177,22 +181,23 @@ class Standard:
         norm = one_of(norm or self.norm or "linf", "norm", NORMS)
         if self.norm not in (None, norm):
             raise ValueError(f"norm must be {self.norm!r} for the attack {self.name}, got {norm!r}")
-        if norm != "linf" and self.kind in _LINF_ONLY:
+        if norm != "linf" and (self.kind in _LINF_ONLY or self.levels):
             raise ValueError(f"norm must be 'linf' for the attack {self.name}, which is not defined for {norm!r}")
-        steps, restarts = self.steps, self.restarts
+        same: dict[str, Any] = {"eps": eps, "levels": self.levels}
         if self.kind == "fgsm":
-            return FGSM(eps=eps, norm=norm)
+            return FGSM(norm=norm, **same)
+        same["steps"] = self.steps
+        if self.kind == "mifgsm":
+            return MIFGSM(**same)
+        same["restarts"] = self.restarts
         if self.kind == "pgd":
             step_size = eps * (_TRADES_STEP if self.trades else _STEP)
-            return PGD(eps=eps, step_size=step_size, steps=steps, norm=norm, restarts=restarts)
+            return PGD(step_size=step_size, norm=norm, **same)
         if self.kind == "cw":
-            return CWLinf(eps=eps, step_size=eps * _STEP, steps=steps, restarts=restarts)
-        if self.kind == "mifgsm":
-            return MIFGSM(eps=eps, steps=steps)
+            return CWLinf(step_size=eps * _STEP, **same)
         if self.kind == "apgd-t":
-            return APGDT(eps=eps, steps=steps, norm=norm, restarts=restarts, drop_every=_DROP_EVERY)
-        loss = self.kind.removeprefix("apgd-")
-        return APGD(eps=eps, steps=steps, norm=norm, loss=loss, restarts=restarts, drop_every=_DROP_EVERY)
+            return APGDT(norm=norm, drop_every=_DROP_EVERY, **same)
+        return APGD(norm=norm, loss=self.kind.removeprefix("apgd-"), drop_every=_DROP_EVERY, **same)
 
 
 def read_name(name: str) -> Standard | None:
@@ -217,10 +222,13 @@ def read_name(name: str) -> Standard | None:
         raise ValueError(f"attack {name!r}: mifgsm has no random start, so every restart would be the same")
     if trades and kind != "pgd":
         raise ValueError(f"attack {name!r}: -trades is a step size of pgd only")
+    if match["eight"] and norm == "l2":
+        raise ValueError(f"attack {name!r}: -8bit is of the L-infinity ball only")
     for number, what in ((steps, "steps"), (restarts, "restarts")):
         if number is not None:
             positive_int(number, f"attack {name!r}: {what}")
-    return Standard(name, kind, _STEPS[kind] if steps is None else steps, restarts or 1, trades, norm)
+    levels = 255 if match["eight"] else None
+    return Standard(name, kind, _STEPS[kind] if steps is None else steps, restarts or 1, trades, norm, levels)
 
 
 class _Standards(dict[str, Standard]):

@@ -81,7 +81,9 @@ class Job:
         if attacks is None:
             attacks, self.left_out = default_attacks(settings.norm, classes)
         self.settings = settings = replace(settings, attacks=tuple(attacks))
-        self.steps = make_plan(attacks, eps=settings.eps, norm=settings.norm, num_classes=classes)
+        self.steps = make_plan(
+            attacks, eps=settings.eps, norm=settings.norm, num_classes=classes, levels=self.dataset.levels
+        )
         self.loaded = load_model(
             settings.source,
             settings.model,
@@ -258,8 +260,15 @@ class Job:
             f"{len(self.split)} {settings.split} images of {self.dataset.name}, {self.dataset.describe(self.split)}, "
             f"pixels in [0, 1]; {norm} ball, eps {settings.eps:.5g}; eval mode, float32; seed {settings.seed}",
             *self.left_out,
+            *self._levels(),
             *self.form.notes,
         ]
+
+    def _levels(self) -> list[str]:
+        """What attacks of 8-bit images may do, counted in levels."""
+        eight = [attack.eps for step in self.steps for _, attack in step.stages if getattr(attack, "levels", None)]
+        far = f"at most {round(255 * eight[0])} levels from the clean one" if eight else ""
+        return [f"-8bit: adversarial images of 8 bits, each pixel one of 256 levels and {far}"] if eight else []
 
     def _finished(self) -> str:
         done = [result.name for result in self.evaluator.results]

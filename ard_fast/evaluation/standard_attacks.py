@@ -53,7 +53,7 @@ def default_attacks(norm: str, num_classes: int) -> tuple[list[str], list[str]]:
     return names, left_out
 
 
-def make_plan(names: Sequence[str], *, eps: float, norm: str, num_classes: int) -> list[Step]:
+def make_plan(names: Sequence[str], *, eps: float, norm: str, num_classes: int, levels: int = 255) -> list[Step]:
     """The attacks in the order given, without "clean" (which always comes first) and without duplicates.
 
     Args:
@@ -61,9 +61,11 @@ def make_plan(names: Sequence[str], *, eps: float, norm: str, num_classes: int) 
         eps: radius.
         norm: "linf" or "l2".
         num_classes: of the model.
+        levels: the uint8 value that stands for 1.0.
 
     Raises:
-        ValueError: an unknown name, too few classes, no such attack in this norm, or `pyautoattack` is missing.
+        ValueError: an unknown name, too few classes, no such attack in this norm or of images that are not of 8 bits,
+            or `pyautoattack` is missing.
     """
     for name in names:
         standard = _read(name)
@@ -71,6 +73,11 @@ def make_plan(names: Sequence[str], *, eps: float, norm: str, num_classes: int) 
             raise ValueError(
                 f"attacks: {name} works in the {standard.norm} ball, but eps {eps:g} is a radius of the {norm} ball; "
                 f"evaluate with --norm {standard.norm} and an --eps of its own"
+            )
+        if standard is not None and standard.levels not in (None, levels):
+            raise ValueError(
+                f"attacks: {name} needs images of 8 bits, levels 0 to 255, but this data set has levels 0 to {levels}: "
+                f"use {name.removesuffix('-8bit')}"
             )
         least = _least_classes(name)
         if num_classes < least:

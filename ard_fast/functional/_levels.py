@@ -12,7 +12,7 @@ from ard_fast.functional._arguments import Bounds, can_be_read, int_between
 
 Size = TypeVar("Size", float, Tensor)
 
-_ROUNDING = 1e-4  # of a level: what the rounding of an eps to float32 may take off its whole levels, several times over
+_ROUNDING = 1e-4  # of a level: what float32 may take off the whole levels of a size, several times over
 _OFF = 1e-3  # of a level: pixels that were normalised and put back are off by a tenth of it
 
 
@@ -43,10 +43,11 @@ def whole_radius(eps: Size, levels: int) -> Size:
 
 
 def whole_step(step_size: Size, levels: int) -> Size:
-    """The nearest whole number of levels, at least one unless the step is 0."""
+    """The step taken up to whole levels: .007 becomes 2/255; any above 0 is at least one, or no pixel would move."""
     if isinstance(step_size, Tensor):
-        return torch.maximum((step_size * levels).round(), (step_size > 0).to(step_size.dtype)) / levels
-    return max(round(step_size * levels), int(step_size > 0)) / levels
+        least = (step_size > 0).to(step_size.dtype)
+        return torch.maximum((step_size * levels - _ROUNDING).ceil(), least) / levels
+    return max(math.ceil(step_size * levels - _ROUNDING), int(step_size > 0)) / levels
 
 
 def nearest_levels(x: Tensor, levels: int) -> Tensor:

@@ -42,8 +42,8 @@ def pgd_linf_step_(
 
     With `levels`, 255 for images of 8 bits, each pixel of the result is k / levels for a whole number k, the bits that
     `pixels.float() / levels` has on a CPU: saved as uint8 and read again it is the same image. eps is taken down to
-    whole levels (8/255 is 8, .031 is 7), `step_size` to the nearest ones, at least one (.003 is 1, .007 is 2), so that
-    a pixel with a gradient always moves unless it is at the edge of the ball; of two levels equally near the even one.
+    whole levels (8/255 is 8, .031 is 7) and `step_size` up (.003 is 1, .007 is 2), so that a pixel with a gradient
+    always moves unless it is at the edge of the ball or the range.
 
     Args:
         x_adv: iterate `[B, ...]`, float32, dense in memory (contiguous, channels_last, ...). Updated in place.

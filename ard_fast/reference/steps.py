@@ -20,11 +20,12 @@ def pgd_linf_step(
     bounds: tuple[float, float] = (0.0, 1.0),
     levels: int | None = None,
 ) -> Tensor:
-    """The step as the published ARD code writes it; with `levels` of whole levels, and at its nearest ones."""
+    """The step as the published ARD code writes it; with `levels` of whole ones, and at the nearest."""
     step_size, eps = per_sample(step_size, x), per_sample(whole_radius(eps, levels), x)
     if levels is not None:
         step_size = torch.as_tensor(step_size, dtype=None if isinstance(step_size, Tensor) else torch.float64)
-        step_size = torch.where(step_size > 0, (step_size * levels).round().clamp_min(1.0), step_size) / levels
+        whole = (step_size * levels - 1e-4).ceil().clamp_min(1.0)
+        step_size = torch.where(step_size > 0, whole, torch.zeros_like(whole)) / levels
     stepped = x_adv + (-step_size if targeted else step_size) * torch.sign(grad.to(x_adv.dtype))
     projected = torch.min(torch.max(stepped, x - eps), x + eps)
     return at_levels(torch.clamp(projected, *bounds), levels)

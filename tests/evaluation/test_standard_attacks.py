@@ -92,6 +92,7 @@ def test_the_plan_says_what_a_name_stands_for():
         (["autoattack"], "linf", 3, "autoattack needs a model of at least 4 classes"),
         (["cw20"], "l2", 10, "cw20"),
         (["pgd20-l2"], "linf", 10, "pgd20-l2 works in the l2 ball, but eps 0.1 is a radius of the linf .*--norm l2"),
+        (["pgd20-8bit"], "linf", 10, "pgd20-8bit needs images of 8 bits, .* has levels 0 to 16: use pgd20$"),
         (["pgd"], "linf", 10, "attacks: attack 'pgd': the number of steps is missing, as in pgd20"),
         (["clean", "square"], "linf", 10, r"square needs the package pyautoattack.*pip install 'ard-fast\[autoatt"),
     ],
@@ -100,7 +101,7 @@ def test_what_cannot_be_run_is_refused(names, norm, classes, message, monkeypatc
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     monkeypatch.delitem(sys.modules, "pyautoattack.fab_pt", raising=False)
     with pytest.raises(ValueError, match=message):
-        make_plan(names, eps=0.1, norm=norm, num_classes=classes)
+        make_plan(names, eps=0.1, norm=norm, num_classes=classes, levels=16)
 
 
 @pytest.mark.parametrize(("norm", "classes", "absent"), [("linf", 10, 0), ("linf", 4, 0), ("linf", 3, 1), ("l2", 2, 1)])

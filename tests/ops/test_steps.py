@@ -166,7 +166,7 @@ def test_whole_levels_for_any_arguments(case, levels):
 
 
 # In levels of 1/255: eps and step size; how far a pixel may go, and goes at a time.
-WHOLE = [(8.0, 2.0, 8, 2), (7.905, 1.785, 7, 2), (0.99999, 0.01, 1, 1), (2.5, 2.5, 2, 2), (255.0, 300.0, 255, 300)]
+WHOLE = [(8.0, 2.0, 8, 2), (7.905, 1.2, 7, 2), (0.99999, 1e-9, 1, 1), (2.5, 2.00001, 2, 2), (255.0, 300.0, 255, 300)]
 
 
 @pytest.mark.parametrize(("eps", "step_size", "most", "stride"), [*WHOLE, (0.0, 1.0, 0, 1), (8.0, 0.0, 8, 0)])
