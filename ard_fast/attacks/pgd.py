@@ -76,7 +76,7 @@ class PGD(GradientAttack):
 
     def step(self, x_adv: Tensor, outcome: AttackGradient, problem: Problem, state: Any) -> Tensor:
         """Step, projection onto the ball and clamp to the pixel range in one pass, in place."""
-        how: dict[str, Any] = {"step_size": self.step_size, "eps": self.eps, "targeted": self.targeted}
+        how: dict[str, Any] = {"step_size": known(self.step_size), "eps": self.eps, "targeted": self.targeted}
         how |= {"bounds": self.bounds, "check_bounds": False}
         if self.norm == "l2":
             return pgd_l2_step_(x_adv, outcome.grad, problem.x, **how)

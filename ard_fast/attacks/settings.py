@@ -115,9 +115,9 @@ class Settings(Configured):
             level_count(self.levels, self.norm, self.bounds)
             if self.random_start and not self.clamp_start:
                 raise ValueError("clamp_start must be True with levels: beyond the bounds there are none")
-            self.eps = whole_radius(self.eps, self.levels)
-            if self.step_size is not None:
-                self.step_size = whole_step(self.step_size, self.levels)
+            sizes: Any = self.eps, self.step_size
+            self.eps = whole_radius(sizes[0], self.levels)
+            self.step_size = None if sizes[1] is None else whole_step(sizes[1], self.levels)
 
     def at_eps(self: SomeSettings, eps: float | Tensor, **changes: Any) -> SomeSettings:
         """The same attack at another radius, its step size (where it is an argument) scaled in proportion.

@@ -12,6 +12,7 @@ from torch import nn
 from ard_fast._commandline import Interrupted, StopRequest
 from ard_fast._devices import find_device, set_threads
 from ard_fast._typing import known
+from ard_fast.attacks.base import GradientAttack
 from ard_fast.data import Split, load_dataset
 from ard_fast.data.splits import pixels
 from ard_fast.evaluation.evaluator import Evaluator
@@ -266,9 +267,10 @@ class Job:
 
     def _levels(self) -> list[str]:
         """What attacks of 8-bit images may do, counted in levels."""
-        eight = [attack.eps for step in self.steps for _, attack in step.stages if getattr(attack, "levels", None)]
-        far = f"at most {round(255 * eight[0])} levels from the clean one" if eight else ""
-        return [f"-8bit: adversarial images of 8 bits, each pixel one of 256 levels and {far}"] if eight else []
+        attacks = [attack for step in self.steps for _, attack in step.stages]
+        radii = [attack.eps for attack in attacks if isinstance(attack, GradientAttack) and attack.levels]
+        most = f"at most {round(255 * float(radii[0]))} of 255 levels from the clean one" if radii else ""
+        return [f"-8bit: adversarial images of 8 bits, each pixel {most}"] if radii else []
 
     def _finished(self) -> str:
         done = [result.name for result in self.evaluator.results]

@@ -94,8 +94,10 @@ def mifgsm_step(
     norm = _norm(grad, 1)
     gain = grad / norm.where(norm > 0, torch.ones_like(norm))
     momentum = (decay * momentum.double() + gain).to(momentum.dtype)
-    sizes = {"step_size": step_size, "eps": eps, "levels": levels}
-    return pgd_linf_step(x_adv, momentum, x, targeted=targeted, bounds=bounds, **sizes), momentum
+    x_adv = pgd_linf_step(
+        x_adv, momentum, x, step_size=step_size, eps=eps, targeted=targeted, bounds=bounds, levels=levels
+    )
+    return x_adv, momentum
 
 
 class APGDIterate(NamedTuple):

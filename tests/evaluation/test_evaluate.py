@@ -201,6 +201,21 @@ def test_part_of_class_sorted_test_images_holds_every_class(tmp_path, monkeypatc
     assert "apgd-t is left out: it needs 4 classes, the data set has 3" in printed
 
 
+def test_images_of_8_bits_are_saved_as_they_were_attacked(run, tmp_path, capsys):
+    digits, data = load_dataset("digits").test, tmp_path / "test.npz"
+    np.savez(data, x_test=(digits.images[:60] * 15).numpy(), y_test=digits.labels[:60].numpy())
+    options = {"dataset": "npz", "data_dir": data, "eps": 0.07}
+    assert evaluate(run, **options, attacks="pgd5,pgd5-8bit", out=tmp_path / "both") == 0
+    printed, (_, beside, eight) = capsys.readouterr().out, read(tmp_path / "both")["attacks"]
+    assert table_line(printed, "pgd5") and table_line(printed, "pgd5-8bit") and eight["robust"] < 50
+    assert "-8bit: adversarial images of 8 bits, each pixel at most 17 of 255 levels from the clean one" in printed
+    sizes = [row["stages"][0]["parameters"].split(", ")[0] for row in (beside, eight)]
+    assert sizes == ["PGD(eps=0.07", "PGD(eps=17/255"]
+    assert evaluate(run, "--save-images", **options, attacks="pgd5-8bit", out=tmp_path / "alone") == 0
+    export = read(tmp_path / "alone")["export"]
+    assert export["still_fooled"] == export["fooled"] > 0 and export["largest"] == 17 / 255
+
+
 def test_the_checkpoint_knows_the_classes_that_test_labels_do_not_show(run, tmp_path, capsys):
     digits = load_dataset("digits").test
     few = digits.labels < 7
@@ -215,6 +230,10 @@ def test_the_checkpoint_knows_the_classes_that_test_labels_do_not_show(run, tmp_
     [
         (["--weights", "ema"], "weights: .* holds one set of weights, not 'ema'"),
         (["--attacks", "pgd40-l2"], r"pgd40-l2 works in the l2 ball, .*--norm l2 and an --eps of its own"),
+        (
+            ["--attacks", "pgd20-8bit"],
+            "pgd20-8bit needs images of 8 bits, .* this data set has levels 0 to 16: use pgd20",
+        ),
         (["--atacks", "pgd20"], "unknown argument '--atacks'; did you mean --attacks"),
         (["--eps", "8"], r"\(8/255, not 8\)"),
         (["--n-examples", "451"], "n_examples: expected 1 to 450 test images"),
