@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ard_fast._commandline import EXIT_INTERRUPTED, EXIT_USAGE, Interrupted, Parser, StopRequest
+from ard_fast._commandline import EXIT_INTERRUPTED, EXIT_USAGE, Interrupted, Parser, StopRequest, program
 from ard_fast._typing import known
 from ard_fast.evaluation.job import Job
 from ard_fast.evaluation.settings import resolve_settings
@@ -30,6 +30,10 @@ def make_parser() -> Parser:
         "were evaluated with. Runs that differ only in their seed share one line, mean ± standard deviation.",
         epilog="Exit code 0, 2 wrong arguments, 130 stopped on request.",
     )
+    parser.examples = (
+        f"{parser.prog} runs/digits-compare --baseline at",
+        f"{parser.prog} runs/at runs/ard --attacks apgd-ce,autoattack --out comparison",
+    )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="run folder, or a folder of runs, such as that of a comparison")
     add(
@@ -38,7 +42,11 @@ def make_parser() -> Parser:
         help=f"first evaluate the runs under those of these attacks that they lack; {ATTACKS_HELP}",
     )
     add("--baseline", metavar="NAME", help="method or label of a line; adds the differences from it")
-    add("--out", metavar="DIR", help="also write compare.md, compare.tex, compare.json and the figures (PNG and PDF) there")
+    add(
+        "--out",
+        metavar="DIR",
+        help="also write compare.md, compare.tex, compare.json and the figures (PNG and PDF) there",
+    )
     return parser
 
 
@@ -71,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _skipped(path: Path) -> None:
-    print(f"left out: {path} is not finished (python -m ard_fast.train --resume {path})", file=sys.stderr)
+    print(f"left out: {path} is not finished ({program('train')} --resume {path})", file=sys.stderr)
 
 
 def _evaluated(run: FinishedRun, attacks: Sequence[str], stop: StopRequest) -> FinishedRun:

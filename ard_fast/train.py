@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Interrupted, StopRequest
+from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Interrupted, StopRequest, program
 from ard_fast._devices import device_note, resolve_device, set_threads
 from ard_fast._files import lock_folder
 from ard_fast.training.checkpoint import DamagedRun
@@ -148,7 +148,7 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
                 else:
                     run_one(config, folder, env, resume=resume)
         except Interrupted as stopped:
-            print(f"\n{stopped}\ngo on with: python -m ard_fast.train --resume {folder.path}", file=sys.stderr)
+            print(f"\n{stopped}\ncontinue with: {program('train')} --resume {folder.path}", file=sys.stderr)
             return EXIT_INTERRUPTED
         except KeyboardInterrupt:  # the second Ctrl-C, which does not wait for the current step
             print(f"\nstopped at once; {folder.path} goes on from its last checkpoint with --resume", file=sys.stderr)

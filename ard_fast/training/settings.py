@@ -162,7 +162,8 @@ class LossSettings(FlagModel):
     )
     label_smoothing: float | None = setting(
         None,
-        "share of each label spread evenly over all classes, in the loss's cross-entropy; attacks keep whole labels",
+        "label smoothing of the loss's cross-entropy: share of each label spread over all classes; attacks use hard "
+        "labels",
         ge=0,
         lt=1,
     )

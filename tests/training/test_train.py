@@ -374,7 +374,7 @@ def test_a_signal_leaves_a_usable_checkpoint(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130, error
-    assert f"go on with: python -m ard_fast.train --resume {out}" in error and "Traceback" not in error
+    assert f"continue with: python -m ard_fast.train --resume {out}" in error and "Traceback" not in error
     state, last = load_state(out / "training_state.pt"), load_file(out / "last.safetensors")
     assert all(torch.equal(last[key], state.model[key]) for key in last)
 
