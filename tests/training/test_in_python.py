@@ -65,7 +65,6 @@ def test_torch_data_give_the_run_of_the_command(tmp_path, capsys):
         right = result.student(TEST.tensors[0]).argmax(1) == TEST.tensors[1]
     assert result.summary["clean_acc"] == pytest.approx(100 * right.float().mean().item())
     assert result.summary["dataset"] == "given:TensorDataset"
-    assert compare.main([str(tmp_path)]) == 0
 
 
 def test_objects_in_memory_stopped_and_resumed(tmp_path, monkeypatch, capsys):
@@ -80,6 +79,7 @@ def test_objects_in_memory_stopped_and_resumed(tmp_path, monkeypatch, capsys):
     assert "method: given:distil was an object of a Python program; go on there" in capsys.readouterr().err
     run(own_losses.distil, out=tmp_path / "stopped", resume=True, **about)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert compare.main([str(tmp_path)]) == 0
     assert all(torch.equal(one, other) for one, other in zip(student.parameters(), network().parameters(), strict=True))
     with pytest.raises(FileExistsError, match="already holds a run; choose another folder or resume=True"):
         run("at", out=tmp_path / "whole")
@@ -135,6 +135,10 @@ def test_data_that_cannot_be_used_are_refused(data, message):
         ({"method": "compare"}, "method: expected a single one"),
         ({"train": TRAIN}, "test: train and test go together"),
         ({"method": "kd", "teacher": network(), "student": network(), "train": TRAIN, "test": TEST}, "is untrained: "),
+        (
+            {"method": own_losses.detached, "student": network(), "train": TRAIN, "test": TEST},
+            "method: given:detached: the loss has no gradient",
+        ),
         ({"method": own_losses.other_names}, r"method: given:other_names takes \(model, x_adv, y\)"),
     ],
 )
