@@ -1,11 +1,14 @@
 """Adversarial images as they are stored, the accuracy of each class, and the figures of an evaluation."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from evaluation_fakes import LEVELS, FirstPixel, Lighten, dark_images, single
 from matplotlib.image import imread
 
+from ard_fast import _figures
 from ard_fast._figures import eps_text
 from ard_fast.data import Split
 from ard_fast.evaluation import figures
@@ -174,3 +177,14 @@ def test_names_are_spelt_as_in_papers():
     assert [eps_text(eps) for eps in (8 / 255, 0.031, 0.2, 0.0)] == ["8/255", "0.031", "0.2", "0"]
     titles = [figures.attack_title(name) for name in ("pgd20", "apgd-ce", "autoattack", "mine:Attack")]
     assert titles == ["PGD-20", "APGD-CE", "AutoAttack", "mine:Attack"]
+
+
+def test_names_of_lines_do_not_overlap(tmp_path):
+    ends = {f"m{place}": (1, 50 + place // 18) for place in range(21)}  # most end at the same height
+    with _figures.figure(tmp_path / "lines.png", 3.4, 3.2) as grid:
+        grid[0][0].set(xlim=(0, 1), ylim=(0, 100))
+        _figures.name_lines(grid[0][0], ends, dict.fromkeys(ends, "black"))
+        heights = sorted(text.xyann[1] for text in grid[0][0].texts)
+        point = 72 / grid[0][0].figure.dpi * grid[0][0].get_window_extent().height / 100
+    assert len(heights) == 21 and 0 <= heights[0] < heights[-1] <= 100
+    assert min((above - below) * point for below, above in pairwise(heights)) > 7  # the size of the letters
