@@ -52,6 +52,7 @@ autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 # A class's arguments are documented in its docstring, not in that of `__init__`.
 napoleon_include_init_with_doc = False
 

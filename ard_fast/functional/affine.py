@@ -63,7 +63,7 @@ def affine_relu(
         mask: return the mask; needs `relu`.
 
     Returns:
-        `(y, mask)`: like `x`; uint8 `[ceil(n / 8)]`, or `[0]` where not asked for.
+        `(y, mask)`, like `x` and uint8 `[ceil(n / 8)]`, or `[0]` without `mask=True`.
 
     Raises:
         ValueError: a mask without relu is asked for, or a tensor requires grad while gradients are recorded.

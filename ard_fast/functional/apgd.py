@@ -41,8 +41,8 @@ def checkpoint_windows(
         steps: gradient steps of the attack, at least 1.
 
     Returns:
-        `steps` numbers, one for each call of `APGDRun.step`: how many steps have passed since the last checkpoint if
-        there is one at this call, else 0.
+        `steps` numbers, one for each call of `APGDRun.step`, that say how many steps have passed since the last
+        checkpoint if there is one at this call, else 0.
 
     Raises:
         ValueError: steps is less than 1, or a fraction is negative or not finite.

@@ -43,7 +43,7 @@ def crop_flip(
             whether to flip. Neither `seed` nor `ids` may be given with them.
 
     Returns:
-        `(x, view)`: float32 `[B, C, H, W]`, with the bits of `pixels.to(torch.float32) / levels`, and int64 `[B]`.
+        `(x, view)`, float32 `[B, C, H, W]` with the bits of `pixels.to(torch.float32) / levels`, and int64 `[B]`.
 
     Raises:
         ValueError: a number is out of range, or views come with a seed or ids.

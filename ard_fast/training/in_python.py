@@ -66,8 +66,8 @@ def run(
         **settings: the command's flags: `eps=8/255`, `epochs=30`, `device="cuda"`.
 
     Returns:
-        Summary, folder and trained network. config.yaml names objects as `given:<class>`: only Python can repeat the
-        run or go on with it.
+        Summary, folder and trained network. In config.yaml objects appear as `given` and their class, so only Python
+        can repeat or resume the run.
 
     Raises:
         ValueError, FileNotFoundError: an argument that cannot be used, named, before any work.
