@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,7 @@ PARSERS = {"train": train, "evaluate": evaluate, "compare": compare, "methods": 
     ],
 )
 def test_the_command_ard_fast(arguments, code, out, error, capsys, monkeypatch):
+    assert 'ard-fast = "ard_fast.__main__:main"' in (Path(__file__).parents[1] / "pyproject.toml").read_text()
     monkeypatch.setattr(sys, "argv", ["/usr/bin/ard-fast"])
     assert ard_fast_command.main(arguments) == code
     printed = capsys.readouterr()

@@ -21,12 +21,13 @@ from cifar_files import fake_cifar
 from PIL import Image
 
 from ard_fast import attacks, compare, evaluate, functional, info, train
+from ard_fast.methods import __main__ as methods
 from ard_fast.models import build_model
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ["README.md", "CONTRIBUTING.md"]  # CI runs their commands; here they are only checked
 PAGES = [*OUTSIDE, *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
-COMMANDS = {"train": train, "evaluate": evaluate, "compare": compare, "info": info}
+COMMANDS = {"train": train, "evaluate": evaluate, "compare": compare, "methods": methods, "info": info}
 QUICK = {
     "train": ["--epochs", "1", "--teacher-epochs", "1", "--compare-seeds", "1", "--val-steps", "1"],
     "evaluate": ["--n-examples", "8", "--eps-curve", "none"],
@@ -63,7 +64,7 @@ def run_block(page, block, namespace):
         return
     for line in block.text.replace("\\\n", " ").splitlines():
         words = [word for word in shlex.split(line, comments=True) if word != "..."]
-        own = re.search(r"-m ard_fast\.(\w+) ?(.*)", " ".join(words))
+        own = re.search(r"(?:-m ard_fast\.|^ard-fast )(\w+) ?(.*)", " ".join(words))
         if own:
             check = block.mode == "check" or "torchrun" in words
             wrong = run_command(own[1], own[2].split(), check=check)

@@ -184,6 +184,11 @@ def resolve(
     layers = [_written_out(layer) for layer in (PRESETS[preset] if preset else {}, file or {}, flags)]
     given = {key: value for layer in layers for key, value in layer.items()}
     dataset = given.get("dataset", TrainConfig.model_fields["dataset"].default)
+    if dataset == "digits" and given.get("data_dir") is not None:
+        raise ValueError(
+            f"data_dir: expected none for digits, which come with scikit-learn, got {given['data_dir']}; name the data "
+            "set of these files with --dataset"
+        )
     values: dict[str, Any] = {}
     for layer in (DATASET_DEFAULTS.get(dataset, {}), *layers):
         for key, followers in _FOLLOWERS.items():
