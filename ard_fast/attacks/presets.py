@@ -1,29 +1,23 @@
-"""Attacks by name, `make`: as papers report them, `STANDARDS`, and as published codes run them, `preset`.
+"""Attacks by name: `make` takes every name, `STANDARDS` has the attacks that papers report, `preset` those of published
+code with its quirks.
 
-`STANDARDS` is what `ard_fast.evaluate --attacks` names, `preset` keeps the quirks of the codes.
+`STANDARDS["pgd20"](8 / 255)` makes an attack for a radius, `STANDARDS["pgd20"](0.5, "l2")` in another norm. Step sizes
+are the published ones at eps = 8/255 and in proportion elsewhere. All attack the model in eval mode. `repr` of an
+attack states every parameter in one line.
 
-Each entry of `STANDARDS` makes the attack for a radius: `STANDARDS["pgd20"](8 / 255)`, or with "l2" as the second
-argument where the attack exists there. Step sizes are the published ones at eps = 8/255 and in proportion elsewhere.
-All attack the model in eval mode. `repr` of the attack states every parameter in one line::
+- "fgsm": one step of eps, no random start
+- "pgd10", "pgd20": cross-entropy, steps of eps/4 (2/255), uniform start; "PGD_SAT" of the RSLAD tables
+- "pgd20-trades": cross-entropy, 20 steps of .003 at 8/255, uniform start; "PGD_TRADES", weaker by 1.5 to 2 points
+- "pgd50-10": 50 steps of eps/4, 10 restarts (fast_adversarial, N-FGSM, GradAlign)
+- "cw20", "cw30": margin loss with kappa 50 under PGD, steps of eps/4, uniform start
+- "mifgsm": 10 steps of eps/10, decay 1, no random start (Dong et al. 2018)
+- "apgd-ce", "apgd-dlr", "apgd-t": as in AutoAttack, 100 iterations, one restart, rho .75; "apgd-t" uses the targeted
+  DLR loss for 9 classes. Misclassified samples leave the batch after every 5 iterations: the same accuracy in fewer
+  passes
 
-    fgsm          one step of eps, no random start
-    pgd10, pgd20  cross-entropy, steps of eps/4 (2/255), uniform start; "PGD_SAT" of the RSLAD tables
-    pgd20-trades  cross-entropy, 20 steps of .003 at 8/255, uniform start; "PGD_TRADES", weaker by 1.5 to 2 points
-    pgd50-10      50 steps of eps/4, 10 restarts (fast_adversarial, N-FGSM, GradAlign)
-    cw20, cw30    margin loss with kappa 50 under PGD, steps of eps/4, uniform start
-    mifgsm        10 steps of eps/10, decay 1, no random start (Dong et al. 2018)
-    apgd-ce, apgd-dlr, apgd-t
-                  as in AutoAttack: 100 iterations, one restart, rho .75; -t: targeted DLR, 9 target classes. Samples
-                  that are fooled leave a run after every 5 iterations: the same accuracy for fewer passes
-
-Other numbers of steps N and restarts R are read from the name, `STANDARDS["pgd40"]`, everything else being as above::
-
-    pgdN  pgdN-R  pgdN-trades  pgdN-R-trades  cwN  cwN-R  mifgsmN (steps of eps/N)
-    apgd-ceN  apgd-ceN-R  apgd-dlrN  apgd-dlrN-R  apgd-tN  apgd-tN-R
-
-`-linf` or `-l2` at the end says of which ball an attack is: `STANDARDS["pgd20-l2"](0.5)` needs no second argument.
-`-8bit` after all else makes every iterate an image of 8 bits (`levels=255`, see `PGD`), in the L-infinity ball:
-`STANDARDS["pgd20-8bit"](8 / 255)`.
+A name may have other numbers of steps N and restarts R: pgdN, pgdN-R, pgdN-trades, pgdN-R-trades, cwN, cwN-R, mifgsmN
+(steps of eps/N), apgd-ceN, apgd-ceN-R, and likewise apgd-dlr and apgd-t. It may end in "-linf" or "-l2", the norm of
+the ball, and in L-infinity in "-8bit", which makes every iterate an 8-bit image (`levels=255`, see `PGD`).
 """
 
 from __future__ import annotations

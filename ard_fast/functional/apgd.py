@@ -63,10 +63,9 @@ def checkpoint_windows(
 class APGDRun:
     """One run of Auto-PGD (Croce & Hein, ICML 2020) on a batch, from the start to the last step.
 
-    Every sample halves its own step size and goes back to its own best point; all of it, the step included, is one
-    operator over the images for each iteration, which waits for nothing. L-infinity iterates are bit for bit those of
-    the authors' code for the same gradients; in L2 the norms are taken without underflow, and a zero gradient moves
-    nothing.
+    Each sample has its own step size and best point. An iteration is one operator over the images and never waits for
+    the GPU. L-infinity iterates are bit for bit those of the authors' code for the same gradients; in L2 the norms are
+    taken without underflow, and a zero gradient moves nothing.
 
     ::
 
@@ -90,11 +89,11 @@ class APGDRun:
         levels: the level that stands for 1.0, 1 to 255, as 255 for images of 8 bits: eps is taken down to whole levels,
             each point is rounded to its nearest levels, and no step is shorter than one (see `pgd_linf_step_`).
             `start` must hold whole levels too. L-infinity only.
-        check_bounds: look whether `x` is inside `bounds` (and at whole `levels`) and eps no wider. On the CPU only: on
+        check_bounds: check that `x` is inside `bounds` (and at whole `levels`) and eps no wider. On the CPU only: on
             CUDA it would wait.
 
     Attributes:
-        x_adv: `[B, ...]`, where the loss is to be evaluated next. Overwritten later: copy what shall stay.
+        x_adv: `[B, ...]`, where the loss is to be evaluated next. Overwritten by later steps: copy it to keep it.
         x_best: `[B, ...]`, the point of the highest loss so far.
         x_fooled: `[B, ...]`, the last misclassified point, or the start where there was none.
         state: float32 `[7, B]`, what each sample remembers: step size, best loss, previous loss, steps since the last

@@ -55,7 +55,7 @@ def pgd_linf_step_(
         bounds: lowest and highest pixel value.
         levels: the level that stands for 1.0, 1 to 255, or None for pixels of any value. `x` must hold whole levels,
             and `bounds` be (0, 1).
-        check_bounds: look whether `x` is inside `bounds` (and at whole `levels`) and eps no wider. On the CPU only, and
+        check_bounds: check that `x` is inside `bounds` (and at whole `levels`) and eps no wider. On the CPU only, and
             not while tracing: on CUDA it would wait. It reads `x` once more, 4 bytes a pixel beside the 16 of the step.
 
     Returns:
@@ -105,7 +105,7 @@ def pgd_l2_step_(
         eps: radius of the ball, likewise. Tensors are not checked for their values: that would wait for the GPU.
         targeted: descend the loss instead of ascending it.
         bounds: lowest and highest pixel value.
-        check_bounds: look whether `x` is inside `bounds` and eps no wider. On the CPU only, and not while tracing: on
+        check_bounds: check that `x` is inside `bounds` and eps no wider. On the CPU only, and not while tracing: on
             CUDA it would wait. It reads `x` once more, 4 bytes a pixel beside the 16 of the step.
 
     Returns:
@@ -154,7 +154,7 @@ def mifgsm_step_(
         targeted: descend the loss instead of ascending it; the momentum accumulates the gradient either way.
         bounds: lowest and highest pixel value.
         levels: the level that stands for 1.0, for a result at whole levels; see `pgd_linf_step_`.
-        check_bounds: look whether `x` is inside `bounds` and eps no wider. On the CPU only, and not while tracing: on
+        check_bounds: check that `x` is inside `bounds` and eps no wider. On the CPU only, and not while tracing: on
             CUDA it would wait. It reads `x` once more, 4 bytes a pixel beside the 16 of the step.
 
     Returns:
