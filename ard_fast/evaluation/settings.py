@@ -174,6 +174,11 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         raise ValueError(f"dataset: {what} is not part of a run, so name one with --dataset: {', '.join(DATASETS)}")
     if dataset not in DATASETS:
         raise ValueError(unknown("dataset", dataset, DATASETS))
+    if dataset == "digits" and given.get("data_dir"):
+        raise ValueError(
+            f"data_dir: expected none for digits, which come with scikit-learn, got {given['data_dir']}; name the data "
+            "set of these files with --dataset"
+        )
     if config is None or config.dataset != dataset:
         config = TrainConfig(**{**DATASET_DEFAULTS.get(dataset, {}), "dataset": dataset})
     split, norm = given.get("split", SPLITS[0]), given.get("norm", NORMS[0])

@@ -34,7 +34,7 @@ class WhatSettings(FlagModel):
     group = "method, data set, seeds"
     method: str = setting(
         COMPARE,
-        f"training method, or compare: train a teacher, then each of --compare-methods; {OWN} is a method of your own",
+        f"training method, {OWN} for one of your own, or compare: train a teacher, then each of --compare-methods",
         choices=(*METHODS, COMPARE),
         own=OWN,
     )

@@ -152,6 +152,7 @@ def test_results_never_overwrite_others(tmp_path):
         ({"run": "{0}"}, "is not the folder of a run"),
         ({"run": "{0}/loose.pt"}, r"dataset: .*loose\.pt is not part of a run, so name one with --dataset"),
         ({"model": "a.b:c"}, "dataset: a.b:c is not part of a run"),
+        ({"model": "a.b:c", "dataset": "digits", "data_dir": "d"}, "data_dir: expected none for digits.*--dataset"),
         ({"model": "a.b:c", "dataset": "digitz"}, "unknown dataset 'digitz'; did you mean 'digits'"),
         ({"run": "{0}/run", "eps": "8"}, r"eps: expected 0 to 1, .*\(8/255, not 8\), got 8"),
         ({"run": "{0}/run", "eps": "8/0"}, "eps: expected a number"),
