@@ -67,20 +67,21 @@ def _help(name: str) -> str:
 def describe_default(name: str) -> str:
     """For example `200; digits: 15`, or `10; free: 7` for a setting whose default is the method's.
 
-    A default that the description tells is left out.
+    Empty where nothing is set, or where the description tells the default.
     """
     field = TrainConfig.model_fields[name]
-    default = field.default
     of_methods = {method: spec.defaults()[name] for method, spec in METHODS.items() if name in spec.defaults()}
-    parts = [_of_methods(of_methods)] if default is None and of_methods else [show(default)]
-    if default is None and "default:" in str(field.description):
-        parts = []
+    parts = []
     for dataset, values in DATASET_DEFAULTS.items():
         tuned = METHOD_ON_DATASET.get(dataset, {})
         if name in values:
             parts.append(f"{dataset}: {show(values[name])}")
         elif name in tuned.get(EVERY_METHOD, {}):
             parts.append(f"{dataset}: {show(tuned[EVERY_METHOD][name])}")
+    if field.default is None and of_methods:
+        parts.insert(0, _of_methods(of_methods))
+    elif field.default is not None or (parts and "default:" not in str(field.description)):
+        parts.insert(0, show(field.default))
     return "; ".join(parts)
 
 

@@ -276,13 +276,13 @@ class DataSettings(FlagModel):
     group = "data and augmentation"
     download: bool = setting(False, "download missing CIFAR or MNIST files to --data-dir and verify their checksums")
     image_size: int | None = setting(
-        None, "image folders: resize the shorter side to this and crop the centre; none: all images have one size"
+        None, "image folders: resize the shorter side to this and crop the centre; default: all images have one size"
     )
     image_cache: str | None = setting(
-        None, "image folders: where decoded images are kept; none: .ard_fast_cache in --data-dir", metavar="DIR"
+        None, "image folders: where decoded images are kept; default: .ard_fast_cache in --data-dir", metavar="DIR"
     )
     val_size: int | None = setting(
-        None, "training images held out for validation; none: 1000, but at most a tenth of them"
+        None, "training images held out for validation; default: 1000, but at most a tenth of them"
     )
     subset: int | None = setting(None, "train on this many images only, all classes in proportion", ge=1)
     test_subset: int | None = setting(None, "test on this many images only, likewise", ge=1)
@@ -329,7 +329,7 @@ class OutputSettings(FlagModel):
     group = "output"
     save_every_seconds: float | None = setting(
         None,
-        "also save a checkpoint during an epoch once the last is this old; none: after epochs only",
+        "also save a checkpoint during an epoch once the last is this old; default: after epochs only",
         ge=0,
     )
     tensorboard: bool = setting(False, "also write the metrics to the run folder as TensorBoard events")
