@@ -74,9 +74,10 @@ def find_weights(source: str | Path, *, argument: str = "teacher") -> Path:
     path = Path(source)
     if path.is_dir():
         if not (path / BEST).is_file():
-            runs = ", ".join(sorted(file.parent.name for file in path.glob(f"*/{BEST}")))
+            runs = sorted(file.parent.name for file in path.glob(f"*/{BEST}"))
             if runs:
-                raise FileNotFoundError(f"{argument}: {path} holds several runs; name the folder of one: {runs}")
+                names = f"{', '.join(runs[:9])}{', ...' * (len(runs) > 9)}"
+                raise FileNotFoundError(f"{argument}: {path} holds several runs; name the folder of one: {names}")
             raise FileNotFoundError(
                 f"{argument}: {path} holds no {BEST}; is it the folder of a run that has validated?"
             )

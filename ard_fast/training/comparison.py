@@ -90,9 +90,11 @@ class Comparison:
         """What the figures are of, and settings that make them hard to compare."""
         first = self._configs[0]
         seeds = sorted({config.seed for config in self._configs})
+        several = any(len(group.runs) > 1 for group in self.groups)
         text = (
-            f"{first.dataset}, seeds {', '.join(map(str, seeds))}: mean ± sample standard deviation on the test "
-            f"images, best checkpoint by validation; eps {first.eps:.5g}, step {first.eval_step_size:.5g}."
+            f"{first.dataset}, {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}: "
+            f"{'mean ± sample standard deviation' if several else 'accuracy'} on the test images, best checkpoint by "
+            f"validation; eps {first.eps:.5g}, step {first.eval_step_size:.5g}."
         )
         return text + self._differing()
 
