@@ -78,7 +78,8 @@ STABLE_TORCH_LIBRARY(ARD_LIBRARY, m) {
   // the given ones.
   m.def(
       "crop_flip(Tensor images, Tensor positions, Tensor? seed, Tensor? ids, Tensor? views, "
-      "int padding, bool flip, int levels, bool channels_last) -> (Tensor x, Tensor view)");
+      "int padding, bool flip, int levels, bool channels_last, int cropshift=0, int cutout=0) -> "
+      "(Tensor x, Tensor view)");
   // Eval-mode batch norms into the convolutions before them, of all layers at once. Of each layer,
   // tensors: weight, bias, gamma, beta, mean, var; places: the first elements of its folded weight
   // (channels_last) among `weights`, and of its scale (a norm alone) and shift among `affine`.

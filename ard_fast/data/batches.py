@@ -73,9 +73,19 @@ class EpochPlan:
 
     @classmethod
     def draw(
-        cls, ids: Tensor, *, seed: int, epoch: int, steps: int, padding: int, flip: bool, mix: Mix | None = None
+        cls,
+        ids: Tensor,
+        *,
+        seed: int,
+        epoch: int,
+        steps: int,
+        padding: int,
+        flip: bool,
+        counted: bool = True,
+        mix: Mix | None = None,
     ) -> EpochPlan:
-        """The plan of one epoch over the images with these ids `[N]`, or over batches drawn from them by `mix`."""
+        """The plan of one epoch over the images with these ids `[N]`, or over batches drawn from them by `mix`;
+        `counted`: images are neither shifted nor cut (see `crop_flip`)."""
         generator = torch.Generator().manual_seed(derive_seed(seed, _ORDER, epoch))
         order = torch.randperm(len(ids), generator=generator)
         if mix is not None:
@@ -83,7 +93,10 @@ class EpochPlan:
         attack_seeds = torch.randint(0, 2**62, (steps, 1), generator=generator)
         no_pixels = torch.zeros(len(ids), 1, 1, 1, dtype=torch.uint8)
         view_seed = derive_seed(seed, _VIEWS, epoch)
-        _, views = crop_flip(no_pixels, order, seed=view_seed, ids=ids, padding=padding, flip=flip, levels=1)
+        how: dict[str, Any] = (
+            {"padding": padding, "flip": flip} if counted else {"padding": 0, "cutout": 1}
+        )  # then nothing decides it
+        _, views = crop_flip(no_pixels, order, seed=view_seed, ids=ids, levels=1, **how)
         return cls(order, views, attack_seeds)
 
     def to(self, device: torch.device) -> EpochPlan:
@@ -100,7 +113,8 @@ class Batch:
         y: int64 `[B]`.
         ids: int64 `[B]`.
         seed: int64 `[1]`, for the attack's random start.
-        views: int64 `[B]` on the host, which crop and flip each image is: (row * (2 p + 1) + column) * 2 + flipped.
+        views: int64 `[B]` on the host, which crop and flip each image is: (row * (2 p + 1) + column) * 2 + flipped;
+            any number where images are shifted or cut, too (see `crop_flip`).
         host_ids: int64 `[B]`, the ids on the host; given with `views`.
         global_size: images of the whole update, over all processes and micro-batches; None for B.
         offset: position of the first image in the update's whole batch.

@@ -34,6 +34,7 @@ class Loader(ABC):
         batch_size: images a step, over all processes; the last step takes what is left.
         padding: border of zeros for random crops.
         flip: random horizontal flips.
+        cropshift, cutout: as in `crop_flip`; 0 for none.
         layout: memory format of the images.
         shard: (rank, processes): of each micro-batch this process takes one contiguous slice, so that all processes
             together see what one alone would.
@@ -61,6 +62,8 @@ class Loader(ABC):
         batch_size: int,
         padding: int,
         flip: bool,
+        cropshift: int = 0,
+        cutout: int = 0,
         layout: torch.memory_format = torch.contiguous_format,
         shard: tuple[int, int] = (0, 1),
         accumulate: int = 1,
@@ -73,7 +76,11 @@ class Loader(ABC):
         processes = positive_int(shard[1], "shard: number of processes")
         self.shard = int_between(shard[0], "shard: rank", 0, processes - 1), processes
         self.device, self.levels, self.seed = device, levels, seed
-        self.padding, self.flip, self.layout = padding, flip, layout
+        self.layout = layout
+        self.augmentation: dict[str, Any] = {"padding": padding, "flip": flip, "cropshift": cropshift, "cutout": cutout}
+        least = min(split.images.shape[2:])
+        int_between(cropshift, "cropshift", 0, least - 1)
+        int_between(cutout, "cutout", 0, least)
         self.labels, self.ids, self._host_ids = split.labels.to(device), split.ids.to(device), split.ids.cpu()
         own = len(split) - extra
         self.steps = max(own // batch_size, 1) if merge_last else -(-own // batch_size)
@@ -98,8 +105,9 @@ class Loader(ABC):
             seed=self.seed,
             epoch=epoch,
             steps=self.steps,
-            padding=self.padding,
-            flip=self.flip,
+            padding=self.augmentation["padding"],
+            flip=self.augmentation["flip"],
+            counted=not self.augmentation["cropshift"] and not self.augmentation["cutout"],
             mix=self._mix,
         )
 
@@ -132,9 +140,9 @@ class Loader(ABC):
             images,
             places,
             views=plan.views[share.images],
-            padding=self.padding,
             levels=self.levels,
             channels_last=self.layout == torch.channels_last,
+            **self.augmentation,
         )
         return Batch(
             x,

@@ -133,7 +133,9 @@ def _(*_arguments) -> None:
 
 
 @_shapes_of("crop_flip")
-def _(images, positions, seed, ids, views, padding, flip, levels, channels_last) -> tuple[Tensor, Tensor]:
+def _(
+    images, positions, seed, ids, views, padding, flip, levels, channels_last, cropshift=0, cutout=0
+) -> tuple[Tensor, Tensor]:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     shape = (positions.shape[0], *images.shape[1:])
     x = torch.empty(shape, dtype=torch.float32, device=images.device, memory_format=layout)

@@ -60,25 +60,56 @@ def crop_flip(
     flip: bool = True,
     channels_last: bool = False,
     views: Tensor | None = None,
+    cropshift: int = 0,
+    cutout: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The views of the padded images, one after the other, divided by `levels`."""
+    counted = not cropshift and not cutout
     if views is None:
         chosen = positions if ids is None else ids[positions]
-        views = draw_views(chosen, seed=known(seed), padding=padding, flip=flip)
+        views = draw_views(chosen, seed=known(seed), padding=padding, flip=flip, counted=counted)
     height, width = images.shape[2:]
     padded = pad(images, (padding,) * 4)
     divisor = torch.full((), levels, dtype=torch.float32, device=images.device)  # of a number CUDA takes the reciprocal
     x = torch.empty((len(positions), *images.shape[1:]), device=images.device)
     for b, (position, view) in enumerate(zip(positions.tolist(), views.tolist(), strict=True)):
+        if not counted:
+            x[b] = _augmented(images[position], view, padding, flip, cropshift, cutout).to(torch.float32) / divisor
+            continue
         row, column = divmod(view // 2, 2 * padding + 1)
         crop = padded[position, :, row : row + height, column : column + width]
         x[b] = (crop.flip(-1) if view % 2 else crop).to(torch.float32) / divisor
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format), views
 
 
-def draw_views(ids: Tensor, *, seed: int, padding: int, flip: bool) -> Tensor:
+def _augmented(image: Tensor, view: int, padding: int, flip: bool, cropshift: int, cutout: int) -> Tensor:
+    """One uint8 image `[C, H, W]`, cropped and shifted (or cropped from a padding), flipped, with a square of zeros."""
+    words = philox_bits(8, seed=view, sample_ids=torch.zeros(1, dtype=torch.int64))[0].tolist()
+    draw = lambda word, most: words[word] * (most + 1) >> 32  # noqa: E731
+    height, width = image.shape[1:]
+    if cropshift:
+        both = draw(0, cropshift)
+        columns = draw(1, both)
+        rows = both - columns
+        top, left = draw(2, rows), draw(3, columns)
+        kept = image[:, top : top + height - rows, left : left + width - columns]
+        down, right = draw(4, rows), draw(5, columns)
+        image = pad(kept, (right, columns - right, down, rows - down))
+    else:
+        row, column = draw(0, 2 * padding), draw(1, 2 * padding)
+        image = pad(image, (padding,) * 4)[:, row : row + height, column : column + width]
+    image = image.flip(-1) if flip and view % 2 else image.clone()
+    if cutout:
+        top, left = (draw(6 + i, size - 1) - cutout // 2 for i, size in enumerate((height, width)))
+        image[:, max(top, 0) : max(top + cutout, 0), max(left, 0) : max(left + cutout, 0)] = 0
+    return image
+
+
+def draw_views(ids: Tensor, *, seed: int, padding: int, flip: bool, counted: bool = True) -> Tensor:
     """int64 `[B]`: the view of each image, from the first three words of its own Philox stream."""
     row, column, half = philox_bits(3, seed=seed, sample_ids=ids.cpu()).unbind(1)
+    if not counted:
+        return ((column & 0x3FFFFFFF) << 32 | row).to(ids.device)
     span = 2 * padding + 1
     crop = (row * span >> 32) * span + (column * span >> 32)
     return (2 * crop + (half >> 31) * flip).to(ids.device)

@@ -65,6 +65,10 @@ class TrainConfig(
         """Passes over the training images: a method that updates m times on each batch makes epochs / m of them."""
         return -(-self.epochs // (self.replays or 1))
 
+    def keeps_logits(self) -> bool:
+        """Whether teacher logits of clean images are kept: images have few enough views, and are seen often enough."""
+        return self.extra_data is None and not self.cropshift and not self.cutout
+
     def awp_epoch(self) -> int:
         """The first epoch, from 0, whose updates are taken at perturbed weights."""
         return int(self.awp_warmup_share * self.passes())
@@ -159,6 +163,7 @@ _FOLLOWERS = {
     "eps": ("step_size", "eval_step_size"),
     "epochs": ("teacher_epochs", "milestones"),
     "optimiser": ("lr", "teacher_lr", "momentum"),
+    "cropshift": ("crop_padding",),
 }
 
 
@@ -192,7 +197,7 @@ def resolve(
     values: dict[str, Any] = {}
     for layer in (DATASET_DEFAULTS.get(dataset, {}), *layers):
         for key, followers in _FOLLOWERS.items():
-            if key in layer:
+            if layer.get(key) is not None:
                 values.update(dict.fromkeys(followers))
         values.update(layer)
     config = checked(TrainConfig, values)
@@ -226,6 +231,8 @@ def complete(config: TrainConfig) -> TrainConfig:
     values: dict[str, Any] = {}
     if config.eval_step_size is None:
         values["eval_step_size"] = config.eps / 4
+    if config.crop_padding is None:
+        values["crop_padding"] = 0 if config.cropshift else 4
     if config.extra_fraction is None and config.extra_data is not None:
         values["extra_fraction"] = 0.7
     if config.momentum is None and config.optimiser == "sgd":
@@ -325,9 +332,12 @@ def validate(config: TrainConfig, *, methods: bool = True, needs_inputs: bool = 
             )
     if config.extra_fraction is not None and config.extra_data is None:
         raise ValueError(f"extra_fraction: expected none without extra_data, got {config.extra_fraction:g}")
-    if config.extra_data is not None and is_path("teacher_cache", config.teacher_cache):
+    if config.cropshift and config.crop_padding:
+        raise ValueError(f"crop_padding: expected 0 with cropshift, which crops instead, got {config.crop_padding}")
+    if not config.keeps_logits() and is_path("teacher_cache", config.teacher_cache):
         raise ValueError(
-            f"teacher_cache: expected auto or off with extra_data, where no logits are kept, got {config.teacher_cache}"
+            "teacher_cache: expected auto or off with extra_data, cropshift or cutout, where no logits are kept, got "
+            f"{config.teacher_cache}"
         )
     if config.warmup_epochs and config.schedule in RAMPED:
         raise ValueError(

@@ -38,6 +38,8 @@ def describe_run(
     spec = find_method(config.method)
     learns_from = "".join(f" <- {role.replace('_', ' ')} {getattr(config, role)}" for role in spec.teachers)
     crop = f"crop pad {config.crop_padding}" if config.crop_padding else "no crop"
+    crop = f"cropshift up to {config.cropshift}" if config.cropshift else crop
+    cutout = f", cutout {config.cutout}" if config.cutout else ""
     lines = [
         f"{config.method}: {config.student} ({count_parameters(student):,} parameters){learns_from} "
         f"on {dataset.name} ({len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test)",
@@ -72,7 +74,7 @@ def describe_run(
     lines.append(
         f"{OPTIMISERS[config.optimiser].__name__} lr {config.lr:g} ({config.schedule}{warmup}){momentum}, weight decay "
         f"{config.weight_decay:g} on all parameters, batch {config.batch_size}, {crop}, "
-        f"{'flip' if config.flip else 'no flip'}, seed {config.seed}"
+        f"{'flip' if config.flip else 'no flip'}{cutout}, seed {config.seed}"
     )
     lines += computing
     if config.awp_gamma:

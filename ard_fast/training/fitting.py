@@ -166,9 +166,9 @@ def make_teacher(
         return Teacher(network, form=form), found.notes
     teacher = build_teacher(
         network,
-        Views(dataset.train, levels=dataset.levels, padding=config.crop_padding, flip=config.flip),
+        Views(dataset.train, levels=dataset.levels, padding=known(config.crop_padding), flip=config.flip),
         precision=found.precision,
-        cache=CACHE_OFF if dataset.pool is not None else config.teacher_cache,
+        cache=config.teacher_cache if config.keeps_logits() else CACHE_OFF,
         cache_dtype=config.teacher_cache_dtype,
         layout=found.layout,
         form=form,

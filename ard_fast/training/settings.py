@@ -292,8 +292,16 @@ class DataSettings(FlagModel):
     extra_fraction: float | None = setting(
         None, "fraction of every batch that comes from --extra-data; default: 0.7", gt=0, lt=1
     )
-    crop_padding: int = setting(4, "zero padding, in pixels, before a random crop to the original size; 0: off", ge=0)
+    crop_padding: int | None = setting(
+        None, "zero padding, in pixels, before a random crop to the original size; 0: off; default: 4", ge=0
+    )
+    cropshift: int | None = setting(
+        None,
+        "instead: CropShift (IDBH), which cuts off up to this many rows and columns and shifts the rest on zeros",
+        ge=1,
+    )
     flip: bool = setting(True, "flip images horizontally at random")
+    cutout: int = setting(0, "side, in pixels, of a randomly placed square set to zero; 0: off", ge=0)
 
 
 class ComputeSettings(FlagModel):

@@ -41,7 +41,7 @@ struct PixelPlace {
 
 // `blocks` blocks a sample; a thread takes every so many-th vector of kVec output elements. A
 // sample whose position or given view does not exist becomes NaN.
-template <bool kChannelsLast, int kVec>
+template <bool kChannelsLast, bool kCounted, int kVec>
 __global__ void __launch_bounds__(kCropFlipThreads)
     crop_flip_kernel(CropFlipParams p, uint32_t blocks) {
   const uint32_t b = blockIdx.x / blocks, block = blockIdx.x % blocks;
@@ -49,7 +49,8 @@ __global__ void __launch_bounds__(kCropFlipThreads)
   if (block == 0 && threadIdx.x == 0) p.view[b] = number;
   const uint32_t numel = uint32_t(p.channels) * uint32_t(p.height) * uint32_t(p.width);
   const bool exists = number != kNoView;
-  const CropView view = read_view(exists ? number : 0, p.padding);
+  const CropView view =
+      kCounted ? read_view(p, exists ? number : 0) : draw_from_view(p, exists ? number : 0);
   const uint8_t* image = p.images + (exists ? p.positions[b] : 0) * int64_t(numel);
   float* out = p.x + int64_t(b) * numel;
   const uint32_t vectors = numel / kVec;
@@ -59,8 +60,8 @@ __global__ void __launch_bounds__(kCropFlipThreads)
     Vec<float, kVec> pixels;
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      pixels.v[j] = exists ? crop_flip_pixel(p, image, view, int32_t(place.channel),
-                                             int32_t(place.y), int32_t(place.x))
+      pixels.v[j] = exists ? crop_flip_pixel<kCounted>(p, image, view, int32_t(place.channel),
+                                                       int32_t(place.y), int32_t(place.x))
                            : NAN;
       place.next(p);
     }
@@ -93,9 +94,11 @@ inline CropFlipPlan plan_crop_flip(const CropFlipParams& p) {
 void launch_crop_flip(const CropFlipParams& p, Stream stream) {
   if (p.batch == 0) return;
   const CropFlipPlan plan = plan_crop_flip(p);
-  for_bools(p.channels_last, plan.vector, [&](auto last, auto vector) {
-    start<crop_flip_kernel<last.value, vector.value ? 4 : 1>>(
-        {plan.blocks, kCropFlipThreads}, stream, p, uint32_t(plan.blocks_per_sample));
+  for_bool(is_counted(p), [&](auto counted) {
+    for_bools(p.channels_last, plan.vector, [&](auto last, auto vector) {
+      start<crop_flip_kernel<last.value, counted.value, vector.value ? 4 : 1>>(
+          {plan.blocks, kCropFlipThreads}, stream, p, uint32_t(plan.blocks_per_sample));
+    });
   });
 }
 

@@ -74,10 +74,13 @@ void crop_flip(const CropFlipParams& p, int64_t begin, int64_t end) {
     const int64_t count = std::min({block, lines - within, end - line});
     const int64_t number = view_of(p, b);
     if (within == 0) p.view[b] = number;
-    const CropView view = read_view(number, p.padding);
-    // The columns of the source that are in the crop, and where in a line they go.
-    const int64_t first = std::clamp<int64_t>(view.column, 0, p.width);
-    const int64_t last = std::clamp<int64_t>(p.width + view.column, 0, p.width);
+    const CropView view = is_counted(p) ? read_view(p, number) : draw_from_view(p, number);
+    // The columns of the source that are seen, and where in a line they go.
+    const int64_t first = std::clamp<int64_t>(view.column, view.left, view.right);
+    const int64_t last = std::clamp<int64_t>(p.width + view.column, view.left, view.right);
+    const int64_t cut = std::clamp<int64_t>(view.cut_left, 0, p.width) * together;
+    const int64_t cut_end =
+        std::clamp<int64_t>(int64_t(view.cut_left) + p.cutout, 0, p.width) * together;
     const int64_t place = view.flip ? p.width + view.column - last : first - view.column;
     const uint8_t* image = p.images + p.positions[b] * p.channels * plane;
     if (within == 0 && b + 1 < p.batch) {
@@ -87,7 +90,7 @@ void crop_flip(const CropFlipParams& p, int64_t begin, int64_t end) {
     memset(bytes.data(), 0, size_t(count * line_numel));
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = y + view.row;
-      if (row >= 0 && row < p.height && first < last) {
+      if (row >= view.top && row < view.bottom && first < last) {
         const uint8_t* from = image + channel * plane + row * p.width + first;
         uint8_t* to = bytes.data() + i * line_numel + place * together;
         if (together > 1) {
@@ -97,6 +100,9 @@ void crop_flip(const CropFlipParams& p, int64_t begin, int64_t end) {
         } else {
           memcpy(to, from, size_t(last - first));
         }
+      }
+      if (y >= view.cut_top && y < int64_t(view.cut_top) + p.cutout) {
+        memset(bytes.data() + i * line_numel + cut, 0, size_t(cut_end - cut));
       }
       if (++y == p.height) {
         y = 0;

@@ -36,7 +36,7 @@ CropFlipParams pack_crop_flip(const Tensor& images,                // [N, C, H, 
                               const std::optional<Tensor>& ids,    // [N] int64
                               const std::optional<Tensor>& views,  // [B] int64
                               int64_t padding, bool flip, int64_t levels, bool channels_last,
-                              CropFlipOutputs& out) {
+                              int64_t cropshift, int64_t cutout, CropFlipOutputs& out) {
   check_dtype(images, "images", ScalarType::Byte, "uint8");
   ARD_CHECK(images.dim() == 4, "images must have shape [N, C, H, W], got ", shape_of(images));
   const int64_t c = images.size(1), h = images.size(2), w = images.size(3);
@@ -65,6 +65,11 @@ CropFlipParams pack_crop_flip(const Tensor& images,                // [N, C, H, 
   if (views) check_indices(*views, "views", images, batch, "one entry a sample");
   ARD_CHECK(padding >= 0 && padding < 1 << 15, "padding must be at least 0 and below 2^15, got ",
             padding);
+  ARD_CHECK(cropshift >= 0 && cropshift < std::min(h, w), "cropshift must be at least 0 and below ",
+            "height and width, got ", cropshift, " for images of shape ", shape_of(images));
+  ARD_CHECK(cropshift == 0 || padding == 0, "padding must be 0 with cropshift, got ", padding);
+  ARD_CHECK(cutout >= 0 && cutout <= std::min(h, w), "cutout must be at least 0 and at most ",
+            "height and width, got ", cutout, " for images of shape ", shape_of(images));
   ARD_CHECK(levels >= 1 && levels <= 255, "levels must be between 1 and 255, got ", levels);
 
   out.x = empty_pixels(images, batch, channels_last);
@@ -84,6 +89,8 @@ CropFlipParams pack_crop_flip(const Tensor& images,                // [N, C, H, 
   p.height = int32_t(h);
   p.width = int32_t(w);
   p.padding = int32_t(padding);
+  p.cropshift = int32_t(cropshift);
+  p.cutout = int32_t(cutout);
   p.levels = pixel_levels(levels);
   p.flip = flip;
   p.channels_last = channels_last;
@@ -93,13 +100,14 @@ CropFlipParams pack_crop_flip(const Tensor& images,                // [N, C, H, 
 std::tuple<Tensor, Tensor> crop_flip(const Tensor images, const Tensor positions,
                                      std::optional<Tensor> seed, std::optional<Tensor> ids,
                                      std::optional<Tensor> views, int64_t padding, bool flip,
-                                     int64_t levels, bool channels_last) {
+                                     int64_t levels, bool channels_last, int64_t cropshift,
+                                     int64_t cutout) {
   CropFlipOutputs out;
   const CropFlipParams p = pack_crop_flip(images, positions, seed, ids, views, padding, flip,
-                                          levels, channels_last, out);
+                                          levels, channels_last, cropshift, cutout, out);
   if (!on_gpu(images)) {
     check_in_range(p.positions, "positions", p.batch, p.count);
-    check_in_range(p.given, "views", p.batch, view_count(p.padding));
+    check_in_range(p.given, "views", p.batch, view_limit(p));
   }
   const int64_t line_numel = int64_t(p.width) * (channels_last ? p.channels : 1);
   run(

@@ -60,6 +60,17 @@ def test_batches_are_the_images_of_the_plan_seen_through_the_reference(device):
     assert len(torch.cat([batch.views for batch in batches]).unique()) > 10
 
 
+def test_shifts_and_cuts_are_drawn_anew_for_each_epoch_and_id(device):
+    split, settings = a_split(), {"padding": 0, "cropshift": 3, "cutout": 4}
+    whole = list(loader_of(ResidentLoader, split, device, **settings).batches(4))
+    x = torch.cat([batch.x for batch in whole]).cpu()
+    positions = draw(split, epoch=4).order
+    how = {"levels": 255, "seed": derive_seed(3, 2, 4), "ids": split.ids, **settings}
+    assert x.equal(reference.crop_flip(split.images, positions, **how)[0])
+    other = torch.cat([batch.x for batch in loader_of(ResidentLoader, split, device, **settings).batches(5)]).cpu()
+    assert not x[positions.argsort()].equal(other[draw(split, epoch=5).order.argsort()])
+
+
 def test_without_augmentation_the_pixels_come_unchanged(device):
     split = a_split()
     batch = next(loader_of(ResidentLoader, split, device, padding=0, flip=False, batch_size=23, levels=17).batches(0))
@@ -75,6 +86,7 @@ def test_without_augmentation_the_pixels_come_unchanged(device):
         {"layout": torch.channels_last},
         {"shard": (1, 3), "accumulate": 2},
         {"merge_last": True},
+        {"padding": 0, "cropshift": 3, "cutout": 4},
         {"extra": 9, "extra_fraction": 0.6, "shard": (0, 2)},
     ],
 )
@@ -197,6 +209,8 @@ def test_the_loader_is_chosen_by_size(device, monkeypatch):
         ("accumulate must be an int of at least 1, got 0", {"accumulate": 0}),
         ("shard: number of processes must be an int of at least 1, got 0", {"shard": (0, 0)}),
         ("shard: rank must be an int from 0 to 1, got 2", {"shard": (2, 2)}),
+        ("cropshift must be an int from 0 to 7, got 8", {"cropshift": 8}),
+        ("cutout must be an int from 0 to 8, got 9", {"cutout": 9}),
         ("resident must be one of 'auto', 'always', 'never', got 'yes'", {"resident": "yes"}),
     ],
 )

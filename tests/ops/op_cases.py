@@ -95,12 +95,12 @@ def apgd_arguments(
     return *written, *read, 0.1, l2, first, window, 0.75, 0.75, 0.0, 1.0, *last(levels)
 
 
-def crop_arguments(device, given=False, last=False, ids=True):
+def crop_arguments(device, given=False, last=False, ids=True, shift=0, cut=0):
     images = torch.randint(0, 256, (5, 3, 6, 4), dtype=torch.uint8, device=device)
     positions = torch.tensor([4, 0, 0, 2], device=device)
     seed, names = torch.tensor([7], device=device), torch.arange(5, device=device) * 3
     drawn = (None, None, positions * 3) if given else (seed, names if ids else None, None)
-    return images, positions, *drawn, 2, True, 255, last
+    return images, positions, *drawn, 0 if shift else 2, True, 255, last, shift, cut
 
 
 def fold_arguments(device, dtype=torch.float32):
@@ -155,6 +155,7 @@ CASES = {
     "crop": (_ops.crop_flip, crop_arguments, {}),
     "crop by position channels_last": (_ops.crop_flip, crop_arguments, {"last": True, "ids": False}),
     "crop given": (_ops.crop_flip, crop_arguments, {"given": True}),
+    "cropshift and cutout": (_ops.crop_flip, crop_arguments, {"shift": 3, "cut": 2, "last": True}),
     "fold": (_ops.fold_batch_norm_, fold_arguments, {}),
     "fold bf16": (_ops.fold_batch_norm_, fold_arguments, {"dtype": SMALL}),
     "step": (_ops.pgd_linf_step_, step_arguments, {}),

@@ -46,6 +46,9 @@ def cases(images):
     yield positions, {"padding": 0, "levels": 3, "seed": 4, "flip": False}
     views = torch.arange(len(positions), device=device) * 7 % (2 * 81)
     yield positions, {"padding": 4, "levels": 255, "views": views}
+    least = min(images.shape[2:])
+    for shift, cut in {(0, 1), (0, least), (least - 1, 0), (least - 1, (least + 1) // 2)}:
+        yield positions, {"padding": 0 if shift else 3, "levels": 255, "seed": 5, "cropshift": shift, "cutout": cut}
     yield positions[:0], {"padding": 4, "levels": 255, "seed": 1}
 
 
@@ -96,6 +99,9 @@ def crops(draw):
     ids = torch.randint(-(2**62), 2**62, (count,), generator=generator) if draw(st.booleans()) else None
     settings = {"padding": draw(st.sampled_from((0, 1, 4, 40))), "levels": draw(st.sampled_from((1, 16, 255)))}
     settings |= {"flip": draw(st.booleans()), "channels_last": draw(st.booleans())}
+    if draw(st.booleans()):
+        settings |= {"cropshift": draw(st.integers(0, min(size) - 1)), "cutout": draw(st.integers(0, min(size)))}
+        settings["padding"] = 0 if settings["cropshift"] else settings["padding"]
     return images, positions, ids, draw(st.integers(-(2**63), 2**63 - 1)), settings
 
 
@@ -110,8 +116,11 @@ def test_any_arguments(case):
     assert x.equal(expected) and views.equal(drawn) and images.equal(before)
     layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
     assert x.is_contiguous(memory_format=layout)
-    assert ((views >= 0) & (views < 2 * (2 * settings["padding"] + 1) ** 2)).all()
-    assert settings["flip"] or (views % 2 == 0).all()
+    if settings.get("cropshift") or settings.get("cutout"):
+        assert ((views >= 0) & (views < 2**62)).all()
+    else:
+        assert ((views >= 0) & (views < 2 * (2 * settings["padding"] + 1) ** 2)).all()
+        assert settings["flip"] or (views % 2 == 0).all()
     again, told = F.crop_flip(images, positions, views=views, **settings)
     assert again.equal(x) and told.equal(views)
     # In another order, and as a streamed batch: the images gathered beforehand, their ids with them.
@@ -156,6 +165,26 @@ def test_views_are_uniform(padding):
         assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(len(views))
 
 
+def test_a_square_is_zero_and_every_shift_is_taken():
+    """Of an image without zeros. Rows and columns that cropshift cuts away: 0 to 2 together, each pair at every place;
+    the cut's middle is on every pixel equally often."""
+    n, settings = 20_000, {"levels": 255, "seed": 3, "flip": False}
+    many, ids = torch.full((n, 1, 4, 5), 255, dtype=torch.uint8), torch.arange(n)
+    x, _ = F.crop_flip(many, ids, padding=0, cropshift=2, **settings)
+    seen = x[:, 0] > 0
+    rows, columns = seen.any(2).sum(1), seen.any(1).sum(1)
+    assert torch.equal(seen.sum((1, 2)), rows * columns)  # what is left is a rectangle
+    away = torch.stack((4 - rows, 5 - columns), 1).unique(dim=0, return_counts=True)
+    assert away[0].tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [2, 0]]
+    for (row, column), count in zip(*(part.tolist() for part in away), strict=True):
+        assert abs(count / n - 1 / 3 / (row + column + 1)) < 0.02
+    assert len({tuple(one.flatten().tolist()) for one in seen}) == 1 + 2 + 2 + 3 + 3 + 4
+    x, _ = F.crop_flip(many, ids, padding=0, cutout=3, **settings)
+    kinds, counts = (x[:, 0] == 0).flatten(1).unique(dim=0, return_counts=True)
+    assert len(kinds) == 20 and kinds.sum(1).max() == 9 and kinds.sum(1).min() == 4
+    assert (counts / n - 1 / 20).abs().max() < 0.01
+
+
 def test_largest_padding():
     views = torch.tensor([0, 2 * 65535**2 - 1, 2 * (32767 * 65535 + 32767)])
     images = torch.full((1, 1, 2, 2), 9, dtype=torch.uint8)
@@ -190,6 +219,9 @@ PLAIN = {"padding": 1, "levels": 255, "seed": 1}
         ("padding must be an int from 0 to 32767, got -1", {"padding": -1}, ValueError),
         ("padding must be an int from 0 to 32767, got 32768", {"padding": 32768}, ValueError),
         ("padding must be an int from 0 to 32767, got 1.5", {"padding": 1.5}, ValueError),
+        ("cropshift must be at least 0 and below height and width, got 5", {"cropshift": 5}, RuntimeError),
+        ("padding must be 0 with cropshift, got 1", {"cropshift": 2}, RuntimeError),
+        ("cutout must be at least 0 and at most height and width, got 6", {"cutout": 6}, RuntimeError),
         ("levels must be an int from 1 to 255, got 0", {"levels": 0}, ValueError),
         ("levels must be an int from 1 to 255, got 256", {"levels": 256}, ValueError),
         ("seed must be an int of 64 bits", {"seed": 2**64}, ValueError),

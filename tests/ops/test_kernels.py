@@ -171,6 +171,13 @@ def layer_calls(n, dtype, offsets):
         for last in (False, True):
             drawn = Call(_ops.crop_flip, images, positions, seed, None, None, 2, True, 255, last, offsets=offsets)
             yield drawn
+            if n > 4:
+                yield Call(
+                    _ops.crop_flip, images, positions, seed, None, None, 2, False, 255, last, 0, 4, offsets=offsets
+                )
+                yield Call(
+                    _ops.crop_flip, images, positions, seed, None, None, 0, True, 255, last, 4, 3, offsets=offsets
+                )
 
 
 # The operators' calls, and sizes around the widths of vectors, warps, blocks and, last, a block's shared memory.

@@ -118,6 +118,13 @@ def test_ema_is_short_for_an_average_from_the_start():
     assert resolve({"ema": 0.9}, file=vars(later)).averaging == "ema"
 
 
+def test_cropshift_takes_the_place_of_the_padded_crop():
+    mnist = {"method": "at", "dataset": "mnist", "data_dir": "d"}
+    assert [resolve({**mnist, **more}).crop_padding for more in ({}, {"cropshift": 4})] == [2, 0]
+    assert resolve({"cropshift": 8, "data_dir": "d"}, preset="at-paper").crop_padding == 0
+    assert resolve({**mnist, "dataset": "cifar10"}).crop_padding == 4
+
+
 def test_another_optimiser_takes_its_own_learning_rate():
     config = resolve({"optimiser": "adamw", "data_dir": "d"}, preset="at-paper")
     assert (config.lr, config.momentum, config.weight_decay) == (1e-3, None, 2e-4)
@@ -211,6 +218,11 @@ def test_wrong_types_are_refused(name, text, message):
         ({"epochs": 3, "warmup_epochs": 4.0}, "warmup_epochs: expected at most 3, the epochs, got 4"),
         ({"ema": 0.9, "averaging": "swa"}, "ema: short for averaging, ema_decay, .* got averaging too"),
         ({"ema": 1.0}, "ema_decay: expected 0 to below 1"),
+        ({"cropshift": 3, "crop_padding": 2}, "crop_padding: expected 0 with cropshift, which crops instead, got 2"),
+        (
+            {"cutout": 3, "teacher_cache": "d"},
+            "teacher_cache: expected auto or off with extra_data, cropshift or cutout",
+        ),
         ({"extra_fraction": 0.5}, "extra_fraction: expected none without extra_data, got 0.5"),
         ({"extra_data": "e", "teacher_cache": "d"}, "teacher_cache: expected auto or off with extra_data"),
         ({"method": "saad", "accumulate": 2}, "accumulate: expected 1 for method saad"),

@@ -238,7 +238,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys, s
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     arguments = [*AT, "--epochs", "3", "--averaging", "ema" if steps % 2 else "swa", "--schedule", "multistep"]
     arguments += ["--milestones", "1,2", "--accumulate", "2" if steps == 2 else "1"]
-    arguments += ["--optimiser", "adamw", "--warmup-epochs", "1.5", "--lr", "0.01"] if steps == 7 else []
+    arguments += (
+        ["--optimiser", "adamw", "--warmup-epochs", "1.5", "--lr", "0.01", "--cutout", "3", "--cropshift", "2"]
+        if steps == 7
+        else []
+    )
     if steps == 3:
         for name, value in (("more", 7), ("other", 8)):
             np.savez(tmp_path / name, image=np.full((40, 8, 8), value, np.uint8), label=np.arange(40) % 10)
