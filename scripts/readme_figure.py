@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ard_fast import attacks
 from ard_fast.data import load_dataset
@@ -83,14 +84,14 @@ def draw_attack(axes: Any, run: Path) -> None:
     axes.set(xlim=(0, 26), ylim=(29, 0), xticks=[], anchor="NE")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_title("PGD-20 on an ARD student, eps 0.2", fontsize=9)
+    axes.set_title("PGD-20, ARD student, eps 0.2", fontsize=9)
 
 
 if __name__ == "__main__":
     alone = Figure(figsize=(6.4, 3.3), layout="constrained")
     draw_speedups(alone.subplots())
     alone.savefig(IMAGES / "speedups.png", dpi=200)
-    both = Figure(figsize=(8.3, 3.2), layout="constrained")
+    both = Figure(figsize=(8.3, 3.2), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
     left, right = both.subplots(1, 2, width_ratios=[1.4, 1])
     draw_speedups(left)
     draw_attack(right, Path(sys.argv[1]))
