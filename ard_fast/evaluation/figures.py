@@ -73,7 +73,7 @@ def plot_classes(path: Path, rows: Sequence[Mapping[str, Any]], *, robust: str) 
         robust: what the robust accuracy is of, for the legend.
     """
     shown = worst_classes(rows)
-    worst = min(range(len(shown)), key=lambda place: shown[place]["worst_case_acc"])
+    worst = min(range(len(shown)), key=lambda place: _badness(shown[place]))
     with figure(path, COLUMN if len(shown) <= 12 else PAGE, 2.3) as grid:
         axes = grid[0][0]
         lowest = f"worst: {shorten(shown[worst]['class'], 14)}, {shown[worst]['worst_case_acc']:.1f} %"
@@ -103,7 +103,11 @@ def worst_classes(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """All classes, or where they are many the worst ones, worst first."""
     if len(rows) <= MOST_CLASSES:
         return list(rows)
-    return sorted(rows, key=lambda row: (row["worst_case_acc"], row["clean_acc"]))[:WORST_CLASSES]
+    return sorted(rows, key=_badness)[:WORST_CLASSES]
+
+
+def _badness(row: Mapping[str, Any]) -> tuple[float, float]:
+    return row["worst_case_acc"], row["clean_acc"]
 
 
 def _slanted(names: Sequence[str]) -> dict[str, Any]:
