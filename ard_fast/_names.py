@@ -31,6 +31,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "lr-scheduler": ("schedule",),
     "methods": ("compare-methods",),
     "model": ("student",),
+    "n": ("n-examples",),
     "n-ex": ("n-examples",),
     "num-epochs": ("epochs",),
     "num-examples": ("n-examples",),
