@@ -168,7 +168,7 @@ def _main(argv: Sequence[str] | None, world: World) -> int:
                 raise
             print(f"\nerror: {compile_error('student', error)}", file=sys.stderr)
             return EXIT_FAILED
-    print(f"\nplot: {folder.plot_file}\nrun folder: {folder.path}")
+    print(f"\nreport.md, plot.png and checkpoints are in {folder.path}")
     return 0
 
 

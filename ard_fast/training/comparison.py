@@ -7,7 +7,9 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from ard_fast._figures import eps_text
@@ -64,14 +66,18 @@ class Comparison:
         names = dict.fromkeys(name for group in self.groups for run in group.runs for name in run.attacks)
         return [name for name in names if name not in ("clean", "pgd20") and any(g.attack(name) for g in self.groups)]
 
-    def table(self) -> str:
-        """Markdown; mean ± sample standard deviation over the seeds."""
+    def table(self, *, brief: bool = False) -> str:
+        """Markdown; mean ± sample standard deviation over the seeds. `brief`: the accuracies and the time only."""
         attacks = [f"{name} %" for name in (_ROBUST, *self.attacks)]
         header = ["method (network)", "teacher", "seeds", "clean %", *attacks]
         if self.baseline is not None:
             header.append(f"{_ROBUST} - {self.baseline.label}")
-        rows = [self._row(group) for group in self.groups]
-        return markdown_table([*header, "train img/s", "s a run"], rows)
+        header += ["train img/s", "s a run"]
+        rows = [header, *(self._row(group) for group in self.groups)]
+        if brief:
+            kept = [title not in ("teacher", "seeds", "train img/s") for title in header]
+            rows = [list(compress(row, kept)) for row in rows]
+        return markdown_table(rows[0], rows[1:])
 
     def _row(self, group: Group) -> list[str]:
         teacher = group.runs[0].summary["teacher"]
@@ -237,7 +243,7 @@ def report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str,
     comparison = Comparison(list(groups.values()))
     headline = groups[config.compare_methods[-1]]
     lines = [gap_line(headline, groups[name]) for name in config.compare_methods[:-1]]
-    print("\n" + comparison.note() + "\n\n" + "\n".join([comparison.table(), "", *lines]))
+    print("\n".join(["", comparison.table(brief=True), "", *lines, "", fill(comparison.note(), 100)]))
     chosen = max(headline.runs, key=lambda run: max(row["val_robust"] or -1.0 for row in run.folder.metrics())).folder
     best = chosen.best.relative_to(folder.path)
     links = [f"- [{one.path.name}]({one.path.name}/report.md)" for runs in results.values() for one in runs]

@@ -17,6 +17,7 @@ from ard_fast.methods.registry import find_method
 from ard_fast.models import MODELS, count_parameters
 from ard_fast.teachers.teacher import Teacher
 from ard_fast.training.checkpoint import written_by_run
+from ard_fast.training.config import ROLES
 from ard_fast.training.optimiser import OPTIMISERS
 
 if TYPE_CHECKING:
@@ -59,12 +60,7 @@ def describe_run(
             f"{100 * known(config.extra_fraction):g} % of every batch; validation images are none of them"
         )
     if spec.attacks:
-        steps = "" if config.steps is None else f"{config.steps} steps of "
-        start = {None: "", True: ", start clamped", False: ", start not clamped"}[config.clamp_start]
-        lines.append(
-            f"attack L-inf, eps {config.eps:.5g}, {steps}{config.step_size:.5g} (pixels in [0, 1], no "
-            f"normalisation){start}{'' if config.attack_bn is None else f', batch norm: {config.attack_bn}'}"
-        )
+        lines.append(_attack(config))
     for role, teacher in teachers.items():
         lines += [f"{role.replace('_', ' ')}: {line}" for line in teacher.conventions()]
     if config.parity:
@@ -87,12 +83,61 @@ def describe_run(
             f"weights averaged: {config.averaging}{decay}, from epoch {config.averaging_epoch() + 1}; validation, "
             "checkpoints and test are of the average"
         )
-    best_by = f"PGD-{config.val_steps}" if spec.selects_by == "robust" else "clean accuracy"
+    lines.append(_evaluation(config))
+    return lines
+
+
+def describe_comparison(
+    config: TrainConfig, runs: Sequence[tuple[str, TrainConfig]], dataset: Dataset, parameters: Mapping[str, int]
+) -> list[str]:
+    """What the runs of a comparison have in common, a line each.
+
+    Args:
+        config: of the comparison.
+        runs: role or method, and configuration, of every run.
+        dataset: its images.
+        parameters: of each network that is trained, by its name.
+    """
+    splits = f"{len(dataset.train):,} training, {len(dataset.val):,} validation, {len(dataset.test):,} test images"
+    first = [(name, one) for name, one in runs if one.seed == config.seed]
+    lines = [f"{len(runs)} runs: {len(first)} for each of {config.compare_seeds} seeds, on {dataset.name}, {splits}"]
+    for name, one in first:
+        if name in ROLES:
+            lines.append(
+                f"{name.replace('_', ' ')}: {one.student} ({parameters[one.student]:,} parameters), trained by "
+                f"{one.method} for {one.epochs} epochs"
+            )
+    lines += [
+        f"{role.replace('_', ' ')}: {getattr(config, role)}"
+        for role in ROLES
+        if getattr(config, role) is not None
+        and role not in dict(first)
+        and any(role in find_method(name).teachers for name in config.methods())
+    ]
+    student = dict(first)[config.compare_methods[-1]]
+    by = ", ".join(f"{name} (custom)" if ":" in name else name for name in config.compare_methods)
     lines.append(
+        f"student: {student.student} ({parameters[student.student]:,} parameters), trained by {by} for "
+        f"{student.epochs} epochs each"
+    )
+    return [*lines, _attack(student), _evaluation(student), "conventions of each run: report.md in its folder"]
+
+
+def _attack(config: TrainConfig) -> str:
+    steps = "" if config.steps is None else f"{config.steps} steps of "
+    start = {None: "", True: ", start clamped", False: ", start not clamped"}[config.clamp_start]
+    return (
+        f"attack L-inf, eps {config.eps:.5g}, {steps}{config.step_size:.5g} (pixels in [0, 1])"
+        f"{start}{'' if config.attack_bn is None else f', batch norm: {config.attack_bn}'}"
+    )
+
+
+def _evaluation(config: TrainConfig) -> str:
+    best_by = f"PGD-{config.val_steps}" if find_method(config.method).selects_by == "robust" else "clean accuracy"
+    return (
         f"evaluation: L-inf PGD-{PGD20_STEPS} on CE, eps {config.eps:.5g}, step {config.eval_step_size:.5g}, "
         f"uniform start, eval mode; best epoch by {best_by} on the validation images"
     )
-    return lines
 
 
 def teacher_warnings(config: TrainConfig, worths: Mapping[str, TeacherWorth], num_classes: int) -> list[str]:

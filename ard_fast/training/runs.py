@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,19 +11,22 @@ from torch import nn
 from ard_fast._commandline import StopRequest
 from ard_fast._devices import find_device, resolve_device
 from ard_fast._names import GIVEN
+from ard_fast._progress import Whole, wrapped
+from ard_fast._typing import known
 from ard_fast.data import Batch, add_extra, load_dataset
 from ard_fast.evaluation.evaluator import at_chance
 from ard_fast.evaluation.self_checks import describe_teacher
 from ard_fast.methods.base import MethodContext
 from ard_fast.methods.own import try_method
-from ard_fast.methods.registry import build_method, find_method
-from ard_fast.models import MODELS
+from ard_fast.methods.registry import build_method, find_method, method_label
+from ard_fast.models import MODELS, count_parameters
 from ard_fast.models.registry import ROBUSTBENCH
 from ard_fast.models.trial import TRIAL_IMAGES
 from ard_fast.teachers.teacher import Teacher
 from ard_fast.training.checkpoint import DamagedRun, load_network, load_state
 from ard_fast.training.compute import ComputeConfig
 from ard_fast.training.config import ROLES, TrainConfig, for_method, for_teacher, identity, is_path
+from ard_fast.training.conventions import describe_comparison
 from ard_fast.training.distributed import World
 from ard_fast.training.fitting import (
     Environment,
@@ -151,7 +153,7 @@ def run(
     resume: bool = False,
     teacher_folders: Path | None = None,
     prefix: str = "",
-    explain: bool = True,
+    whole: Whole | None = None,
 ) -> None:
     """Carry out one run in a folder.
 
@@ -163,25 +165,29 @@ def run(
         teacher_folders: teachers that are to be trained first go to `teacher_folders / (prefix + role)`; None: into
             the run's folder.
         prefix: of their names.
-        explain: print the run's conventions.
+        whole: the comparison that prints the run's line; None: the run prints its conventions and its epochs.
     """
     if env.world.from_main(lambda: _start(config, folder, env, resume)):
-        print(f"{folder.path}: already finished", flush=True)
+        if whole is None:
+            print(f"{folder.path}: already finished", flush=True)
         return
-    teachers = {}
+    teachers, first = {}, False
     for role in find_method(config.method).teachers:
         source: str | Path = getattr(config, role)
         if source in MODELS:
             source = (teacher_folders or folder.path) / (prefix + role)
             if env.world.from_main(RunFolder(source).summary) is None:  # a comparison has trained it already
+                print(f"first the {role.replace('_', ' ')}:", flush=True)
                 run(for_teacher(config, role), RunFolder(source), env, resume=resume)
+                first = True
         teachers[role] = env.world.from_main(partial(_load_teacher, config, role, source, env))
-    print(f"{folder.path}", flush=True)
-    trainer = Trainer(config, folder, env, teachers)
-    if explain:
-        print("\n".join(f"  {line}" for line in trainer.describe()))
-    for warning in trainer.doubts:
-        print(f"  warning: {warning}", flush=True)
+    trainer = Trainer(config, folder, env, teachers, whole)
+    if whole is None:
+        if first:
+            print("the student:")
+        print("\n".join(wrapped(line) for line in trainer.describe()), flush=True)
+    for doubt in trainer.doubts:
+        print(f"  warning{'' if whole is None else f', {whole.label}'}: {doubt}", flush=True)
     trainer.run()
 
 
@@ -230,17 +236,20 @@ def run_comparison(
         For each role and method the folders of its runs, one a seed.
     """
     env.world.from_main(lambda: _start(config, folder, env, resume))
-    results: dict[str, list[RunFolder]] = {}
+    planned: list[tuple[str, TrainConfig]] = []
     for seed in range(config.seed, config.seed + config.compare_seeds):
-        prefix = f"seed{seed}-"
-        how: dict[str, Any] = {"resume": resume, "explain": seed == config.seed, "teacher_folders": folder.path}
-        for role in _roles(config):
-            if getattr(config, role) in MODELS:
-                one = RunFolder(folder.path / (prefix + role))
-                run(for_teacher(config.replace(seed=seed), role), one, env, **how)
-                results.setdefault(role, []).append(one)
-        for method in config.compare_methods:
-            one = RunFolder(folder.path / (prefix + method.replace(":", ".")))
-            run(for_method(config, method, seed), one, env, prefix=prefix, **how)
-            results.setdefault(method, []).append(one)
+        trained = [role for role in _roles(config) if getattr(config, role) in MODELS]
+        planned += [(role, for_teacher(config.replace(seed=seed), role)) for role in trained]
+        planned += [(method, for_method(config, method, seed)) for method in config.compare_methods]
+    networks = {one.student: one for _, one in planned}
+    sizes = {name: count_parameters(initial_student(one, env.dataset)) for name, one in networks.items()}
+    print("\n".join(wrapped(line) for line in describe_comparison(config, planned, env.dataset, sizes)), flush=True)
+    whole = Whole([(method_label(name).replace("_", " "), one.seed) for name, one in planned])
+    results: dict[str, list[RunFolder]] = {}
+    for name, one in planned:
+        prefix = f"seed{one.seed}-"
+        place = RunFolder(folder.path / (prefix + name.replace(":", ".")))
+        run(one, place, env, resume=resume, teacher_folders=folder.path, prefix=prefix, whole=whole)
+        whole.finish(known(env.world.from_main(place.summary)))
+        results.setdefault(name, []).append(place)
     return results

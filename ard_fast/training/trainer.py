@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, closing
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ard_fast._commandline import Interrupted
 from ard_fast._devices import training_arithmetic
-from ard_fast._progress import Progress
+from ard_fast._progress import Progress, Whole
 from ard_fast._typing import known
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch, make_loader
@@ -53,11 +53,18 @@ class Trainer:
         folder: where the run's files go; it has the configuration.
         env: data set, device and stop request.
         teachers: networks by role ("teacher", "clean_teacher"), from `load_network`.
+        whole: the runs that this one is one of; they print its line.
     """
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, env: Environment, teachers: Mapping[str, nn.Module] | None = None
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        env: Environment,
+        teachers: Mapping[str, nn.Module] | None = None,
+        whole: Whole | None = None,
     ) -> None:
+        self.whole = whole
         self.config, self.folder, self.env, self.world = config, folder, env, env.world
         self.student, self.compute, notes = fit_student(config, env.dataset, env.device, world=env.world)
         self.notes, self.networks = list(notes), dict(teachers or {})
@@ -139,11 +146,18 @@ class Trainer:
         self.state.inputs = inputs
         steps, passes = self.loader.steps, self.config.passes()
         done = steps * self.state.epoch + self.state.step
-        progress = Progress(steps * passes, done, steps_per_epoch=steps, images_per_step=self.config.batch_size)
+        images, whole = self.config.batch_size, self.whole
+        with closing(
+            Progress(steps * passes, done, steps_per_epoch=steps, images_per_step=images, whole=whole)
+        ) as shown:
+            self._train(shown)
+            self._finish(shown)
+
+    def _train(self, progress: Progress) -> None:
         if self.config.tensorboard and self.world.is_main:
             self.board = Board(self.folder.board, self.state.rows)
         try:
-            while self.state.epoch < passes:
+            while self.state.epoch < self.config.passes():
                 with self._arithmetic():
                     self._train_epoch(progress)
                 self._finish_epoch(progress)
@@ -151,14 +165,13 @@ class Trainer:
             self._save_teacher_logits(at_least=0.0)
             if self.graphed is not None:
                 self.graphed.forget()  # the test images need memory, too
-            progress.close()
             if self.board is not None:
                 self.board.close()
-        self._finish()
 
     def describe(self) -> list[str]:
         """The run's conventions in words."""
-        computing = [*self.update.describe(), self.graph.describe(), *self.notes]
+        graph = [] if self.env.device.type == "cpu" and self.graph.mode == "off" else [self.graph.describe()]
+        computing = [*self.update.describe(), *graph, *self.notes]
         if self.world.size > 1 and not self.update.synchronised:
             computing.append("batch statistics are those of each process's own images; the running ones are averaged")
         if self.merges_last:
@@ -289,7 +302,7 @@ class Trainer:
             "val_robust": None,
         }
         if epoch % config.val_every == 0 or epoch == config.passes():
-            accuracy = self._evaluate(self.network, self.env.dataset.val, config.val_steps)
+            accuracy = self._evaluate(self.network, self.env.dataset.val, config.val_steps, progress, "validation")
             row["val_clean"], row["val_robust"] = accuracy
             score = getattr(accuracy, self.method.selects_by)
             if score > state.best_score:
@@ -306,11 +319,11 @@ class Trainer:
         self.world.from_main(lambda: self.folder.add_metrics(row))
         if self.board is not None:
             self.board.add(row)
-        progress.epoch(row, last=epoch == config.passes())
+        progress.epoch(row)
         for warning in late_warnings(config, state.rows, self.env.dataset.val.labels, self.env.dataset.num_classes):
-            print(f"  warning: {warning}", flush=True)
+            progress.warn(warning)
 
-    def _finish(self) -> None:
+    def _finish(self, progress: Progress) -> None:
         """Evaluate the best and the last checkpoint on the test images; write plot, report and summary."""
         config, dataset = self.config, self.env.dataset
         load_best = partial(
@@ -323,8 +336,8 @@ class Trainer:
             model_argument="student",
         )
         best = self.world.from_main(load_best).to(self.env.device, memory_format=self.compute.layout)  # pyright: ignore[reportCallIssue]
-        test = self._evaluate(best, dataset.test, PGD20_STEPS)
-        test_last = self._evaluate(self.network, dataset.test, PGD20_STEPS)
+        test = self._evaluate(best, dataset.test, PGD20_STEPS, progress, "test, best checkpoint")
+        test_last = self._evaluate(self.network, dataset.test, PGD20_STEPS, progress, "test, last epoch")
         warn = partial(collapse_warnings, config, labels=dataset.test.labels, num_classes=dataset.num_classes)
         collapse = warn("best checkpoint", test) or warn("last epoch", test_last)
         summary = {
@@ -345,13 +358,13 @@ class Trainer:
             "warnings": [*self.doubts, *collapse],
         }
         self.world.from_main(lambda: self._report(best, summary, test_last))
-        print(
-            f"  test: clean {test.clean:.2f} %, PGD-{PGD20_STEPS} {test.robust:.2f} % (best, epoch "
-            f"{self.state.best_epoch}); last epoch {test_last.clean:.2f} / {test_last.robust:.2f} %",
-            flush=True,
-        )
+        if self.whole is None:
+            progress.say(
+                f"  test: clean {test.clean:.2f} %, PGD-{PGD20_STEPS} {test.robust:.2f} % (best, epoch "
+                f"{self.state.best_epoch}); last epoch {test_last.clean:.2f} / {test_last.robust:.2f} %"
+            )
         for warning in collapse:
-            print(f"  warning: {warning}", flush=True)
+            progress.warn(warning)
 
     def _report(self, best: nn.Module, summary: dict[str, Any], test_last: Accuracy) -> None:
         shown = draw_examples(
@@ -365,7 +378,14 @@ class Trainer:
         write_run_report(self.folder, summary, self.describe(), test_last, self.state.best_epoch, pictures=shown)
         self.folder.write_summary(summary)
 
-    def _evaluate(self, network: nn.Module, split: Any, steps: int) -> Accuracy:
+    def _evaluate(self, network: nn.Module, split: Any, steps: int, progress: Progress, what: str) -> Accuracy:
+        """Accuracy on a split, under PGD of that many steps; `what` is shown meanwhile."""
+        share, batches = math.ceil(len(split) / self.world.size), count()
+
+        def before_batch() -> None:
+            self._stop_if_requested()
+            progress.evaluating(what, min(next(batches) * self.config.eval_batch_size, share), share)
+
         return evaluate(
             network,
             split,
@@ -374,7 +394,7 @@ class Trainer:
             seed=EVALUATION_SEED,
             batch_size=self.config.eval_batch_size,
             channels_last=self.compute.channels_last,
-            between_batches=self._stop_if_requested,
+            between_batches=before_batch,
             shard=(self.world.rank, self.world.size),
             all_reduce=self.world.all_reduce,
         )

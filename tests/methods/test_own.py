@@ -89,4 +89,4 @@ def test_a_comparison_stopped_and_resumed(tmp_path, monkeypatch, capsys):
     assert main(["--resume", str(out)]) == 0
     assert_same_run(out / "seed0-at", out / "seed0-own_losses.plain")
     printed = capsys.readouterr().out
-    assert "custom loss own_losses:plain" in printed and "| plain (digits-student) " in printed
+    assert "trained by at, own_losses:plain (custom) for" in printed and "| plain (digits-student) " in printed
