@@ -21,6 +21,7 @@ _MOST_USED = (
     "epochs",
     "batch_size",
     "lr",
+    "ema",
     "eps",
     "seed",
     "device",

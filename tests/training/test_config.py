@@ -354,7 +354,9 @@ def test_help_shows_the_flags_used_most_and_help_all_every_default(capsys):
         texts.append(capsys.readouterr().out)
     short, whole = texts
     first = re.findall(r"^  (--[a-z-]+)", short.split("most used:")[1].split("\n\n")[0], re.MULTILINE)
-    wanted = "method dataset data-dir download student teacher epochs batch-size lr eps seed device out preset config"
+    wanted = (
+        "method dataset data-dir download student teacher epochs batch-size lr ema eps seed device out preset config"
+    )
     assert first == [f"--{name}" for name in [*wanted.split(), "resume", "print-config"]]
     assert "--temperature" not in short and "[8/255; digits: 0.2" in " ".join(short.split())
     assert "\n  python -m ard_fast.train --resume runs/ard\n" in short

@@ -68,6 +68,7 @@ def assert_same_run(one, two):
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 ALL_AT_ONCE = ["--awp-gamma", "0.01", "--awp-warmup-share", "0", "--averaging", "ema", "--accumulate", "2"]
+ALL_AT_ONCE += ["--label-smoothing", "0.1", "--cutout", "3"]
 
 
 @pytest.mark.parametrize(
