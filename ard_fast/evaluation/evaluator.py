@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ard_fast._devices import full_precision
+from ard_fast._devices import autocast, full_precision
 from ard_fast.attacks import PGD, GraphedPGD, as_graph, attack_mode
 from ard_fast.data import Split
 from ard_fast.data.batches import share_bounds
@@ -168,11 +168,12 @@ class CountedModel(nn.Module):
     Args:
         model: the network; a submodule, so that modes set here reach it.
         before_forward: called before every forward pass; may raise, to stop.
+        precision: "fp32", or "bf16": the network runs under bfloat16 autocast, and its logits are float32 again.
     """
 
-    def __init__(self, model: nn.Module, before_forward: Callable[[], None]) -> None:
+    def __init__(self, model: nn.Module, before_forward: Callable[[], None], precision: str = "fp32") -> None:
         super().__init__()
-        self.model = model
+        self.model, self.precision = model, precision
         self.cost = Cost()
         self._before_forward = before_forward
 
@@ -181,7 +182,11 @@ class CountedModel(nn.Module):
         count = len(x)
         self.cost.forwards += 1
         self.cost.forward_images += count
-        logits = self.model(x)
+        if self.precision == "bf16":
+            with autocast("bf16", x.device):
+                logits = self.model(x).float()
+        else:
+            logits = self.model(x)
         if logits.requires_grad:
 
             def count_backward(_: Tensor) -> None:
@@ -225,10 +230,41 @@ class Attack(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """A line of an evaluation: one attack, or an ensemble whose stages attack what earlier stages did not fool."""
+    """A line of an evaluation: one attack, or an ensemble whose stages attack what earlier stages did not fool.
+
+    Attributes:
+        name: of the line.
+        stages: names and attacks.
+        source: the name of the network that is attacked instead; its adversarial images are then shown to the network
+            that is evaluated.
+    """
 
     name: str
     stages: tuple[tuple[str, Attack], ...]
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """An attack made in bfloat16 and again in float32, on the same images; all verdicts are in float32.
+
+    Attributes:
+        images: their number; all are classified correctly when clean.
+        equal: those with the same verdict.
+        robust: those still classified correctly under the attack made in bfloat16.
+        robust_fp32: those still classified correctly under the attack made in float32.
+    """
+
+    images: int
+    equal: int
+    robust: int
+    robust_fp32: int
+
+    def __str__(self) -> str:
+        return (
+            f"verdicts equal on {self.equal} of {self.images} images; still correct: {self.robust} (bf16), "
+            f"{self.robust_fp32} (fp32)"
+        )
 
 
 @dataclass(frozen=True)
@@ -243,6 +279,8 @@ class StageResult:
         outside: results that left the ball or the pixel range; they count as not fooled.
         reused: the same attack was run earlier in this evaluation; its outcome was reused.
         cost: passes and time, including those that judge the result.
+        redone: of an attack in bfloat16: images fooled in bfloat16 only, which were attacked again in float32.
+        agreement: of an attack in bfloat16, with the same attack in float32.
     """
 
     name: str
@@ -252,6 +290,8 @@ class StageResult:
     outside: int
     reused: bool
     cost: Cost
+    redone: int = 0
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True)
@@ -266,6 +306,7 @@ class StepResult:
         worst_case: images classified correctly under everything up to here.
         total: images of the data set.
         stages: one for a single attack.
+        source: the network that was attacked, where it is another one.
     """
 
     name: str
@@ -274,6 +315,7 @@ class StepResult:
     worst_case: int
     total: int
     stages: tuple[StageResult, ...]
+    source: str | None = None
 
     @property
     def robust_acc(self) -> float | None:
@@ -332,6 +374,10 @@ class Evaluator:
     The network is evaluated in eval mode and without weight gradients, in full float32 precision, and is unchanged
     afterwards. Results do not depend on `batch_size`, up to the rounding of the network itself.
 
+    Under `precision="bf16"` the attacks see the network in bfloat16. Which images are fooled is decided in float32, so
+    robust accuracy is an upper bound as ever. Images that are fooled in bfloat16 only are attacked again in float32.
+    To compare, the first batch of each attack is attacked in float32 too (`Agreement`).
+
     Args:
         model: gives logits `[B, num_classes]` of pixels in [0, 1]; on the split's device.
         split: images uint8 `[N, C, H, W]`.
@@ -341,6 +387,8 @@ class Evaluator:
         seed: of every attack.
         batch_size: images a batch.
         channels_last: give the network images in that layout.
+        precision: "fp32" or "bf16", of the networks while they are attacked.
+        sources: the networks that a `Step` may name, frozen, in eval mode and on the same device.
         cascade: see above.
         listener: called as the evaluation proceeds.
         before_forward: called before every forward pass, or once a batch while an attack replays its CUDA graph; may
@@ -372,12 +420,17 @@ class Evaluator:
         seed: int = EVALUATION_SEED,
         batch_size: int = 500,
         channels_last: bool = False,
+        precision: str = "fp32",
+        sources: Mapping[str, nn.Module] | None = None,
         cascade: bool = False,
         listener: Listener | None = None,
         before_forward: Callable[[], None] = lambda: None,
     ) -> None:
         _check_not_empty(split)
         self.model, self.split, self.levels = CountedModel(model, self._before_pass), split, levels
+        networks: dict[str | None, nn.Module] = {None: model}
+        networks.update(sources or {})
+        self._attacked = {name: self._counted(network, precision) for name, network in networks.items()}
         self.norm, self.eps, self.batch_size, self.cascade = norm, eps, batch_size, cascade
         self.results: list[StepResult] = []
         self.unfinished: list[StageResult] = []
@@ -407,7 +460,7 @@ class Evaluator:
         left, stages = given.clone(), self.unfinished
         for name, attack in step.stages:
             full_name = name if name == step.name else f"{step.name}: {name}"
-            left, stage = self.attack(name, attack, left, self.eps, full_name)
+            left, stage = self.attack(name, attack, left, self.eps, full_name, step.source)
             stages.append(stage)
             if len(step.stages) > 1:
                 self._listener.stage_done(stage, len(self.split))
@@ -417,7 +470,7 @@ class Evaluator:
             robust, self.robust[step.name] = int(left.sum()), left
         self.unfinished = []
         counts = (int(given.sum()), robust, int(self.worst.sum()), len(self.split))
-        return self._finish(StepResult(step.name, *counts, tuple(stages)))
+        return self._finish(StepResult(step.name, *counts, tuple(stages), step.source))
 
     def curve(self, name: str, make_attack: Callable[[float], Attack], radii: Sequence[float]) -> Iterator[CurvePoint]:
         """Attack at growing radii, and yield a point after each; `worst`, `adversarial` and `results` are left alone.
@@ -439,7 +492,13 @@ class Evaluator:
             yield CurvePoint(eps, 100.0 * int(left.sum()) / len(left), stage)
 
     def attack(
-        self, name: str, attack: Attack, chosen: Tensor, eps: float, keep_as: str | None = None
+        self,
+        name: str,
+        attack: Attack,
+        chosen: Tensor,
+        eps: float,
+        keep_as: str | None = None,
+        source: str | None = None,
     ) -> tuple[Tensor, StageResult]:
         """One attack on the chosen images.
 
@@ -449,11 +508,13 @@ class Evaluator:
             chosen: bool `[N]`, on the CPU; images that are classified correctly so far.
             eps: the radius its results are checked against.
             keep_as: the name under which `adversarial` and `fooled_by` take the results; None leaves them alone.
+            source: the network to attack, of `sources`; None is the one that is evaluated.
 
         Returns:
             (bool `[N]`: chosen and still classified correctly, the result)
         """
-        key, before, outside = repr(attack), self._cost(), 0
+        key, before, outside = f"{attack!r} on {source}" if source else repr(attack), self._cost(), 0
+        attacked_model, redone = self._attacked[source], 0
         attacked, found = self._known.get(key, (torch.zeros_like(chosen), torch.zeros_like(chosen)))
         reused = key in self._known and bool((attacked | ~chosen).all())
         if reused:
@@ -462,14 +523,11 @@ class Evaluator:
             right, counted = torch.zeros_like(chosen), _CountedAttack(attack)
             self._done = self._left = 0
             self._listener.stage_started(name, int(chosen.sum()))
-            with evaluation_mode(self.model):
+            with evaluation_mode(self.model), evaluation_mode(attacked_model):
                 for positions in _batches(chosen.nonzero().squeeze(1), self.batch_size):
-                    part = self.split.take(positions.to(self.split.images.device))
-                    x, y = self._pixels(part.images), part.labels
-                    x_adv = counted(self.model, x, y, seed=self._seed_tensor, sample_ids=part.ids)
-                    valid = inside_ball(x_adv, x, norm=self.norm, eps=eps)
-                    with torch.no_grad():
-                        still = (self.model(x_adv).argmax(1) == y) | ~valid
+                    outcome = x_adv, still, valid = self._try(counted, attacked_model, positions, eps)
+                    if attacked_model.precision != "fp32" and source is None:
+                        redone += self._redo(attack, attacked_model, positions, eps, outcome)
                     outside += int((~valid).sum())
                     right[positions] = still.cpu()
                     if keep_as is not None:
@@ -478,7 +536,50 @@ class Evaluator:
                     self._tell()
             self._known[key] = (chosen.clone(), right.clone())
         counts = (int(chosen.sum()), int(right.sum()), outside)
-        return right, StageResult(name, key, *counts, reused, self._cost() - before)
+        result = StageResult(name, key, *counts, reused, self._cost() - before)
+        if attacked_model.precision != "fp32" and keep_as is not None and chosen.any() and not reused:
+            agreement = self._agreement(attack, attacked_model.model, chosen, right)
+            result = replace(result, redone=redone, agreement=agreement)
+        return right, result
+
+    def _try(self, attack: Any, model: CountedModel, positions: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Attack one batch: adversarial images, whether each is still classified correctly, and inside the ball."""
+        part = self.split.take(positions.to(self.split.images.device))
+        x, y = self._pixels(part.images), part.labels
+        x_adv = attack(model, x, y, seed=self._seed_tensor, sample_ids=part.ids)
+        valid = inside_ball(x_adv, x, norm=self.norm, eps=eps)
+        with torch.no_grad():
+            return x_adv, (self.model(x_adv).argmax(1) == y) | ~valid, valid
+
+    def _redo(
+        self,
+        attack: Attack,
+        model: CountedModel,
+        positions: Tensor,
+        eps: float,
+        outcome: tuple[Tensor, Tensor, Tensor],
+    ) -> int:
+        """Attack in float32 the images that are fooled in bfloat16 only, and put that in their places: how many.
+
+        An attack stops at such images, or keeps them for fooled, so without this it would be weaker than in float32.
+        """
+        x_adv, still, valid = outcome
+        with torch.no_grad():
+            fooled = model(x_adv).argmax(1) != self.split.labels[positions.to(self.split.labels.device)]
+        rows = still & valid & fooled
+        if rows.any():
+            for whole, part in zip(outcome, self._try(attack, self.model, positions[rows.cpu()], eps), strict=True):
+                whole[rows] = part
+        return int(rows.sum())
+
+    def _agreement(self, attack: Attack, network: nn.Module, chosen: Tensor, right: Tensor) -> Agreement:
+        """The attack in float32 on the first batch of the chosen images, of which `right` are left in bfloat16."""
+        positions = chosen.nonzero().squeeze(1)[: self.batch_size]
+        model = self._counted(network, "fp32")
+        with evaluation_mode(self.model), evaluation_mode(model):
+            still = self._try(attack, model, positions, self.eps)[1].cpu()
+        bf16 = right[positions]
+        return Agreement(len(positions), int((still == bf16).sum()), int(bf16.sum()), int(still.sum()))
 
     def predict(self, images: Tensor) -> Tensor:
         """Predicted classes, int64 `[N]` on the CPU, of images that are uint8 levels or float32 in [0, 1]."""
@@ -509,11 +610,15 @@ class Evaluator:
         self._before_forward()
         self._tell()
 
+    def _counted(self, network: nn.Module, precision: str) -> CountedModel:
+        return CountedModel(network, self._before_pass, precision)
+
     def _tell(self) -> None:
-        self._listener.progress(self.model.cost.forwards, self._done, self._left)
+        self._listener.progress(self._cost().forwards, self._done, self._left)
 
     def _cost(self) -> Cost:
-        return replace(self.model.cost, seconds=time.perf_counter())
+        counted = (self.model, *self._attacked.values())
+        return replace(sum((model.cost for model in counted), Cost()), seconds=time.perf_counter())
 
 
 def _batches(rows: Tensor, size: int) -> Sequence[Tensor]:

@@ -15,7 +15,7 @@ from ard_fast._typing import known
 from ard_fast.attacks.base import GradientAttack
 from ard_fast.data import Split, load_dataset
 from ard_fast.data.splits import pixels
-from ard_fast.evaluation.evaluator import Evaluator
+from ard_fast.evaluation.evaluator import Evaluator, evaluation_mode
 from ard_fast.evaluation.export import save_images
 from ard_fast.evaluation.figures import (
     MOST_CLASSES,
@@ -25,7 +25,7 @@ from ard_fast.evaluation.figures import (
     plot_confusion,
     plot_curves,
 )
-from ard_fast.evaluation.loading import load_model, match_classes, other_classes
+from ard_fast.evaluation.loading import load_model, load_sources, match_classes, other_classes
 from ard_fast.evaluation.report import (
     AttackProgress,
     Outcome,
@@ -36,9 +36,16 @@ from ard_fast.evaluation.report import (
     write_results,
 )
 from ard_fast.evaluation.self_checks import SelfCheck, check_model, check_normalisation, check_results
-from ard_fast.evaluation.standard_attacks import AttackError, OwnAttack, curve_attack, default_attacks, make_plan
+from ard_fast.evaluation.standard_attacks import (
+    AttackError,
+    OwnAttack,
+    curve_attack,
+    default_attacks,
+    make_plan,
+    transferred,
+)
 from ard_fast.models.trial import TRIAL_IMAGES, initialise_lazily, try_network
-from ard_fast.training.checkpoint import written_by_run
+from ard_fast.training.checkpoint import Opened, written_by_run
 
 if TYPE_CHECKING:
     from ard_fast.evaluation.settings import Settings
@@ -94,6 +101,8 @@ class Job:
             weights=settings.weights,
         )
         file = self.loaded.file
+        self.sources = load_sources(settings.transfer_from, settings.model, self.dataset)
+        self.steps += [step for name in self.sources for step in transferred(self.steps, name)]
         self.sha256 = None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
         initialise_lazily(self.loaded.network, self.dataset.image_shape, "model")
         self.model: nn.Module = self.loaded.network.to(self.device)
@@ -103,8 +112,11 @@ class Job:
             num_classes=classes,
             label="model",
             channels_last=settings.channels_last,
+            precision=settings.precision,
+            fixed_precision=True,
         )
         self.model.to(memory_format=self.form.layout)  # pyright: ignore[reportCallIssue]
+        about_sources = [self._prepare(name, source) for name, source in self.sources.items()]
         self._try_own_attacks()
         self.selfcheck = self._check()
         self.progress = AttackProgress()
@@ -117,13 +129,15 @@ class Job:
             seed=settings.seed,
             batch_size=settings.batch_size,
             channels_last=self.form.layout == torch.channels_last,
+            precision=settings.precision,
+            sources={name: source.network for name, source in self.sources.items()},
             cascade=settings.cascade,
             listener=self.progress,
             before_forward=self._stop_if_requested,
         )
         name = f"{self.loaded.name} on {len(self.split)} {settings.split} images of {self.dataset.name}"
         warnings = [str(finding) for finding in self.selfcheck.findings]
-        self.outcome = Outcome(name, self._facts(), warnings, self.dataset.class_names)
+        self.outcome = Outcome(name, self._facts() + about_sources, warnings, self.dataset.class_names)
 
     def _stop_if_requested(self) -> None:
         if self._stop.requested:
@@ -134,6 +148,26 @@ class Job:
         x = pixels(part.images, self.dataset.levels).contiguous(memory_format=self.form.layout)
         for attack in (attack for step in self.steps for _, attack in step.stages if isinstance(attack, OwnAttack)):
             attack.try_on(self.model, x, part.labels)
+
+    def _prepare(self, name: str, source: Opened) -> str:
+        """Move a network that attacks are transferred from to the device, and say what it is."""
+        network, form = source.network.to(self.device), self.form
+        part = self.split.sample(min(_CHECKED_IMAGES, self.settings.batch_size, len(self.split)))
+        x = pixels(part.images, self.dataset.levels).contiguous(memory_format=form.layout)
+        try_network(
+            network,
+            x[:TRIAL_IMAGES],
+            num_classes=self.dataset.num_classes,
+            label=f"transfer_from: {name}",
+            channels_last="true" if form.layout == torch.channels_last else "false",
+            precision=self.settings.precision,
+            fixed_precision=True,
+        )
+        network.to(memory_format=form.layout)  # pyright: ignore[reportCallIssue]
+        with evaluation_mode(network), torch.no_grad():
+            right = float((network(x).argmax(1) == part.labels).double().mean())
+        weights = f" with the weights of {source.file}" if source.file else ""
+        return f"attacks from {name}: {source.name}{weights}, {100 * right:.1f} % of {len(x)} clean images correct"
 
     def _check(self) -> SelfCheck:
         settings = self.settings
@@ -256,10 +290,11 @@ class Job:
         settings, loaded = self.settings, self.loaded
         weights = f" with the weights of {loaded.file}" if loaded.file else ""
         norm = {"linf": "L-infinity", "l2": "L2"}[settings.norm]
+        precision = {"fp32": "float32", "bf16": "attacks in bfloat16, verdicts in float32"}[settings.precision]
         return [
             f"{loaded.name}{weights}",
             f"{len(self.split)} {settings.split} images of {self.dataset.name}, {self.dataset.describe(self.split)}, "
-            f"pixels in [0, 1]; {norm} ball, eps {settings.eps:.5g}; eval mode, float32; seed {settings.seed}",
+            f"pixels in [0, 1]; {norm} ball, eps {settings.eps:.5g}; eval mode, {precision}; seed {settings.seed}",
             *self.left_out,
             *self._levels(),
             *self.form.notes,

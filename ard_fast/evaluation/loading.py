@@ -61,6 +61,43 @@ def load_model(
     )
 
 
+def load_sources(given: Sequence[str], model: str | None, dataset: Dataset) -> dict[str, Opened]:
+    """The networks of `--transfer-from`, by the names of their runs' folders, or as they were given.
+
+    Args:
+        given: run folders, checkpoint files that hold the network's name, or `package.module:factory`.
+        model: the network whose code may run for a checkpoint that needs it.
+        dataset: as in `load_model`.
+
+    Raises:
+        ValueError, FileNotFoundError: no such network, or one of other classes or channels.
+    """
+    folders = [Path(text).resolve().name for text in given if Path(text).is_dir()]
+    found = {}
+    for text in given:
+        path, own = Path(text), None
+        if ":" not in text or path.exists():
+            name = _metadata(path, "transfer_from").get("model")
+            if name is None:
+                raise ValueError(
+                    f"transfer_from: {text} does not say which network it is; give a run's folder, a file that a run "
+                    "wrote, or package.module:factory"
+                )
+            own = model if name == model else None
+            if wrong := other_classes(path, dataset):
+                raise ValueError(f"transfer_from: {text}: {wrong}")
+        folder = path.resolve().name
+        found[folder if path.is_dir() and folders.count(folder) == 1 else text] = open_network(
+            text,
+            num_classes=dataset.num_classes,
+            in_channels=dataset.image_shape[0],
+            model=own,
+            argument="transfer_from",
+            model_argument="model",
+        )
+    return found
+
+
 def match_classes(source: Path | None, dataset: Dataset) -> Dataset:
     """The data set with the classes of the checkpoint: their number and, for an image folder, labels by their names.
 
@@ -110,8 +147,10 @@ def other_classes(source: Path | None, dataset: Dataset) -> str | None:
     )
 
 
-def _metadata(source: Path | None) -> dict[str, str]:
-    return {} if source is None else read_weights(find_weights(source, argument="run"), argument="run").metadata
+def _metadata(source: Path | None, argument: str = "run") -> dict[str, str]:
+    if source is None:
+        return {}
+    return read_weights(find_weights(source, argument=argument), argument=argument).metadata
 
 
 def _class_names(metadata: Mapping[str, str]) -> tuple[str, ...]:

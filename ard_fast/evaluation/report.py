@@ -45,6 +45,10 @@ _EXPLAINED_STAGES = (
     "Indented: stages of an ensemble; each attacks what earlier stages did not fool, and robust % is what remains "
     "after it."
 )
+_EXPLAINED_BF16 = (
+    "agreement: the first batch of each attack, attacked in bf16 and in fp32; every verdict is in fp32. redone: images "
+    "fooled in bf16 only, attacked again in fp32."
+)
 _EXPLAINED_REUSED = "reused: the same attack was run above; its outcome is reused, and its cost counts there only."
 # Without a terminal, a line about an attack under way after this time, then ever more rarely: each a quarter later.
 _QUIET_SECONDS, _GROWTH = 5.0, 0.25
@@ -57,6 +61,8 @@ def explain_columns(results: Sequence[StepResult], *, cascade: bool) -> list[str
         lines.append(_EXPLAINED_STAGES)
     if any(stage.reused for result in results for stage in result.stages):
         lines.append(_EXPLAINED_REUSED)
+    if any(stage.agreement for result in results for stage in result.stages):
+        lines.append(_EXPLAINED_BF16)
     return lines
 
 
@@ -69,6 +75,10 @@ def _step_cells(result: StepResult) -> list[str]:
 def _stage_cells(stage: StageResult, total: int) -> list[str]:
     left = f"{100.0 * stage.left / total:.2f}"
     return [f"  {stage.name}", str(stage.attacked), left, "", *_cost_cells(stage, stage.reused)]
+
+
+def _agreement_text(stage: StageResult) -> str:
+    return f"{stage.agreement}; {stage.redone} of {stage.attacked} redone in fp32"
 
 
 def _cost_cells(result: StepResult | StageResult, reused: bool) -> list[str]:
@@ -153,10 +163,17 @@ class AttackProgress(Display, Listener):
     def stage_done(self, result: StageResult, total: int) -> None:
         self.close()
         self.say(_fixed_width(_stage_cells(result, total), self._names))
+        self._say_agreement(result)
 
     def step_done(self, result: StepResult) -> None:
         self.close()
         self.say(_fixed_width(_step_cells(result), self._names))
+        if len(result.stages) == 1:
+            self._say_agreement(result.stages[0])
+
+    def _say_agreement(self, stage: StageResult) -> None:
+        if stage.agreement is not None:
+            self.say(f"    agreement: {_agreement_text(stage)}")
 
     def close(self) -> None:
         """Remove the bar; the present attack is over."""
@@ -305,6 +322,10 @@ def write_report(folder: Path, evaluator: Evaluator, outcome: Outcome) -> None:
         prefix = f"{result.name}: " if len(result.stages) > 1 else ""
         text += [f"- {prefix}{stage.name}: `{stage.parameters}`" for stage in result.stages]
     text.append("")
+    agreements = [stage for result in results for stage in result.stages if stage.agreement]
+    if agreements:
+        text += ["## Agreement of bf16 and fp32", ""]
+        text += [*(f"- {stage.name}: {_agreement_text(stage)}" for stage in agreements), ""]
     if outcome.curve:
         rows = [[f"{point.eps:.5g}", f"{point.robust_acc:.2f}"] for point in outcome.curve]
         source = f"By {outcome.curve_name}; an image fooled at a smaller eps counts as fooled at every larger one."

@@ -17,7 +17,15 @@ from ard_fast.attacks.base import backward
 from ard_fast.attacks.presets import read_name
 from ard_fast.data import Dataset
 from ard_fast.data.splits import stratified_order
-from ard_fast.evaluation.evaluator import EVALUATION_SEED, Accuracy, StepResult, at_chance, evaluate, evaluation_mode
+from ard_fast.evaluation.evaluator import (
+    EVALUATION_SEED,
+    Accuracy,
+    Agreement,
+    StepResult,
+    at_chance,
+    evaluate,
+    evaluation_mode,
+)
 from ard_fast.models import Normalised
 from ard_fast.models.trial import are_probabilities, check_logits
 
@@ -150,6 +158,21 @@ def check_results(results: Sequence[StepResult]) -> list[Finding]:
             "run autoattack, and look at accuracy against eps.",
         )
     for result in results:
+        own = accuracy.get(result.name.removesuffix(f" from {result.source}"), 0.0)
+        if result.source is not None and accuracy.get(result.name, 100.0) < own - _FGSM_LEAD:
+            found.add(
+                "gradient masking",
+                f"{result.name} fools more images ({accuracy[result.name]:.2f} % robust) than the same attack on the "
+                f"network itself ({own:.2f} %), so its own gradients are misleading and its robust accuracy is lower "
+                "than its own attacks say. Run autoattack, and look for the cause.",
+            )
+        for stage in result.stages:
+            if stage.agreement is not None and _is_weaker(stage.agreement):
+                found.add(
+                    "precision",
+                    f"{stage.name} fools fewer images in bfloat16 than in float32 ({stage.agreement}): rounding hides "
+                    "the gradients. Evaluate with --precision fp32.",
+                )
         square = next((stage for stage in result.stages if stage.name == "square"), None)
         if square is not None and len(result.stages) > 1:
             drop = 100.0 * (square.attacked - square.left) / result.total
@@ -166,6 +189,12 @@ def check_results(results: Sequence[StepResult]) -> list[Finding]:
                 "ball", f"{outside} results of {result.name} left the ball or the pixel range; not counted as fooled."
             )
     return found.findings
+
+
+def _is_weaker(agreement: Agreement) -> bool:
+    """Whether the attack in bfloat16 fools fewer images, by 1 % of them and two standard deviations (McNemar)."""
+    missed, differ = agreement.robust - agreement.robust_fp32, agreement.images - agreement.equal
+    return missed >= 0.01 * agreement.images and missed > 2.0 * math.sqrt(differ)
 
 
 def _is_strong(name: str) -> bool:

@@ -24,6 +24,7 @@ from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.settings import SWITCH
 
 SPLITS = ("test", "val", "train")
+PRECISIONS = ("fp32", "bf16")
 DEFAULT_CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of eps
 
 
@@ -69,6 +70,11 @@ class AttackFlags(FlagModel):
         "do not attack images that an earlier attack has already fooled: faster, but only the worst case then covers "
         "all images",
     )
+    transfer_from: tuple[str, ...] = _flag(
+        "LIST",
+        "also evaluate the attacks made on other networks: run folders, .safetensors files or package.module:factory, "
+        "comma-separated",
+    )
     seed: int = _flag("INT", f"seed of every attack [{EVALUATION_SEED}]", ge=0)
 
 
@@ -94,6 +100,11 @@ class ComputeFlags(FlagModel):
     batch_size: int = _flag("INT", "images per batch; does not change the results [the run's]", ge=1)
     device: str = _flag("NAME", "cpu, cuda, cuda:N or auto: cuda if there is one [the run's, or auto]")
     threads: int = _flag("INT", "CPU threads; 0: OMP_NUM_THREADS, else the number of physical cores [the run's]", ge=0)
+    precision: str = _flag(
+        "NAME",
+        "of the network while it is attacked: fp32 or bf16; whether an image is fooled is decided in fp32 [fp32]",
+        choices=PRECISIONS,
+    )
     channels_last: str = _flag("NAME", "channels-last memory format: auto, true or false [the run's]", choices=SWITCH)
 
 
@@ -142,10 +153,12 @@ class Settings:
     eps: float
     curve: tuple[float, ...]
     cascade: bool
+    transfer_from: tuple[str, ...]
     seed: int
     batch_size: int
     device: str
     device_note: str
+    precision: str
     channels_last: str
     threads: int
     save_images: bool
@@ -214,10 +227,12 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         norm=norm,
         eps=eps,
         curve=tuple(sorted(set(curve or ()))),
+        transfer_from=tuple(dict.fromkeys(given.get("transfer_from", ()))),
         seed=given.get("seed", EVALUATION_SEED),
         batch_size=given.get("batch_size", config.eval_batch_size),
         device=device,
         device_note=note,
+        precision=given.get("precision", PRECISIONS[0]),
         channels_last=given.get("channels_last", of_run),
         out=_free_folder(given.get("out"), source, given.get("model")),
     )

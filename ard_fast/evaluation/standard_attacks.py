@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ard_fast._names import find_object, named_only, unknown
+from ard_fast.attacks.apgd import APGD
 from ard_fast.attacks.autoattack import STAGES, most_targets, require_pyautoattack
 from ard_fast.attacks.presets import GRAMMAR, PYAUTOATTACK, STANDARDS, Standard, make, read_name
 from ard_fast.evaluation.evaluator import Attack, Step, evaluation_mode, inside_ball
@@ -90,6 +91,29 @@ def make_plan(names: Sequence[str], *, eps: float, norm: str, num_classes: int, 
             stages = STAGES if name == AUTOATTACK else (name,)
             steps.append(Step(name, tuple((stage, _make_attack(stage, eps, norm, num_classes)) for stage in stages)))
     return steps
+
+
+def transferred(steps: Sequence[Step], source: str) -> list[Step]:
+    """The same attacks on another network, which has that name.
+
+    APGD then goes on with images that it has fooled already: a point further behind the boundary of the network that
+    is attacked is likelier to fool another one.
+    """
+    return [
+        Step(
+            f"{step.name} from {source}",
+            tuple(
+                (name if len(step.stages) > 1 else f"{name} from {source}", _to_the_end(attack))
+                for name, attack in step.stages
+            ),
+            source,
+        )
+        for step in steps
+    ]
+
+
+def _to_the_end(attack: Attack) -> Attack:
+    return attack.replace(drop_every=0) if isinstance(attack, APGD) else attack
 
 
 def curve_attack(names: Sequence[str], *, norm: str) -> tuple[str, Callable[[float], Attack]]:

@@ -179,6 +179,12 @@ class Constant(nn.Module):
 def make():
     return Constant().eval()
 
+def few():
+    return nn.Conv2d(3, 10, 3)
+
+def ten():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10).requires_grad_(False))
+
 class Frozen(nn.Module):
     def forward(self, x):
         return x.detach().flatten(1)[:, :10]
@@ -239,6 +245,13 @@ def test_the_checkpoint_knows_the_classes_that_test_labels_do_not_show(run, tmp_
         (["--n-examples", "451"], "n_examples: expected 1 to 450 test images"),
         (["--device", "tpu"], "device: expected auto, cpu, cuda or cuda:N"),
         (["--dataset", "cifar10"], "data_dir: cifar10 needs --data-dir"),
+        (["--precision", "fp16"], "precision: unknown value 'fp16'"),
+        (["--transfer-from", "nowhere"], "transfer_from: nowhere is neither"),
+        (["--transfer-from", "constant:make"], "transfer_from: constant:make: returns 3 classes, the data set has 10"),
+        (
+            ["--transfer-from", "constant:few"],
+            r"constant:few: cannot take images of shape \[4, 1, 8, 8\]",
+        ),
         (["--model", "constant:frozen", "--attacks", "square,pgd20"], "pgd20 needs gradients"),
     ],
 )
@@ -342,6 +355,30 @@ def test_what_is_done_before_an_attack_of_ones_own_goes_wrong_is_kept(run, own_a
     found = read(out)
     assert not found["complete"] and found["not_run"] == ["own_attacks:late"]
     assert wrong in (out / "report.md").read_text()
+
+
+def test_transfer_and_bfloat16_in_table_and_report(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "constant.py").write_text(CONSTANT)
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "out"
+    options = {"attacks": "pgd3", "n_examples": 60, "eps": 0.2, "precision": "bf16", "out": out}
+    assert evaluate(run / "best.safetensors", transfer_from=f"{run},constant:ten", **options) == 0
+    found, printed, report = read(out), capsys.readouterr().out, (out / "report.md").read_text()
+    own, same, other = found["attacks"][1:]
+    assert [row["name"] for row in found["attacks"][1:]] == ["pgd3", "pgd3 from run", "pgd3 from constant:ten"]
+    assert own["robust"] == same["robust"] < other["robust"]  # the same network, and one with random weights
+    assert [row["source"] for row in (own, same, other)] == [None, "run", "constant:ten"]
+    assert found["settings"]["transfer_from"] == [str(run), "constant:ten"] and found["settings"]["precision"] == "bf16"
+    agreement = own["stages"][0]["agreement"]
+    assert agreement["images"] == own["attacked"] and agreement["robust"] == own["robust"]
+    text = f"verdicts equal on {agreement['equal']} of {own['attacked']} images; still correct: {own['robust']} (bf16)"
+    for part in (
+        text,
+        "attacks in bfloat16, verdicts in float32",
+        "attacks from constant:ten: constant:ten, ",
+    ):
+        assert part in printed and part in report
+    assert "    agreement: " in printed and "## Agreement" in report and "PGD(eps=0.2" in report
 
 
 def test_an_ensemble_in_table_and_report(run, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from ard_fast.attacks import PGD
 from ard_fast.data import Split
 from ard_fast.evaluation import evaluator as module
 from ard_fast.evaluation.evaluator import Evaluator, Step, evaluate, inside_ball
+from ard_fast.evaluation.self_checks import check_results
 from ard_fast.models import build_model
 
 PGD3 = PGD(eps=0.05, step_size=0.02, steps=3, bn="eval")
@@ -317,3 +318,91 @@ def test_channels_last_reaches_the_network():
     split = dark_images(2)
     evaluator(Split(split.images.repeat(1, 3, 1, 1), split.labels, split.ids), Layout(), channels_last=True)
     assert seen == [True]
+
+
+# ---- attacks on another network, and in bfloat16 ------------------------------------------------------------------
+
+
+class Rounded(nn.Module):
+    """Class 1 where the first pixel is above 0.498; in bfloat16 it is rounded to a multiple of 1/16 first."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(1, 1), nn.Linear(1, 2)
+        with torch.no_grad():
+            second = (self.second, [-1.0, 1.0078125], [8.5, -8.5625])
+            for layer, weight, bias in ((self.first, [1.0], [8.0]), second):
+                layer.weight.copy_(torch.tensor(weight)[:, None])
+                layer.bias.copy_(torch.tensor(bias))
+
+    def forward(self, x):
+        return self.second(self.first(x.flatten(1)[:, :1]))
+
+
+class UntilFooled:
+    """Sets the first pixel to one value after another until the network is fooled, as it sees that itself."""
+
+    def __init__(self, *values):
+        self.values, self.dtypes = values, []
+
+    def __call__(self, model, x, y, *, seed, sample_ids):
+        x_adv = x.clone()
+        for value in self.values:
+            logits = model(x_adv)
+            self.dtypes.append(logits.dtype)
+            x_adv[logits.argmax(1) == y, :, 0, 0] = value
+        return x_adv
+
+
+class FollowsDifference(UntilFooled):
+    """Sets the first pixel to 0.6 where the logits at 0.3 and 0.31 differ."""
+
+    def __call__(self, model, x, y, *, seed, sample_ids):
+        x_adv, near = x.clone(), x.clone()
+        near[:, :, 0, 0] = 0.31
+        x_adv[(model(x) != model(near)).any(1), :, 0, 0] = 0.6
+        return x_adv
+
+
+def test_in_bfloat16_verdicts_are_float32_and_doubtful_images_are_attacked_again():
+    attack = UntilFooled(0.47, 0.6)  # 0.47 fools the network in bfloat16 only
+    made = evaluator(model=Rounded(), precision="bf16")
+    (stage,) = made.run(single("until", attack)).stages
+    assert (stage.attacked, stage.left, stage.redone) == (8, 0, 8)
+    assert vars(stage.agreement) == {"images": 4, "equal": 4, "robust": 0, "robust_fp32": 0}
+    assert made.fooled_by[:8] == ["until"] * 8 and (made.adversarial[:8, 0, 0, 0] == 0.6).all()
+    assert set(attack.dtypes) == {torch.float32}  # logits, in both
+    assert evaluator(model=Rounded(), precision="bf16").run(single("never", UntilFooled(0.47))).robust == 8
+    plain = evaluator(model=Rounded()).run(single("until", attack)).stages[0]
+    assert (plain.left, plain.redone, plain.agreement) == (0, 0, None)
+
+
+def test_gradients_lost_in_bfloat16_are_reported():
+    made = evaluator(model=Rounded(), precision="bf16", batch_size=8)
+    (stage,) = made.run(single("difference", FollowsDifference())).stages
+    assert vars(stage.agreement) == {"images": 8, "equal": 0, "robust": 8, "robust_fp32": 0}
+    (finding,) = check_results(made.results)
+    assert finding.check == "precision" and "still correct: 8 (bf16), 0 (fp32)" in finding.message
+    assert evaluator(model=Rounded()).run(single("difference", FollowsDifference())).robust == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_transferred_images_are_made_on_the_source_and_judged_by_the_network(precision):
+    source = FirstPixel().requires_grad_(False)
+    given = []
+
+    class Spy(Lighten):
+        def __call__(self, model, x, y, **keys):
+            given.append(model.model)
+            return super().__call__(model, x, y, **keys)
+
+    attack = Spy(range(104), name="spy")
+    made = evaluator(model=Rounded(), sources={"other": source}, precision=precision)
+    own = made.run(single("spy", attack))
+    there = made.run(Step("spy from other", (("spy from other", attack),), "other"))
+    assert given[0] is made.model.model and given[-1] is source
+    assert own.robust == there.robust == 4 and there.source == "other" and own.source is None
+    assert there.stages[0].parameters == "spy on other" and not there.stages[0].reused
+    assert there.stages[0].cost.forward_images == 8  # it calls no network; the verdicts count
+    aimed = made.run(Step("pgd from other", (("pgd", PGD(eps=0.3, step_size=0.6, steps=1)),), "other"))
+    assert aimed.cost.backward_images == 8 and aimed.robust == 0

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ard_fast import attacks
-from ard_fast.evaluation.evaluator import Accuracy, Cost, StageResult, StepResult
+from ard_fast.evaluation.evaluator import Accuracy, Agreement, Cost, StageResult, StepResult
 from ard_fast.evaluation.self_checks import check_model, check_normalisation, check_results, collapsed
 from ard_fast.models import Normalised
 
@@ -133,9 +133,9 @@ def test_a_wrong_normalisation_is_found(model, dataset, channels, message):
 # ---- after the attacks --------------------------------------------------------------------------------------------
 
 
-def line(name, robust, stages=(), outside=0):
-    stages = stages or (StageResult(name, "", 100, robust, outside, False, Cost()),)
-    return StepResult(name, 100, robust, robust, 1000, tuple(stages))
+def line(name, robust, stages=(), outside=0, source=None, agreement=None):
+    stages = stages or (StageResult(name, "", 100, robust, outside, False, Cost(), agreement=agreement),)
+    return StepResult(name, 100, robust, robust, 1000, tuple(stages), source)
 
 
 def ensemble(square_attacked, left):
@@ -153,6 +153,10 @@ def ensemble(square_attacked, left):
         ([line("fgsm", 500), line("pgd20", 504)], None, ""),
         ([line("fgsm", 500), line("pgd3", 600), line("pgd20-trades", 600)], None, ""),
         ([ensemble(450, 440)], "square", "1.00 points"),
+        ([line("pgd20", 500), line("pgd20 from a", 490, source="a")], "gradient masking", "49.00 % robust.*50.00 %"),
+        ([line("pgd20", 500), line("pgd20 from a", 496, source="a"), line("cw20 from a", 3, source="a")], None, ""),
+        ([line("pgd20", 500, agreement=Agreement(100, 98, 52, 50))], None, ""),
+        ([line("pgd20", 500, agreement=Agreement(100, 90, 60, 50))], "precision", "pgd20 fools fewer images"),
         ([line("odd", 500, outside=3)], "ball", "3 results of odd"),
     ],
 )
