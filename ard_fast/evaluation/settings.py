@@ -193,7 +193,7 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
             "set of these files with --dataset"
         )
     if config is None or config.dataset != dataset:
-        config = TrainConfig(**{**DATASET_DEFAULTS.get(dataset, {}), "dataset": dataset})
+        config = checked(TrainConfig, {**DATASET_DEFAULTS.get(dataset, {}), "dataset": dataset})
     split, norm = given.get("split", SPLITS[0]), given.get("norm", NORMS[0])
     of_run = AUTO if config.channels_last == "true" else config.channels_last  # "true" was for the run's own student
     if norm != "linf" and "eps" not in given:
