@@ -65,7 +65,7 @@ def describe_run(
         lines += [f"{role.replace('_', ' ')}: {line}" for line in teacher.conventions()]
     if config.parity:
         lines += [f"parity: {quirk.text}" for quirk in spec.quirks] or ["parity: no quirks of this method's code"]
-    warmup = f", warm-up of {config.warmup_epochs:g} epochs" if config.warmup_epochs else ""
+    warmup = f", linear warm-up in {config.warmup_epochs:g} epochs" if config.warmup_epochs else ""
     momentum = "" if config.momentum is None else f", momentum {config.momentum:g}"
     lines.append(
         f"{OPTIMISERS[config.optimiser].__name__} lr {config.lr:g} ({config.schedule}{warmup}){momentum}, weight decay "

@@ -241,7 +241,7 @@ class Trainer:
             kept = f"the checkpoint of the epoch before is kept in {self.folder.path}"
             raise NonFiniteLoss(
                 f"{self.config.method}: the {what} in epoch {state.epoch + 1} at learning rate "
-                f"{self._learning_rate(0.0):g}; {self._origin()}; "
+                f"{self.rates()[-1]:g}; {self._origin()}; "
                 f"{kept if self.folder.last.is_file() else 'no epoch was finished'}. A smaller --lr usually helps."
             )
         state.correct = int(correct)
