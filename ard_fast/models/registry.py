@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ard_fast._names import GIVEN, find_object, named_only, nearest, unknown
+from ard_fast._names import find_object, named_only, nearest, unknown
 from ard_fast.models.deepmind import DMPreActResNet18, DMWideResNet
 from ard_fast.models.digits import DigitsNet
 from ard_fast.models.mobilenetv2 import MobileNetV2
@@ -116,22 +116,20 @@ def _find_factory(path: str, argument: str) -> Callable[..., nn.Module]:
     """A builder, called as `build(num_classes=, in_channels=, **options)`, for a path with a colon.
 
     The factory (or network class) is given `num_classes` and `in_channels` where it names such parameters, and the
-    options; a path that leads to a module that was made already gives that one.
+    options; a path that leads to a module that was made already gives a copy of it, so that runs do not share weights.
     """
     package, _, name = path.partition(":")
     if package == _TIMM:
         return _timm_factory(name, argument)
     if package == ROBUSTBENCH:
         return _robustbench_factory(name, argument)
-    if package == GIVEN:
-        return lambda **_: copy.deepcopy(find_object(path, argument))
     factory = find_object(path, argument)
     if not isinstance(factory, nn.Module) and not callable(factory):
         raise ValueError(f"{argument}: {path} must be a function or a network, got {type(factory).__name__}")
 
     def build(*, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
         if isinstance(factory, nn.Module):
-            return factory
+            return copy.deepcopy(factory)
         fitting = named_only(factory, num_classes=num_classes, in_channels=in_channels)
         return _make(lambda: factory(**fitting, **options), path, argument)
 

@@ -156,6 +156,7 @@ def module(tmp_path, monkeypatch):
 def test_a_factory_is_told_what_it_asks_for(module, name, in_channels, classes):
     network = build_model(f"{module}:{name}", 7, in_channels)
     assert network(torch.rand(2, in_channels, 8, 8)).shape == (2, classes)
+    assert network is not build_model(f"{module}:{name}", 7, in_channels)  # no weights shared between runs
 
 
 def test_options_reach_the_factory(module):
