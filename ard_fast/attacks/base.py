@@ -13,9 +13,9 @@ To make an attack of one's own, derive from `PGD` (or `GradientAttack`) and over
   three). What it carries from one step to the next is made by `begin`.
 * projection: `project`, called after the start and after each step, for constraints beyond ball and pixel range::
 
-      class EightBit(PGD):
+      class Universal(PGD):  # one perturbation for all images of the batch
           def project(self, x_adv, problem):
-              return x_adv.mul_(255).round_().div_(255)
+              return (problem.x + (x_adv - problem.x).mean(0, keepdim=True)).clamp(*self.bounds)
 
 * settings: fields of a dataclass, which then stand in `repr` and can be changed by `replace`::
 
