@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ard_fast._names import find_object, named_only, nearest, unknown
+from ard_fast._names import GIVEN, find_object, named_only, nearest, unknown
 from ard_fast.models.deepmind import DMPreActResNet18, DMWideResNet
 from ard_fast.models.digits import DigitsNet
 from ard_fast.models.mobilenetv2 import MobileNetV2
@@ -123,6 +123,8 @@ def _find_factory(path: str, argument: str) -> Callable[..., nn.Module]:
         return _timm_factory(name, argument)
     if package == ROBUSTBENCH:
         return _robustbench_factory(name, argument)
+    if package == GIVEN:  # of a finished run's description, the object may be gone
+        return lambda **_: copy.deepcopy(find_object(path, argument))
     factory = find_object(path, argument)
     if not isinstance(factory, nn.Module) and not callable(factory):
         raise ValueError(f"{argument}: {path} must be a function or a network, got {type(factory).__name__}")

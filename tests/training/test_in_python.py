@@ -76,7 +76,7 @@ def test_objects_in_memory_stopped_and_resumed(tmp_path, monkeypatch, capsys):
         with pytest.raises(Interrupted, match="checkpoint written"):
             run(own_losses.distil, out=tmp_path / "stopped", **about)
     assert main(["--resume", str(tmp_path / "stopped")]) == 2
-    assert "student: given:Sequential was an object of a Python program; go on there" in capsys.readouterr().err
+    assert "method: given:distil was an object of a Python program; go on there" in capsys.readouterr().err
     run(own_losses.distil, out=tmp_path / "stopped", resume=True, **about)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
     assert compare.main([str(tmp_path)]) == 0
