@@ -46,8 +46,8 @@ _EXPLAINED_STAGES = (
     "after it."
 )
 _EXPLAINED_BF16 = (
-    "agreement: the first batch of each attack, attacked in bf16 and in fp32; every verdict is in fp32. redone: images "
-    "fooled in bf16 only, attacked again in fp32."
+    "agreement: the first batch of each attack, made in bf16 and in fp32, judged in fp32. redone: fooled in bf16 only, "
+    "so attacked again in fp32."
 )
 _EXPLAINED_REUSED = "reused: the same attack was run above; its outcome is reused, and its cost counts there only."
 # Without a terminal, a line about an attack under way after this time, then ever more rarely: each a quarter later.

@@ -41,7 +41,7 @@ _NORMALISERS = {
 _OF_CHANNELS = {3: [((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]}
 _OF_ALL = [((0.5,), (0.5,)), ((0.0,), (1 / 255,))]
 _NORMALISER_GAIN, _NORMALISER_SIGMA = 0.05, 4.0
-_SQUARE_DROP, _FGSM_LEAD = 0.2, 0.5  # points
+_SQUARE_DROP, _LEAD = 0.2, 0.5  # points
 _PARTS = (16, 48, 192)  # images of a teacher's measurement; it stops after a part when it has taken long enough
 _SECONDS = 5.0
 
@@ -147,9 +147,7 @@ def check_results(results: Sequence[StepResult]) -> list[Finding]:
     """Signs of gradient masking in the results of finished attacks."""
     found = SelfCheck()
     accuracy = {result.name: result.robust_acc for result in results if result.robust_acc is not None}
-    weaker = [
-        name for name in accuracy if _is_strong(name) and accuracy[name] - _FGSM_LEAD > accuracy.get("fgsm", 100.0)
-    ]
+    weaker = [name for name in accuracy if _is_strong(name) and accuracy[name] - _LEAD > accuracy.get("fgsm", 100.0)]
     if weaker:
         found.add(
             "gradient masking",
@@ -157,15 +155,17 @@ def check_results(results: Sequence[StepResult]) -> list[Finding]:
             f"({accuracy[weaker[0]]:.2f} %), so its gradients are misleading. Do not rely on gradient attacks alone: "
             "run autoattack, and look at accuracy against eps.",
         )
+    own = {result.name: result.name.removesuffix(f" from {result.source}") for result in results if result.source}
+    leads = {name: accuracy[own[name]] - accuracy[name] for name in own if {name, own[name]} <= accuracy.keys()}
+    name = max(leads, key=lambda key: leads[key], default="")
+    if name and leads[name] > _LEAD:
+        found.add(
+            "gradient masking",
+            f"{name} fools more images ({accuracy[name]:.2f} % robust) than {own[name]} on the network itself "
+            f"({accuracy[own[name]]:.2f} %), so its own gradients are misleading and its robust accuracy is lower than "
+            "attacks on it show. Run autoattack, and look for the cause.",
+        )
     for result in results:
-        own = accuracy.get(result.name.removesuffix(f" from {result.source}"), 0.0)
-        if result.source is not None and accuracy.get(result.name, 100.0) < own - _FGSM_LEAD:
-            found.add(
-                "gradient masking",
-                f"{result.name} fools more images ({accuracy[result.name]:.2f} % robust) than the same attack on the "
-                f"network itself ({own:.2f} %), so its own gradients are misleading and its robust accuracy is lower "
-                "than its own attacks say. Run autoattack, and look for the cause.",
-            )
         for stage in result.stages:
             if stage.agreement is not None and _is_weaker(stage.agreement):
                 found.add(
