@@ -183,11 +183,22 @@ class Job:
         classes = other_classes(settings.source, self.dataset)
         if classes:
             found.add("classes", classes)
-        gradient = [step.name for step in self.steps if step.name != "square" and ":" not in step.name]
-        if gradient and not found.differentiable:
-            why = next(finding.message for finding in found.findings if finding.check == "no gradient")
-            raise ValueError(f"attacks: {gradient[0]} needs gradients. {why}")
+        if not found.differentiable:
+            self._leave_out_gradients(found)
         return found
+
+    def _leave_out_gradients(self, found: SelfCheck) -> None:
+        """Of a network without gradients only attacks made on other networks can be evaluated, and no curve."""
+        without = ("square", *(step.name for step in self.steps if step.source or ":" in step.name))
+        gradient = [step for step in self.steps if step.name not in without]
+        if gradient and not self.sources:
+            why = next(finding.message for finding in found.findings if finding.check == "no gradient")
+            raise ValueError(f"attacks: {gradient[0].name} needs gradients. {why}")
+        self.steps = [step for step in self.steps if step not in gradient]
+        names = ", ".join([*(step.name for step in gradient), *["the curve against eps"] * bool(self.settings.curve)])
+        if names:
+            self.left_out.append(f"left out, because the network itself has no gradients: {names}")
+        self.settings = replace(self.settings, curve=())
 
     def run(self) -> dict[str, Any]:
         """Run the attacks, and return the content of results.json, which is written after every attack.

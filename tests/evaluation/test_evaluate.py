@@ -381,6 +381,16 @@ def test_transfer_and_bfloat16_in_table_and_report(run, tmp_path, monkeypatch, c
     assert "    agreement: " in printed and "## Agreement" in report and "PGD(eps=0.2" in report
 
 
+def test_a_network_without_gradients_is_evaluated_by_transfer(tmp_path, monkeypatch, capsys):
+    (tmp_path / "constant.py").write_text(CONSTANT)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"attacks": "pgd3", "n_examples": 10, "eps_curve": "0.1", "transfer_from": "constant:ten"}
+    assert evaluate("--model", "constant:frozen", "--dataset", "digits", out=tmp_path / "out", **options) == 0
+    assert [row["name"] for row in read(tmp_path / "out")["attacks"]] == ["clean", "pgd3 from constant:ten"]
+    left_out = "left out, because the network itself has no gradients: pgd3, the curve against eps"
+    assert left_out in capsys.readouterr().out
+
+
 def test_an_ensemble_in_table_and_report(run, tmp_path, monkeypatch, capsys):
     stages = (("a", Lighten(())), ("b", Lighten(())))
     monkeypatch.setattr(job, "make_plan", lambda *_, **__: [Step("both", stages)])
