@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ard_fast._figures import COLUMN, GREY, PAGE, draw_mean, eps_axis, eps_text, figure, look, note_seeds, shorten
-from ard_fast.evaluation.evaluator import Evaluator
+
+if TYPE_CHECKING:
+    from ard_fast.evaluation.evaluator import Evaluator
 
 PICTURES = 8
 MOST_CLASSES, WORST_CLASSES = 20, 10  # of more classes only the worst are shown

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from ard_fast._typing import known
 from ard_fast.data.batches import Batch
 from ard_fast.methods.base import Inner, Method, Network, PGDMethod, StepResult
 from ard_fast.models.trial import reason, untouched
-from ard_fast.teachers.teacher import Teacher
+
+if TYPE_CHECKING:
+    from ard_fast.teachers.teacher import Teacher
 
 PARAMETERS = ("student", "teacher", "x", "x_adv", "y")
 _FORM = "loss(student, teacher, x, x_adv, y), of which it may leave out teacher, x and y"
