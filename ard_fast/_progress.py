@@ -22,10 +22,11 @@ _COLUMNS = (
     ("time s", "{elapsed_s:>8.1f}", 8),
     ("left", "{left:>8}", 8),
 )
-_QUIET_SECONDS = 30.0  # without a terminal, at most one line in this time about what is under way
+QUIET_SECONDS = 30.0  # without a terminal, at most one line in this time about what is under way
 _GROWTH = 0.25  # and, of one run among several, ever more rarely: each a quarter later
 _BEAT_SECONDS = 1.0  # between two drawings of a bar at least, so that its clock runs whatever the process is doing
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:,.0f}/{total:,.0f} img [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_BAR_OF_ONE = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}, {rate_fmt}{postfix}]"  # of several runs
 
 
 def wrapped(line: str) -> str:
@@ -35,6 +36,11 @@ def wrapped(line: str) -> str:
     )
 
 
+def time_left(elapsed: float, share: float) -> str:
+    """The time that the rest takes, as [h:]mm:ss, if `share` of the work took `elapsed` seconds; "?" for none."""
+    return tqdm.format_interval(elapsed * (1.0 - share) / share) if share > 0 else "?"
+
+
 class Display:
     """Prints lines to standard output and, where standard error is a terminal, a bar of images below them."""
 
@@ -42,7 +48,7 @@ class Display:
         self._bar: tqdm[Any] | None = None
         self._over = threading.Event()
 
-    def start_bar(self, total: int, *, done: int = 0, label: str) -> None:
+    def start_bar(self, total: int, *, done: int = 0, label: str, form: str = _BAR) -> None:
         """Show a bar for `total` images, `done` of them done before, in place of the former one."""
         self.close()
         if sys.stderr.isatty():
@@ -54,7 +60,7 @@ class Display:
                 unit_scale=True,
                 leave=False,
                 dynamic_ncols=True,
-                bar_format=_BAR,
+                bar_format=form,
             )
             self._over = threading.Event()
             threading.Thread(target=_redraw, args=(self._bar, self._over), daemon=True).start()
@@ -114,8 +120,8 @@ class Progress(Display):
         self._total, self._done, self._first = total_steps, done_steps, done_steps
         self._steps_per_epoch, self._images, self._whole = steps_per_epoch, images_per_step, whole
         self._started = self._last_line = time.monotonic()
-        label = "  training" if whole is None else f"  {whole.label}"
-        self.start_bar(total_steps * images_per_step, done=done_steps * images_per_step, label=label)
+        label, form = ("  training", _BAR) if whole is None else (f"  {whole.label}", _BAR_OF_ONE)
+        self.start_bar(total_steps * images_per_step, done=done_steps * images_per_step, label=label, form=form)
         if whole is None:
             self.say("  " + "  ".join(f"{title:>{width}}" for title, _, width in _COLUMNS))
 
@@ -139,7 +145,7 @@ class Progress(Display):
             return
         now = time.monotonic()
         since, rare = now - self._last_line, 0.0 if self._whole is None else _GROWTH * (now - self._started)
-        if since < max(_QUIET_SECONDS, rare):
+        if since < max(QUIET_SECONDS, rare):
             return
         if self._whole is not None:
             self.say(f"  {self._whole.label}: {note}, {self._whole.time_left(self._share())} left of all")
@@ -162,7 +168,7 @@ class Progress(Display):
 
     def time_left(self) -> str:
         """Until the last epoch is done, as [h:]mm:ss, from the mean time of a step so far, validation included."""
-        return _left(time.monotonic() - self._started, self._share())
+        return time_left(time.monotonic() - self._started, self._share())
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Print an epoch's line."""
@@ -179,11 +185,6 @@ class Progress(Display):
     def say(self, line: str) -> None:
         self._last_line = time.monotonic()
         super().say(line)
-
-
-def _left(elapsed: float, share: float) -> str:
-    """The time that the rest takes if `share` took `elapsed` seconds."""
-    return tqdm.format_interval(elapsed * (1.0 - share) / share) if share > 0 else "?"
 
 
 class Whole(Display):

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return EXIT_FAILED
-    print(f"\nresults: {settings.out / 'results.json'}\nreport: {settings.out / 'report.md'}")
+    print(f"\nresults.json, report.md and figures are in {settings.out}")
     return 0
 
 

@@ -343,8 +343,8 @@ class CurvePoint(NamedTuple):
 class Listener:
     """Called while an evaluation runs; these methods do nothing."""
 
-    def stage_started(self, name: str, count: int) -> None:
-        """An attack on `count` images begins."""
+    def stage_started(self, name: str, count: int, batch: int, passes: int | None) -> None:
+        """An attack on `count` images begins, `batch` at a time, each with about so many forward passes if known."""
 
     def progress(self, forwards: int, done: int, left: int) -> None:
         """`done` images of the stage have been attacked, `left` are still classified correctly; the network has been
@@ -522,7 +522,7 @@ class Evaluator:
         else:
             right, counted = torch.zeros_like(chosen), _CountedAttack(attack)
             self._done = self._left = 0
-            self._listener.stage_started(name, int(chosen.sum()))
+            self._listener.stage_started(name, int(chosen.sum()), self.batch_size, _passes(attack))
             with evaluation_mode(self.model), evaluation_mode(attacked_model):
                 for positions in _batches(chosen.nonzero().squeeze(1), self.batch_size):
                     outcome = x_adv, still, valid = self._try(counted, attacked_model, positions, eps)
@@ -619,6 +619,15 @@ class Evaluator:
     def _cost(self) -> Cost:
         counted = (self.model, *self._attacked.values())
         return replace(sum((model.cost for model in counted), Cost()), seconds=time.perf_counter())
+
+
+def _passes(attack: Any) -> int | None:
+    """The forward passes that a batch takes at most, if the attack's arguments say so."""
+    steps = getattr(attack, "queries", getattr(attack, "steps", None))
+    if not isinstance(steps, int):
+        return None
+    repeats = ("eot", "restarts", "n_targets", "targets")
+    return steps * math.prod(number for name in repeats if isinstance(number := getattr(attack, name, 1), int)) + 1
 
 
 def _batches(rows: Tensor, size: int) -> Sequence[Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ard_fast._files import write_text
-from ard_fast._progress import Display
+from ard_fast._progress import QUIET_SECONDS, Display, time_left
 from ard_fast._version import __version__
 from ard_fast.evaluation.evaluator import CurvePoint, Evaluator, Listener, StageResult, Step, StepResult
 from ard_fast.evaluation.figures import worst_classes
@@ -50,8 +50,6 @@ _EXPLAINED_BF16 = (
     "so attacked again in fp32."
 )
 _EXPLAINED_REUSED = "reused: the same attack was run above; its outcome is reused, and its cost counts there only."
-# Without a terminal, a line about an attack under way after this time, then ever more rarely: each a quarter later.
-_QUIET_SECONDS, _GROWTH = 5.0, 0.25
 
 
 def explain_columns(results: Sequence[StepResult], *, cascade: bool) -> list[str]:
@@ -127,11 +125,13 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 class AttackProgress(Display, Listener):
-    """Prints the table line by line; on a terminal a bar shows the attack under way, elsewhere plain lines do."""
+    """Prints the table line by line; on a terminal a bar shows the attack under way, elsewhere a line now and then."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._name, self._count, self._passes, self._passes_before = "", 0, 0, 0
+        self._name, self._count, self._batch = "", 0, 0
+        self._forwards = self._begun = self._done = 0  # passes so far, and when this batch began; images so far
+        self._of_batch: int | None = None  # passes of a batch
         self._started = self._last_line = 0.0
         self._names = _COLUMNS[0][1]
 
@@ -140,25 +140,31 @@ class AttackProgress(Display, Listener):
         self._names = max([self._names, *(len(step.name) for step in steps)])
         self.say(_fixed_width(_HEADER, self._names))
 
-    def stage_started(self, name: str, count: int) -> None:
+    def stage_started(self, name: str, count: int, batch: int, passes: int | None) -> None:
         self.start_bar(count, label=f"  {name}")
-        self._name, self._count, self._passes_before = name, count, self._passes
+        self._name, self._count, self._batch, self._of_batch = name, count, batch, passes
+        self._begun, self._done = self._forwards, 0
         self._started = self._last_line = time.monotonic()
 
     def progress(self, forwards: int, done: int, left: int) -> None:
-        self._passes = forwards
-        if self.show_on_bar(done, f"{left} still right" if done else ""):
+        if done > self._done:  # a batch is over; the next ones take as many passes
+            self._of_batch, self._begun, self._done = forwards - self._begun, forwards, done
+        self._forwards = forwards
+        if not self._name or done == self._count:
             return
-        now = time.monotonic()
-        elapsed = now - self._started
-        if not self._name or done == self._count or now - self._last_line < max(_QUIET_SECONDS, _GROWTH * elapsed):
+        passes, share = forwards - self._begun, 0.0
+        note = f"pass {passes:,}"
+        if self._of_batch:
+            share = min(passes / self._of_batch, 1.0)
+            note += f"/{max(self._of_batch, passes):,}"
+        if done:
+            note += f", {left} still right"
+        shown, now = done + share * min(self._batch, self._count - done), time.monotonic()
+        if self.show_on_bar(shown, note) or now - self._last_line < QUIET_SECONDS:
             return
         self._last_line = now
-        passes = forwards - self._passes_before
-        text = f"    {self._name}: {elapsed:.0f} s, {passes:,} passes, {done} of {self._count} images done"
-        if done:
-            text += f", {left} still right, about {elapsed * (self._count - done) / done:.0f} s to go"
-        self.say(text)
+        left_over = time_left(now - self._started, shown / self._count)
+        self.say(f"    {self._name}: {done:,}/{self._count:,} images, {note}, {left_over} left")
 
     def stage_done(self, result: StageResult, total: int) -> None:
         self.close()

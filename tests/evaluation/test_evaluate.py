@@ -15,8 +15,9 @@ from ard_fast import evaluate as command
 from ard_fast.attacks import presets
 from ard_fast.data import load_dataset
 from ard_fast.evaluate import main
-from ard_fast.evaluation import job, report
+from ard_fast.evaluation import evaluator, job, report
 from ard_fast.evaluation.evaluator import Step
+from ard_fast.evaluation.standard_attacks import make_plan
 from ard_fast.models import Normalised
 from ard_fast.train import main as train
 from ard_fast.training.checkpoint import load_network
@@ -407,15 +408,23 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys)
     monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
     shown = report.AttackProgress()
     shown.progress(10, 0, 0)
-    shown.stage_started("pgd20", 60)
-    for done in (0, 20, 40, 60):
-        now[0] += 6.0
-        shown.progress(30, done, done)
+    shown.stage_started("pgd20", 60, 20, None)
+    for forwards, done in [(20, 0), (30, 0), (31, 20), (36, 20), (46, 20), (47, 40), (57, 40), (58, 60)]:
+        now[0] += 20.0
+        shown.progress(forwards, done, done)
     assert capsys.readouterr().out.splitlines() == [
-        "    pgd20: 6 s, 20 passes, 0 of 60 images done",
-        "    pgd20: 12 s, 20 passes, 20 of 60 images done, 20 still right, about 24 s to go",
-        "    pgd20: 18 s, 20 passes, 40 of 60 images done, 40 still right, about 9 s to go",
+        "    pgd20: 0/60 images, pass 20, ? left",  # 40 s; from here on a line after 30 s at least
+        "    pgd20: 20/60 images, pass 5/21, 20 still right, 01:53 left",
+        "    pgd20: 40/60 images, pass 0/16, 40 still right, 01:00 left",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"), [("pgd20", 21), ("apgd-t", 901), ("square", 5001), ("pgd50-10", 501), ("own", None)]
+)
+def test_the_passes_of_an_attack_are_known_beforehand(name, passes):
+    attack = object() if name == "own" else make_plan([name], eps=0.1, norm="linf", num_classes=10)[0].stages[0][1]
+    assert evaluator._passes(attack) == passes
 
 
 def test_a_stop_in_an_attack_keeps_the_others(run, tmp_path, monkeypatch, capsys):
