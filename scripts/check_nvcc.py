@@ -39,6 +39,8 @@ DEFINES = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 STEP_KERNEL = "pgd_linf_step_kernel"
 # (tensors of gradients read, of pixels read, of gradients written, of pixels written)
 WIDE_TENSORS = {STEP_KERNEL: (1, 2, 0, 1), "apgd_linf_step_kernel": (1, 4, 1, 4), "crop_flip_kernel": (0, 0, 0, 1)}
+# Their loop may be compiled twice, for both outcomes of a condition that does not change in it.
+LOOPS = ("crop_flip_kernel",)
 REGISTERS_ONLY = ("pgd_linf_step", "random_start", "apgd_", "crop_flip", "fold_batch_norm", "affine_relu")
 # Least 128-bit loads and stores whatever the dtype: two vectors a thread, of each tensor, and the coefficients. How
 # often a load is written in the PTX depends on the branches of those that are not always given.
@@ -82,6 +84,8 @@ class Kernel:
         if elements > 1:
             grads_read, pixels_read, grads_written, pixels_written = WIDE_TENSORS[family]
             wanted = grads_read + pixels_read * elements // 4, grads_written + pixels_written * elements // 4
+            if family in LOOPS and wide == (2 * wanted[0], 2 * wanted[1]):
+                wide = wanted
         if (wide != wanted) if elements > 1 else wide[0] < wanted[0] or wide[1] < wanted[1]:
             least = "" if elements > 1 else "at least "
             found.append(
