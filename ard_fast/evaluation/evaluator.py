@@ -1,4 +1,4 @@
-"""Clean and robust accuracy of a network on a split, and which attack fooled which image."""
+"""Attacks over a split: which attack fooled which image, and what it cost."""
 
 from __future__ import annotations
 
@@ -6,99 +6,21 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ard_fast._devices import autocast, full_precision
-from ard_fast.attacks import PGD, GraphedPGD, as_graph, attack_mode
+from ard_fast.attacks import GraphedPGD, as_graph, attack_mode
 from ard_fast.data import Split
-from ard_fast.data.batches import share_bounds
 from ard_fast.data.splits import pixels
+from ard_fast.evaluation.measure import EVALUATION_SEED, check_not_empty
+from ard_fast.evaluation.results import Agreement, Attack, Cost, CurvePoint, StageResult, Step, StepResult
 
-PGD20_STEPS = 20
-EVALUATION_SEED = 1234567  # the same for all runs: every network is attacked from the same starting points
 # float32 rounding of x + delta moves a pixel by up to 6e-8, a norm over thousands of pixels by a few 1e-6.
 _TOLERANCE = {"linf": 1e-6, "l2": 1e-5}
-
-
-class Accuracy(NamedTuple):
-    """Accuracies in percent."""
-
-    clean: float
-    robust: float
-
-
-def at_chance(accuracy: float, images: int, num_classes: int) -> bool:
-    """Whether an accuracy, in percent, is no better than guessing.
-
-    That is within three standard deviations of 1 / C or, with five classes or more, below 2 / C, which networks with
-    random weights reach on some data.
-    """
-    chance = 1.0 / num_classes
-    limit = chance + 3.0 * math.sqrt(chance * (1.0 - chance) / images)
-    return accuracy <= 100.0 * (max(limit, 2.0 * chance) if num_classes >= 5 else limit)
-
-
-def evaluate(
-    model: nn.Module,
-    split: Split,
-    *,
-    levels: int,
-    attack: PGD,
-    seed: int = 0,
-    batch_size: int = 500,
-    channels_last: bool = False,
-    between_batches: Callable[[], None] | None = None,
-    shard: tuple[int, int] = (0, 1),
-    all_reduce: Callable[[Tensor], Tensor] = lambda value: value,
-) -> Accuracy:
-    """The share of images classified correctly, clean and under `attack`: what the trainer measures.
-
-    The network is evaluated in eval mode, in float32 without TF32 or autocast. Its modes, gradients and batch-norm
-    statistics and the random state are unchanged afterwards. The result does not depend on `batch_size`, up to the
-    rounding of the network itself: each image's random start is keyed by (seed, its id).
-
-    Args:
-        model: gives logits `[B, num_classes]` of pixels in [0, 1].
-        split: images uint8 `[N, C, H, W]`, on the model's device.
-        levels: the uint8 value that stands for 1.0.
-        attack: made with `bn="eval"`. On CUDA it runs as a graph, whose memory is free again at the end.
-        seed: of the attack's random start.
-        batch_size: images a batch.
-        channels_last: give the network images in that layout.
-        between_batches: called before each batch, equally often in every process; may raise, to stop.
-        shard: (rank, processes): this process evaluates one contiguous part of the split.
-        all_reduce: sums a tensor over the processes; every process then returns the accuracy on the whole split.
-
-    Raises:
-        ValueError: the split is empty.
-    """
-    _check_not_empty(split)
-    device = split.images.device
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    seed_tensor = torch.tensor([seed], dtype=torch.int64, device=device)
-    correct = torch.zeros(2, dtype=torch.int64, device=device)
-    first, end = share_bounds(len(split), *shard)
-    largest = share_bounds(len(split), 0, shard[1])[1]
-    attack = as_graph(attack)
-    with full_precision(), attack_mode(model, "eval"):
-        for offset in range(0, largest, batch_size):
-            if between_batches is not None:
-                between_batches()
-            chosen = slice(first + offset, min(first + offset + batch_size, end))
-            if chosen.start >= chosen.stop:
-                continue
-            x = pixels(split.images[chosen], levels).contiguous(memory_format=layout)
-            y, ids = split.labels[chosen], split.ids[chosen]
-            adversarial = attack(model, x, y, seed=seed_tensor, sample_ids=ids)
-            with torch.no_grad():
-                for row, images in enumerate((x, adversarial)):
-                    correct[row] += (model(images).argmax(1) == y).sum()
-    clean, robust = all_reduce(correct).tolist()
-    return Accuracy(100.0 * clean / len(split), 100.0 * robust / len(split))
 
 
 def inside_ball(x_adv: Tensor, x: Tensor, *, norm: str, eps: float) -> Tensor:
@@ -135,31 +57,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-def _check_not_empty(split: Split) -> None:
-    if not len(split):
-        raise ValueError("split: expected at least one image, got none")
-
-
-# ---- what an attack costs -----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Cost:
-    """Passes through the network, the images in them, and time."""
-
-    forwards: int = 0
-    forward_images: int = 0
-    backwards: int = 0
-    backward_images: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-    def __sub__(self, other: Cost) -> Cost:
-        return Cost(*(a - b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 class CountedModel(nn.Module):
@@ -217,127 +114,6 @@ class _CountedAttack:
         else:
             model.cost = before + self._costs[len(x)]
         return x_adv
-
-
-# ---- results ------------------------------------------------------------------------------------------------------
-
-
-class Attack(Protocol):
-    """What an evaluation calls. Its `repr` is one line with all parameters: equal text, equal results."""
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: Tensor, sample_ids: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Step:
-    """A line of an evaluation: one attack, or an ensemble whose stages attack what earlier stages did not fool.
-
-    Attributes:
-        name: of the line.
-        stages: names and attacks.
-        source: the name of the network that is attacked instead; its adversarial images are then shown to the network
-            that is evaluated.
-    """
-
-    name: str
-    stages: tuple[tuple[str, Attack], ...]
-    source: str | None = None
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """An attack made in bfloat16 and again in float32, on the same images; all verdicts are in float32.
-
-    Attributes:
-        images: their number; all are classified correctly when clean.
-        equal: those with the same verdict.
-        robust: those still classified correctly under the attack made in bfloat16.
-        robust_fp32: those still classified correctly under the attack made in float32.
-    """
-
-    images: int
-    equal: int
-    robust: int
-    robust_fp32: int
-
-    def __str__(self) -> str:
-        return (
-            f"verdicts equal on {self.equal} of {self.images} images; still correct: {self.robust} (bf16), "
-            f"{self.robust_fp32} (fp32)"
-        )
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What one attack did.
-
-    Attributes:
-        name: of the attack.
-        parameters: its `repr`.
-        attacked: images it was given.
-        left: those of them still classified correctly.
-        outside: results that left the ball or the pixel range; they count as not fooled.
-        reused: the same attack was run earlier in this evaluation; its outcome was reused.
-        cost: passes and time, including those that judge the result.
-        redone: of an attack in bfloat16: images fooled in bfloat16 only, which were attacked again in float32.
-        agreement: of an attack in bfloat16, with the same attack in float32.
-    """
-
-    name: str
-    parameters: str
-    attacked: int
-    left: int
-    outside: int
-    reused: bool
-    cost: Cost
-    redone: int = 0
-    agreement: Agreement | None = None
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """A line of the table.
-
-    Attributes:
-        name: of the attack or ensemble.
-        attacked: images it was given.
-        robust: images classified correctly both clean and under this attack alone; None in a cascade, where that is
-            not known.
-        worst_case: images classified correctly under everything up to here.
-        total: images of the data set.
-        stages: one for a single attack.
-        source: the network that was attacked, where it is another one.
-    """
-
-    name: str
-    attacked: int
-    robust: int | None
-    worst_case: int
-    total: int
-    stages: tuple[StageResult, ...]
-    source: str | None = None
-
-    @property
-    def robust_acc(self) -> float | None:
-        """Percent of all images."""
-        return None if self.robust is None else 100.0 * self.robust / self.total
-
-    @property
-    def worst_case_acc(self) -> float:
-        """Percent of all images."""
-        return 100.0 * self.worst_case / self.total
-
-    @property
-    def cost(self) -> Cost:
-        return sum((stage.cost for stage in self.stages), Cost())
-
-
-class CurvePoint(NamedTuple):
-    """Accuracy in percent at a radius."""
-
-    eps: float
-    robust_acc: float
-    stage: StageResult
 
 
 class Listener:
@@ -426,7 +202,7 @@ class Evaluator:
         listener: Listener | None = None,
         before_forward: Callable[[], None] = lambda: None,
     ) -> None:
-        _check_not_empty(split)
+        check_not_empty(split)
         self.model, self.split, self.levels = CountedModel(model, self._before_pass), split, levels
         networks: dict[str | None, nn.Module] = {None: model}
         networks.update(sources or {})

@@ -17,8 +17,9 @@ import torch
 from ard_fast._files import write_text
 from ard_fast._progress import QUIET_SECONDS, Display, time_left
 from ard_fast._version import __version__
-from ard_fast.evaluation.evaluator import CurvePoint, Evaluator, Listener, StageResult, Step, StepResult
+from ard_fast.evaluation.evaluator import Evaluator, Listener
 from ard_fast.evaluation.figures import worst_classes
+from ard_fast.evaluation.results import CurvePoint, StageResult, Step, StepResult
 
 _COLUMNS = (
     ("attack", 14),

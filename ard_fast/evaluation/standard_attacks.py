@@ -12,7 +12,8 @@ from ard_fast._names import find_object, named_only, unknown
 from ard_fast.attacks.apgd import APGD
 from ard_fast.attacks.autoattack import STAGES, most_targets, require_pyautoattack
 from ard_fast.attacks.presets import GRAMMAR, PYAUTOATTACK, STANDARDS, Standard, make, read_name
-from ard_fast.evaluation.evaluator import Attack, Step, evaluation_mode, inside_ball
+from ard_fast.evaluation.evaluator import evaluation_mode, inside_ball
+from ard_fast.evaluation.results import Attack, Step
 from ard_fast.models.trial import reason
 
 CLEAN, AUTOATTACK = "clean", "autoattack"

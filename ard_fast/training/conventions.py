@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ard_fast._typing import known
 from ard_fast.data import Dataset
-from ard_fast.evaluation.evaluator import PGD20_STEPS, Accuracy, at_chance
+from ard_fast.evaluation.measure import PGD20_STEPS, Accuracy, at_chance
 from ard_fast.evaluation.self_checks import TeacherWorth, collapsed, describe_teacher
 from ard_fast.methods.base import Method
 from ard_fast.methods.own import describe_method

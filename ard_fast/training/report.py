@@ -15,9 +15,11 @@ from torch import nn
 from ard_fast._figures import COLUMN, GREY, PAGE, draw_mean, figure, look, name_lines, note_seeds, standard_error
 from ard_fast._files import write_text
 from ard_fast.data import Dataset
-from ard_fast.evaluation.evaluator import PGD20_STEPS, Accuracy, Attack, Evaluator, Step
+from ard_fast.evaluation.evaluator import Evaluator
 from ard_fast.evaluation.figures import draw_pictures
+from ard_fast.evaluation.measure import PGD20_STEPS, Accuracy
 from ard_fast.evaluation.report import markdown_table
+from ard_fast.evaluation.results import Attack, Step
 
 if TYPE_CHECKING:
     from ard_fast.training.run_folder import RunFolder

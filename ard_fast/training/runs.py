@@ -14,7 +14,7 @@ from ard_fast._names import GIVEN
 from ard_fast._progress import Whole, wrapped
 from ard_fast._typing import known
 from ard_fast.data import Batch, add_extra, load_dataset
-from ard_fast.evaluation.evaluator import at_chance
+from ard_fast.evaluation.measure import at_chance
 from ard_fast.evaluation.self_checks import describe_teacher
 from ard_fast.methods.base import MethodContext
 from ard_fast.methods.own import try_method

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ard_fast.data import Split
-from ard_fast.evaluation.evaluator import Step
+from ard_fast.evaluation.results import Step
 
 LEVELS = 10
 

@@ -16,7 +16,7 @@ from ard_fast.attacks import presets
 from ard_fast.data import load_dataset
 from ard_fast.evaluate import main
 from ard_fast.evaluation import evaluator, job, report
-from ard_fast.evaluation.evaluator import Step
+from ard_fast.evaluation.results import Step
 from ard_fast.evaluation.standard_attacks import make_plan
 from ard_fast.models import Normalised
 from ard_fast.train import main as train

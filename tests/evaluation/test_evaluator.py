@@ -9,7 +9,9 @@ from ard_fast._commandline import Interrupted
 from ard_fast.attacks import PGD
 from ard_fast.data import Split
 from ard_fast.evaluation import evaluator as module
-from ard_fast.evaluation.evaluator import Evaluator, Step, evaluate, inside_ball
+from ard_fast.evaluation.evaluator import Evaluator, inside_ball
+from ard_fast.evaluation.measure import evaluate
+from ard_fast.evaluation.results import Step
 from ard_fast.evaluation.self_checks import check_results
 from ard_fast.models import build_model
 

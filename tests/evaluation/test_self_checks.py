@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ard_fast import attacks
-from ard_fast.evaluation.evaluator import Accuracy, Agreement, Cost, StageResult, StepResult
+from ard_fast.evaluation.measure import Accuracy
+from ard_fast.evaluation.results import Agreement, Cost, StageResult, StepResult
 from ard_fast.evaluation.self_checks import check_model, check_normalisation, check_results, collapsed
 from ard_fast.models import Normalised
 
