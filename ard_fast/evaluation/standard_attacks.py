@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ard_fast._commandline import Interrupted
 from ard_fast._names import find_object, named_only, unknown
 from ard_fast.attacks.apgd import APGD
 from ard_fast.attacks.autoattack import STAGES, most_targets, require_pyautoattack
@@ -151,7 +152,7 @@ def _read(name: str) -> Standard | None:
 
 
 class AttackError(ValueError):
-    """An attack of one's own does not return what an attack must."""
+    """An attack of one's own fails, or does not return what an attack must."""
 
 
 class OwnAttack:
@@ -159,7 +160,8 @@ class OwnAttack:
 
     It is called as `attack(model, x, y)`, and with `seed` (int64 `[1]`) and `sample_ids` (int64 `[B]`) where it names
     them: images float32 `[B, C, H, W]` with pixels in [0, 1] and labels in, adversarial images out. The model is in
-    eval mode without weight gradients; torch's generators are seeded before each call and restored after it.
+    eval mode without weight gradients, and must be left as it is; torch's generators are seeded before each call and
+    restored after it.
 
     Args:
         path: `package.module:factory`, a function or class that is called with eps, and with `norm` where it names it,
@@ -191,29 +193,35 @@ class OwnAttack:
         return f"custom attack {self.path}: {text}"
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: Tensor, sample_ids: Tensor) -> Tensor:
-        keys: dict[str, Any] = named_only(self.attack, seed=seed, sample_ids=sample_ids)
-        with torch.enable_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-            torch.manual_seed(int(seed))
-            found = self.attack(model, x.clone(), y, **keys)
+        keys: dict[str, Any] = named_only(self.attack, seed=seed.clone(), sample_ids=sample_ids.clone())
+        before = _state(model)
+        try:
+            with torch.enable_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+                torch.manual_seed(int(seed))
+                found = self.attack(model, x.clone(), y.clone(), **keys)
+        except Interrupted:
+            raise
+        except Exception as error:
+            raise AttackError(f"attacks: {self.path} failed on {len(x)} images ({reason(error)})") from error
         wrong = self._fault(found, x)
+        if not wrong and _state(model) != before:
+            wrong = (
+                "the network as it was, got other weights, running statistics or modes; attack it in eval mode, and "
+                "change a copy only"
+            )
         if wrong:
             raise AttackError(f"attacks: {self.path}: expected {wrong}")
-        return found.detach()
+        return found.detach().clone()  # which is written to, and may be the attack's own
 
     def try_on(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         """Attack a few images, so that what is wrong is known before hours of other attacks.
 
         Raises:
-            ValueError: the attack fails, or its result is not one.
+            AttackError: the attack fails, or its result is not one.
         """
         ids = torch.arange(len(x), device=x.device)
-        try:
-            with evaluation_mode(model):
-                self(model, x, y, seed=torch.zeros_like(ids[:1]), sample_ids=ids)
-        except AttackError:
-            raise
-        except Exception as error:
-            raise ValueError(f"attacks: {self.path} failed on {len(x)} images ({reason(error)})") from error
+        with evaluation_mode(model):
+            self(model, x, y, seed=torch.zeros_like(ids[:1]), sample_ids=ids)
 
     def _fault(self, found: Any, x: Tensor) -> str:
         """What was expected of a result and what came; empty where nothing is wrong."""
@@ -234,6 +242,15 @@ class OwnAttack:
                 f"outside (largest distance {moved:.6g}, pixels {found.min():.4g} to {found.max():.4g})"
             )
         return ""
+
+
+def _state(model: nn.Module) -> list[Any]:
+    """What changes when a network does: the counted writes to its tensors, and its modes."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return [
+        *((id(tensor), None if tensor.is_inference() else tensor._version) for tensor in tensors),
+        *(module.training for module in model.modules()),
+    ]
 
 
 def _plain(value: Any) -> str:

@@ -284,7 +284,11 @@ class Noise:
         return x.add_(self.eps * torch.randn_like(x).sign()).clamp_(0, 1)
 
 def keyed(eps, norm):
-    return lambda model, x, y, seed, sample_ids: x + 0.0 * (norm == "linf") * (sample_ids + seed).view(-1, 1, 1, 1)
+    @torch.inference_mode()
+    def attack(model, x, y, seed, sample_ids):  # may write to all that it is given
+        assert norm == "linf" and int(seed) in (0, 1234567) and len(sample_ids.add_(seed.add_(1))) == len(y.add_(1))
+        return x.add_(0)
+    return attack
 
 def wrong(change):
     return lambda eps: lambda model, x, y: change(x)
@@ -297,6 +301,13 @@ far = wrong(lambda x: (x + 0.3).clamp(0, 1))
 range = wrong(lambda x: x - 0.05)
 late = wrong(lambda x: x if len(x) < 5 else x.double())
 fails = wrong(lambda x: x.nothing)
+fails_late = wrong(lambda x: x if len(x) < 5 else x.nothing)
+
+def changes(how):
+    return lambda eps: lambda model, x, y: (how(model, x), x)[1]
+
+modes = changes(lambda model, x: model.train())
+statistics = changes(lambda model, x: (model.train(), model(x), model.eval()))
 
 def needs_more(eps, other):
     pass
@@ -315,7 +326,8 @@ def own_attacks(tmp_path, monkeypatch):
 
 def test_an_attack_of_ones_own(run, own_attacks, tmp_path, capsys):
     out = tmp_path / "out"
-    assert evaluate(run, attacks="fgsm,own_attacks:Noise,own_attacks:keyed", n_examples=60, out=out) == 0
+    attacks = "fgsm,own_attacks:Noise,own_attacks:keyed"
+    assert evaluate(run, attacks=attacks, n_examples=60, batch_size=20, out=out) == 0
     noise, keyed = read(out)["attacks"][2:]
     assert noise["name"] == "own_attacks:Noise"
     assert noise["stages"][0]["cost"]["forward_images"] == 2 * noise["attacked"]
@@ -340,6 +352,8 @@ def test_an_attack_of_ones_own(run, own_attacks, tmp_path, capsys):
         ("far", r"within eps 0.1 of x \(linf\) and pixels in \[0, 1\], got 4 of 4 outside \(largest distance 0.3"),
         ("range", r"got 4 of 4 outside \(largest distance 0.05.*, pixels -0.05 to"),
         ("fails", "own_attacks:fails failed on 4 images .*nothing"),
+        ("modes", "expected the network as it was, got other weights, running statistics or modes"),
+        ("statistics", "expected the network as it was, got other weights, running statistics or modes"),
     ],
 )
 def test_a_wrong_attack_of_ones_own_is_refused_before_any_attack(run, own_attacks, tmp_path, capsys, name, message):
@@ -348,13 +362,20 @@ def test_a_wrong_attack_of_ones_own_is_refused_before_any_attack(run, own_attack
     assert re.search(message, captured.err) and captured.err.count("\n") == 1 and captured.out == ""
 
 
-def test_what_is_done_before_an_attack_of_ones_own_goes_wrong_is_kept(run, own_attacks, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("late", "wrong"),
+    [
+        ("late", ": expected images of the dtype of x, torch.float32, got torch.float64"),
+        ("fails_late", " failed on {} images (AttributeError: 'Tensor' object has no attribute 'nothing')"),
+    ],
+)
+def test_what_is_done_before_an_attack_of_ones_own_goes_wrong_is_kept(run, own_attacks, tmp_path, capsys, late, wrong):
     out = tmp_path / "out"
-    assert evaluate(run, attacks="fgsm,own_attacks:late", n_examples=60, out=out) == 1
-    wrong = "attacks: own_attacks:late: expected images of the dtype of x, torch.float32, got torch.float64"
+    assert evaluate(run, attacks=f"fgsm,own_attacks:{late}", n_examples=60, out=out) == 1
+    wrong = f"attacks: own_attacks:{late}{wrong}".format(read(out)["attacks"][0]["robust"])
     assert f"error: stopped: {wrong}; finished: clean, fgsm; written to {out}" in capsys.readouterr().err
     found = read(out)
-    assert not found["complete"] and found["not_run"] == ["own_attacks:late"]
+    assert not found["complete"] and found["not_run"] == [f"own_attacks:{late}"]
     assert wrong in (out / "report.md").read_text()
 
 
