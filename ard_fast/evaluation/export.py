@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ard_fast._files import write_atomic
 from ard_fast.evaluation.evaluator import Evaluator
+from ard_fast.functional._levels import levels_within
 
 SAMPLES = 16  # pictures in addition to the arrays
 
@@ -55,6 +56,7 @@ def round_into_ball(x_adv: Tensor, original: Tensor, *, levels: int, norm: str, 
     moved = wanted.round()
     if norm == "linf":
         most = levels_within(eps, levels)
+        eps = max(eps, most / levels)  # .0313725 is 8 of 255 levels, in the attacks of 8-bit images too
         moved = moved.clamp(-most, most)
     else:
         moved = _shrink_l2(wanted.flatten(1), moved.flatten(1), levels, eps).view_as(moved)
@@ -63,12 +65,6 @@ def round_into_ball(x_adv: Tensor, original: Tensor, *, levels: int, norm: str, 
     if len(size) and float(size.max()) > eps:
         raise RuntimeError(f"rounding left the ball: {float(size.max())} > eps {eps}")
     return rounded
-
-
-def levels_within(eps: float, levels: int) -> int:
-    """The most levels k that a pixel may move: k / levels <= eps, both as float64 (8/255 gives 8)."""
-    most = round(eps * levels)
-    return most if most / levels <= eps else most - 1
 
 
 def perturbation(rounded: Tensor, original: Tensor, *, levels: int, norm: str) -> Tensor:

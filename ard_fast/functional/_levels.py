@@ -28,6 +28,11 @@ def level_count(levels: int | None, norm: str, bounds: Bounds) -> int:
     return levels
 
 
+def levels_within(eps: float, levels: int) -> int:
+    """The most levels that a pixel may move within `eps`."""
+    return math.floor(eps * levels + _ROUNDING)
+
+
 def whole_radius(eps: Size, levels: int) -> Size:
     """The whole levels within `eps`, in units of the pixels: 8/255 stays, .031 becomes 7/255 with 255 levels.
 
@@ -36,7 +41,7 @@ def whole_radius(eps: Size, levels: int) -> Size:
     """
     if isinstance(eps, Tensor):
         return (eps * levels + _ROUNDING).floor() / levels
-    within = math.floor(eps * levels + _ROUNDING)
+    within = levels_within(eps, levels)
     if eps > 0 and not within:
         raise ValueError(f"eps must be at least 1/{levels} (or 0) with levels={levels}, got {eps:.4g}: less than one")
     return within / levels

@@ -13,8 +13,9 @@ from ard_fast._figures import eps_text
 from ard_fast.data import Split
 from ard_fast.evaluation import figures
 from ard_fast.evaluation.evaluator import Evaluator
-from ard_fast.evaluation.export import levels_within, round_into_ball, save_images
+from ard_fast.evaluation.export import round_into_ball, save_images
 from ard_fast.evaluation.report import per_class, worst_class
+from ard_fast.functional._levels import levels_within, whole_radius
 
 
 def evaluated(split, *attacks, levels=LEVELS, norm="linf", eps=0.5, classes=2):
@@ -30,10 +31,13 @@ def evaluated(split, *attacks, levels=LEVELS, norm="linf", eps=0.5, classes=2):
 
 @pytest.mark.parametrize(
     ("eps", "levels", "most"),
-    [(0.031, 255, 7), (0.2, 16, 3), (0.24, 16, 3), (0.25, 16, 4), (0.0, 255, 0), (1.0, 255, 255)],
+    [(0.031, 255, 7), (0.0313725, 255, 8), (0.2, 16, 3), (0.24, 16, 3), (0.25, 16, 4), (0.0, 255, 0), (1.0, 255, 255)],
 )
 def test_the_levels_inside_a_radius(eps, levels, most):
-    assert levels_within(eps, levels) == most
+    assert levels_within(eps, levels) == most and whole_radius(eps, levels) == most / levels
+    original = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)  # an attack of 8-bit images is saved as it is
+    moved = torch.full((1, 1, 2, 2), most / levels)
+    assert int(round_into_ball(moved, original, levels=levels, norm="linf", eps=eps).max()) == most
     assert all(levels_within(k / 255, 255) == k for k in range(256))
 
 
