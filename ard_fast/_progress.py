@@ -144,8 +144,10 @@ class Progress(Display):
             self.show_on_bar(self._done * self._images, note + left)
             return
         now = time.monotonic()
-        since, rare = now - self._last_line, 0.0 if self._whole is None else _GROWTH * (now - self._started)
-        if since < max(QUIET_SECONDS, rare):
+        quiet = QUIET_SECONDS
+        if self._whole is not None:
+            quiet = max(2 * QUIET_SECONDS, _GROWTH * (now - self._started))
+        if now - self._last_line < quiet:
             return
         if self._whole is not None:
             self.say(f"  {self._whole.label}: {note}, {self._whole.time_left(self._share())} left of all")

@@ -45,13 +45,11 @@ def test_a_comparison_has_a_line_a_run_and_the_time_left_of_all(monkeypatch, cap
         whole.finish({"clean_acc": 90.0, "pgd20_acc": 40.5, "elapsed_s": seconds})
     assert capsys.readouterr().out.splitlines() == [
         "    run           seed  clean %  PGD-20 %     time     left",
-        "  1/4 teacher, seed 0: epoch 1/2, 12:40 left of all",  # 40 of 200 s, and four runs like it
-        "  1/4 teacher, seed 0: epoch 1/2, 12:00 left of all",
+        "  1/4 teacher, seed 0: epoch 1/2, 12:20 left of all",  # 60 of 200 s, and four runs like it
         "  1/4 teacher, seed 0: epoch 2/2, 11:20 left of all",
-        "  1/4 teacher, seed 0: epoch 2/2, 10:40 left of all",
+        "  1/4 teacher, seed 0: epoch 2/2, 10:20 left of all",
         "  warning, 1/4 teacher, seed 0: odd",
         "    1/4  teacher     0    90.00     40.50    03:20    10:00",
-        "  2/4 ard, seed 0: epoch 2/2, 04:08 left of all",
         "  warning, 2/4 ard, seed 0: odd",
         "    2/4  ard         0    90.00     40.50    00:40    04:00",
     ]
