@@ -353,7 +353,7 @@ def test_a_run_goes_on_with_its_own_images_and_teacher_only(stopped_project, cap
         (["--teacher", "other.safetensors"], "teacher: .*other.safetensors holds other weights than stopped was"),
         (["--teacher", "digits-teacher"], "teacher: beside --resume only another place of the same weights; the run"),
         (["--clean-teacher", "teacher.safetensors"], "clean_teacher: beside --resume .*; the run has none, got"),
-        (["--lr", "0.1"], "remove --lr. Places may change: --data-dir, --image-cache, --teacher, "),
+        (["--lr", "0.1"], "remove --lr. Places may change: --data-dir, --image-cache, --extra-data, --teacher, "),
     ):
         assert main(["--resume", "stopped", *arguments]) == 2
         assert re.search(message, capsys.readouterr().err)
