@@ -23,10 +23,11 @@ _NORM_TEXT = {"linf": "L-infinity", "l2": "L2"}
 
 def attack_title(name: str) -> str:
     """An attack as papers spell it: `pgd20` is PGD-20."""
-    if ":" in name:  # a class of one's own
-        return name
+    attack, *source = name.partition(" from ")
     known = {"autoattack": "AutoAttack", "square": "Square"}
-    return known.get(name) or re.sub(r"^(PGD|CW)(?=\d)", r"\1-", name.upper())
+    if ":" not in attack:  # else a class of one's own
+        attack = known.get(attack) or re.sub(r"^(PGD|CW)(?=\d)", r"\1-", attack.upper())
+    return "".join([attack, *source])
 
 
 def plot_curves(

@@ -37,7 +37,7 @@ class FinishedRun:
         config: what it was trained with.
         summary: its summary.json.
         attacks: robust accuracy in percent by the attack's name, from evaluations of the best checkpoint on the same
-            test images with the run's own eps in the L-infinity norm.
+            test images with the run's own eps in the L-infinity norm, in fp32.
         curves: from the same evaluations, by the attack's name, robust accuracy in percent by radius.
     """
 
@@ -101,6 +101,7 @@ def _evaluation(path: Path, config: TrainConfig) -> tuple[dict[str, float], dict
             and math.isclose(settings["eps"], config.eps, rel_tol=1e-9)
             and settings["dataset"] == config.dataset
             and settings["n_examples"] == config.test_subset
+            and settings.get("precision", "fp32") == "fp32"  # attacks in bfloat16 may be weaker
             and (
                 config.test_subset is None or "classes" in content
             )  # older versions took the first images instead of a sample

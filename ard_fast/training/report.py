@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ard_fast._figures import COLUMN, GREY, PAGE, draw_mean, figure, look, name_lines, note_seeds, standard_error
+from ard_fast._figures import (
+    COLUMN,
+    GREY,
+    PAGE,
+    draw_mean,
+    figure,
+    look,
+    name_lines,
+    note_seeds,
+    shorten,
+    standard_error,
+)
 from ard_fast._files import write_text
 from ard_fast.data import Dataset
 from ard_fast.evaluation.evaluator import Evaluator
@@ -117,9 +129,11 @@ def plot_comparison(
     styles = [look(place) for place in range(len(curves))]
     rows = [textwrap.fill(label, 30) for label in accuracies]
     lines = sum(row.count("\n") + 1 for row in rows)
-    with figure(path, PAGE, max(2.4, 0.145 * lines + 0.9), columns=2) as grid:
+    names = list(dict.fromkeys(name for by_attack in accuracies.values() for name in by_attack))
+    columns = legend_columns(names)
+    with figure(path, PAGE, max(2.4, 0.145 * (lines + math.ceil(len(names) / columns)) + 0.75), columns=2) as grid:
         left, right = grid[0]
-        _draw_accuracies(left, accuracies, styles)
+        _draw_accuracies(left, accuracies, styles, names, columns)
         left.set_yticks(range(len(rows)), rows)
         for tick, style in zip(left.get_yticklabels(), styles, strict=True):
             tick.set_color(style["color"])
@@ -134,12 +148,25 @@ def plot_comparison(
         name_lines(right, ends, {label: style["color"] for label, style in zip(curves, styles, strict=True)})
 
 
+def legend_columns(names: Sequence[str]) -> int:
+    """How many columns of these names fit above one half of a page."""
+    for columns in range(min(len(names), 5), 1, -1):
+        rows = math.ceil(len(names) / columns)
+        widest = [max(len(shorten(name)) for name in names[at : at + rows]) for at in range(0, len(names), rows)]
+        if sum(0.25 + 0.055 * count for count in widest) <= 0.5 * PAGE:  # inches: a mark, and letters of 7 points
+            return columns
+    return 1
+
+
 def _draw_accuracies(
-    axes: Any, accuracies: Mapping[str, Mapping[str, Sequence[float]]], styles: Sequence[Mapping[str, Any]]
+    axes: Any,
+    accuracies: Mapping[str, Mapping[str, Sequence[float]]],
+    styles: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    columns: int,
 ) -> None:
-    """A row for each label: a mark and its standard error for each attack."""
-    names = list(dict.fromkeys(name for by_attack in accuracies.values() for name in by_attack))
-    markers = dict(zip(names, itertools.cycle("osD^vP*X"), strict=False))
+    """A row for each label: a mark and its standard error for each attack; their names in columns above."""
+    markers = dict(zip(names, itertools.cycle("osD^vP*X<>pHhd8"), strict=False))
     for row, (by_attack, style) in enumerate(zip(accuracies.values(), styles, strict=True)):
         for name, values in by_attack.items():
             fill = "white" if name == names[0] else style["color"]
@@ -148,11 +175,9 @@ def _draw_accuracies(
                 mean, row, xerr=error or None, fmt=markers[name], color=style["color"], mfc=fill, elinewidth=0.8
             )
     for name in names:
-        axes.plot([], [], markers[name], color=GREY, mfc="white" if name == names[0] else GREY, label=name)
+        axes.plot([], [], markers[name], color=GREY, mfc="white" if name == names[0] else GREY, label=shorten(name))
     axes.set(xlabel="test accuracy (%)", ylim=(len(accuracies) - 0.5, -0.5))
-    axes.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(names), 5), columnspacing=0.8, handletextpad=0.1
-    )
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, columnspacing=0.8, handletextpad=0.1)
 
 
 def require_tensorboard() -> None:

@@ -145,13 +145,14 @@ def test_only_evaluations_of_the_same_images_and_ball_count(tmp_path, capsys):
         "apgd-t": (30.0, {"split": "val"}),
         "cw20": (31.0, {"n_examples": 10}),
         "apgd-dlr": (31.0, {"source": "last.safetensors"}),
+        "mifgsm": (31.0, {"precision": "bf16"}),
         "apgd-ce": (32.0, {}),
     }
     make_run(tmp_path / "a", attacks=attacks)
     make_run(tmp_path / "b", test_subset=20, attacks={"cw30": (32.0, {"n_examples": 20})})  # the first 20, as once
     assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     printed = capsys.readouterr().out
-    assert "apgd-ce %" in printed and not re.search("fgsm|apgd-t|cw|dlr", printed)
+    assert "apgd-ce %" in printed and not re.search("fgsm|apgd-t|cw|dlr|mi", printed)
 
 
 def test_attacks_are_run_where_they_are_missing(tmp_path, capsys):

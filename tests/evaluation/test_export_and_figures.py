@@ -16,6 +16,7 @@ from ard_fast.evaluation.evaluator import Evaluator
 from ard_fast.evaluation.export import round_into_ball, save_images
 from ard_fast.evaluation.report import per_class, worst_class
 from ard_fast.functional._levels import levels_within, whole_radius
+from ard_fast.training.report import legend_columns
 
 
 def evaluated(split, *attacks, levels=LEVELS, norm="linf", eps=0.5, classes=2):
@@ -179,8 +180,16 @@ def test_the_figures_of_each_class():
 
 def test_names_are_spelt_as_in_papers():
     assert [eps_text(eps) for eps in (8 / 255, 0.031, 0.2, 0.0)] == ["8/255", "0.031", "0.2", "0"]
-    titles = [figures.attack_title(name) for name in ("pgd20", "apgd-ce", "autoattack", "mine:Attack")]
-    assert titles == ["PGD-20", "APGD-CE", "AutoAttack", "mine:Attack"]
+    names = ("pgd20", "apgd-ce", "autoattack", "mine:Attack", "pgd20 from at", "mine:Attack from a:b")
+    titles = ["PGD-20", "APGD-CE", "AutoAttack", "mine:Attack", "PGD-20 from at", "mine:Attack from a:b"]
+    assert [figures.attack_title(name) for name in names] == titles
+
+
+def test_the_legend_of_a_comparison_leaves_room_for_its_figure():
+    few = ["clean", "PGD-20", "CW-20", "APGD-CE", "AutoAttack"]
+    assert legend_columns(few) == 5 and legend_columns(["clean"]) == 1
+    assert legend_columns([*few, *(f"{name} from natural" for name in few)]) == 3
+    assert legend_columns([f"package.module:AttackOfMyOwn{place}" for place in range(9)]) == 1
 
 
 def test_names_of_lines_do_not_overlap(tmp_path):
