@@ -84,7 +84,7 @@ def draw_mean(axes: Any, series: Sequence[Mapping[float, float]], **style: Any) 
     shared = sorted(set.intersection(*(set(one) for one in series)))
     points = [[one[x] for one in series] for x in shared]
     means, errors = [statistics.fmean(ys) for ys in points], [standard_error(ys) for ys in points]
-    axes.plot(shared, means, **({"marker": "o"} if len(shared) == 1 else {}), clip_on=False, **style)
+    axes.plot(shared, means, clip_on=False, **({"marker": "o"} if len(shared) == 1 else {}) | style)
     if len(series) > 1:
         low, high = ([mean + sign * error for mean, error in zip(means, errors, strict=True)] for sign in (-1, 1))
         axes.fill_between(shared, low, high, color=style["color"], alpha=0.18, lw=0)

@@ -153,6 +153,7 @@ def test_figures_are_drawn_as_png_and_pdf(tmp_path):
     figures.plot_classes(tmp_path / "classes.png", per_class(made, names), robust="under attack")
     figures.plot_confusion(tmp_path / "confusion.png", made, class_names=names)
     curves = {name: [{0.0: 90.0, 8 / 255: 40.0 + seed} for seed in range(3)] for name in "abcdefgh"}
+    curves["one radius"] = [{8 / 255: 20.0}]
     figures.plot_curves(tmp_path / "curves.png", curves, attack="pgd20", norm="linf", eps=8 / 255)
     for name in ("pictures", "classes", "confusion", "curves"):
         assert float(imread(tmp_path / f"{name}.png")[:, :, :3].std()) > 0.03
