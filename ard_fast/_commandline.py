@@ -332,9 +332,10 @@ def _range(field: FieldInfo) -> str:
     limits = {
         key: getattr(item, key) for item in field.metadata for key in ("ge", "gt", "le", "lt") if hasattr(item, key)
     }
-    if "le" in limits or "lt" in limits:
-        return f"{limits['ge']} to {limits['le']}" if "le" in limits else f"{limits['ge']} to below {limits['lt']}"
-    return f"at least {limits['ge']}" if "ge" in limits else f"more than {limits['gt']}"
+    if "le" not in limits and "lt" not in limits:
+        return f"at least {limits['ge']}" if "ge" in limits else f"more than {limits['gt']}"
+    first = limits["ge"] if "ge" in limits else f"more than {limits['gt']}"
+    return f"{first} to {limits['le']}" if "le" in limits else f"{first} to below {limits['lt']}"
 
 
 def extra(field: FieldInfo) -> dict[str, Any]:

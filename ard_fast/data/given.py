@@ -92,7 +92,9 @@ def _in_order(data: Any, name: str) -> Any:
             )
         if not isinstance(data, DataLoader):
             return DataLoader(data, batch_size=_READ)
-        if isinstance(data.sampler, (RandomSampler, SequentialSampler)) and len(data.sampler) == len(source):
+        # A batch sampler that was given to the loader has one of its own.
+        sampler = data.sampler if data.batch_sampler is None else getattr(data.batch_sampler, "sampler", None)
+        if isinstance(sampler, (RandomSampler, SequentialSampler)) and len(sampler) == len(source):
             return DataLoader(source, batch_size=_READ, collate_fn=data.collate_fn, num_workers=data.num_workers)
     if not hasattr(data, "__iter__"):
         raise ValueError(f"{name}: expected a map-style data set or a loader, got {type(data).__name__}")

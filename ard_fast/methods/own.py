@@ -6,7 +6,6 @@ import inspect
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -85,7 +84,6 @@ def find_own(path: str, argument: str = "method") -> type[Method]:
     return found
 
 
-@lru_cache
 def _around(function: Any, path: str, argument: str) -> type[CustomLoss]:
     try:
         parameters = inspect.signature(function).parameters.values()

@@ -20,6 +20,7 @@ from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON
 from ard_fast.training.settings import (
     COMPARE,
     RAMPED,
+    STEPPED,
     AttackSettings,
     ComputeSettings,
     DataSettings,
@@ -208,7 +209,22 @@ def resolve(
             raise ValueError(f"{key}: method {', '.join(methods)} has no such setting; it has {known}")
     config = complete(config).replace(device=resolve_device(config.device))
     validate(config, needs_inputs=needs_inputs)
+    _refuse_unused(layers[-1], config)
     return config
+
+
+def _refuse_unused(flags: Mapping[str, Any], config: TrainConfig) -> None:
+    """Refuse settings that were typed and would change nothing; a preset or a file may hold them."""
+    schedules = [for_method(config, name, config.seed).schedule for name in config.methods()]
+    if flags.get("milestones") is not None and not {*schedules} & {*STEPPED}:
+        raise ValueError(
+            f"milestones: a setting of schedules {' and '.join(STEPPED)}, not of {schedules[0]}, got "
+            f"{config.milestones}"
+        )
+    if "ema_decay" in flags and config.averaging != "ema":
+        raise ValueError(
+            f"ema_decay: a setting of averaging ema, not of {config.averaging}, got {config.ema_decay:g}; ema sets both"
+        )
 
 
 def _written_out(layer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -263,8 +279,14 @@ def _has(spec: Any, key: str) -> bool:
 
 
 def for_method(config: TrainConfig, method: str, seed: int) -> TrainConfig:
-    """The configuration of one run of a comparison."""
-    return complete(config.replace(method=method, seed=seed))
+    """The configuration of one run of a comparison, whose labels are smoothed where its loss has a cross-entropy."""
+    run = complete(config.replace(method=method, seed=seed))
+    return run if _smooths(run) or not run.label_smoothing else run.replace(label_smoothing=0.0)
+
+
+def _smooths(run: TrainConfig) -> bool:
+    """Whether label smoothing changes the loss of a single method's run."""
+    return bool(run.label_smoothing) and (run.alpha is None or run.alpha + (run.alpha2 or 0.0) < 1.0)
 
 
 def for_teacher(config: TrainConfig, role: str) -> TrainConfig:
@@ -339,11 +361,6 @@ def validate(config: TrainConfig, *, methods: bool = True, needs_inputs: bool = 
             "teacher_cache: expected auto or off with extra_data, cropshift or cutout, where no logits are kept, got "
             f"{config.teacher_cache}"
         )
-    if config.warmup_epochs and config.schedule in RAMPED:
-        raise ValueError(
-            f"warmup_epochs: expected 0 with schedule {config.schedule}, which rises by itself, got "
-            f"{config.warmup_epochs:g}"
-        )
     if config.warmup_epochs > config.epochs:
         raise ValueError(f"warmup_epochs: expected at most {config.epochs}, the epochs, got {config.warmup_epochs:g}")
     check_device_name(config.device)
@@ -356,12 +373,18 @@ def validate(config: TrainConfig, *, methods: bool = True, needs_inputs: bool = 
         image_size=config.image_size,
         image_cache=config.image_cache,
     )
-    for name in config.methods() if methods else ():
-        _validate_method(config, name, needs_inputs)
+    runs = [complete(config.replace(method=name)) for name in config.methods()] if methods else []
+    for run in runs:
+        _validate_method(run, needs_inputs)
+    if runs and config.label_smoothing and not any(map(_smooths, runs)):
+        raise ValueError(
+            f"label_smoothing: expected 0 for method {runs[0].method} at alpha {runs[0].alpha:g}, where its loss has "
+            f"no cross-entropy, got {config.label_smoothing:g}"
+        )
 
 
-def _validate_method(config: TrainConfig, name: str, needs_teachers: bool) -> None:
-    method = find_method(name)
+def _validate_method(config: TrainConfig, needs_teachers: bool) -> None:
+    name, method = config.method, find_method(config.method)
     for item in fields(method):
         known = item.name in ("context", *vars(config))
         if item.init and not known and item.default is item.default_factory is MISSING:
@@ -371,11 +394,17 @@ def _validate_method(config: TrainConfig, name: str, needs_teachers: bool) -> No
             f"awp_gamma: expected 0 for method {name}, whose single pass moves weights and images, got "
             f"{config.awp_gamma:g}: a weight perturbation needs a pass of its own"
         )
-    if config.label_smoothing and config.alpha is not None and config.alpha + (config.alpha2 or 0.0) >= 1.0:
+    if config.warmup_epochs and config.schedule in RAMPED:
         raise ValueError(
-            f"label_smoothing: expected 0 for method {name} at alpha {config.alpha:g}, where its loss has no "
-            f"cross-entropy, got {config.label_smoothing:g}"
+            f"warmup_epochs: expected 0 with schedule {config.schedule} of method {name}, which rises by itself, got "
+            f"{config.warmup_epochs:g}"
         )
+    for role in method.teachers:
+        epochs = config.teacher_epochs or config.epochs
+        if getattr(config, role) in MODELS and config.warmup_epochs > epochs:
+            raise ValueError(
+                f"warmup_epochs: expected at most {epochs}, the teacher_epochs, got {config.warmup_epochs:g}"
+            )
     if config.accumulate > 1 and method.whole_batch:
         raise ValueError(
             f"accumulate: expected 1 for method {name}, which needs the whole batch at once, got {config.accumulate}"

@@ -79,8 +79,11 @@ def run(
     folder = RunFolder(out)
     if folder.config_file.exists() and not resume:
         raise FileExistsError(f"out: {folder.path} already holds a run; choose another folder or resume=True")
-    if (train is None) != (test is None):
-        raise ValueError("test: train and test go together")
+    if (train is None) != (test is None) or (val is not None and train is None):
+        raise ValueError("test: train and test go together, and val with both")
+    for name in ("dataset", "data_dir"):
+        if train is not None and settings.get(name) is not None:
+            raise ValueError(f"{name}: expected none beside train and test, got {settings[name]}")
     asked = {"method": method, "student": student, "teacher": teacher, "clean_teacher": clean_teacher}
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
     named = {name: value for name, value in asked.items() if isinstance(value, str)}
@@ -89,6 +92,9 @@ def run(
         for name, value in asked.items()
         if value is not None and name not in named
     }
+    for name, (kind, value) in objects.items():
+        if name != "method" and not isinstance(value, nn.Module):
+            raise ValueError(f"{name}: expected a name or a network (torch.nn.Module), got {kind}")
     if train is not None:
         dataset = read_dataset(train, test, val)
         objects["dataset"] = dataset.name, dataset

@@ -22,6 +22,7 @@ OWN = "package.module:NAME"  # a method of one's own
 SWITCH = (AUTO, "true", "false")
 GRAPHS = (AUTO, "off", "attack", "iteration")
 SCHEDULES = ("multistep", "ard", "cosine", "cyclic", "onecycle", "constant")
+STEPPED = ("multistep", "ard")  # schedules with milestones
 RAMPED = ("cyclic", "onecycle")  # schedules that begin with a warm-up of their own
 PIXELS = "in units of pixels in [0, 1] (8/255, not 8)"
 SHARE = "a fraction of the epochs"

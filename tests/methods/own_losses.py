@@ -21,6 +21,17 @@ def distil(student, teacher, x, x_adv, y):
     return kl + tf.cross_entropy(student(x), y)
 
 
+@dataclass  # which makes it unhashable
+class Weighted:
+    weight: float = 0.5
+
+    def __call__(self, student, x_adv, y):
+        return self.weight * tf.cross_entropy(student(x_adv), y)
+
+
+weighted = Weighted()
+
+
 @dataclass
 class Penalised(PGDMethod):
     """Cross-entropy and a penalty."""

@@ -62,6 +62,7 @@ def test_a_class_takes_the_settings_that_it_has_fields_for():
     ("name", "lines"),
     [
         ("plain", ["custom loss own_losses:plain", "x' attacks CE(S(x'), y)"]),
+        ("weighted", ["custom loss own_losses:weighted", "x' attacks CE(S(x'), y)"]),
         ("distil", ["custom loss own_losses:distil: KL from the teacher at both images.", "x' attacks CE(S(x'), y)"]),
         ("Penalised", ["custom method own_losses:Penalised on top of PGDMethod: Cross-entropy and a penalty."]),
     ],

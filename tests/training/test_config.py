@@ -37,6 +37,12 @@ def test_resolved_yaml_gives_the_same_configuration_back(tmp_path, flags):
     assert list(yaml.safe_load(to_yaml(config))) == list(TrainConfig.model_fields)
 
 
+def test_a_comparison_smooths_labels_where_a_loss_has_a_cross_entropy():
+    config = resolve({"compare_methods": ("at", "ard", "rslad"), "label_smoothing": 0.1})
+    smoothing = [for_method(config, name, 0).label_smoothing for name in config.compare_methods]
+    assert smoothing == [0.1, 0.0, None]
+
+
 def test_later_layers_win():
     file = {"epochs": 7, "batch_size": 9}
     config = resolve({"batch_size": 11, "data_dir": "d", "teacher": "resnet18"}, file=file, preset="ard-paper")
@@ -215,6 +221,21 @@ def test_wrong_types_are_refused(name, text, message):
             {"method": "at", "warmup_epochs": 1.0, "schedule": "onecycle"},
             "warmup_epochs: expected 0 with schedule onec",
         ),
+        (
+            {"dataset": "mnist", "data_dir": "d", "teacher": "resnet18", "warmup_epochs": 1.0},  # a comparison
+            "warmup_epochs: expected 0 with schedule cyclic of method ard",
+        ),
+        (
+            {"method": "ard", "teacher_epochs": 2, "warmup_epochs": 3.0},
+            "warmup_epochs: expected at most 2, the teacher",
+        ),
+        (
+            {"compare_methods": ("kd", "ard"), "label_smoothing": 0.1},
+            "label_smoothing: expected 0 for method kd at al",
+        ),
+        ({"method": "at", "milestones": (3, 5)}, "milestones: a setting of schedules multistep and ard, not of cosine"),
+        ({"method": "at", "ema_decay": 0.9}, "ema_decay: a setting of averaging ema, not of none, got 0.9"),
+        ({"extra_data": "e", "extra_fraction": 1.0}, "extra_fraction: expected more than 0 to below 1, got 1.0"),
         ({"epochs": 3, "warmup_epochs": 4.0}, "warmup_epochs: expected at most 3, the epochs, got 4"),
         ({"ema": 0.9, "averaging": "swa"}, "ema: short for averaging, ema_decay, .* got averaging too"),
         ({"ema": 1.0}, "ema_decay: expected 0 to below 1"),
@@ -321,7 +342,18 @@ def test_bad_arguments_end_before_any_work(arguments, message, capsys, tmp_path,
 @pytest.mark.parametrize("method", ["ard", "compare"])
 def test_print_config_gives_a_file_that_repeats_the_run(tmp_path, capsys, monkeypatch, method):
     monkeypatch.chdir(tmp_path)
-    arguments = ["--method", method, "--eps", "25.5/255", "--epochs", "3", "--milestones", "1,2", "--flip"]
+    arguments = [
+        "--method",
+        method,
+        "--eps",
+        "25.5/255",
+        "--epochs",
+        "3",
+        "--milestones",
+        "1,2",
+        "--flip",
+        "--schedule=ard",
+    ]
     assert main([*arguments, "--print-config"]) == 0
     printed = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from short_runs import assert_same_run, small_and_tidy, stop_after
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, SubsetRandomSampler, TensorDataset
 
 from ard_fast import compare
 from ard_fast._commandline import Interrupted
@@ -90,6 +90,8 @@ def test_classes_and_channels_of_a_data_set():
     data = read_dataset(DataLoader(pairs, batch_size=4), pairs)
     assert (data.name, data.num_classes, data.class_names) == ("Pairs", 4, Pairs.classes)
     assert torch.equal(data.train.images, torch.from_numpy(X[:6])) and data.test.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    batches = BatchSampler(SubsetRandomSampler([1, 4]), 1, drop_last=False)
+    assert read_dataset(DataLoader(pairs, batch_sampler=batches), pairs).train.labels.tolist() == [1, 1]
     with pytest.warns(UserWarning, match="test: pixels are rounded to 256 levels, by up to 0.00"):
         read_dataset(pairs, TensorDataset(torch.full((2, 1, 8, 8), 0.501), torch.zeros(2, dtype=torch.int64)))
 
@@ -134,6 +136,9 @@ def test_data_that_cannot_be_used_are_refused(data, message):
         ({"epoch": 3}, "unknown key 'epoch'; did you mean 'epochs'"),
         ({"method": "compare"}, "method: expected a single one"),
         ({"train": TRAIN}, "test: train and test go together"),
+        ({"val": TEST}, "test: train and test go together, and val with both"),
+        ({"train": TRAIN, "test": TEST, "dataset": "mnist"}, "dataset: expected none beside train and test, got mnist"),
+        ({"student": network}, r"student: expected a name or a network \(torch.nn.Module\), got network"),
         ({"method": "kd", "teacher": network(), "student": network(), "train": TRAIN, "test": TEST}, "is untrained: "),
         (
             {"method": own_losses.detached, "student": network(), "train": TRAIN, "test": TEST},
