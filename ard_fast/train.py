@@ -28,7 +28,6 @@ from ard_fast.training.compute import compile_error, failed_to_compile
 from ard_fast.training.config import (
     PATHS,
     PLACES,
-    ROLES,
     TrainConfig,
     flag,
     identity,
@@ -45,7 +44,7 @@ from ard_fast.training.nonfinite import NonFiniteLoss
 from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.runs import prepare, run_comparison
 from ard_fast.training.runs import run as run_one
-from ard_fast.training.settings import COMPARE
+from ard_fast.training.settings import COMPARE, ROLES
 
 __all__ = ["Result", "main", "make_parser", "run"]
 

@@ -25,10 +25,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from _timing import cpu_model  # noqa: E402
 
 from ard_fast._files import write_text  # noqa: E402
+from ard_fast._tables import markdown_table  # noqa: E402
 from ard_fast.methods import METHODS, Method  # noqa: E402
 from ard_fast.methods.__main__ import facts, formula_and_source  # noqa: E402
 from ard_fast.training.comparison import mean_sd  # noqa: E402
-from ard_fast.training.report import markdown_table  # noqa: E402
 
 PAGE = ROOT / "docs" / "methods.md"
 RECORD = ROOT / "benchmarks" / "results" / "methods_digits.json"

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ard_fast.attacks.adapters import Foreign
-from ard_fast.attacks.base import Model
+from ard_fast.attacks.foreign import Foreign
 from ard_fast.attacks.settings import NORMS, Configured
 from ard_fast.functional._arguments import nonnegative, one_of, positive_int
+
+if TYPE_CHECKING:
+    from ard_fast.attacks.base import Model
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 _NORM_NAMES = {"linf": "Linf", "l2": "L2"}

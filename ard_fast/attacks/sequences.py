@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ard_fast.attacks.autoattack import FABT, Square
 from ard_fast.attacks.base import GradientAttack, Model, check_model
 from ard_fast.attacks.inputs import as_mask, check_images, check_integers, check_logits, check_targets
 from ard_fast.attacks.model_mode import attack_mode, without_gradient_sync
 from ard_fast.attacks.settings import Configured
+
+if TYPE_CHECKING:
+    from ard_fast.attacks.autoattack import FABT, Square
 
 
 @dataclass(eq=False, repr=False)
@@ -40,7 +42,7 @@ class InTurn(Configured):
         if not attacks:
             raise ValueError("attacks must be at least one, got none")
         for attack in attacks:
-            if not isinstance(attack, (GradientAttack, FABT, Square, InTurn)):
+            if not isinstance(attack, Configured):
                 raise TypeError(f"attacks must be attacks of ard_fast.attacks, got {type(attack).__name__}")
             if isinstance(attack, GradientAttack) and attack.targeted:
                 raise ValueError(f"attacks must be untargeted, got {attack!r}")

@@ -16,8 +16,17 @@ from ard_fast._devices import autocast, full_precision
 from ard_fast.attacks import GraphedPGD, as_graph, attack_mode
 from ard_fast.data import Split
 from ard_fast.data.splits import pixels
-from ard_fast.evaluation.measure import EVALUATION_SEED, check_not_empty
-from ard_fast.evaluation.results import Agreement, Attack, Cost, CurvePoint, StageResult, Step, StepResult
+from ard_fast.evaluation.results import (
+    EVALUATION_SEED,
+    Agreement,
+    Attack,
+    Cost,
+    CurvePoint,
+    StageResult,
+    Step,
+    StepResult,
+    check_not_empty,
+)
 
 # float32 rounding of x + delta moves a pixel by up to 6e-8, a norm over thousands of pixels by a few 1e-6.
 _TOLERANCE = {"linf": 1e-6, "l2": 1e-5}

@@ -14,9 +14,9 @@ from ard_fast.attacks import PGD, as_graph, attack_mode
 from ard_fast.data import Split
 from ard_fast.data.batches import share_bounds
 from ard_fast.data.splits import pixels
+from ard_fast.evaluation.results import check_not_empty
 
 PGD20_STEPS = 20
-EVALUATION_SEED = 1234567  # the same for all runs: every network is attacked from the same starting points
 
 
 class Accuracy(NamedTuple):
@@ -94,8 +94,3 @@ def evaluate(
                     correct[row] += (model(images).argmax(1) == y).sum()
     clean, robust = all_reduce(correct).tolist()
     return Accuracy(100.0 * clean / len(split), 100.0 * robust / len(split))
-
-
-def check_not_empty(split: Split) -> None:
-    if not len(split):
-        raise ValueError("split: expected at least one image, got none")

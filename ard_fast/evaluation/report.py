@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from ard_fast._files import write_text
 from ard_fast._progress import QUIET_SECONDS, Display, time_left
+from ard_fast._tables import markdown_table
 from ard_fast._version import __version__
 from ard_fast.evaluation.evaluator import Evaluator, Listener
 from ard_fast.evaluation.figures import worst_classes
@@ -104,22 +105,6 @@ def _fixed_width(cells: Sequence[str], names: int) -> str:
         for index, (cell, (_, width)) in enumerate(zip(cells, _COLUMNS, strict=True))
     )
     return "  " + "  ".join([first, *rest]).rstrip()
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text."""
-    table = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = (
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "| " + " | ".join([first, *rest]) + " |"
-
-    rule = "|" + "|".join("-" * (width + 1) + (":" if index else "-") for index, width in enumerate(widths)) + "|"
-    return "\n".join([line(table[0]), rule, *(line(row) for row in table[1:])])
 
 
 # ---- while attacks run --------------------------------------------------------------------------------------------

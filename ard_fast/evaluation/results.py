@@ -7,6 +7,15 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from ard_fast.data import Split
+
+EVALUATION_SEED = 1234567  # the same for all runs: every network is attacked from the same starting points
+
+
+def check_not_empty(split: Split) -> None:
+    if not len(split):
+        raise ValueError("split: expected at least one image, got none")
+
 
 @dataclass
 class Cost:

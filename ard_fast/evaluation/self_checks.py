@@ -18,8 +18,8 @@ from ard_fast.attacks.presets import read_name
 from ard_fast.data import Dataset
 from ard_fast.data.splits import stratified_order
 from ard_fast.evaluation.evaluator import evaluation_mode
-from ard_fast.evaluation.measure import EVALUATION_SEED, Accuracy, at_chance, evaluate
-from ard_fast.evaluation.results import Agreement, StepResult
+from ard_fast.evaluation.measure import Accuracy, at_chance, evaluate
+from ard_fast.evaluation.results import EVALUATION_SEED, Agreement, StepResult
 from ard_fast.models import Normalised
 from ard_fast.models.trial import are_probabilities, check_logits
 

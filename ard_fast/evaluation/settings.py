@@ -16,7 +16,7 @@ from ard_fast._devices import AUTO, device_note, resolve_device
 from ard_fast._names import unknown
 from ard_fast.attacks.settings import NORMS
 from ard_fast.data import DATASETS
-from ard_fast.evaluation.measure import EVALUATION_SEED
+from ard_fast.evaluation.results import EVALUATION_SEED
 from ard_fast.evaluation.standard_attacks import ATTACKS_HELP, DEFAULT_ATTACKS, read_names
 from ard_fast.training.config import TrainConfig
 from ard_fast.training.defaults import DATASET_DEFAULTS

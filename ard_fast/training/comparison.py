@@ -15,13 +15,12 @@ from typing import Any
 from ard_fast._figures import eps_text
 from ard_fast._files import write_text
 from ard_fast._names import unknown
+from ard_fast._tables import escape, latex_table, markdown_table
 from ard_fast._typing import known
 from ard_fast.evaluation.figures import attack_title, plot_curves
 from ard_fast.evaluation.measure import PGD20_STEPS
-from ard_fast.evaluation.report import markdown_table
 from ard_fast.training.config import TrainConfig
 from ard_fast.training.finished import Group, group_runs, read_run
-from ard_fast.training.latex import escape, latex_table
 from ard_fast.training.report import plot_comparison, validation_curve
 from ard_fast.training.run_folder import RunFolder
 

@@ -20,6 +20,7 @@ from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON
 from ard_fast.training.settings import (
     COMPARE,
     RAMPED,
+    ROLES,
     STEPPED,
     AttackSettings,
     ComputeSettings,
@@ -79,7 +80,6 @@ class TrainConfig(
         return int(self.averaging_start_share * self.passes())
 
 
-ROLES = ("teacher", "clean_teacher")
 PATHS = ("data_dir", "image_cache", "extra_data", *ROLES, "teacher_cache")
 PLACES = (*PATHS, "device", "threads")
 """Where a run finds its inputs and where it computes, which may change while it is stopped."""

@@ -17,8 +17,8 @@ from ard_fast.methods.registry import find_method
 from ard_fast.models import MODELS, count_parameters
 from ard_fast.teachers.teacher import Teacher
 from ard_fast.training.checkpoint import written_by_run
-from ard_fast.training.config import ROLES
 from ard_fast.training.optimiser import OPTIMISERS
+from ard_fast.training.settings import ROLES
 
 if TYPE_CHECKING:
     from ard_fast.training.config import TrainConfig

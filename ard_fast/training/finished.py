@@ -12,9 +12,9 @@ from typing import Any
 
 from ard_fast.methods.registry import method_label
 from ard_fast.training.commandline import show
-from ard_fast.training.config import ROLES, TrainConfig
+from ard_fast.training.config import TrainConfig
 from ard_fast.training.run_folder import PERCENT, TEXT, RunFolder, check_record
-from ard_fast.training.settings import COMPARE, ComputeSettings, OutputSettings
+from ard_fast.training.settings import COMPARE, ROLES, ComputeSettings, OutputSettings
 
 # Settings that may differ within a group: seed, place of the data, device, extra outputs, comparison.
 _ASIDE = {

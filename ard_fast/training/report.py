@@ -26,11 +26,11 @@ from ard_fast._figures import (
     standard_error,
 )
 from ard_fast._files import write_text
+from ard_fast._tables import markdown_table
 from ard_fast.data import Dataset
 from ard_fast.evaluation.evaluator import Evaluator
 from ard_fast.evaluation.figures import draw_pictures
 from ard_fast.evaluation.measure import PGD20_STEPS, Accuracy
-from ard_fast.evaluation.report import markdown_table
 from ard_fast.evaluation.results import Attack, Step
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import Any
 from ard_fast._commandline import Interrupted
 from ard_fast._files import append_line, write_text
 from ard_fast.training.checkpoint import BEST, CONFIG, LAST, STATE, DamagedRun, TrainingState, load_state
-from ard_fast.training.config import PATHS, PLACES, ROLES, TrainConfig, identity, is_path, read_yaml, to_yaml, validate
+from ard_fast.training.config import PATHS, PLACES, TrainConfig, identity, is_path, read_yaml, to_yaml, validate
+from ard_fast.training.settings import ROLES
 
 _Kind = tuple[Callable[[Any], bool], str]  # a check, and what it lets through in words
 TEXT: _Kind = (lambda value: isinstance(value, str), "text")

@@ -25,7 +25,7 @@ from ard_fast.models.trial import TRIAL_IMAGES
 from ard_fast.teachers.teacher import Teacher
 from ard_fast.training.checkpoint import DamagedRun, load_network, load_state
 from ard_fast.training.compute import ComputeConfig
-from ard_fast.training.config import ROLES, TrainConfig, for_method, for_teacher, identity, is_path
+from ard_fast.training.config import TrainConfig, for_method, for_teacher, identity, is_path
 from ard_fast.training.conventions import describe_comparison
 from ard_fast.training.distributed import World
 from ard_fast.training.fitting import (
@@ -40,7 +40,7 @@ from ard_fast.training.fitting import (
 from ard_fast.training.graph import check_graph
 from ard_fast.training.report import require_tensorboard
 from ard_fast.training.run_folder import RunFolder
-from ard_fast.training.settings import COMPARE
+from ard_fast.training.settings import COMPARE, ROLES
 from ard_fast.training.trainer import Trainer
 
 

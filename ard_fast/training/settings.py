@@ -19,6 +19,7 @@ from ard_fast.training.optimiser import OPTIMISERS
 
 COMPARE = "compare"  # not a method: teacher, then every method of `compare_methods`, for every seed
 OWN = "package.module:NAME"  # a method of one's own
+ROLES = ("teacher", "clean_teacher")
 SWITCH = (AUTO, "true", "false")
 GRAPHS = (AUTO, "off", "attack", "iteration")
 SCHEDULES = ("multistep", "ard", "cosine", "cyclic", "onecycle", "constant")

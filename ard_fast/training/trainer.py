@@ -20,7 +20,8 @@ from ard_fast._progress import Progress, Whole
 from ard_fast._typing import known
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch, make_loader
-from ard_fast.evaluation.measure import EVALUATION_SEED, PGD20_STEPS, Accuracy, evaluate
+from ard_fast.evaluation.measure import PGD20_STEPS, Accuracy, evaluate
+from ard_fast.evaluation.results import EVALUATION_SEED
 from ard_fast.evaluation.self_checks import describe_teacher
 from ard_fast.methods.base import MethodContext
 from ard_fast.methods.registry import build_method

@@ -6,11 +6,11 @@ import re
 import pytest
 import torch
 
+from ard_fast._tables import escape
 from ard_fast.compare import main
 from ard_fast.models import build_model
 from ard_fast.training.checkpoint import save_weights
 from ard_fast.training.config import resolve
-from ard_fast.training.latex import escape
 from ard_fast.training.run_folder import RunFolder
 
 
