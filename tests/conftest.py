@@ -39,6 +39,13 @@ def threads_put_back() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def few_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are written only where a test's name says that it looks at them: a quarter of a second each."""
+    if "figures" not in request.node.name:
+        monkeypatch.setattr("ard_fast._figures.write_atomic", lambda path, write: None)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Of the emulated GPU: tests/ops/conftest.py."""
     parser.addoption("--gpu", default="", help="run tests/ops on emulated GPUs, such as sm_90 or sm_80,sm_120")

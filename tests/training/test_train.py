@@ -56,7 +56,7 @@ REPORT = {"plot.png", "plot.pdf", "pictures.png", "pictures.pdf", "report.md"}
 # ---- one run ------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_writes_its_files_and_its_config_repeats_it(tmp_path, monkeypatch, capsys):
+def test_a_run_writes_its_files_and_figures_and_its_config_repeats_it(tmp_path, monkeypatch, capsys):
     first, again = tmp_path / "first", tmp_path / "again"
     with monkeypatch.context() as patch:
         from ard_fast.training import report
@@ -503,8 +503,6 @@ def test_the_default_job_at_tiny_settings(tmp_path, monkeypatch, capsys):
         "places.json",
         "metrics.jsonl",
         "summary.json",
-        "plot.png",
-        "plot.pdf",
         "report.md",
         "report.tex",
     }
