@@ -286,7 +286,8 @@ class Noise:
 def keyed(eps, norm):
     @torch.inference_mode()
     def attack(model, x, y, seed, sample_ids):  # may write to all that it is given
-        assert norm == "linf" and int(seed) in (0, 1234567) and len(sample_ids.add_(seed.add_(1))) == len(y.add_(1))
+        assert norm == "linf" and int(seed) in (0, 1234567) and torch.initial_seed() == int(seed)
+        assert len(sample_ids.add_(seed.add_(1))) == len(y.add_(1))
         return x.add_(0)
     return attack
 

@@ -9,7 +9,7 @@ from torch import nn
 from ard_fast.attacks import attack_mode
 from ard_fast.attacks.autoattack import FABT, STAGES, Square
 from ard_fast.evaluation.evaluator import Evaluator, evaluation_mode, inside_ball
-from ard_fast.evaluation.standard_attacks import ATTACK_NAMES, curve_attack, default_attacks, make_plan
+from ard_fast.evaluation.standard_attacks import ATTACK_NAMES, curve_attack, default_attacks, make_plan, transferred
 
 
 def small_net():
@@ -81,6 +81,13 @@ def test_the_plan_says_what_a_name_stands_for():
     for text in ("queries=5000", "p_init=0.8", "restarts=1", "margin"):
         assert text in repr(stages["square"]["square"])
     assert "targets=2" in repr(make_plan(["fab-t"], eps=0.1, norm="l2", num_classes=3)[0])
+    moved = transferred([step for step in steps if step.name in ("pgd20", "apgd-t", "autoattack")], "at")
+    assert [(step.name, step.source) for step in moved] == [
+        (f"{name} from at", "at") for name in ("pgd20", "apgd-t", "autoattack")
+    ]
+    assert repr(dict(moved[0].stages)["pgd20 from at"]) == repr(stages["pgd20"]["pgd20"])
+    goes_on = dict(moved[1].stages)["apgd-t from at"], *list(dict(moved[2].stages).values())[:2]
+    assert [attack.drop_every for attack in goes_on] == [0, 0, 0]  # behind the boundary of the other network
 
 
 @pytest.mark.parametrize(
