@@ -9,7 +9,7 @@ from ard_fast.attacks.graphed import GraphedPGD, as_graph
 from ard_fast.attacks.model_mode import BN_POLICIES, attack_mode
 from ard_fast.attacks.one_step import FGSM, FGSMRS, NFGSM
 from ard_fast.attacks.pgd import KLPGD, MIFGSM, PGD, CWLinf
-from ard_fast.attacks.presets import PRESETS, STANDARDS, make, preset
+from ard_fast.attacks.presets import PRESETS, STANDARDS, make
 from ard_fast.attacks.sequences import InTurn
 
 __all__ = [
@@ -33,5 +33,4 @@ __all__ = [
     "attack_mode",
     "differentiated",
     "make",
-    "preset",
 ]

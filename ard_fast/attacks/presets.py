@@ -1,5 +1,5 @@
-"""Attacks by name: `make` takes every name, `STANDARDS` has the attacks that papers report, `preset` those of published
-code with its quirks.
+"""Attacks by name: `make` takes every name, `STANDARDS` has the attacks that papers report, `PRESETS` names those of
+published code with its quirks.
 
 `STANDARDS["pgd20"](8 / 255)` makes an attack for a radius, `STANDARDS["pgd20"](0.5, "l2")` in another norm. Step sizes
 are the published ones at eps = 8/255 and in proportion elsewhere. All attack the model in eval mode. `repr` of an
@@ -38,28 +38,6 @@ from ard_fast.attacks.pgd import KLPGD, MIFGSM, PGD, CWLinf
 from ard_fast.attacks.sequences import InTurn
 from ard_fast.attacks.settings import NORMS
 from ard_fast.functional._arguments import one_of, positive_int
-
-
-def preset(name: str, eps: float | Tensor | None = None, **changes: Any) -> GradientAttack | InTurn:
-    """The attack of a published code.
-
-    Args:
-        name: "ard", "trades", "rslad", "adaad", "torchattacks" or "autoattack": the functions of this module.
-        eps: radius; None takes the code's own. At another radius than that the step keeps its ratio to it.
-        changes: other arguments of the attack's class, such as `steps` or `norm`.
-
-    Raises:
-        ValueError: no such preset, or an argument out of range.
-        TypeError: the attack has no such argument.
-
-    Example:
-        >>> attack = preset("trades", eps=8 / 255)
-        >>> x_adv = attack(model, x)
-    """
-    attack = _PRESETS[one_of(name, "name", PRESETS)]()
-    if eps is not None:
-        return attack.at_eps(eps, **changes)
-    return attack.replace(**changes) if changes else attack
 
 
 def ard() -> PGD:
@@ -112,20 +90,8 @@ def torchattacks() -> PGD:
     return PGD(eps=8 / 255, step_size=2 / 255, steps=10)
 
 
-def autoattack() -> InTurn:
-    """The two white-box gradient attacks of AutoAttack's standard version (fra31/auto-attack), in its order.
-
-    * APGD on cross-entropy, then APGD on the targeted DLR loss for 9 classes on what is left: 100 iterations, one start
-      each. FAB-T and Square, which follow there, are not gradient attacks on a loss and not part of this.
-    * Samples that are fooled leave a run after every 5 iterations, which changes no other and no accuracy.
-    * The start touches the ball's surface; steps begin at 2 eps and are halved at AutoAttack's checkpoints.
-    * `norm`, `steps`, ... in `preset("autoattack", norm="l2")` change both attacks.
-    """
-    return InTurn([APGD(eps=8 / 255, drop_every=5), APGDT(eps=8 / 255, drop_every=5)])
-
-
-_PRESETS: dict[str, Callable[[], GradientAttack | InTurn]] = {
-    function.__name__: function for function in (ard, trades, rslad, adaad, torchattacks, autoattack)
+_PRESETS: dict[str, Callable[[], PGD]] = {
+    function.__name__: function for function in (ard, trades, rslad, adaad, torchattacks)
 }
 PRESETS = tuple(_PRESETS)
 
@@ -250,9 +216,10 @@ def make(
 
     Args:
         name: one of `STANDARDS` or of its form, such as "pgd20", "pgd50-10-l2" or "apgd-ce"; "fab-t", "square" or
-            "autoattack" (APGD-CE, APGD-T, FAB-T, Square), which need the package pyautoattack; or, of `PRESETS`,
-            "ard", "trades", "rslad", "adaad" or "torchattacks".
+            "autoattack" (APGD-CE, APGD-T, FAB-T, Square), which need the package pyautoattack; or one of `PRESETS`,
+            "ard", "trades", "rslad", "adaad" or "torchattacks": the functions of this module.
         eps: radius, for pixels in [0, 1]. None takes the radius of a published code; the others have none of their own.
+            At another radius than its own the step of a published code keeps its ratio to it.
         norm: "linf" or "l2"; None is that of the name, else "linf".
         changes: other arguments of the attack's class, such as `steps`.
 
@@ -265,8 +232,10 @@ def make(
         >>> attack = make("pgd20", eps=8 / 255)
         >>> x_adv = attack(model, x, y)
     """
-    if name in _PRESETS and name not in PYAUTOATTACK:
-        return preset(name, eps, **changes if norm is None else {"norm": norm, **changes})
+    if name in PRESETS:
+        attack = _PRESETS[name]()
+        changes = changes if norm is None else {"norm": norm, **changes}
+        return attack.replace(**changes) if eps is None else attack.at_eps(eps, **changes)
     if not isinstance(name, str) or (name not in PYAUTOATTACK and read_name(name) is None):
         known = dict.fromkeys((*STANDARDS, *PYAUTOATTACK, *PRESETS))
         raise ValueError(f"name: {unknown('attack', str(name), known)}, and {GRAMMAR}")

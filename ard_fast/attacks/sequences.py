@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class InTurn(Configured):
     """Attacks run one after another, each only on the samples that the model still classifies correctly in eval mode.
 
-    This is how AutoAttack combines its attacks. Waits for the GPU between them. The images are the clean ones where the
-    model errs on those already, the first adversarial ones found, and the last attack's attempt where none was found.
+    This is how AutoAttack combines its attacks; `InTurn([make("apgd-ce", eps), make("apgd-t", eps)])` is the half of it
+    that needs no other package. Waits for the GPU between them. The images are the clean ones where the model errs on
+    those already, the first adversarial ones found, and the last attack's attempt where none was found.
 
     Args:
         attacks: untargeted attacks on labels, at least one; also `FABT` and `Square` of `ard_fast.attacks.autoattack`.

@@ -279,7 +279,7 @@ def test_a_frozen_network_beside_one_in_train_mode_stays_frozen(batch, device):
     x, y = batch
     student, teacher = small_net().to(device).train(), small_net(seed=5).to(device).eval()
     before, moved = snapshot(teacher), student[1].running_mean.clone()
-    attacks.preset("ard")(lambda x: student(x) + teacher(x), x, y)
+    attacks.make("ard")(lambda x: student(x) + teacher(x), x, y)
     assert_same_snapshot(before, snapshot(teacher))
     assert not student[1].running_mean.equal(moved)
 
