@@ -197,7 +197,7 @@ class OptimiserSettings(FlagModel):
         None,
         "learning-rate schedule; ard: multistep of which only the first drop takes effect, as in the published code; "
         "cyclic: linearly up to --lr and down again; onecycle: up to --lr in the first 30 % of the training and down, "
-        "as torch's OneCycleLR",
+        "as torch's OneCycleLR, with the momentum unchanged",
         choices=SCHEDULES,
     )
     warmup_epochs: float = setting(0.0, "epochs in which the learning rate rises linearly from 0", ge=0)

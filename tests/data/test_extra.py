@@ -36,7 +36,7 @@ def test_extra_images_come_after_the_training_images(tmp_path):
         ),
         ({"image": np.full((4, 8, 8), 17, np.uint8)}, "expected pixels 0 to 16 as in digits, got 17"),
         ({"image": np.zeros((4, 8, 8))}, "image: expected uint8 images, 0 to 255, got float64"),
-        ({"label": np.arange(30)}, "expected labels 0 to 9, got 0 to 29"),
+        ({"label": np.arange(30) % 11}, "expected labels 0 to 9, got 0 to 10"),
         ({"label": np.arange(30) - 1}, "expected labels 0 to 9, got -1 to 28"),
         ({"label": np.arange(9)}, "expected a label for each of the 30 images, got 9"),
         ({"label": np.linspace(0, 1, 30)}, "label: expected whole-numbered labels, got float64"),
@@ -73,6 +73,18 @@ def test_every_batch_has_its_share_and_nothing_is_drawn_twice_before_all_have_be
         counts = [int((drawn == one).sum()) for one in own]
         assert len(set(counts)) == 1
         assert len(drawn[: len(own) // each * each].unique()) == len(own) // each * each
+
+
+def test_the_last_batch_is_whole_and_the_seed_decides_the_order():
+    orders = []
+    for seed in (3, 3, 4):
+        loader = loader_of(
+            ResidentLoader, a_split(), torch.device("cpu"), extra=8, extra_fraction=0.5, batch_size=4, seed=seed
+        )
+        batches = list(loader.batches(0))
+        assert loader.count == 16 and [len(batch.y) for batch in batches] == [4] * 4  # 15 own images
+        orders.append([batch.ids.sort().values.tolist() for batch in batches])
+    assert orders[0] == orders[1] != orders[2]
 
 
 def test_a_share_that_leaves_a_kind_out_is_refused():

@@ -60,8 +60,9 @@ def test_batches_are_the_images_of_the_plan_seen_through_the_reference(device):
     assert len(torch.cat([batch.views for batch in batches]).unique()) > 10
 
 
-def test_shifts_and_cuts_are_drawn_anew_for_each_epoch_and_id(device):
-    split, settings = a_split(), {"padding": 0, "cropshift": 3, "cutout": 4}
+@pytest.mark.parametrize("settings", [{"cropshift": 3, "cutout": 4}, {"cropshift": 3}, {"cutout": 4}])
+def test_shifts_and_cuts_are_drawn_anew_for_each_epoch_and_id(device, settings):
+    split, settings = a_split(), {"padding": 0, **settings}
     whole = list(loader_of(ResidentLoader, split, device, **settings).batches(4))
     x = torch.cat([batch.x for batch in whole]).cpu()
     positions = draw(split, epoch=4).order

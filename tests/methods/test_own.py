@@ -1,8 +1,9 @@
 """Methods that are not in the package: `--method package.module:NAME`."""
 
+import own_losses
 import pytest
 import torch
-from distillation_cases import make_batch, make_method, make_student
+from distillation_cases import make_batch, make_method, make_student, make_teacher
 from short_runs import TINY, assert_same_run, small_and_tidy, stop_after
 
 from ard_fast.methods.own import describe_method, try_method
@@ -70,6 +71,19 @@ def test_a_class_takes_the_settings_that_it_has_fields_for():
 def test_a_run_says_that_its_method_is_custom(name, lines):
     path = f"own_losses:{name}"
     assert describe_method(path, make_method(path)) == lines
+
+
+def test_a_loss_is_given_each_networks_logits_at_the_images_it_asks_for():
+    student, teacher, batch = make_student().eval(), make_teacher(), make_batch()
+    method = make_method("own_losses:distil", teacher, steps=2)
+    inner = method.attack(student, batch)
+    assert not inner.x_adv.equal(batch.x) and method.clean_teachers() == ()
+    loss, logits = method.loss(student, batch, inner)
+    assert loss.item() == pytest.approx(
+        own_losses.distil(student, teacher, batch.x, inner.x_adv, batch.y).item(), rel=1e-5
+    )
+    assert torch.allclose(logits, student(inner.x_adv))  # although the student was asked at x last
+    assert method.clean_teachers() == (method.teacher,)
 
 
 def test_the_yaml_of_a_configuration_keeps_them(tmp_path):

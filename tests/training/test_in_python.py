@@ -65,6 +65,9 @@ def test_torch_data_give_the_run_of_the_command(tmp_path, capsys):
         right = result.student(TEST.tensors[0]).argmax(1) == TEST.tensors[1]
     assert result.summary["clean_acc"] == pytest.approx(100 * right.float().mean().item())
     assert result.summary["dataset"] == "given:TensorDataset"
+    (result.folder / "last.safetensors").unlink()  # the best weights are returned
+    again = run("at", student="digits-student", train=loader, test=TEST, out=result.folder, resume=True, **SETTINGS)
+    assert all(map(torch.equal, again.student.parameters(), result.student.parameters()))
 
 
 def test_objects_in_memory_stopped_and_resumed(tmp_path, monkeypatch, capsys):
@@ -138,6 +141,7 @@ def test_data_that_cannot_be_used_are_refused(data, message):
         ({"train": TRAIN}, "test: train and test go together"),
         ({"val": TEST}, "test: train and test go together, and val with both"),
         ({"train": TRAIN, "test": TEST, "dataset": "mnist"}, "dataset: expected none beside train and test, got mnist"),
+        ({"train": TRAIN, "test": TEST, "val": of(torch.zeros(3, 3, 8, 8))}, "train: expected images of one shape in"),
         ({"student": network}, r"student: expected a name or a network \(torch.nn.Module\), got network"),
         ({"method": "kd", "teacher": network(), "student": network(), "train": TRAIN, "test": TEST}, "is untrained: "),
         (

@@ -73,6 +73,26 @@ def test_a_checkpoint_goes_from_any_form_to_any(saved, loaded, form):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("settings", "kind", "group"),
+    [
+        ({"momentum": 0.5, "nesterov": True}, torch.optim.SGD, {"momentum": 0.5, "nesterov": True}),
+        ({"optimiser": "adam"}, torch.optim.Adam, {"decoupled_weight_decay": False}),
+        ({"optimiser": "adamw"}, torch.optim.AdamW, {"decoupled_weight_decay": True}),
+    ],
+)
+def test_an_optimiser_has_the_settings_of_the_run(settings, kind, group):
+    config = resolve({"method": "at", "weight_decay": 0.01, "lr": 0.2, **settings})
+    optimizer = make_optimiser([torch.zeros(1)], config, fused=False)
+    assert isinstance(optimizer, kind)
+    assert optimizer.param_groups[0].items() >= {"weight_decay": 0.01, "lr": 0.2, **group}.items()
+
+
+@pytest.mark.parametrize(("settings", "kept"), [({}, True), ({"cutout": 2}, False), ({"cropshift": 2}, False)])
+def test_teacher_logits_are_kept_where_views_can_be_counted(settings, kept):
+    assert (Run("ard", **settings).trainer.teachers["teacher"].open_cache() is not None) == kept
+
+
 def test_onecycle_is_torchs():
     steps = 1000
     config = resolve({"method": "at", "schedule": "onecycle", "epochs": 10, "lr": 0.2})
