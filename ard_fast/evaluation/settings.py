@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 
-from ard_fast._commandline import FlagModel, checked
+from ard_fast._commandline import FlagModel, checked, setting
 from ard_fast._devices import AUTO, device_note, resolve_device
 from ard_fast._names import unknown
 from ard_fast.attacks.settings import NORMS
@@ -28,90 +27,86 @@ PRECISIONS = ("fp32", "bf16")
 DEFAULT_CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of eps
 
 
-def _flag(metavar: str | None, help: str, *, choices: tuple[str, ...] = (), ge: int | None = None) -> Any:
-    extra: Any = {"metavar": metavar, "choices": list(choices)}
-    return Field(None, ge=ge, description=help, json_schema_extra=extra)
-
-
 class NetworkFlags(FlagModel):
     group = "network"
-    run: str = _flag("RUN", "run folder (its best checkpoint is evaluated), .safetensors file or .pt file")
-    model: str = _flag(
-        "NAME",
+    run: str = setting(None, "run folder (its best checkpoint is evaluated), .safetensors file or .pt file")
+    model: str = setting(
+        None,
         "network of a checkpoint that does not name its network; or robustbench:NAME; or package.module:factory, "
         "called without arguments and loaded with the weights of RUN if given",
     )
-    mean: tuple[float, ...] = _flag(
-        "LIST", "channel means, for pixels in [0, 1], of weights trained on normalised images [the file's, or none]"
+    mean: tuple[float, ...] = setting(
+        None, "channel means, for pixels in [0, 1], of weights trained on normalised images [the file's, or none]"
     )
-    std: tuple[float, ...] = _flag("LIST", "channel standard deviations, likewise [the file's, or none]")
-    weights: str = _flag(
-        "NAME",
-        "which weights to load from a file with several sets, for example ema [those that are not an average]",
+    std: tuple[float, ...] = setting(None, "channel standard deviations, likewise [the file's, or none]")
+    weights: str = setting(
+        None, "which weights to load from a file with several sets, for example ema [those that are not an average]"
     )
 
 
 class AttackFlags(FlagModel):
     group = "attacks"
-    attacks: str = _flag(
-        "LIST", f"{ATTACKS_HELP} [{','.join(DEFAULT_ATTACKS['linf'])}, without those that need more classes]"
+    attacks: str = setting(
+        None,
+        f"{ATTACKS_HELP} [{','.join(DEFAULT_ATTACKS['linf'])}, without those that need more classes]",
+        metavar="LIST",
     )
-    norm: str = _flag("NAME", f"norm of the ball: {' or '.join(NORMS)} [{NORMS[0]}]", choices=NORMS)
-    eps: float = _flag(
-        "FLOAT", "radius of the ball, for pixels in [0, 1]; fractions such as 8/255 are accepted [the run's]"
+    norm: str = setting(None, f"norm of the ball: {' or '.join(NORMS)} [{NORMS[0]}]", choices=NORMS)
+    eps: float = setting(
+        None, "radius of the ball, for pixels in [0, 1]; fractions such as 8/255 are accepted [the run's]"
     )
-    eps_curve: tuple[float, ...] | None = _flag(
-        "LIST",
+    eps_curve: tuple[float, ...] | None = setting(
+        None,
         "radii of the plot of accuracy against eps, comma-separated, or none; the attack is apgd-ce if --attacks has "
         "it, else pgd20 [0 to 2 eps]",
     )
-    cascade: bool = _flag(
+    cascade: bool = setting(
         None,
         "do not attack images that an earlier attack has already fooled: faster, but only the worst case then covers "
         "all images",
     )
-    transfer_from: tuple[str, ...] = _flag(
-        "LIST",
+    transfer_from: tuple[str, ...] = setting(
+        None,
         "also evaluate the attacks made on other networks: run folders, .safetensors files or package.module:factory, "
         "comma-separated",
     )
-    seed: int = _flag("INT", f"seed of every attack [{EVALUATION_SEED}]", ge=0)
+    seed: int = setting(None, f"seed of every attack [{EVALUATION_SEED}]", ge=0)
 
 
 class DataFlags(FlagModel):
     group = "data"
-    dataset: str = _flag("NAME", f"data set: {', '.join(DATASETS)} [the run's]")
-    data_dir: str = _flag("DIR", "where the images are, as in training [the run's]")
-    download: bool = _flag(
+    dataset: str = setting(None, f"data set: {', '.join(DATASETS)} [the run's]")
+    data_dir: str = setting(None, "where the images are, as in training [the run's]", metavar="DIR")
+    download: bool = setting(
         None,
         "download missing files of cifar10, cifar100, mnist or fashion-mnist to --data-dir and verify their checksums",
     )
-    image_size: int = _flag("INT", "image folders: resize images to this, as in training [the run's]", ge=1)
-    image_cache: str = _flag("DIR", "image folders: where decoded images are kept [the run's]")
-    split: str = _flag("NAME", f"{', '.join(SPLITS)} [{SPLITS[0]}]", choices=SPLITS)
-    val_size: int = _flag("INT", "--split val and train: training images held out for validation [the run's]", ge=1)
-    n_examples: int = _flag(
-        "INT", "evaluate this many images only, all classes in proportion, the same ones each time [all]", ge=1
+    image_size: int = setting(None, "image folders: resize images to this, as in training [the run's]", ge=1)
+    image_cache: str = setting(None, "image folders: where decoded images are kept [the run's]", metavar="DIR")
+    split: str = setting(None, f"{', '.join(SPLITS)} [{SPLITS[0]}]", choices=SPLITS)
+    val_size: int = setting(None, "--split val and train: training images held out for validation [the run's]", ge=1)
+    n_examples: int = setting(
+        None, "evaluate this many images only, all classes in proportion, the same ones each time [all]", ge=1
     )
 
 
 class ComputeFlags(FlagModel):
     group = "compute"
-    batch_size: int = _flag("INT", "images per batch; does not change the results [the run's]", ge=1)
-    device: str = _flag("NAME", "cpu, cuda, cuda:N or auto: cuda if there is one [the run's, or auto]")
-    threads: int = _flag("INT", "CPU threads; 0: OMP_NUM_THREADS, else the number of physical cores [the run's]", ge=0)
-    precision: str = _flag(
-        "NAME",
+    batch_size: int = setting(None, "images per batch; does not change the results [the run's]", ge=1)
+    device: str = setting(None, "cpu, cuda, cuda:N or auto: cuda if there is one [the run's, or auto]")
+    threads: int = setting(None, "CPU threads; 0: OMP_NUM_THREADS, else the number of physical cores [the run's]", ge=0)
+    precision: str = setting(
+        None,
         "of the network while it is attacked: fp32 or bf16; whether an image is fooled is decided in fp32 [fp32]",
         choices=PRECISIONS,
     )
-    channels_last: str = _flag("NAME", "channels-last memory format: auto, true or false [the run's]", choices=SWITCH)
+    channels_last: str = setting(None, "channels-last memory format: auto, true or false [the run's]", choices=SWITCH)
 
 
 class OutputFlags(FlagModel):
     group = "output"
-    out: str = _flag("DIR", "folder for the results [RUN/evaluation, or a new one beside it]")
-    save_images: bool = _flag(
+    out: str = setting(None, "folder for the results [RUN/evaluation, or a new one beside it]", metavar="DIR")
+    save_images: bool = setting(
         None,
         "save the adversarial images, rounded to 8 bits inside the ball and classified again: adversarial.npz, and "
         "PNG files in samples",

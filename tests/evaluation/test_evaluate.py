@@ -211,15 +211,15 @@ def test_part_of_class_sorted_test_images_holds_every_class(tmp_path, monkeypatc
 def test_images_of_8_bits_are_saved_as_they_were_attacked(run, tmp_path, capsys):
     digits, data = load_dataset("digits").test, tmp_path / "test.npz"
     np.savez(data, x_test=(digits.images[:60] * 15).numpy(), y_test=digits.labels[:60].numpy())
-    options = {"dataset": "npz", "data_dir": data, "eps": 0.07}
-    assert evaluate(run, **options, attacks="pgd5,pgd5-8bit", out=tmp_path / "both") == 0
-    printed, (_, beside, eight) = capsys.readouterr().out, read(tmp_path / "both")["attacks"]
-    assert table_line(printed, "pgd5") and table_line(printed, "pgd5-8bit") and eight["robust"] < 50
+    options = {"dataset": "npz", "data_dir": data, "eps": 0.07, "attacks": "pgd5-8bit", "out": tmp_path / "out"}
+    assert evaluate(run, "--save-images", **options) == 0
+    printed, (_, eight), export = (
+        capsys.readouterr().out,
+        *(read(tmp_path / "out")[key] for key in ("attacks", "export")),
+    )
+    assert table_line(printed, "pgd5-8bit") and eight["robust"] < 50
     assert "-8bit: adversarial images of 8 bits, each pixel at most 17 of 255 levels from the clean one" in printed
-    sizes = [row["stages"][0]["parameters"].split(", ")[0] for row in (beside, eight)]
-    assert sizes == ["PGD(eps=0.07", "PGD(eps=17/255"]
-    assert evaluate(run, "--save-images", **options, attacks="pgd5-8bit", out=tmp_path / "alone") == 0
-    export = read(tmp_path / "alone")["export"]
+    assert eight["stages"][0]["parameters"].startswith("PGD(eps=17/255, ")
     assert export["still_fooled"] == export["fooled"] > 0 and export["largest"] == 17 / 255
 
 
