@@ -118,16 +118,21 @@ def _slanted(names: Sequence[str]) -> dict[str, Any]:
     return {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if long else {}
 
 
+def confusion(evaluator: Evaluator, classes: int) -> Tensor:
+    """How many images of a true class (row) are taken for a class (column) under all attacks: int64 `[C, C]`."""
+    predicted, labels = evaluator.predict(evaluator.adversarial), evaluator.split.labels.cpu()
+    predicted = torch.where(evaluator.worst, labels, predicted)  # not fooled by the last attempt either
+    return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
+
+
 def plot_confusion(path: Path, evaluator: Evaluator, *, class_names: Sequence[str]) -> None:
     """What the network takes each class's adversarial images for, in percent of the class.
 
     The images of `Evaluator.adversarial`: the first result that fooled the network, so the diagonal is each class's
     worst case. To be called after an attack.
     """
-    predicted, labels = evaluator.predict(evaluator.adversarial), evaluator.split.labels.cpu()
-    predicted = torch.where(evaluator.worst, labels, predicted)  # not fooled by the last attempt either
     classes = len(class_names)
-    counts = torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
+    counts = confusion(evaluator, classes)
     present = (counts.sum(1) > 0).nonzero().squeeze(1).tolist()
     shares = (100.0 * counts / counts.sum(1, keepdim=True).clamp(min=1))[present]
     names = [shorten(name, 14) for name in class_names]

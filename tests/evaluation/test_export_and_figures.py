@@ -173,6 +173,8 @@ def test_the_figures_of_each_class():
         {"class": "zero", "images": 8, "clean_acc": 100.0, "worst_case_acc": 62.5, "attacks": {"a": 75.0, "b": 75.0}},
         {"class": "two", "images": 2, "clean_acc": 0.0, "worst_case_acc": 0.0, "attacks": {"a": 0.0, "b": 0.0}},
     ]
+    assert figures.confusion(made, 3).tolist() == [[5, 3, 0], [0, 0, 0], [2, 0, 0]]
+    assert worst_class(rows)["clean"] == worst_class(rows)["a"] == 0.0
     assert worst_class(rows[:1]) == {"clean": 100.0, "worst_case": 62.5, "a": 75.0, "b": 75.0}
     many = [{"worst_case_acc": (7 * place) % 100, "clean_acc": 0} for place in range(100)]
     assert [row["worst_case_acc"] for row in figures.worst_classes(many)] == list(range(10))
