@@ -246,8 +246,13 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys, s
     if steps == 3:
         for name, value in (("more", 7), ("other", 8)):
             np.savez(tmp_path / name, image=np.full((40, 8, 8), value, np.uint8), label=np.arange(40) % 10)
-        arguments += ["--extra-data", str(tmp_path / "more.npz"), "--extra-fraction", "0.5"]
+        arguments += ["--extra-data", str(tmp_path / "more.npz"), "--extra-fraction", "0.25"]
+    loaders, make = [], trainer.make_loader
+    monkeypatch.setattr(trainer, "make_loader", lambda *args, **how: loaders.append(make(*args, **how)) or loaders[-1])
     assert main([*arguments, "--out", str(whole)]) == 0
+    (loader,) = loaders
+    assert loader._mix == ((40, 32, 8) if steps == 3 else None) and len(loader.labels) == 96 + 40 * (steps == 3)
+    assert [loader.augmentation[name] for name in ("cropshift", "cutout")] == ([2, 3] if steps == 7 else [0, 0])
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
         assert main([*arguments, "--out", str(stopped)]) == 130
