@@ -39,18 +39,13 @@ def read_dataset(train: Any, test: Any, val: Any = None) -> Dataset:
     if len(set(shapes.values())) > 1:
         raise ValueError(f"train: expected images of one shape in all splits, got (C, H, W) of {shapes}")
     highest = max(int(split.labels.max()) for split in parts.values())
-    names = getattr(_innermost(train), "classes", None)
+    source = train
+    while hasattr(source, "dataset"):  # inside of loaders and subsets
+        source = source.dataset
+    names = getattr(source, "classes", None)
     names = tuple(map(str, names)) if isinstance(names, (list, tuple)) and len(names) > max(highest, 1) else ()
     count = len(names) or max(highest + 1, 2)
-    source = getattr(train, "dataset", train) if isinstance(train, DataLoader) else train
     return Dataset.of(type(source).__name__, parts, num_classes=count, levels=255, class_names=names)
-
-
-def _innermost(data: Any) -> Any:
-    """The data set inside of loaders and subsets."""
-    while hasattr(data, "dataset"):
-        data = data.dataset
-    return data
 
 
 def _read(data: Any, name: str) -> Split:
