@@ -191,7 +191,7 @@ def draw_pictures(path: Path, evaluator: Evaluator, *, class_names: Sequence[str
             fooled = taken_for[column] != labels[column]
             text = f"{'→' if fooled else 'still'} {shorten(names[taken_for[column]], 12)}"
             grid[2][column].set_title(text, fontsize=8, color=_WORST if fooled else GREY)
-            grid[2][column].set_xlabel(_short(by) if by else "(not fooled)", fontsize=7)
+            grid[2][column].set_xlabel(by.replace("autoattack: ", "AA ") if by else "(not fooled)", fontsize=7)
         for row, text in enumerate(("clean", "perturbation", "adversarial")):
             grid[row][0].set_ylabel(text)
         grid[0][0].figure.suptitle(about, fontsize=7, color=GREY)
@@ -222,7 +222,3 @@ def _visible(difference: Tensor, evaluator: Evaluator) -> tuple[float, str]:
     if large == 0:
         return 1.0, "grey: unchanged"
     return 0.5 / large, f"grey: unchanged, white and black: ±{large:.3g} and more"
-
-
-def _short(name: str) -> str:
-    return name.replace("autoattack: ", "AA ")

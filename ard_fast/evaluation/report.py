@@ -247,15 +247,14 @@ def _class_lines(evaluator: Evaluator, class_names: Sequence[str]) -> list[str]:
     rows = per_class(evaluator, class_names)
     shown, attacks = worst_classes(rows), list(evaluator.robust)
     header = ["class", "images", "clean %", *(f"{name} %" for name in attacks), "worst case %"]
-    cells = [[row["class"], str(row["images"]), *(f"{value:.2f}" for value in _class_figures(row))] for row in shown]
+    cells = []
+    for row in shown:
+        figures = (row["clean_acc"], *row["attacks"].values(), row["worst_case_acc"])
+        cells.append([row["class"], str(row["images"]), *(f"{value:.2f}" for value in figures)])
     lowest = worst_class(rows)
     cells.append(["worst class", "", *(f"{lowest[name]:.2f}" for name in ("clean", *attacks, "worst_case"))])
     few = [f"The {len(shown)} worst of {len(rows)} classes; results.json has all.", ""] if shown != rows else []
     return ["## Accuracy by class", "", *few, markdown_table(header, cells), ""]
-
-
-def _class_figures(row: Mapping[str, Any]) -> list[float]:
-    return [row["clean_acc"], *row["attacks"].values(), row["worst_case_acc"]]
 
 
 def write_results(

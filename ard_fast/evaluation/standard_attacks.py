@@ -105,17 +105,16 @@ def transferred(steps: Sequence[Step], source: str) -> list[Step]:
         Step(
             f"{step.name} from {source}",
             tuple(
-                (name if len(step.stages) > 1 else f"{name} from {source}", _to_the_end(attack))
+                (
+                    name if len(step.stages) > 1 else f"{name} from {source}",
+                    attack.replace(drop_every=0) if isinstance(attack, APGD) else attack,
+                )
                 for name, attack in step.stages
             ),
             source,
         )
         for step in steps
     ]
-
-
-def _to_the_end(attack: Attack) -> Attack:
-    return attack.replace(drop_every=0) if isinstance(attack, APGD) else attack
 
 
 def curve_attack(names: Sequence[str], *, norm: str) -> tuple[str, Callable[[float], Attack]]:
