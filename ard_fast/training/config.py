@@ -225,6 +225,9 @@ def _refuse_unused(flags: Mapping[str, Any], config: TrainConfig) -> None:
         raise ValueError(
             f"ema_decay: a setting of averaging ema, not of {config.averaging}, got {config.ema_decay:g}; ema sets both"
         )
+    for role in ROLES:
+        if flags.get(role) is not None and config.method != COMPARE and role not in find_method(config.method).teachers:
+            raise ValueError(f"{role}: method {config.method} has none, got {flags[role]}")
 
 
 def _written_out(layer: Mapping[str, Any]) -> Mapping[str, Any]:

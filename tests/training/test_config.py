@@ -235,6 +235,8 @@ def test_wrong_types_are_refused(name, text, message):
         ),
         ({"method": "at", "milestones": (3, 5)}, "milestones: a setting of schedules multistep and ard, not of cosine"),
         ({"method": "at", "ema_decay": 0.9}, "ema_decay: a setting of averaging ema, not of none, got 0.9"),
+        ({"method": "at", "teacher": "resnet18"}, "teacher: method at has none, got resnet18"),
+        ({"method": "ard", "clean_teacher": "resnet18"}, "clean_teacher: method ard has none, got resnet18"),
         ({"extra_data": "e", "extra_fraction": 1.0}, "extra_fraction: expected more than 0 to below 1, got 1.0"),
         ({"epochs": 3, "warmup_epochs": 4.0}, "warmup_epochs: expected at most 3, the epochs, got 4"),
         ({"ema": 0.9, "averaging": "swa"}, "ema: short for averaging, ema_decay, .* got averaging too"),
