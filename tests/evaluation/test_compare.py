@@ -11,6 +11,7 @@ from ard_fast.compare import main
 from ard_fast.models import build_model
 from ard_fast.training.checkpoint import save_weights
 from ard_fast.training.config import resolve
+from ard_fast.training.finished import read_run
 from ard_fast.training.run_folder import RunFolder
 
 
@@ -116,6 +117,10 @@ def test_accuracy_against_eps_is_drawn_where_all_seeds_have_it(tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"eps_curve": {"attack": "pgd20", "points": points}}))
         assert main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
         assert ("(compare_vs_eps.png)" in (tmp_path / "out" / "compare.md").read_text()) == drawn
+    other = json.loads(path.read_text())
+    other["settings"]["split"] = "val"
+    path.write_text(json.dumps(other))
+    assert not read_run(RunFolder(runs[1])).curves  # of other images
 
 
 def test_other_settings_make_other_lines_and_are_named(tmp_path, capsys):
