@@ -101,6 +101,8 @@ class Job:
             weights=settings.weights,
         )
         file = self.loaded.file
+        if settings.transfer_from and not self.steps:
+            raise ValueError(f"attacks: --transfer-from needs one, got {','.join(attacks)}")
         self.sources = load_sources(settings.transfer_from, settings.model, self.dataset)
         self.steps += [step for name in self.sources for step in transferred(self.steps, name)]
         self.sha256 = None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()

@@ -248,6 +248,7 @@ def test_the_checkpoint_knows_the_classes_that_test_labels_do_not_show(run, tmp_
         (["--dataset", "cifar10"], "data_dir: cifar10 needs --data-dir"),
         (["--precision", "fp16"], "precision: unknown value 'fp16'"),
         (["--transfer-from", "nowhere"], "transfer_from: nowhere is neither"),
+        (["--transfer-from", "constant:ten", "--attacks", "clean"], "attacks: --transfer-from needs one, got clean"),
         (["--transfer-from", "constant:make"], "transfer_from: constant:make: returns 3 classes, the data set has 10"),
         (
             ["--transfer-from", "constant:few"],
