@@ -68,13 +68,13 @@ def look(place: int) -> dict[str, Any]:
     return {"color": _COLOURS[place % len(_COLOURS)], "ls": _DASHES[place // len(_COLOURS) % len(_DASHES)]}
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """The standard error of a mean; 0 for a single value."""
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+def deviation(values: Sequence[float]) -> float:
+    """The sample standard deviation; 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def draw_mean(axes: Any, series: Sequence[Mapping[float, float]], **style: Any) -> tuple[float, float]:
-    """The mean over the seeds where all have a value, and a band of one standard error; returns the line's end.
+    """The mean over the seeds where all have a value, and a band of one standard deviation; returns the line's end.
 
     Args:
         axes: to draw on.
@@ -83,7 +83,7 @@ def draw_mean(axes: Any, series: Sequence[Mapping[float, float]], **style: Any) 
     """
     shared = sorted(set.intersection(*(set(one) for one in series)))
     points = [[one[x] for one in series] for x in shared]
-    means, errors = [statistics.fmean(ys) for ys in points], [standard_error(ys) for ys in points]
+    means, errors = [statistics.fmean(ys) for ys in points], [deviation(ys) for ys in points]
     axes.plot(shared, means, clip_on=False, **({"marker": "o"} if len(shared) == 1 else {}) | style)
     if len(series) > 1:
         low, high = ([mean + sign * error for mean, error in zip(means, errors, strict=True)] for sign in (-1, 1))
@@ -96,7 +96,7 @@ def note_seeds(axes: Any, counts: Sequence[int]) -> None:
     few, many = min(counts), max(counts)
     if many > 1:
         seeds = f"{many}" if few == many else f"{few} to {many}"
-        axes.set_title(f"mean ± standard error of {seeds} seeds", fontsize=_SMALL, color=GREY)
+        axes.set_title(f"mean ± sample standard deviation of {seeds} seeds", fontsize=_SMALL, color=GREY)
 
 
 def name_lines(axes: Any, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:

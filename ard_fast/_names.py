@@ -101,7 +101,7 @@ def holding(objects: Mapping[str, tuple[str, Any]]) -> Iterator[dict[str, str]]:
     for key, (name, value) in objects.items():
         path = f"{GIVEN}:{name}"
         while path in _HELD:
-            path += "'"
+            path += "2"
         _HELD[path] = value
         paths[key] = path
     try:
@@ -123,8 +123,8 @@ def find_object(path: str, argument: str, what: str = "factory") -> Any:
         ValueError: no such module or name, with the nearest one, or the module fails.
     """
     module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise ValueError(f"{argument}: expected package.module:{what}, got {path!r}")
+    if not module_name or not attribute or module_name.endswith(".py"):
+        raise ValueError(f"{argument}: expected package.module:{what} (without .py), got {path!r}")
     if module_name == GIVEN:
         if path not in _HELD:
             raise ValueError(

@@ -152,7 +152,8 @@ class Progress(Display):
         if self._whole is not None:
             self.say(f"  {self._whole.label}: {note}, {self._whole.time_left(self._share())} left of all")
         elif note:
-            self.say(f"  {note} images, {self.time_left()} left")
+            # After the last step only evaluations are left, whose time is not known.
+            self.say(f"  {note} images" + (f", {self.time_left()} left" if self._done < self._total else ""))
         else:
             step = (self._done - 1) % self._steps_per_epoch + 1
             rate = self._images * (self._done - self._first) / (now - self._started)

@@ -6,7 +6,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from ard_fast._figures import standard_error
+from ard_fast._figures import deviation
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 Rows = Mapping[str, Sequence[Sequence[float] | None]]
@@ -34,7 +34,7 @@ def escape(text: str) -> str:
 
 
 def latex_table(columns: Sequence[str], teachers: Rows, students: Rows, *, caption: str) -> str:
-    """A `table`: a line a method, `mean ± standard error` over the seeds, a student's best mean in bold.
+    """A `table`: a line a method, `mean ± sample standard deviation` over the seeds, a student's best mean in bold.
 
     Args:
         columns: titles of the accuracies.
@@ -79,6 +79,6 @@ def _line(name: str, row: Sequence[Sequence[float] | None], best: Sequence[float
             cells.append("--")
             continue
         mean = f"{_mean(values):.2f}"
-        error = rf" \pm {standard_error(values):.2f}" if len(values) > 1 else ""
+        error = rf" \pm {deviation(values):.2f}" if len(values) > 1 else ""
         cells.append(rf"$\mathbf{{{mean}}}{error}$" if _mean(values) == top else f"${mean}{error}$")
     return f"    {' & '.join(cells)} \\\\"

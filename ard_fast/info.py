@@ -43,7 +43,7 @@ def _operators(extension: _load.Extension, level: str) -> dict[str, dict[str, st
             continue  # tells about the build; takes no tensor
         on_cpu = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
         on_cuda = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
-        no_cuda = "no CUDA kernel" if extension.has_cuda_kernels else f"none: {extension.cuda_reason}"
+        no_cuda = "no CUDA kernel" if extension.has_cuda_kernels else "none"
         table[name.removeprefix("ard_fast::")] = {
             "cpu": f"compiled, {level}" if on_cpu else "none",
             "cuda": extension.cuda_reason if on_cuda else no_cuda,

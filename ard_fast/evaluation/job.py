@@ -11,6 +11,7 @@ from torch import nn
 
 from ard_fast._commandline import Interrupted, StopRequest
 from ard_fast._devices import find_device, set_threads
+from ard_fast._figures import eps_text
 from ard_fast._typing import known
 from ard_fast.attacks.base import GradientAttack
 from ard_fast.data import Split, load_dataset
@@ -307,7 +308,8 @@ class Job:
         return [
             f"{loaded.name}{weights}",
             f"{len(self.split)} {settings.split} images of {self.dataset.name}, {self.dataset.describe(self.split)}, "
-            f"pixels in [0, 1]; {norm} ball, eps {settings.eps:.5g}; eval mode, {precision}; seed {settings.seed}",
+            f"pixels in [0, 1]; {norm} ball, eps {eps_text(settings.eps)}; eval mode, {precision}; "
+            f"seed {settings.seed}",
             *self.left_out,
             *self._levels(),
             *self.form.notes,

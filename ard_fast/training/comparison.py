@@ -71,7 +71,7 @@ class Comparison:
         header = ["method (network)", "teacher", "seeds", "clean %", *attacks]
         if self.baseline is not None:
             header.append(f"{_ROBUST} - {self.baseline.label}")
-        header += ["train img/s", "s a run"]
+        header += ["train img/s", "s per run"]
         rows = [header, *(self._row(group) for group in self.groups)]
         if brief:
             kept = [title not in ("teacher", "seeds", "train img/s") for title in header]
@@ -99,7 +99,7 @@ class Comparison:
         text = (
             f"{first.dataset}, {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}: "
             f"{'mean ± sample standard deviation' if several else 'accuracy'} on the test images, best checkpoint by "
-            f"validation; eps {first.eps:.5g}, step {first.eval_step_size:.5g}."
+            f"validation; eps {eps_text(first.eps)}, step {eps_text(first.eval_step_size)}."
         )
         return text + self._differing()
 
@@ -126,7 +126,7 @@ class Comparison:
         return {"clean": group.values("clean_acc"), _ROBUST: group.values("pgd20_acc"), **attacks}
 
     def latex(self) -> str:
-        """The table for a paper; mean ± standard error over the seeds."""
+        """The table for a paper; mean ± sample standard deviation over the seeds."""
         named = list(zip(self._names(), self.groups, strict=True))
         teachers, students = (
             {name: list(self._accuracies(group).values()) for name, group in named if group.is_teacher == wanted}
@@ -134,7 +134,7 @@ class Comparison:
         )
         counts = sorted({len(group.runs) for group in self.groups})
         seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        about = [f"mean $\\pm$ standard error over {seeds} seeds"] if counts[-1] > 1 else ["one seed"]
+        about = [f"mean $\\pm$ sample standard deviation over {seeds} seeds"] if counts[-1] > 1 else ["one seed"]
         about += ["best in bold"] if len(students) > 1 else []
         datasets = " and ".join(dict.fromkeys(config.dataset for config in self._configs))
         caption = (

@@ -61,7 +61,9 @@ class TrainConfig(
 
     def milestone_epochs(self) -> tuple[int, ...]:
         """The epochs at which the learning rate drops."""
-        return (self.epochs // 2, self.epochs * 3 // 4) if self.milestones is None else self.milestones
+        if self.milestones is not None:
+            return self.milestones
+        return max(self.epochs // 2, 1), max(self.epochs * 3 // 4, 1)
 
     def passes(self) -> int:
         """Passes over the training images: a method that updates m times on each batch makes epochs / m of them."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ard_fast._figures import eps_text
 from ard_fast._typing import known
 from ard_fast.data import Dataset
 from ard_fast.evaluation.measure import PGD20_STEPS, Accuracy, at_chance
@@ -127,7 +128,7 @@ def _attack(config: TrainConfig) -> str:
     steps = "" if config.steps is None else f"{config.steps} steps of "
     start = {None: "", True: ", start clamped", False: ", start not clamped"}[config.clamp_start]
     return (
-        f"attack L-inf, eps {config.eps:.5g}, {steps}{config.step_size:.5g} (pixels in [0, 1])"
+        f"attack L-inf, eps {eps_text(config.eps)}, {steps}{eps_text(config.step_size)} (pixels in [0, 1])"
         f"{start}{'' if config.attack_bn is None else f', batch norm: {config.attack_bn}'}"
     )
 
@@ -135,8 +136,8 @@ def _attack(config: TrainConfig) -> str:
 def _evaluation(config: TrainConfig) -> str:
     best_by = f"PGD-{config.val_steps}" if find_method(config.method).selects_by == "robust" else "clean accuracy"
     return (
-        f"evaluation: L-inf PGD-{PGD20_STEPS} on CE, eps {config.eps:.5g}, step {config.eval_step_size:.5g}, "
-        f"uniform start, eval mode; best epoch by {best_by} on the validation images"
+        f"evaluation: L-inf PGD-{PGD20_STEPS} on CE, eps {eps_text(config.eps)}, "
+        f"step {eps_text(config.eval_step_size)}, uniform start, eval mode; best epoch by {best_by} on the validation images"
     )
 
 

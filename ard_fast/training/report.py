@@ -13,18 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ard_fast._figures import (
-    COLUMN,
-    GREY,
-    PAGE,
-    draw_mean,
-    figure,
-    look,
-    name_lines,
-    note_seeds,
-    shorten,
-    standard_error,
-)
+from ard_fast._figures import COLUMN, GREY, PAGE, deviation, draw_mean, figure, look, name_lines, note_seeds, shorten
 from ard_fast._files import write_text
 from ard_fast._tables import markdown_table
 from ard_fast.data import Dataset
@@ -118,7 +107,7 @@ def plot_comparison(
     *,
     attack: str,
 ) -> None:
-    """Test accuracies of several methods side by side, beside their validation curves: means and standard errors.
+    """Test accuracies of several methods side by side, beside their validation curves: means and standard deviations.
 
     Args:
         path: of the PNG.
@@ -165,12 +154,12 @@ def _draw_accuracies(
     names: Sequence[str],
     columns: int,
 ) -> None:
-    """A row for each label: a mark and its standard error for each attack; their names in columns above."""
+    """A row for each label: a mark and its standard deviation for each attack; their names in columns above."""
     markers = dict(zip(names, itertools.cycle("osD^vP*X<>pHhd8"), strict=False))
     for row, (by_attack, style) in enumerate(zip(accuracies.values(), styles, strict=True)):
         for name, values in by_attack.items():
             fill = "white" if name == names[0] else style["color"]
-            mean, error = statistics.fmean(values), standard_error(values)
+            mean, error = statistics.fmean(values), deviation(values)
             axes.errorbar(
                 mean, row, xerr=error or None, fmt=markers[name], color=style["color"], mfc=fill, elinewidth=0.8
             )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from ard_fast._commandline import FlagModel, setting
 from ard_fast._devices import AUTO, PRECISIONS
-from ard_fast._names import GIVEN
 from ard_fast.data import DATASETS
 from ard_fast.data.loader import RESIDENT
 from ard_fast.methods.registry import METHODS
@@ -41,7 +40,7 @@ class WhatSettings(FlagModel):
         own=OWN,
     )
     parity: bool = setting(False, "reproduce the quirks of the method's published code; the run prints each of them")
-    dataset: str = setting("digits", "data set", choices=DATASETS, own=f"{GIVEN}:NAME")
+    dataset: str = setting("digits", "data set", choices=DATASETS, own="in Python train= of ard_fast.train.run")
     data_dir: str | None = setting(
         None, "folder with the CIFAR or MNIST files, or with train/ and test/; npz: the .npz file", metavar="DIR"
     )
@@ -286,7 +285,9 @@ class DataSettings(FlagModel):
     val_size: int | None = setting(
         None, "training images held out for validation; default: 1000, but at most a tenth of them"
     )
-    subset: int | None = setting(None, "train on this many images only, all classes in proportion", ge=1)
+    subset: int | None = setting(
+        None, "train on this many images only, all classes in proportion; the others: --val-size, --test-subset", ge=1
+    )
     test_subset: int | None = setting(None, "test on this many images only, likewise", ge=1)
     extra_data: str | None = setting(
         None, "npz file with more training images, such as generated ones: image (uint8) and label", metavar="FILE"

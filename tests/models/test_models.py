@@ -172,6 +172,7 @@ def test_options_reach_the_factory(module):
         ("factories_of_others:constant", "must be a function or a network, got int"),
         ("factories_of_others:", "expected package.module:factory"),
         (":make", "expected package.module:factory"),
+        ("factories_of_others.py:make", r"expected package.module:factory \(without .py\)"),
         ("factories_of_other:make", "student: cannot import 'factories_of_other'"),
         ("resnet-18", "unknown student 'resnet-18'; did you mean 'resnet18'"),
         ("wrn-34-11", "unknown student 'wrn-34-11'; did you mean 'wrn-34-10'"),

@@ -120,6 +120,10 @@ def test_numbers_on_the_device_stay_where_they_are():
     assert plain[0] == 0.1 and type(plain[1]) is float
 
 
+def test_a_single_epoch_has_no_drop():
+    assert learning_rate(resolve({"method": "at", "schedule": "multistep", "epochs": 1, "lr": 0.3}), 0.5) == 0.3
+
+
 def test_each_batch_repeat_of_free_training_has_its_own_learning_rate():
     trainer = Run("free", lr=1.0).trainer  # cosine over 2 passes of 7 steps, each of 2 updates
     trainer.state.epoch, trainer.state.step = 1, 3
