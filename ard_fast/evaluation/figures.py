@@ -39,7 +39,7 @@ def plot_curves(
     eps: float,
     worst_case: float | None = None,
 ) -> None:
-    """Robust accuracy against the radius: for each network the mean over its seeds and a band of one standard deviation.
+    """Robust accuracy against the radius: of each network the mean and a band of one standard deviation over its seeds.
 
     Args:
         path: of the PNG.

@@ -99,7 +99,7 @@ class Comparison:
         text = (
             f"{first.dataset}, {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}: "
             f"{'mean ± sample standard deviation' if several else 'accuracy'} on the test images, best checkpoint by "
-            f"validation; eps {eps_text(first.eps)}, step {eps_text(first.eval_step_size)}."
+            f"validation; eps {eps_text(first.eps)}, step {eps_text(known(first.eval_step_size))}."
         )
         return text + self._differing()
 

@@ -128,7 +128,7 @@ def _attack(config: TrainConfig) -> str:
     steps = "" if config.steps is None else f"{config.steps} steps of "
     start = {None: "", True: ", start clamped", False: ", start not clamped"}[config.clamp_start]
     return (
-        f"attack L-inf, eps {eps_text(config.eps)}, {steps}{eps_text(config.step_size)} (pixels in [0, 1])"
+        f"attack L-inf, eps {eps_text(config.eps)}, {steps}{eps_text(known(config.step_size))} (pixels in [0, 1])"
         f"{start}{'' if config.attack_bn is None else f', batch norm: {config.attack_bn}'}"
     )
 
@@ -137,7 +137,8 @@ def _evaluation(config: TrainConfig) -> str:
     best_by = f"PGD-{config.val_steps}" if find_method(config.method).selects_by == "robust" else "clean accuracy"
     return (
         f"evaluation: L-inf PGD-{PGD20_STEPS} on CE, eps {eps_text(config.eps)}, "
-        f"step {eps_text(config.eval_step_size)}, uniform start, eval mode; best epoch by {best_by} on the validation images"
+        f"step {eps_text(known(config.eval_step_size))}, uniform start, eval mode; best epoch by {best_by} on the "
+        "validation images"
     )
 
 
