@@ -115,7 +115,7 @@ def workplace(tmp_path, monkeypatch):
             for k in range(count):
                 Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{k}.png")
     for block in (block for page in PAGES for block in blocks(page)):
-        if name := re.match(r"# (my_\w+\.py)\n", block.text):
+        if name := re.match(r"# (my_\w+\.py)\b", block.text):
             with (tmp_path / name[1]).open("a") as module:
                 module.write(block.text)
     threads, state = torch.get_num_threads(), torch.get_rng_state()

@@ -12,7 +12,7 @@ import torch
 
 from ard_fast._commandline import FlagModel, checked, setting
 from ard_fast._devices import AUTO, device_note, resolve_device
-from ard_fast._names import unknown
+from ard_fast._names import GIVEN, unknown
 from ard_fast.attacks.settings import NORMS
 from ard_fast.data import DATASETS
 from ard_fast.evaluation.results import EVALUATION_SEED
@@ -180,6 +180,8 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
     if dataset is None:
         what = source if source is not None else given["model"]
         raise ValueError(f"dataset: {what} is not part of a run, so name one with --dataset: {', '.join(DATASETS)}")
+    if dataset.startswith(f"{GIVEN}:"):
+        raise ValueError(f"dataset: {source} was trained on images of a Python program; name a data set with --dataset")
     if dataset not in DATASETS:
         raise ValueError(unknown("dataset", dataset, DATASETS))
     if dataset == "digits" and given.get("data_dir"):

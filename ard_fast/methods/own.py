@@ -132,6 +132,8 @@ def try_method(method: Method, student: nn.Module, batch: Batch, *, precision: s
                 result = method.loss(lambda x: student(x).float(), batch, inner)
         except Exception as error:  # somebody else's code
             raise ValueError(f"{label} fails{_place(error, method)} ({reason(error)})") from error
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ValueError(f"{label}: expected StepResult(loss, logits), got {type(result).__name__}")
         loss, logits = result
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

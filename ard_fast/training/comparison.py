@@ -111,7 +111,7 @@ class Comparison:
         """Settings that make the figures hard to compare, as a sentence."""
         first, configs = self._configs[0], self._configs
         names = [key for key in _SHARED if any(getattr(config, key) != getattr(first, key) for config in configs)]
-        return f" Not all of the same {', '.join(names)}: compare with care." if names else ""
+        return f" The runs differ in {', '.join(names)}: compare with care." if names else ""
 
     def _names(self) -> list[str]:
         """The groups' labels without the network where all students have the same."""

@@ -101,7 +101,7 @@ def describe_comparison(
     """
     splits = f"{len(dataset.train):,} training, {len(dataset.val):,} validation, {len(dataset.test):,} test images"
     first = [(name, one) for name, one in runs if one.seed == config.seed]
-    lines = [f"{len(runs)} runs: {len(first)} for each of {config.compare_seeds} seeds, on {dataset.name}, {splits}"]
+    lines = [f"{len(runs)} runs: {len(first)} for each of {config.compare_seeds} seed(s), on {dataset.name}, {splits}"]
     for name, one in first:
         if name in ROLES:
             lines.append(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ard_fast._commandline import StopRequest
+from ard_fast._commandline import Interrupted, StopRequest
 from ard_fast._devices import set_threads
 from ard_fast._files import lock_folder
 from ard_fast._names import holding
@@ -73,7 +73,7 @@ def run(
         ValueError, FileNotFoundError: an argument that cannot be used, named, before any work.
         FileExistsError: `out` holds a run, and `resume` is false.
         DamagedRun: `resume`, and the run was started with others.
-        Interrupted: stopped by SIGINT or SIGTERM; the checkpoint has been written.
+        KeyboardInterrupt: stopped by SIGINT or SIGTERM; the checkpoint has been written.
         NonFiniteLoss: training diverged.
     """
     folder = RunFolder(out)
@@ -113,7 +113,10 @@ def run(
         env = prepare(config, stop, world)
         made = world.from_main(lambda: stack.enter_context(lock_folder(folder.path)))
         with folder.removed_if_nothing_was_trained(made=made and world.is_main):
-            carry_out(config, folder, env, resume=resume)
+            try:
+                carry_out(config, folder, env, resume=resume)
+            except Interrupted as stopped:  # which `except Exception` does not take for an error
+                raise KeyboardInterrupt(f"{stopped}; go on with resume=True") from None
         shape, classes = env.dataset.image_shape, env.dataset.num_classes
         best = load_network(folder.best, num_classes=classes, in_channels=shape[0], model=config.student)
     return Result(known(folder.summary()), folder.path, best)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -169,6 +170,17 @@ def test_attacks_are_run_where_they_are_missing(tmp_path, capsys):
     assert content["images"] == 20 and [row["name"] for row in content["attacks"]] == ["clean", "apgd-ce"]
 
 
+def test_code_of_a_compared_run_does_not_run(tmp_path, capsys, monkeypatch):
+    module = tmp_path / "code_of_a_run.py"
+    module.write_text("def make(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    make_run(tmp_path / "a", student="code_of_a_run:make")
+    module.write_text("raise SystemExit(3)\n")
+    sys.modules.pop("code_of_a_run")
+    assert main([str(tmp_path / "a")]) == 0
+    assert "at (code_of_a_run:make)" in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared_is_said(tmp_path, capsys):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", eps=0.1, finished=False)
@@ -176,7 +188,7 @@ def test_what_cannot_be_compared_is_said(tmp_path, capsys):
     assert f"left out: {tmp_path / 'b'} is not finished" in capsys.readouterr().err
     make_run(tmp_path / "c", eps=0.1)
     assert main([str(tmp_path)]) == 0
-    assert "Not all of the same eps, eval_step_size: compare with care" in capsys.readouterr().out
+    assert "The runs differ in eps, eval_step_size: compare with care" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
     for arguments, message in [
         ([str(tmp_path / "b")], "none of them is finished"),

@@ -44,6 +44,11 @@ class Penalised(PGDMethod):
         return StepResult(tf.cross_entropy(logits, batch.y) + self.beta * logits.abs().pow(self.power).mean(), logits)
 
 
+class Bare(PGDMethod):
+    def loss(self, student, batch, inner):
+        return tf.cross_entropy(student(inner.x_adv), batch.y)
+
+
 @dataclass(kw_only=True)
 class Incomplete(Penalised):
     missing: int

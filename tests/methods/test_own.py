@@ -38,6 +38,7 @@ def test_what_is_no_method_is_refused(name, message):
         ("infinite", "the loss is -?inf on 12 training images"),
         ("without_student", "no gradient for the student's weights"),
         ("detached", "no gradient for the student's weights"),
+        ("Bare", r"expected StepResult\(loss, logits\), got Tensor"),
         ("in_halves", "must be asked for the logits of all 12 images at once"),
         ("broken", r" fails in own_losses.py, line \d+ \(RuntimeError: "),
     ],

@@ -8,8 +8,7 @@ from short_runs import assert_same_run, small_and_tidy, stop_after
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SubsetRandomSampler, TensorDataset
 
-from ard_fast import compare
-from ard_fast._commandline import Interrupted
+from ard_fast import compare, evaluate
 from ard_fast.data.given import read_dataset
 from ard_fast.train import main, run
 
@@ -65,6 +64,8 @@ def test_torch_data_give_the_run_of_the_command(tmp_path, capsys):
         right = result.student(TEST.tensors[0]).argmax(1) == TEST.tensors[1]
     assert result.summary["clean_acc"] == pytest.approx(100 * right.float().mean().item())
     assert result.summary["dataset"] == "given:TensorDataset"
+    assert evaluate.main([str(result.folder)]) == 2
+    assert "was trained on images of a Python program; name a data set with --dataset" in capsys.readouterr().err
     (result.folder / "last.safetensors").unlink()  # the best weights are returned
     again = run("at", student="digits-student", train=loader, test=TEST, out=result.folder, resume=True, **SETTINGS)
     assert all(map(torch.equal, again.student.parameters(), result.student.parameters()))
@@ -76,7 +77,7 @@ def test_objects_in_memory_stopped_and_resumed(tmp_path, monkeypatch, capsys):
     run(own_losses.distil, out=tmp_path / "whole", **about)
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
-        with pytest.raises(Interrupted, match="checkpoint written"):
+        with pytest.raises(KeyboardInterrupt, match=r"checkpoint written.*resume=True"):
             run(own_losses.distil, out=tmp_path / "stopped", **about)
     assert main(["--resume", str(tmp_path / "stopped")]) == 2
     assert "method: given:distil was an object of a Python program; go on there" in capsys.readouterr().err
