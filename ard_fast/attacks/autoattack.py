@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from torch import Tensor, nn
 from ard_fast.attacks.foreign import Foreign
 from ard_fast.attacks.settings import NORMS, Configured
 from ard_fast.functional._arguments import nonnegative, one_of, positive_int
-
-if TYPE_CHECKING:
-    from ard_fast.attacks.base import Model
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 _NORM_NAMES = {"linf": "Linf", "l2": "L2"}
@@ -42,19 +39,8 @@ class _OfAutoAttack(Foreign, Configured):
         """The same attack at another radius."""
         return self.replace(eps=eps, **changes)
 
-    def __call__(
-        self,
-        model: nn.Module | Model,
-        x: Tensor,
-        y: Tensor,
-        *,
-        seed: int | Tensor | None = None,
-        sample_ids: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Attack the images; without `seed` each call draws one from torch's generator. Waits for the device."""
-        seed = torch.randint(2**31, ()) if seed is None else seed
-        return super().__call__(model, x, y, seed=seed, sample_ids=sample_ids, mask=mask)
+    def _own_seed(self) -> Tensor:
+        return torch.randint(2**31, ())
 
     def _pixel_bounds(self) -> tuple[float, float]:
         return (0.0, 1.0)

@@ -48,6 +48,7 @@ class Foreign:
         if y is None:
             raise TypeError("y must be a tensor of labels [B], got None")
         check_targets(y, x)
+        seed = self._own_seed() if seed is None else seed
         if seed is not None and seed_tensor(seed, x.device).numel() != 1:
             raise ValueError(f"seed must have one element, got {list(cast('Tensor', seed).shape)}")
         bounds = self._pixel_bounds()
@@ -69,6 +70,10 @@ class Foreign:
             finally:
                 for parameter in trainable:
                     parameter.requires_grad_(True)
+
+    def _own_seed(self) -> Tensor | None:
+        """For a call without one; None: torch's generators are used as they are."""
+        return None
 
     def _pixel_bounds(self) -> tuple[float, float] | None:
         """Of the images of a call; None for normalised ones."""
