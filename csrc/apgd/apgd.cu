@@ -215,7 +215,7 @@ struct ApgdL2Plan {
 };
 
 inline ApgdL2Plan plan_apgd_l2_step(const ApgdParams& p, int64_t grad_size,
-                                    const SampleDevice& device) {
+                                    const DeviceLimits& device) {
   ApgdL2Plan plan{};
   plan.vector = apgd_aligned(p, 16 / grad_size);
   const int64_t width = plan.vector ? 16 / grad_size : 1;
@@ -229,7 +229,7 @@ void launch_apgd_l2_step(const ApgdParams& p, Dtype grad_dtype, Stream stream) {
   if (p.batch == 0) return;
   for_dtype(grad_dtype, [&](auto example) {
     using T = decltype(example);
-    const SampleDevice device = sample_device<apgd_l2_step_kernel<T, 16 / sizeof(T), true>>();
+    const DeviceLimits device = device_limits<apgd_l2_step_kernel<T, 16 / sizeof(T), true>>();
     const ApgdL2Plan plan = plan_apgd_l2_step(p, sizeof(T), device);
     for_bools(plan.vector, plan.sample.cached, [&](auto vector, auto cached) {
       constexpr int kVec = vector.value ? 16 / sizeof(T) : 1;

@@ -6,17 +6,12 @@
 // so that it has the same layout in every block of a cluster.
 #pragma once
 
-#include "common/launch.h"
+#include "common/clusters.cuh"
 #include "common/reductions.cuh"
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define ARD_CLUSTERS 1
-#endif
 
 namespace ard::cuda {
 
-constexpr int kMaxClusterBlocks = 8;  // the most that every device with clusters can run
-constexpr int kMaxSampleSums = 4;     // at once
+constexpr int kMaxSampleSums = 4;  // at once
 
 // What the threads of a sample tell one another; twice, for two sums in a row.
 struct SampleScratch {
@@ -24,18 +19,6 @@ struct SampleScratch {
   double of_blocks[2][kMaxSampleSums][kMaxClusterBlocks];
 };
 static_assert(sizeof(SampleScratch) % 16 == 0, "what is staged behind it needs 16-byte alignment");
-
-// Vectors of one block; the last blocks of a cluster may have fewer, or none.
-ARD_HD int64_t share_size(int64_t vectors, int64_t blocks) {
-  return (vectors + blocks - 1) / blocks;
-}
-
-// What a launch needs to know of the device.
-struct SampleDevice {
-  int64_t max_shared;  // bytes that one block may have
-  int64_t multiprocessors;
-  bool clusters;
-};
 
 struct SamplePlan {
   bool cached;           // the share of a block stays in shared memory, else it is read twice
@@ -45,9 +28,6 @@ struct SamplePlan {
   int64_t shared_bytes;  // of a block, SampleScratch included
 };
 
-// Bytes of an array of so many bytes, with the next one aligned.
-ARD_HD int64_t padded16(int64_t bytes) { return (bytes + 15) / 16 * 16; }
-
 // Bytes that a share of `elements` takes when an L2 step keeps it on chip: gradient, iterate and
 // image, which it needs twice.
 inline int64_t staged_l2_bytes(int64_t elements, int64_t grad_size) {
@@ -56,7 +36,7 @@ inline int64_t staged_l2_bytes(int64_t elements, int64_t grad_size) {
 
 // staged_bytes(vectors): what a share of so many vectors takes in shared memory.
 template <typename Bytes>
-SamplePlan plan_samples(const SampleDevice& device, int64_t batch, int64_t vectors,
+SamplePlan plan_samples(const DeviceLimits& device, int64_t batch, int64_t vectors,
                         Bytes staged_bytes) {
   constexpr int64_t kScratch = int64_t(sizeof(SampleScratch));
   constexpr int64_t kFewVectors = 256;  // not worth sharing among blocks
@@ -84,89 +64,6 @@ SamplePlan plan_samples(const SampleDevice& device, int64_t batch, int64_t vecto
 
 inline Geometry geometry_of(const SamplePlan& plan) {
   return {plan.blocks, plan.threads, plan.shared_bytes, plan.cluster};
-}
-
-// Compute capability, as 10 * major + minor, from which on compiled code can have clusters. A newer
-// device that runs older code has none: what the code can is asked of it, not of the device.
-constexpr int kClusterCode = 90;
-
-// The architecture that a kernel's code was written for, where it comes from PTX too: that of
-// __CUDA_ARCH__ in it, which the machine code's need not be. Asked once for each device.
-template <auto kKernel>
-int code_arch(int device) {
-  static std::atomic<int> known[64] = {};
-  std::atomic<int>* const slot = device < 64 ? &known[device] : nullptr;
-  if (const int arch = slot ? slot->load(std::memory_order_relaxed) : 0) return arch;
-  cudaFuncAttributes attributes{};
-  cudaFuncGetAttributes(&attributes, kKernel);
-  if (slot) slot->store(attributes.ptxVersion, std::memory_order_relaxed);
-  return attributes.ptxVersion;
-}
-
-// The device, as plan_samples wants to know it for a kernel without static shared memory. All
-// variants of a kernel are compiled for the same architectures, so any of them may be asked.
-template <auto kKernel>
-SampleDevice sample_device() {
-  int device = 0, shared = 0, multiprocessors = 1, clusters = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, device);
-  return SampleDevice{shared, multiprocessors,
-                      clusters && code_arch<kKernel>(device) >= kClusterCode};
-}
-
-// Thread-block clusters (compute capability 9.0): a few blocks that run together on neighbouring
-// multiprocessors, meet at a barrier of their own and write to one another's shared memory. Where
-// the hardware has none, every block is alone.
-
-// Blocks of this cluster, 1 for a kernel that was launched without clusters.
-__device__ __forceinline__ unsigned cluster_blocks() {
-#if defined(ARD_CLUSTERS)
-  unsigned blocks;
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
-  return blocks;
-#else
-  return 1;
-#endif
-}
-
-// Of this block within its cluster.
-__device__ __forceinline__ unsigned cluster_rank() {
-#if defined(ARD_CLUSTERS)
-  unsigned rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-#else
-  return 0;
-#endif
-}
-
-// The two halves of the cluster's barrier, for every thread of every block in turn: what was
-// written before the first half, also to other blocks, is seen by all after the second.
-__device__ __forceinline__ void cluster_arrive() {
-#if defined(ARD_CLUSTERS)
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void cluster_wait() {
-#if defined(ARD_CLUSTERS)
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-#endif
-}
-
-// *mine = value in the shared memory of another block, which has the same layout. Only after a
-// cluster barrier: before it the other block may not have started.
-__device__ __forceinline__ void store_to_block(double* mine, unsigned block, double value) {
-#if defined(ARD_CLUSTERS)
-  const unsigned here = unsigned(__cvta_generic_to_shared(mine));
-  unsigned there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(block));
-  asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(there), "d"(value) : "memory");
-#else
-  *mine = value;
-#endif
 }
 
 // The vectors [begin, end) of a sample.

@@ -104,7 +104,7 @@ struct NormStepPlan {
 
 // grad_size: bytes of one gradient element.
 inline NormStepPlan plan_norm_step(const NormStepParams& p, int64_t grad_size, bool mifgsm,
-                                   const SampleDevice& device) {
+                                   const DeviceLimits& device) {
   const int64_t vec = 16 / grad_size;
   NormStepPlan plan{};
   plan.vector = p.sample_numel % vec == 0 && aligned16(p.x_adv) && aligned16(p.grad) &&
@@ -122,7 +122,7 @@ void launch_pgd_l2_step(const NormStepParams& p, Dtype grad_dtype, Stream stream
   if (p.batch == 0 || p.sample_numel == 0) return;
   for_dtype(grad_dtype, [&](auto example) {
     using T = decltype(example);
-    const SampleDevice device = sample_device<pgd_l2_step_kernel<T, 16 / sizeof(T), true>>();
+    const DeviceLimits device = device_limits<pgd_l2_step_kernel<T, 16 / sizeof(T), true>>();
     const NormStepPlan plan = plan_norm_step(p, sizeof(T), false, device);
     for_bools(plan.vector, plan.sample.cached, [&](auto vector, auto cached) {
       constexpr int kVec = vector.value ? 16 / sizeof(T) : 1;
@@ -135,7 +135,7 @@ void launch_mifgsm_step(const NormStepParams& p, Dtype grad_dtype, Stream stream
   if (p.batch == 0 || p.sample_numel == 0) return;
   for_dtype(grad_dtype, [&](auto example) {
     using T = decltype(example);
-    const SampleDevice device = sample_device<mifgsm_step_kernel<T, 16 / sizeof(T), true>>();
+    const DeviceLimits device = device_limits<mifgsm_step_kernel<T, 16 / sizeof(T), true>>();
     const NormStepPlan plan = plan_norm_step(p, sizeof(T), true, device);
     for_bools(plan.vector, plan.sample.cached, [&](auto vector, auto cached) {
       constexpr int kVec = vector.value ? 16 / sizeof(T) : 1;
