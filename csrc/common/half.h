@@ -34,7 +34,8 @@ ARD_HD float to_float(const f16& value) {
 #endif
 }
 
-// Round to nearest, ties to even; a NaN stays a (quiet) NaN.
+// Round to nearest, ties to even; a NaN stays a (quiet) NaN, of which bits only the CPU's bfloat16
+// keeps.
 template <typename T>
 ARD_HD T from_float(float value);
 
@@ -45,10 +46,16 @@ ARD_HD float from_float<float>(float value) {
 
 template <>
 ARD_HD bf16 from_float<bf16>(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  bf16 out;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(value));
+  return out;
+#else
   const uint32_t bits = float_to_bits(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const uint32_t nan = (bits >> 16) | 0x40u;
   return bf16{uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded)};
+#endif
 }
 
 template <>

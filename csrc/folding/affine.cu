@@ -26,27 +26,40 @@ struct AffinePlan {
   uint32_t blocks;  // each of kAffineThreads
 };
 
-// The coefficients of the kVec elements of vector v; `absent` without any.
+// Of the elements of a vector.
+template <int kVec>
+struct Coefficients {
+  float scale[kVec], shift[kVec];
+};
+
+// Those of vector v; where an array is null, the values that change nothing.
 template <Spread kSpread, int kVec>
-__device__ __forceinline__ void load_coefficients(const float* values, float absent,
-                                                  uint32_t channels, uint32_t inner, uint32_t run,
-                                                  uint32_t v, float (&out)[kVec]) {
-  if (!values) {
+__device__ __forceinline__ Coefficients<kVec> load_coefficients(const float* scale,
+                                                                const float* shift,
+                                                                uint32_t channels, uint32_t inner,
+                                                                uint32_t run, uint32_t v) {
+  Coefficients<kVec> out;
 #pragma unroll
-    for (int j = 0; j < kVec; ++j) out[j] = absent;
-    return;
+  for (int j = 0; j < kVec; ++j) {
+    out.scale[j] = kNoScale;
+    out.shift[j] = kNoAddend;
   }
+  if (!scale && !shift) return out;
   if constexpr (kSpread == Spread::one) {
-    const float value = values[v / run % channels];
+    const uint32_t channel = v / run % channels;
+    const float factor = scale ? scale[channel] : kNoScale;
+    const float addend = shift ? shift[channel] : kNoAddend;
 #pragma unroll
-    for (int j = 0; j < kVec; ++j) out[j] = value;
+    for (int j = 0; j < kVec; ++j) {
+      out.scale[j] = factor;
+      out.shift[j] = addend;
+    }
   } else if constexpr (kSpread == Spread::row) {
-    const float* from = values + v % run * kVec;
+    const uint32_t first = v % run * kVec;
 #pragma unroll
     for (int j = 0; j < kVec; j += 4) {
-      const Vec<float, 4> four = load_vec<4>(from + j);
-#pragma unroll
-      for (int l = 0; l < 4; ++l) out[j + l] = four.v[l];
+      if (scale) store_vec<4>(out.scale + j, load_vec<4>(scale + first + j));
+      if (shift) store_vec<4>(out.shift + j, load_vec<4>(shift + first + j));
     }
   } else {
     // Channel and place in it of element v * kVec, whose number may need more than 32 bits.
@@ -55,21 +68,25 @@ __device__ __forceinline__ void load_coefficients(const float* values, float abs
     uint32_t place = ahead % inner;
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      out[j] = values[channel];
+      if (scale) out.scale[j] = scale[channel];
+      if (shift) out.shift[j] = shift[channel];
       if (++place == inner) {
         place = 0;
         if (++channel == channels) channel = 0;
       }
     }
   }
+  return out;
 }
 
-// The coefficients of elements [kCount * v, kCount * v + kCount), whatever the layout.
+// Those of elements [kCount * v, kCount * v + kCount), whatever the layout.
 template <int kCount>
-__device__ __forceinline__ void gather_coefficients(const float* values, float absent,
-                                                    int64_t channels, int64_t inner, uint32_t v,
-                                                    float (&out)[kCount]) {
-  load_coefficients<Spread::any>(values, absent, uint32_t(channels), uint32_t(inner), 1, v, out);
+__device__ __forceinline__ Coefficients<kCount> gather_coefficients(const float* scale,
+                                                                    const float* shift,
+                                                                    int64_t channels, int64_t inner,
+                                                                    uint32_t v) {
+  return load_coefficients<Spread::any, kCount>(scale, shift, uint32_t(channels), uint32_t(inner),
+                                                1, v);
 }
 
 // Elements [kCount * v, kCount * v + kCount) as far as there are any, one by one; returns their
@@ -81,20 +98,47 @@ __device__ __forceinline__ uint32_t affine_relu_few(const AffineReluParams& p, u
   const T* x = static_cast<const T*>(p.x) + begin;
   const T* residual = static_cast<const T*>(p.residual) + (p.residual ? begin : 0);
   T* out = static_cast<T*>(p.y) + begin;
-  float scale[kCount], shift[kCount];
-  gather_coefficients(p.scale, kNoScale, p.channels, p.inner, v, scale);
-  gather_coefficients(p.shift, kNoAddend, p.channels, p.inner, v, shift);
+  const Coefficients<kCount> by =
+      gather_coefficients<kCount>(p.scale, p.shift, p.channels, p.inner, v);
   const float floor = relu_floor(p.relu);
   uint32_t bits = 0;
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
     if (j < left) {
       const float added = residual ? to_float(residual[j]) : kNoAddend;
-      const T y =
-          from_float<T>(affine_relu_element(to_float(x[j]), scale[j], shift[j], added, floor));
+      const T y = from_float<T>(
+          affine_relu_element(to_float(x[j]), by.scale[j], by.shift[j], added, floor));
       out[j] = y;
       bits |= passes(y) << j;
     }
+  }
+  return bits;
+}
+
+// 16 bytes of any type. Halves that live across a branch would be held one by one, and taken out
+// of their words for it.
+template <typename T>
+__device__ __forceinline__ Vec<uint32_t, 4> load_words(const T* from) {
+  return load_vec<4>(reinterpret_cast<const uint32_t*>(from));
+}
+
+template <typename T>
+__device__ __forceinline__ Floats<16 / sizeof(T)> to_floats(const Vec<uint32_t, 4>& words) {
+  Vec<T, 16 / sizeof(T)> values;
+  memcpy(values.v, words.v, sizeof(words));
+  return to_floats(values);
+}
+
+// The bits of the mask of a vector, as of passes().
+template <typename T, int kVec>
+__device__ __forceinline__ uint32_t passing(const Vec<T, kVec>& y) {
+  uint32_t words[4], bits = 0;
+  memcpy(words, y.v, sizeof(words));
+#pragma unroll
+  for (int j = 0; j < kVec; ++j) {
+    const uint32_t magnitude =
+        sizeof(T) == 4 ? 0x7fffffffu : 0x7fffu << (j % 2 * 16);  // in its word
+    bits |= ((words[j * sizeof(T) / 4] & magnitude) != 0 ? 1u : 0u) << j;
   }
   return bits;
 }
@@ -132,13 +176,13 @@ __global__ void __launch_bounds__(kAffineThreads, 1)
   const uint32_t vectors = uint32_t(p.numel / kVec);
   const T* x = static_cast<const T*>(p.x);
   const T* residual = static_cast<const T*>(p.residual);
-  Vec<T, kVec> values[kAffineVectors], added[kAffineVectors];
+  Vec<uint32_t, 4> values[kAffineVectors], added[kAffineVectors];
 #pragma unroll
   for (int k = 0; k < kAffineVectors; ++k) {
     const uint32_t v = first + k * kAffineThreads;
     if (v < vectors) {
-      values[k] = load_vec<kVec>(x + int64_t(v) * kVec);
-      if (residual) added[k] = load_vec<kVec>(residual + int64_t(v) * kVec);
+      values[k] = load_words(x + int64_t(v) * kVec);
+      if (residual) added[k] = load_words(residual + int64_t(v) * kVec);
     }
   }
   const float floor = relu_floor(p.relu);
@@ -147,19 +191,17 @@ __global__ void __launch_bounds__(kAffineThreads, 1)
   for (int k = 0; k < kAffineVectors; ++k) {
     const uint32_t v = first + k * kAffineThreads;
     if (v < vectors) {
-      float scale[kVec], shift[kVec];
-      load_coefficients<kSpread>(p.scale, kNoScale, uint32_t(p.channels), uint32_t(p.inner), run, v,
-                                 scale);
-      load_coefficients<kSpread>(p.shift, kNoAddend, uint32_t(p.channels), uint32_t(p.inner), run,
-                                 v, shift);
+      const Coefficients<kVec> by = load_coefficients<kSpread, kVec>(
+          p.scale, p.shift, uint32_t(p.channels), uint32_t(p.inner), run, v);
+      Floats<kVec> x = to_floats<T>(values[k]), extra = to_floats<T>(added[k]);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        const float extra = residual ? to_float(added[k].v[j]) : kNoAddend;
-        values[k].v[j] = from_float<T>(
-            affine_relu_element(to_float(values[k].v[j]), scale[j], shift[j], extra, floor));
-        bits[k] |= passes(values[k].v[j]) << j;
+        x[j] = affine_relu_element(x[j], by.scale[j], by.shift[j], residual ? extra[j] : kNoAddend,
+                                   floor);
       }
-      store_global<kVec>(static_cast<T*>(p.y) + int64_t(v) * kVec, values[k]);
+      const Vec<T, kVec> y = from_floats<T>(x);
+      bits[k] = passing(y);
+      store_global<kVec>(static_cast<T*>(p.y) + int64_t(v) * kVec, y);
     } else if (int64_t(v) * kVec < p.numel) {  // a part of a vector
       bits[k] = affine_relu_few<kVec, T>(p, v);
     }
@@ -185,12 +227,12 @@ __device__ __forceinline__ void affine_relu_backward_few(const AffineReluBackwar
   T* out = static_cast<T*>(p.out) + begin;
   // kCount elements lie within one byte of the mask.
   const uint32_t bits = p.mask ? uint32_t(p.mask[begin / 8]) >> (begin % 8) : ~0u;
-  float scale[kCount];
-  gather_coefficients(p.scale, kNoScale, p.channels, p.inner, v, scale);
+  const Coefficients<kCount> by =
+      gather_coefficients<kCount>(p.scale, nullptr, p.channels, p.inner, v);
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
     if (j < left) {
-      out[j] = from_float<T>(mul_rn(where_bit(to_float(grad[j]), (bits >> j) & 1u), scale[j]));
+      out[j] = from_float<T>(mul_rn(where_bit(to_float(grad[j]), (bits >> j) & 1u), by.scale[j]));
     }
   }
 }
@@ -202,14 +244,14 @@ __global__ void __launch_bounds__(kAffineThreads)
   const uint32_t first = blockIdx.x * (kAffineThreads * kAffineVectors) + threadIdx.x;
   const uint32_t vectors = uint32_t(p.numel / kVec);
   const T* grad = static_cast<const T*>(p.grad);
-  Vec<T, kVec> values[kAffineVectors];
+  Vec<uint32_t, 4> values[kAffineVectors];
   uint32_t bits[kAffineVectors];
 #pragma unroll
   for (int k = 0; k < kAffineVectors; ++k) {
     const uint32_t v = first + k * kAffineThreads;
     bits[k] = ~0u;
     if (v < vectors) {
-      values[k] = load_vec<kVec>(grad + int64_t(v) * kVec);
+      values[k] = load_words(grad + int64_t(v) * kVec);
       if (p.mask) bits[k] = kVec == 8 ? p.mask[v] : uint32_t(p.mask[v / 2]) >> (v % 2 * 4);
     }
   }
@@ -217,15 +259,14 @@ __global__ void __launch_bounds__(kAffineThreads)
   for (int k = 0; k < kAffineVectors; ++k) {
     const uint32_t v = first + k * kAffineThreads;
     if (v < vectors) {
-      float scale[kVec];
-      load_coefficients<kSpread>(p.scale, kNoScale, uint32_t(p.channels), uint32_t(p.inner), run, v,
-                                 scale);
+      const Coefficients<kVec> by = load_coefficients<kSpread, kVec>(
+          p.scale, nullptr, uint32_t(p.channels), uint32_t(p.inner), run, v);
+      Floats<kVec> out = to_floats<T>(values[k]);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        const float kept = where_bit(to_float(values[k].v[j]), (bits[k] >> j) & 1u);
-        values[k].v[j] = from_float<T>(mul_rn(kept, scale[j]));
+        out[j] = mul_rn(where_bit(out[j], (bits[k] >> j) & 1u), by.scale[j]);
       }
-      store_global<kVec>(static_cast<T*>(p.out) + int64_t(v) * kVec, values[k]);
+      store_global<kVec>(static_cast<T*>(p.out) + int64_t(v) * kVec, from_floats<T>(out));
     } else if (int64_t(v) * kVec < p.numel) {  // a part of a vector
       affine_relu_backward_few<kVec, T>(p, v);
     }

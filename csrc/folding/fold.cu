@@ -56,16 +56,17 @@ __device__ __forceinline__ void fold_four(const FoldLayer& layer, OutT* to, uint
   const uint32_t inner = uint32_t(layer.inner);
   uint32_t channel = first / inner, within = first - channel * inner;
   float scale = fold_scale(layer, channel);
-  Vec<OutT, 4> out;
+  Floats<4> folded;
 #pragma unroll
   for (uint32_t j = 0; j < 4; ++j) {
     if (within == inner && first + j < numel) {
       within = 0;
       scale = fold_scale(layer, ++channel);
     }
-    out.v[j] = fold_weight<OutT>(scale, weight.v[j]);
+    folded[j] = mul_rn(scale, weight.v[j]);
     ++within;
   }
+  const Vec<OutT, 4> out = from_floats<OutT>(folded);
   if (first + 4 <= numel) {
     store_vec<4>(to + first, out);
     return;
