@@ -217,7 +217,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=["80", "90", "120"], help="compute capabilities")
     parser.add_argument("--jobs", type=int, default=2, help="sources compiled at once")
+    parser.add_argument(
+        "--counts", nargs="*", metavar="KERNEL", help="instead: what kernel_counts.py says of all, or these"
+    )
+    parser.add_argument("--update", action="store_true", help="with --counts of all: write the committed table")
     arguments = parser.parse_args()
+    if arguments.update and arguments.counts != []:
+        parser.error("--update goes with --counts of all kernels")
+    if arguments.counts is not None:
+        sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+        import kernel_counts
+
+        return kernel_counts.main(arguments.counts, arguments.update)
     nvcc, include = find_nvcc(), torch_include()
     kernels: list[Kernel] = []
     faults: list[str] = []

@@ -52,15 +52,6 @@ void launch(const Program& program, const std::string& name, const py::args& arg
       options);
 }
 
-py::dict counters(const Program& program) {
-  py::dict all;
-  for (const std::string& name : program.kernels()) {
-    const Kernel& kernel = *program.find(name);
-    all[py::str(name)] = py::make_tuple(kernel.launches(), kernel.executed());
-  }
-  return all;
-}
-
 }  // namespace
 
 void bind(py::module_& module) {
@@ -88,9 +79,8 @@ void bind(py::module_& module) {
       .def_property_readonly("max_threads", &Kernel::max_threads)
       .def_property_readonly("parameter_sizes", &Kernel::parameter_sizes)
       .def_property_readonly("launches", &Kernel::launches)
-      .def_property_readonly("executed", &Kernel::executed)
       .def_property_readonly("instructions", &Kernel::instructions)
-      .def("never_executed", &Kernel::never_executed);
+      .def("take_executed", &Kernel::take_executed);
   py::class_<Program>(module, "Program", py::module_local())
       .def(py::init<const std::string&>(), py::arg("ptx"))
       .def_property_readonly("target", &Program::target)
@@ -98,8 +88,7 @@ void bind(py::module_& module) {
       .def("kernel", &kernel_of, py::return_value_policy::reference_internal)
       .def("launch", &launch, py::arg("name"), py::kw_only(), py::arg("grid") = 1,
            py::arg("block") = 1, py::arg("dynamic_shared") = 0, py::arg("cluster") = 1,
-           py::arg("options") = Options())
-      .def("counters", &counters, "kernel -> (launches, executed instructions)");
+           py::arg("options") = Options());
 }
 
 }  // namespace ard::emulator

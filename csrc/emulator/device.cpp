@@ -157,16 +157,15 @@ void Device::restore_ptx() {
   for (auto& [key, code] : code_) code.programs.clear();
 }
 
-std::map<std::string, std::pair<uint64_t, uint64_t>> Device::counters() {
+std::map<std::string, std::vector<std::pair<unsigned, uint64_t>>> Device::take_executed() {
   const std::lock_guard lock(mutex_);
-  std::map<std::string, std::pair<uint64_t, uint64_t>> all;
+  std::map<std::string, std::vector<std::pair<unsigned, uint64_t>>> all;
   for (const auto& [host, function] : functions_) {
-    for (const auto& [arch, program] : code_.at(function.fat_binary).programs) {
-      const Kernel* const kernel = program->find(function.name);
-      if (!kernel || !kernel->launches()) continue;
-      all[function.name].first += kernel->launches();
-      all[function.name].second += kernel->executed();
-    }
+    const Code& code = code_.at(function.fat_binary);
+    const auto program = code.programs.find(newest(code));
+    if (program == code.programs.end()) continue;
+    const Kernel* const kernel = program->second->find(function.name);
+    if (kernel && kernel->launches()) all[function.name] = kernel->take_executed();
   }
   return all;
 }
@@ -179,16 +178,20 @@ std::vector<std::string> Device::kernel_names() {
   return names;
 }
 
-std::string Device::ptx_of(const std::string& name) {
+std::string Device::module_of(const std::string& name) {
   const std::lock_guard lock(mutex_);
   for (const auto& [host, function] : functions_) {
     if (function.name != name) continue;
     const Code& code = code_.at(function.fat_binary);
-    const std::string& text = code.ptx.at(newest(code));
-    const auto [begin, end] = body_of(text, name);
-    return text.substr(begin, end - begin);
+    return code.ptx.at(newest(code));
   }
   throw std::out_of_range("emulator: no kernel " + name);
+}
+
+std::string Device::ptx_of(const std::string& name) {
+  const std::string text = module_of(name);
+  const auto [begin, end] = body_of(text, name);
+  return text.substr(begin, end - begin);
 }
 
 }  // namespace ard::emulator

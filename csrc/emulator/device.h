@@ -63,8 +63,10 @@ class Device {
   // not.
   bool grants_shared = true;
 
-  // Launches and instructions executed so far, counted by thread, of each kernel that has run.
-  std::map<std::string, std::pair<uint64_t, uint64_t>> counters();
+  // What the current device executed of each kernel since the last call: Kernel::take_executed.
+  std::map<std::string, std::vector<std::pair<unsigned, uint64_t>>> take_executed();
+  // All PTX of the module that a kernel is in.
+  std::string module_of(const std::string& name);
 
   // A kernel's PTX from its .entry to its closing brace, and another one to run instead, to see
   // that the tests notice.

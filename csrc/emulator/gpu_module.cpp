@@ -32,8 +32,9 @@ PYBIND11_MODULE(_emulated, m) {
       "(kernel, blocks, threads, cluster, dynamic shared bytes) of each launch since the last "
       "call.");
   m.def(
-      "counters", [] { return Device::get().counters(); },
-      "kernel -> (launches, executed instructions)");
+      "take_executed", [] { return Device::get().take_executed(); },
+      "kernel -> (line, times) of each instruction that warps executed since the last call.");
+  m.def("module_of", [](const std::string& name) { return Device::get().module_of(name); });
   m.def("kernels", [] { return Device::get().kernel_names(); });
   m.def("ptx_of", [](const std::string& name) { return Device::get().ptx_of(name); });
   m.def("replace_ptx", [](const std::string& name, const std::string& ptx) {

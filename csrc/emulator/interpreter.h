@@ -12,6 +12,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ard::emulator {
@@ -74,10 +75,10 @@ class Kernel {
   unsigned max_threads() const;                          // a block, by .maxntid; 0: not bounded
   const std::vector<unsigned>& parameter_sizes() const;  // bytes
   uint64_t launches() const;
-  uint64_t executed() const;    // instructions, counted by thread
   size_t instructions() const;  // of the kernel's text
-  std::vector<std::string> never_executed()
-      const;  // "line: instruction" of those that no launch has reached
+  // Of each instruction that has run since the last call: its line in the module's text, and how
+  // often a warp executed it, with any of its lanes.
+  std::vector<std::pair<unsigned, uint64_t>> take_executed() const;
   KernelData& data() const { return *data_; }
 
  private:

@@ -1,6 +1,7 @@
 #include "emulator/kernel.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "emulator/machine.h"
 
@@ -214,7 +215,7 @@ const Code& KernelData::code(bool contracted) {
     Body body(*this, *code, places);
     body.read();
     if (contracted) body.contract();
-    reached.resize(code->instructions.size());
+    executed.resize(code->instructions.size());
     codes_[contracted] = std::move(code);
   }
   return *codes_[contracted];
@@ -227,15 +228,13 @@ unsigned Kernel::static_shared() const { return data_->code(false).static_shared
 unsigned Kernel::max_threads() const { return data_->max_threads; }
 const std::vector<unsigned>& Kernel::parameter_sizes() const { return data_->parameter_sizes; }
 uint64_t Kernel::launches() const { return data_->launches; }
-uint64_t Kernel::executed() const { return data_->executed; }
 size_t Kernel::instructions() const { return data_->code(false).instructions.size() - 1; }
 
-std::vector<std::string> Kernel::never_executed() const {
-  std::vector<std::string> lines;
+std::vector<std::pair<unsigned, uint64_t>> Kernel::take_executed() const {
+  std::vector<std::pair<unsigned, uint64_t>> lines;
   for (size_t at = 0; at < instructions(); ++at) {
-    const Place& place = data_->places[at];
-    if (!data_->reached[at])
-      lines.push_back(std::to_string(place.line) + ": " + std::string(place.text));
+    if (const uint64_t times = std::exchange(data_->executed[at], 0))
+      lines.emplace_back(data_->places[at].line, times);
   }
   return lines;
 }

@@ -32,8 +32,8 @@ struct KernelData {
   std::vector<Parameter> parameters;
   std::vector<unsigned> parameter_sizes;
 
-  u64 launches = 0, executed = 0;
-  std::vector<u8> reached;  // by instruction
+  u64 launches = 0;
+  std::vector<u64> executed;  // by instruction: how often a warp did, with any of its lanes
   std::vector<Place> places;
 
   const Code& code(bool contracted);

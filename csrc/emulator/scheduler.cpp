@@ -82,12 +82,10 @@ u32 Scheduler::pick(Warp& warp, u32* stop) {
 void Scheduler::run_lanes(Warp& warp, u32 stop) {
   const u32 lanes = warp.active;
   u32 pc = warp.pc[first_lane(lanes)];
-  u64 executed = 0;
   bool together = true;
   while (together && pc < stop) {
     const Instruction& i = code_.instructions[pc];
-    kernel_.reached[pc] = 1;
-    ++executed;
+    ++kernel_.executed[pc];
     u32 passing = lanes;
     if (i.guard != kNoOperand) {
       const u64* guard = warp.slot(i.guard);
@@ -115,7 +113,6 @@ void Scheduler::run_lanes(Warp& warp, u32 stop) {
     }
   }
   if (together) each_lane(lanes, [&](unsigned lane) { warp.pc[lane] = pc; });
-  kernel_.executed += executed * u64(__builtin_popcount(lanes));
 }
 
 // Carries out what is no plain instruction; whether the same lanes run on at pc.
