@@ -46,6 +46,7 @@ import torch
 from torch import Tensor, nn
 
 from ard_fast._typing import known
+from ard_fast.attacks.backward import backward
 from ard_fast.attacks.inputs import as_mask, check_images, check_integers, check_logits, check_targets
 from ard_fast.attacks.model_mode import attack_mode, is_fixed, uses_batch_statistics, without_gradient_sync
 from ard_fast.attacks.settings import Configured, Settings
@@ -429,20 +430,6 @@ def check_model(model: Callable[..., Any]) -> None:
     if not callable(model) or isinstance(model, (type, Configured)):
         got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"model must map images to logits, got {got}")
-
-
-def backward(
-    outputs: Sequence[Tensor],
-    probe: Tensor,
-    gradients: Sequence[Tensor] | None = None,
-    *,
-    retain_graph: bool = False,
-) -> Tensor:
-    """`torch.autograd.grad` at one tensor, in the dtypes of the forward pass, also where autocast is on."""
-    with ExitStack() as stack:
-        if torch.is_autocast_enabled(probe.device.type):
-            stack.enter_context(torch.autocast(probe.device.type, enabled=False))  # keeps the cast weights
-        return torch.autograd.grad(outputs, [probe], gradients, retain_graph=retain_graph)[0]
 
 
 def differentiated(loss: Callable[[Tensor], Tensor], logits: Tensor) -> AttackGradient:

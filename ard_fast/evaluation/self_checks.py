@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ard_fast import functional as F
 from ard_fast.attacks import PGD
-from ard_fast.attacks.base import backward
+from ard_fast.attacks.backward import backward
 from ard_fast.attacks.presets import read_name
 from ard_fast.data import Dataset
 from ard_fast.data.splits import stratified_order

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ard_fast import functional as F
 from ard_fast._typing import known
-from ard_fast.attacks.base import backward
+from ard_fast.attacks.backward import backward
 from ard_fast.data.batches import Batch
 from ard_fast.functional.gradients import one_scale
 from ard_fast.methods.base import Inner, Network, StepResult

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ard_fast.attacks.base import backward
+from ard_fast.attacks.backward import backward
 from ard_fast.data.batches import Batch
 from ard_fast.methods.base import Inner, Network, StepResult
 from ard_fast.methods.igdm import GradientMatching, opposite
