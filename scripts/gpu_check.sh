@@ -3,24 +3,24 @@
 #
 #   scripts/gpu_check.sh [options] OUT_DIR
 #
-# Two plans. The first fits one call of 560 s: install and info, operators against the CPU, kernel times in CUDA graphs,
-# the GPU tests, racecheck, memcheck. The second builds from source and runs what compiles and trains. Each stage has its
-# time limit and its log; one that fails does not stop the next, but for `env`. A stage over its limit is interrupted
-# (INT), so that it still says what had failed, and killed 30 s later. After each stage, and at any end but KILL,
-# everything is packed into OUT_DIR/gpu_check.tar.gz: logs, rows of the benchmarks, summary.jsonl. Exit status 1 if a stage
-# failed or ran out of time, 2 for wrong arguments; a stage whose tool or data is missing is "skipped", with the reason.
+# Two plans. The first fits one call of 560 s: install, operators and CUDA graphs against the CPU, kernel times in graphs,
+# the GPU tests, racecheck, memcheck, ncu. The second fits one of 240 s: build from source, what compiles, what trains.
+# Each stage has its time limit and its log; one that fails does not stop the next, but for `env`. A stage over its limit
+# is interrupted (INT), so that it still says what had failed, and killed 30 s later. After each stage, and at any end but
+# KILL, everything is packed into OUT_DIR/gpu_check.tar.gz: logs, rows of the benchmarks, summary.jsonl. Exit status 1 if a
+# stage failed or ran out of time, 2 for wrong arguments; a stage whose tool or data is missing is "skipped".
 #
 # Options:
 #   --plan first|second  (default first)
 #   --stages A,B      only these stages, of any plan or none, in this order
 #   --list            print the plans, then each stage with its limit in seconds
-#   --budget SECONDS  of all stages together (default 530): each is cut to what is left, skipped with less than 10 s
-#   --device cpu      rehearsal without a GPU: what needs one is skipped, the rest runs on the CPU
+#   --budget SECONDS  of all stages together (default 530, second plan 210): each is cut to what is left
+#   --dry-run         no GPU needed: tests are collected, benchmarks read their options, the training is tiny
 #   --prepare         on a machine with network and nvcc: fill build/wheels, then exit
 #
 # build/wheels, which Git ignores, is carried to a machine without network: wheels of what its Python lacks, and one of
 # this package, which is then installed instead of building. --prepare makes both for the environment variables
-#   PREPARE_TORCH (default 2.11.0), PREPARE_PYTHON (3.12), TORCH_CUDA_ARCH_LIST (9.0), PREPARE_WHEELS (pydantic)
+# PREPARE_TORCH (default 2.11.0), PREPARE_PYTHON (3.12), TORCH_CUDA_ARCH_LIST (9.0) and PREPARE_WHEELS (pydantic).
 #
 # Environment: PYTHON (default python3), which must have torch. CIFAR10_DIR, a folder with the official CIFAR-10 files,
 # for the stage cifar10; GPU_CHECK_EPOCHS of its training (default 2).
@@ -30,45 +30,45 @@ set -uo pipefail
 SELF=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/$(basename "${BASH_SOURCE[0]}")
 ROOT=$(dirname "$(dirname "$SELF")")
 PYTHON=${PYTHON:-python3}
-DEVICE=${GPU_CHECK_DEVICE:-cuda} # set by --device, handed to the stages
+DRY=${GPU_CHECK_DRY:-} # set by --dry-run, handed to the stages
+DEVICE=$([[ -n $DRY ]] && echo cpu || echo cuda)
 WHEELS=$ROOT/build/wheels
 SKIPPED=77 # exit status of a stage that says it does not apply
 GRACE=30   # seconds from INT to KILL; pytest-xdist needs 10 to 20
 
-FIRST=(env install operators times tests racecheck memcheck)
-SECOND=(env build compiled digits cifar10)
-declare -A LIMIT=(
-  [env]=40 [install]=40 [operators]=40 [times]=90 [tests]=200 [racecheck]=75 [memcheck]=75
-  [build]=300 [compiled]=300 [digits]=120 [cifar10]=300
-  [sanitizers]=540 [benchmarks]=540 [methods]=540 # in no plan
+FIRST=(env install operators times tests graphs racecheck memcheck ncu)
+SECOND=(env build compiled digits)
+# The limits of a plan add up to no more than its budget, which is its call's time without GRACE.
+declare -A BUDGETS=([first]=530 [second]=210) LIMIT=(
+  [env]=30 [install]=25 [operators]=45 [times]=85 [tests]=110 [graphs]=80 [racecheck]=60 [memcheck]=50 [ncu]=45
+  [build]=85 [compiled]=60 [digits]=35
+  [cifar10]=300 [sanitizers]=530 [benchmarks]=530 # in no plan
 )
 
 # --- the stages: each runs in its own process, from the repository's root, with the folder for results as $1 ----------
+
+PIP=("$PYTHON" -m pip install --no-deps ${DRY:+--dry-run})
 
 skip() {
   echo "skip: $*"
   exit "$SKIPPED"
 }
 
-needs_gpu() {
-  [[ $DEVICE == cuda ]] || skip "needs a GPU (--device cpu)"
+needs() {
+  [[ -n $DRY ]] || command -v "$1" >/dev/null || skip "$1 is not on PATH"
 }
 
 # What the package and its tests import; pip's message names what is missing.
 dependencies() {
-  "$PYTHON" - <<'PYTHON'
-import importlib
-
-modules = "numpy pydantic yaml sklearn joblib matplotlib PIL safetensors tqdm pytest pytest_timeout xdist hypothesis"
+  "$PYTHON" -c 'import importlib, sys
 missing = []
-for module in modules.split():
+for module in sys.argv[1:]:
     try:
         importlib.import_module(module)
     except ImportError as error:
         missing.append(str(error))
-if missing:
-    raise SystemExit("missing: " + "; ".join(missing))
-PYTHON
+sys.exit("missing: " + "; ".join(missing) if missing else 0)' \
+    numpy pydantic yaml sklearn joblib matplotlib PIL safetensors tqdm pytest pytest_timeout xdist hypothesis
 }
 
 stage_env() {
@@ -76,11 +76,10 @@ stage_env() {
   "$PYTHON" -VV
   if ! dependencies; then
     [[ -d $WHEELS ]] || { echo "no wheels are carried in $WHEELS: --prepare makes them"; exit 1; }
-    find "$WHEELS" -name '*.whl' ! -name 'ard_fast-*' -print0 |
-      xargs -0 -r "$PYTHON" -m pip install --no-index --no-deps
+    find "$WHEELS" -name '*.whl' ! -name 'ard_fast-*' -print0 | xargs -0 -r "${PIP[@]}" --no-index
     dependencies || { echo "the wheels in $WHEELS do not have them"; exit 1; }
   fi
-  for tool in nvidia-smi "nvcc --version" "compute-sanitizer --version" "c++ --version"; do
+  for tool in nvidia-smi "nvcc --version" "compute-sanitizer --version" "ncu --version" "c++ --version"; do
     echo "--- $tool"
     # shellcheck disable=SC2086  # the words are the command
     if command -v "${tool%% *}" >/dev/null 2>&1; then $tool; else echo "not on PATH"; fi
@@ -93,94 +92,135 @@ elif sys.argv[1] == "cuda":
     sys.exit("torch sees no CUDA device")' "$DEVICE"
 }
 
-# The carried wheel, or a build. On a GPU the compiled kernels must be there and fit.
-stage_install() {
-  local wheel
-  wheel=$(compgen -G "$WHEELS/ard_fast-*.whl" | head -n 1) || true
-  if [[ -n $wheel ]]; then
-    "$PYTHON" -m pip install --no-index --no-deps --force-reinstall "$wheel"
-  else
-    stage_build
-  fi
-  "$PYTHON" -m ard_fast.info
-  [[ $DEVICE == cuda ]] || return 0
-  "$PYTHON" -c 'from ard_fast.functional._load import load
-load().has_cuda_kernels or exit(f"no compiled kernels: {load().cuda_reason}")'
+build() { # with 1 a missing toolkit is an error, not a CPU-only build
+  NVCC_APPEND_FLAGS=-lineinfo ARD_FAST_CUDA=${ARD_FAST_CUDA:-1} "${PIP[@]}" -v --no-build-isolation .
 }
 
+install_carried() { "${PIP[@]}" --no-index --force-reinstall "$WHEELS"/ard_fast-*.whl; }
+
+# The carried wheel, or a build. On a GPU the compiled kernels must be there and fit.
+stage_install() {
+  if compgen -G "$WHEELS/ard_fast-*.whl" >/dev/null; then install_carried; else build; fi
+  "$PYTHON" -m ard_fast.info
+  [[ -n $DRY ]] || "$PYTHON" -c 'from ard_fast.functional._load import load
+load().has_cuda_kernels or exit(f"no compiled kernels: {load().cuda_reason}")'
+}
 stage_build() {
-  local cuda=1 # with 1 a missing toolkit is an error, not a CPU-only build
-  [[ $DEVICE == cuda ]] || cuda=auto
-  NVCC_APPEND_FLAGS=-lineinfo ARD_FAST_CUDA=${ARD_FAST_CUDA:-$cuda} "$PYTHON" -m pip install -v --no-build-isolation --no-deps .
+  build || { install_carried && false; } # the next stages need a package
 }
 
 # tests ARGUMENT...: pytest behind the command in PREFIX. At least one test must have passed: a run that skips all
-# proves nothing. tee outlives the interrupt, so that pytest's summary is kept.
+# proves nothing. tee outlives the interrupt, so that pytest's summary is kept. A dry run collects what a GPU would run.
 PREFIX=()
+PARALLEL=(-n 12 --maxprocesses 12)
 tests() {
-  local out
+  local out command=("${PREFIX[@]}" "$PYTHON" -m pytest -q -rfE -p no:cacheprovider "$@") proof="passed"
   out=$(mktemp)
-  "${PREFIX[@]}" "$PYTHON" -m pytest -q -rfE -p no:cacheprovider "$@" 2>&1 | tee -i "$out"
-  grep -Eq '(^|[^0-9])[1-9][0-9]* passed' "$out" || { echo "no test passed"; return 1; }
+  if [[ -n $DRY ]]; then
+    echo "+ ${command[*]}"
+    command=("$PYTHON" -c 'import sys, pytest, torch
+torch.cuda.is_available = lambda: True
+sys.exit(pytest.main(sys.argv[1:]))' -q -p no:cacheprovider "$@" --collect-only -n 0)
+    proof="(/[0-9]+)? tests? collected"
+  fi
+  "${command[@]}" 2>&1 | tee -i "$out"
+  grep -Eq "(^|[^0-9])[1-9][0-9]* ?$proof" "$out" || { echo "no test passed"; return 1; }
 }
 
+# bench NAME OPTION...: one benchmark behind PREFIX; `none_failed` after all of them. A dry run hides the GPU, so that it
+# ends once it has read its options.
+WRONG=()
+bench() {
+  local command=("${PREFIX[@]}" "$PYTHON" "benchmarks/bench_$1.py" --device cuda "${@:2}") said
+  echo "+ ${command[*]}"
+  if [[ -n $DRY ]]; then
+    said=$(CUDA_VISIBLE_DEVICES='' "${command[@]:${#PREFIX[@]}}" 2>&1)
+    echo "$said"
+    [[ $said == *"torch sees no CUDA device"* ]]
+  else
+    "${command[@]}"
+  fi || WRONG+=("$1")
+}
+none_failed() { ((${#WRONG[@]} == 0)) || { echo "failed: ${WRONG[*]}"; return 1; }; }
+
+# The truth before breadth: every operator against the CPU and in a graph, rows of C = 6144, which reach the limit of
+# shared memory, a captured attack and a captured training step.
+OPERATORS=tests/ops/test_cuda.py
 stage_operators() {
-  needs_gpu
-  tests -n 0 tests/ops/test_cuda.py -k "cpu or cuda_graph"
+  tests -n 0 "$OPERATORS"::test_{every_operator_gives_what_the_cpu_gives,cpu_and_cuda_agree_over_whole_samples} \
+    "$OPERATORS"::test_{rows_of_about_48_kib_give_what_the_cpu_gives,every_operator_in_a_cuda_graph} \
+    "$OPERATORS"::test_cuda_graph_of_{a_whole_attack_and_loss,restarts_over_whole_samples,an_apgd_run} \
+    'tests/attacks/test_graphed_attacks.py::test_equals_the_attack[cuda-pgd]' \
+    'tests/training/test_graph.py::test_a_cuda_graph_gives_the_eager_bits[ard]'
 }
+stage_times() { # rows are written case by case, so that the limit leaves the first ones; torch.compile takes too long
+  bench pgd --json "$1/bench_pgd_cuda.json" --quick --cases cifar-128,imagenet-128 \
+    --variants ard,torchattacks,inplace,cupy,fused
+  bench kd_loss --json "$1/bench_kd_loss_cuda.json" --quick --variants ard,kl_div,eager,composed,fused \
+    --cases c10-128,c100-128,c1000-4096,c32000-128,trades-c10-128,mart-c10-128,rslad-c10-128
+  bench ops --json "$1/bench_ops_cuda.json" --quick --variants eager,closed,torch,layers,indexing,inplace,fused \
+    --cases ce-c10-128,ce-c1000-4096,l2-cifar-128,l2-imagenet-128,mifgsm-imagenet-128,start-imagenet-128,\
+apgd-linf-imagenet-128,apgd-l2-imagenet-128,augment-cifar-128,augment-imagenet-128,norm-resnet18-512,fold-mobilenetv2
+  none_failed
+}
+
+GRAPHS=(tests/training/test_{graph,train,nonfinite}.py tests/attacks/test_graphed_attacks.py)
+COMPILED=(tests/training/test_distributed.py tests/ops/test_compile.py)
 stage_tests() {
-  needs_gpu
-  tests -m gpu tests --ignore tests/ops/test_compile.py
+  local others=("${GRAPHS[@]}" "${COMPILED[@]}")
+  tests "${PARALLEL[@]}" -m gpu tests "${others[@]/#/--ignore=}"
 }
-stage_compiled() {
-  needs_gpu
-  tests -m gpu tests/ops/test_compile.py
-}
+stage_graphs() { tests "${PARALLEL[@]}" -m gpu "${GRAPHS[@]}"; }
+stage_compiled() { tests "${PARALLEL[@]}" -m gpu "${COMPILED[@]}"; }
 
 # sanitize TOOL [OPTION...] -- PYTEST ARGUMENT...: under compute-sanitizer.
 sanitize() {
   local options=()
-  needs_gpu
-  command -v compute-sanitizer >/dev/null || skip "compute-sanitizer is not on PATH"
+  needs compute-sanitizer
   while [[ $1 != -- ]]; do options+=("$1") && shift; done
   PREFIX=(compute-sanitizer --tool "${options[@]}" --error-exitcode 86 --print-limit 20)
   tests -n 0 -m "sanitizer and gpu" "${@:2}"
 }
 
 # Without torch's caching every tensor is an allocation of its own, so a read past its end or before its first write is
-# seen. Kernels of the framework must stay instrumented under initcheck: their writes are what initialises memory. Races
-# and barriers are judged in our kernels only (namespace ard), which keeps the run short.
+# seen. Only initcheck needs the framework's kernels, whose writes initialise memory; ours are in the namespace ard.
 OURS=(--kernel-regex kns=_ZN3ard)
-stage_racecheck() { sanitize racecheck --racecheck-report all "${OURS[@]}" -- tests/ops/test_cuda.py; }
-stage_memcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize memcheck -- tests/ops/test_cuda.py; }
+stage_racecheck() { sanitize racecheck --racecheck-report all "${OURS[@]}" -- "$OPERATORS"; }
+stage_memcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize memcheck "${OURS[@]}" -- "$OPERATORS"; }
 stage_sanitizers() {
   sanitize racecheck --racecheck-report all "${OURS[@]}" -- tests
   sanitize synccheck "${OURS[@]}" -- tests
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-  sanitize memcheck -- tests
+  sanitize memcheck "${OURS[@]}" -- tests
   sanitize initcheck -- tests
 }
 
-# bench OUT_DIR NAME [OPTION...]
-bench() {
-  "$PYTHON" "benchmarks/bench_$2.py" --device "$DEVICE" --json "$1/bench_$2_$DEVICE.json" "${@:3}"
+# The first kernels of ours that a benchmark starts: step, loss with its gradient, gradient of an attack's loss.
+stage_ncu() {
+  local once=(--rounds 1 --min-sample-ms 0.1 --variants fused)
+  needs ncu
+  PREFIX=(ncu --clock-control none --set detailed --section WarpStateStats --launch-count 3
+    --kernel-name-base mangled --kernel-name regex:^_ZN3ard)
+  bench pgd "${once[@]}" --cases imagenet-128 --dtypes fp32
+  bench kd_loss "${once[@]}" --cases c1000-4096 --dtypes fp32
+  bench kd_loss "${once[@]}" --cases c1000-4096 --dtypes bf16
+  bench ops "${once[@]}" --cases ce-c1000-4096 --dtypes fp32
+  none_failed
 }
-stage_times() { # without torch.compile, which takes most of the time
-  bench "$1" pgd --quick --variants ard,torchattacks,inplace,fused
-  bench "$1" kd_loss --quick --variants ard,kl_div,eager,composed,fused
-  bench "$1" ops --quick --variants eager,closed,torchattacks,autoattack,mask,torch,layers,foreach,indexing,inplace,fused
-}
+
 stage_benchmarks() {
-  local name failed=()
-  for name in pgd kd_loss ops train attacks; do bench "$1" "$name" || failed+=("$name"); done
-  ((${#failed[@]} == 0)) || { echo "failed: ${failed[*]}"; return 1; }
+  local name
+  for name in pgd kd_loss ops train attacks; do bench "$name" --json "$1/bench_${name}_cuda.json"; done
+  none_failed
 }
 
 ATTACKS=clean,fgsm,pgd20,pgd50-10,cw20,mifgsm,apgd-ce,apgd-dlr,apgd-t
 
 stage_digits() {
-  "$PYTHON" -m ard_fast.train --device "$DEVICE" --out "$1/digits"
-  "$PYTHON" -m ard_fast.evaluate "$1/digits" --device "$DEVICE" --out "$1/digits_evaluated" --attacks "$ATTACKS"
+  "$PYTHON" -m ard_fast.train --method ard --device "$DEVICE" ${DRY:+--subset=64 --epochs=1 --teacher-epochs=1} \
+    --out "$1/digits"
+  "$PYTHON" -m ard_fast.evaluate "$1/digits" --device "$DEVICE" --out "$1/digits_evaluated" --attacks "$ATTACKS" \
+    ${DRY:+--n-examples=10 --eps-curve=none}
 }
 
 stage_cifar10() {
@@ -190,14 +230,6 @@ stage_cifar10() {
     --teacher resnet18 --epochs "${GPU_CHECK_EPOCHS:-2}" --device "$DEVICE" --out "$1/cifar10"
   "$PYTHON" -m ard_fast.evaluate "$1/cifar10" --data-dir "$CIFAR10_DIR" --device "$DEVICE" --batch-size 1000 \
     --out "$1/cifar10_evaluated" --eps-curve none --attacks "$ATTACKS"
-}
-
-# Every method for a few epochs: nothing of it may fail on a GPU.
-stage_methods() {
-  local methods
-  methods=$("$PYTHON" -c 'from ard_fast.methods import METHODS; print(",".join(METHODS))')
-  "$PYTHON" -m ard_fast.train --compare-methods "$methods" --compare-seeds 1 --epochs 8 --teacher-epochs 8 \
-    --device "$DEVICE" --out "$1/methods"
 }
 
 if [[ ${1:-} == --run-stage ]]; then # how the driver below calls itself, under `timeout`
@@ -230,14 +262,14 @@ die() {
 }
 
 OUT=
-BUDGET=530
-SELECTED=("${FIRST[@]}")
+PLAN=first
+BUDGET=
+SELECTED=()
 while (($#)); do
   case $1 in
     --plan)
       [[ ${2:-} == first || ${2:-} == second ]] || die "--plan: expected first or second, got '${2:-}'"
-      declare -n plan=${2^^}
-      SELECTED=("${plan[@]}")
+      PLAN=$2
       shift 2
       ;;
     --stages)
@@ -253,14 +285,13 @@ while (($#)); do
       BUDGET=$2
       shift 2
       ;;
-    --device)
-      [[ ${2:-} == cpu || ${2:-} == cuda ]] || die "--device: expected cpu or cuda, got '${2:-}'"
-      DEVICE=$2
-      shift 2
+    --dry-run)
+      DRY=1
+      shift
       ;;
     --list)
-      echo "first: ${FIRST[*]}"
-      echo "second: ${SECOND[*]}"
+      echo "first, ${BUDGETS[first]} s: ${FIRST[*]}"
+      echo "second, ${BUDGETS[second]} s: ${SECOND[*]}"
       for name in "${!LIMIT[@]}"; do echo "$name ${LIMIT[$name]}"; done | sort
       exit 0
       ;;
@@ -281,10 +312,14 @@ while (($#)); do
   esac
 done
 [[ -n $OUT ]] || die "OUT_DIR is missing (--help)"
+declare -n plan=${PLAN^^}
+((${#SELECTED[@]} > 0)) || SELECTED=("${plan[@]}")
+BUDGET=${BUDGET:-${BUDGETS[$PLAN]}}
+[[ -z $DRY ]] || for name in "${!LIMIT[@]}"; do LIMIT[$name]=600 BUDGET=3600; done # any machine is fast enough
 mkdir -p "$OUT" || die "cannot make $OUT"
 OUT=$(cd "$OUT" && pwd)
 WORK=$(mktemp -d)
-export GPU_CHECK_DEVICE=$DEVICE PYTHON
+export GPU_CHECK_DRY=$DRY PYTHON
 export PYTHONUNBUFFERED=1 # a stage cut off by its limit leaves what it had printed
 
 FAILED=0
@@ -294,7 +329,7 @@ touch "$SUMMARY"
 
 # The archive of what there is now; no checkpoints, nothing large.
 pack() {
-  (cd "$WORK" && find . -type f -size -2M ! -name '*.pt' ! -name '*.safetensors' -print0 |
+  (cd "$WORK" && find . -type f -size -8192k ! -name '*.pt' ! -name '*.safetensors' -print0 |
     tar -czf "$OUT/gpu_check.tar.gz" --null -T -)
 }
 

@@ -1,4 +1,4 @@
-"""gpu_check.sh with a Python and a sanitizer that only note how they were called; what check_nvcc.py makes of a log."""
+"""gpu_check.sh with a Python and tools that only note how they were called; what check_nvcc.py makes of a log."""
 
 import importlib.util
 import json
@@ -26,21 +26,23 @@ case "$*" in
   *pytest*) echo "${FAKE_PYTEST:-3 passed, 1 skipped in 0.1s}" ;;
 esac
 """
-FAKE_SANITIZER = """#!/bin/bash
+FAKE_TOOL = """#!/bin/bash
+echo "${0##*/} $*" >> "$FAKE_LOG"
 [[ "$*" == *"--tool ${FAKE_BAD_TOOL:-none} "* ]] && { echo "1 passed"; exit 86; }
 while (($#)) && [[ $1 != *fake_python ]]; do shift; done
 "$@"
 """
-PLANS = {
-    "first": ["env", "install", "operators", "times", "tests", "racecheck", "memcheck"],
-    "second": ["env", "build", "compiled", "digits", "cifar10"],
+PLANS = {  # seconds of its call, and its stages
+    "first": (560, ["env", "install", "operators", "times", "tests", "graphs", "racecheck", "memcheck", "ncu"]),
+    "second": (240, ["env", "build", "compiled", "digits"]),
 }
+TO_PACK_AND_KILL = 30
 
 
 @pytest.fixture
 def gpu_check(tmp_path):
     """Runs it; exit status, output, commands given to Python, and the stages of the packed summary by name."""
-    for name, text in {"fake_python": FAKE_PYTHON, "compute-sanitizer": FAKE_SANITIZER}.items():
+    for name, text in {"fake_python": FAKE_PYTHON, "compute-sanitizer": FAKE_TOOL, "ncu": FAKE_TOOL}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     log = tmp_path / "commands"
@@ -63,15 +65,35 @@ def gpu_check(tmp_path):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_plan_calls_only_what_exists(gpu_check, plan, tmp_path):
-    status, output, commands, stages = gpu_check("--plan", plan, CIFAR10_DIR=str(tmp_path))
+def test_a_plan_calls_only_what_exists_and_keeps_its_time(gpu_check, plan):
+    seconds, planned = PLANS[plan]
+    status, output, commands, stages = gpu_check("--plan", plan)
     assert status == 0, output
-    assert list(stages) == PLANS[plan] and {stage["status"] for stage in stages.values()} == {"ok"}
+    assert list(stages) == planned and {stage["status"] for stage in stages.values()} == {"ok"}
     named = re.findall(r"\b(?:benchmarks|tests)(?:/\w+)*(?:\.py)?", commands)
     assert named and [name for name in named if not (ROOT / name).exists()] == []
     everything = subprocess.check_output(["bash", str(ROOT / "scripts" / "gpu_check.sh"), "--list"], text=True)
     limits = dict(line.split() for line in everything.splitlines() if ":" not in line)
-    assert plan != "first" or sum(int(limits[name]) for name in PLANS[plan]) <= 560
+    budget = seconds - TO_PACK_AND_KILL
+    assert f"{plan}, {budget} s: {' '.join(planned)}\n" in everything
+    assert sum(int(limits[name]) for name in planned) <= budget
+
+
+def test_a_dry_run_starts_no_tool(gpu_check):
+    stages = "operators,racecheck,ncu"
+    status, output, commands, found = gpu_check("--dry-run", "--stages", stages, FAKE_PYTEST="3 tests collected in 1s")
+    assert "ncu --" not in commands and "compute-sanitizer" not in commands and commands.count("--collect-only") == 2
+    # the fake benchmark ends without having looked for a GPU
+    assert status == 1 and {name for name, stage in found.items() if stage["status"] == "failed"} == {"ncu"}, output
+
+
+def test_what_the_tests_import_is_looked_for_first():
+    names = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL"}
+    script = (ROOT / "scripts" / "gpu_check.sh").read_text()
+    lines = (ROOT / "pyproject.toml").read_text().split("\ndependencies = [\n")[1].split("]")[0].splitlines()
+    required = [re.findall(r"[\w-]+", line)[0] for line in lines]
+    looked_for = re.search(r"^ +numpy .*$", script, re.MULTILINE).group().split()
+    assert "numpy" in required and {names.get(name, name) for name in required} - {"torch"} <= set(looked_for)
 
 
 def test_a_stage_that_fails_does_not_stop_the_next(gpu_check):
@@ -88,17 +110,17 @@ def test_a_stage_that_fails_does_not_stop_the_next(gpu_check):
     ("options", "settings", "expected"),
     [
         (["--stages", "tests", "--budget", "5"], {}, "skipped"),
-        (["--stages", "tests", "--device", "cpu"], {}, "skipped"),
+        (["--stages", "cifar10"], {"CIFAR10_DIR": ""}, "skipped"),
         (["--stages", "tests"], {"FAKE_PYTEST": "4 skipped in 0.1s"}, "failed"),  # a run that skips all proves nothing
     ],
 )
 def test_how_a_stage_ended_is_said(gpu_check, options, settings, expected):
     status, output, _, stages = gpu_check(*options, **settings)
-    assert stages["tests"]["status"] == expected, output
+    assert [stage["status"] for stage in stages.values()] == [expected], output
     assert status == (expected == "failed")
 
 
-@pytest.mark.parametrize("options", [["--stages", "nothing"], ["--budget", "x"], ["--frob"], ["--device", "tpu"]])
+@pytest.mark.parametrize("options", [["--stages", "nothing"], ["--budget", "x"], ["--frob"], ["--plan", "third"]])
 def test_wrong_arguments_are_refused(gpu_check, options):
     status, output, commands, _ = gpu_check(*options)
     assert (status, commands) == (2, "") and output.startswith("gpu_check: ")

@@ -15,6 +15,7 @@ from ard_fast.attacks.cuda_graph import CudaGraphs
 from ard_fast.data import load_dataset
 from ard_fast.methods import find_method
 from ard_fast.training.config import resolve
+from ard_fast.training.distributed import World
 from ard_fast.training.fitting import Environment
 from ard_fast.training.graph import GraphedUpdate
 from ard_fast.training.run_folder import RunFolder
@@ -40,10 +41,19 @@ class Run:
         name: of the method.
         backend: None for eager steps; the rates are on the device in either case.
         device: of the run.
+        world: of several processes, whose group there is; then the update is the trainer's own.
         settings: of the configuration.
     """
 
-    def __init__(self, name: str, *, backend: CudaGraphs | None = None, device: str = "cpu", **settings: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        backend: CudaGraphs | None = None,
+        device: str = "cpu",
+        world: World | None = None,
+        **settings: Any,
+    ) -> None:
         spec = find_method(name)
         if "steps" in spec.defaults():
             settings = {"steps": 2, **settings}
@@ -53,12 +63,14 @@ class Run:
         roles = dict.fromkeys(spec.teachers, "digits-teacher")
         self.config = config = resolve({"method": name, "dataset": "digits", "device": device, **roles, **settings})
         dataset = load_dataset("digits", subset=config.subset)
-        env = Environment(dataset.evaluated_on(torch.device(device)), torch.device(device), StopRequest())
+        on = torch.device(device)
+        env = Environment(dataset.evaluated_on(on), on, StopRequest(), world or World())
         networks = {role: copy.deepcopy(make_teacher(seed)) for seed, role in enumerate(spec.teachers, 1)}
         self.trainer = trainer = Trainer(config, RunFolder("unused"), env, networks)
-        images = dataset.train.images[:4].to(device, torch.float32) / dataset.levels
-        parts = config, trainer.student, trainer.method, trainer.world, trainer.compute, trainer.average
-        trainer.update = Update(*parts, capturable=True, sample=images)
+        if world is None:
+            images = dataset.train.images[:4].to(device, torch.float32) / dataset.levels
+            parts = config, trainer.student, trainer.method, trainer.world, trainer.compute, trainer.average
+            trainer.update = Update(*parts, capturable=True, sample=images)
         self.graphed = None if backend is None else GraphedUpdate(trainer.update, config.batch_size, backend=backend)
         self.step = self.graphed or trainer.update
         self.outcome = Outcome({})

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from graph_runs import Run
 from process_pair import Pair, train, with_world
 from safetensors.torch import load_file
 from short_runs import metrics, small_and_tidy
 from tolerances import SAME_RUN_ATOL
 
+from ard_fast.attacks import GraphedPGD
 from ard_fast.methods import METHODS
 from ard_fast.models import build_model
 from ard_fast.training.checkpoint import load_state, save_weights
@@ -175,6 +177,24 @@ def test_a_batch_too_small_to_share_is_refused(pair, tmp_path):
     outcomes = pair.run(train, arguments)
     assert [code for code, _ in outcomes] == [2, 2]
     assert "batch_size: 5 images cannot be cut into 3 micro-batches for each of 2 processes" in outcomes[0][1]
+
+
+def test_a_graphed_attack_beside_ddp_trains_as_the_eager_one(device, tmp_path):
+    """One of two processes, alone in its group, since each needs a GPU of its own; on a CPU both runs are eager."""
+    backend, name = ("cpu:gloo,cuda:nccl", "cuda:0") if device.type == "cuda" else ("gloo", "cpu")
+    torch.distributed.init_process_group(backend, init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        found = []
+        for graph in ("auto", "off"):
+            run = Run("at", device=name, world=World(size=2), graph=graph, precision="fp32", epochs=3)
+            assert isinstance(run.trainer.update.wrapped, torch.nn.parallel.DistributedDataParallel)
+            found.append(run.train().tensors)
+            graphed = isinstance(run.trainer.method.inner_attack, GraphedPGD)
+            assert graphed == (device.type == "cuda" and graph == "auto")
+            assert not graphed or run.trainer.method.inner_attack.replays >= 3
+        assert furthest(*found) < SAME_RUN_ATOL
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_one_gpu_a_process(monkeypatch):

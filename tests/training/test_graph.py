@@ -276,7 +276,7 @@ if torch.cuda.is_available():
     @pytest.mark.parametrize(
         ("name", "settings"),
         [
-            *((name, {}) for name in METHODS),
+            *(pytest.param(name, {}, id=name) for name in METHODS),
             ("ard", {"precision": "bf16", "teacher_cache": "off", "teacher_precision": "bf16"}),
             ("at", {"precision": "fp32", "fold": "false", "attack_bn": "train"}),
             ("mtard", {"parity": True}),
