@@ -20,13 +20,16 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def full_float32(request: pytest.FixtureRequest) -> Iterator[None]:
-    """cuDNN computes float32 convolutions in TF32 unless told otherwise; no tolerance here allows for that."""
+def same_bits_of_float32(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """cuDNN computes float32 convolutions in TF32 unless told otherwise, for which no tolerance here allows, and may
+    add up in another order each time."""
     if request.node.get_closest_marker("gpu") is None:
         yield
         return
     from ard_fast._devices import full_precision
 
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     with full_precision():
         yield
 

@@ -23,14 +23,11 @@ WAITING = ("apgd restarts", "apgd-t", "in turn")
 
 
 @pytest.fixture(autouse=True)
-def same_kernels_each_time(device):
-    """What is compared to the bit must not be chosen by a stopwatch."""
-    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+def no_surprise():
+    """A warning that a test does not expect fails it."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", GraphWarning)
         yield
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
 
 
 def backend_for(device):

@@ -51,7 +51,7 @@ def table(count, classes, dtype, device, on_cpu=True):
 
 def spread(tensors, temperature):
     """How far apart the finite logits of a row are, over T, and where a sum of such differences may leave float32."""
-    finite = [torch.where(t.isfinite(), t.cpu().double(), 0.0) for t in tensors]
+    finite = [torch.where(t.isfinite(), t, 0.0) for t in (t.cpu().double() for t in tensors)]
     apart = torch.stack([t.amax(1) - t.amin(1) for t in finite]).amax(0)
     return apart / temperature, apart * tensors[0].shape[1] / min(1.0, temperature) > 3.4e38
 
