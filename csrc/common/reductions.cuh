@@ -1,6 +1,8 @@
-// Reductions over the threads that share a row: one warp, or the whole block. Every thread gets the
-// result; the order of operations is fixed, so results are the same in every run.
+// Reductions over the lanes of a warp. Every lane gets the result; the order of operations is
+// fixed, so results are the same in every run.
 #pragma once
+
+#include <type_traits>
 
 #include "common/config.h"
 
@@ -32,82 +34,48 @@ __device__ __forceinline__ Largest larger(Largest a, Largest b) {
   return second ? b : a;
 }
 
-template <typename T, typename Op>
-__device__ __forceinline__ T warp_reduce(T value, Op op) {
+struct LargerOp {
+  __device__ __forceinline__ Largest operator()(Largest a, Largest b) const { return larger(a, b); }
+};
+
+// A value as 32-bit words, to move it from thread to thread.
+template <typename V>
+struct Words {
+  static_assert(sizeof(V) % 4 == 0 && std::is_trivially_copyable_v<V>, "not made of words");
+  static constexpr int kCount = sizeof(V) / 4;
+  uint32_t at[kCount];
+
+  __device__ __forceinline__ Words() {}
+  __device__ __forceinline__ explicit Words(const V& value) { memcpy(at, &value, sizeof(V)); }
+  __device__ __forceinline__ V value() const {
+    V value;
+    memcpy(&value, at, sizeof(V));
+    return value;
+  }
+};
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// The value of the lane whose number differs in these bits; `lanes` are those that call it.
+template <typename V>
+__device__ __forceinline__ V lane_xor(const V& mine, int bits, unsigned lanes) {
+  Words<V> words(mine);
 #pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    value = op(value, __shfl_xor_sync(0xffffffffu, value, lanes));
+  for (int n = 0; n < Words<V>::kCount; ++n) {
+    words.at[n] = __shfl_xor_sync(lanes, words.at[n], bits);
+  }
+  return words.value();
+}
+
+// Over every kLanes lanes of a warp. V is whatever op combines: a number, or a struct of several
+// with an operation each.
+template <int kLanes = 32, typename V, typename Op>
+__device__ __forceinline__ V warp_reduce(V value, Op op, unsigned lanes = kAllLanes) {
+#pragma unroll
+  for (int bits = kLanes / 2; bits > 0; bits /= 2) {
+    value = op(value, lane_xor(value, bits, lanes));
   }
   return value;
 }
-
-__device__ __forceinline__ Largest warp_largest(Largest mine) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    const Largest other{__shfl_xor_sync(0xffffffffu, mine.value, lanes),
-                        __shfl_xor_sync(0xffffffffu, mine.index, lanes)};
-    mine = larger(mine, other);
-  }
-  return mine;
-}
-
-// The 32 threads of a warp on one row.
-struct WarpGroup {
-  __device__ __forceinline__ int rank() const { return int(threadIdx.x) % 32; }
-  __device__ __forceinline__ int size() const { return 32; }
-
-  template <typename Op>
-  __device__ __forceinline__ float reduce(float value, Op op) {
-    return warp_reduce(value, op);
-  }
-
-  __device__ __forceinline__ Largest largest(Largest mine) { return warp_largest(mine); }
-};
-
-// Room for one value a warp, twice: with two buffers used in turn, the barrier of one reduction
-// also tells that everyone has read the buffer before it, so that one barrier a reduction is
-// enough.
-struct BlockScratch {
-  float value[2][32];
-  int index[2][32];
-};
-
-// All threads of a block on one row. Every thread calls the same reductions in the same order.
-struct BlockGroup {
-  BlockScratch& scratch;
-  int turn = 0;
-
-  __device__ __forceinline__ explicit BlockGroup(BlockScratch& s) : scratch(s) {}
-  __device__ __forceinline__ int rank() const { return int(threadIdx.x); }
-  __device__ __forceinline__ int size() const { return int(blockDim.x); }
-
-  template <typename Op>
-  __device__ __forceinline__ float reduce(float value, Op op) {
-    const float mine = warp_reduce(value, op);
-    float* slots = scratch.value[turn];
-    turn ^= 1;
-    if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = mine;
-    __syncthreads();
-    float all = slots[0];
-    for (int w = 1; w < int(blockDim.x) / 32; ++w) all = op(all, slots[w]);
-    return all;
-  }
-
-  __device__ __forceinline__ Largest largest(Largest mine) {
-    mine = warp_largest(mine);
-    float* values = scratch.value[turn];
-    int* indices = scratch.index[turn];
-    turn ^= 1;
-    if (threadIdx.x % 32 == 0) {
-      values[threadIdx.x / 32] = mine.value;
-      indices[threadIdx.x / 32] = mine.index;
-    }
-    __syncthreads();
-    Largest all{values[0], indices[0]};
-    for (int w = 1; w < int(blockDim.x) / 32; ++w)
-      all = larger(all, Largest{values[w], indices[w]});
-    return all;
-  }
-};
 
 }  // namespace ard::cuda

@@ -7,94 +7,46 @@
 
 namespace ard::cuda {
 
-template <typename T, int kVec, bool kCached, typename Group>
-__device__ __forceinline__ void ce_gradient_of_row(const AttackGradientParams& p, Group& group,
-                                                   int64_t index, T* staged) {
-  const float loss = ce_row_loss<T, kVec, kCached>(
-      static_cast<const T*>(p.logits) + index * p.logits_stride, p.classes, p.labels[index], staged,
-      1.0f, static_cast<T*>(p.grad) + index * p.classes,
-      p.grad_scale ? p.grad_scale + index : nullptr, p.correct ? p.correct + index : nullptr,
-      group);
-  if (p.loss_rows && group.rank() == 0) p.loss_rows[index] = loss;
-}
-
-template <typename T, int kVec>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock)
-    ce_gradient_warp_kernel(AttackGradientParams p) {
-  ARD_DYNAMIC_SHARED(T, shared);
-  const int warp = int(threadIdx.x) / 32;
-  const int64_t index = int64_t(blockIdx.x) * kWarpsPerBlock + warp;
+template <typename T, int kVec, int kLanes, bool kCached>
+__global__ void __launch_bounds__(kMaxRowThreads) ce_gradient_kernel(AttackGradientParams p) {
+  ARD_DYNAMIC_SHARED(float, shared);
+  RowGroup<kLanes> group(p.classes, kVec);
+  const int64_t index = group.row();
   if (index >= p.batch) return;
-  constexpr int64_t kAlign = 16 / int64_t(sizeof(T));
-  const int64_t padded = (p.classes + kAlign - 1) / kAlign * kAlign;
-  WarpGroup group;
-  ce_gradient_of_row<T, kVec, true>(p, group, index, shared + warp * padded);
-}
-
-template <typename T, int kVec, bool kCached>
-__global__ void __launch_bounds__(1024) ce_gradient_block_kernel(AttackGradientParams p) {
-  ARD_DYNAMIC_SHARED(T, shared);
-  __shared__ BlockScratch scratch;
-  BlockGroup group(scratch);
-  ce_gradient_of_row<T, kVec, kCached>(p, group, int64_t(blockIdx.x), shared);
+  const float loss = ce_row_loss<T, kVec, kCached>(
+      static_cast<const T*>(p.logits) + index * p.logits_stride, p.classes, p.labels[index],
+      reinterpret_cast<T*>(group.staging(shared, 1)), 1.0f,
+      static_cast<T*>(p.grad) + index * p.classes, p.grad_scale ? p.grad_scale + index : nullptr,
+      p.correct ? p.correct + index : nullptr, group);
+  if (p.loss_rows && group.leads()) p.loss_rows[index] = loss;
 }
 
 // Of two rankings: their upper half is, entry by entry, the better of one and of the other read
 // backwards, and two rounds of exchanges put that in order (a bitonic merge).
-__device__ __forceinline__ Top4 merged(const Top4& a, const Top4& b) {
-  Top4 out = a;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    if (ranks_before(b.at[3 - k], a.at[k])) out.at[k] = b.at[3 - k];
-  }
-  put_in_order(out.at[0], out.at[2]);
-  put_in_order(out.at[1], out.at[3]);
-  put_in_order(out.at[0], out.at[1]);
-  put_in_order(out.at[2], out.at[3]);
-  return out;
-}
-
-__device__ __forceinline__ Top4 warp_top4(Top4 mine) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    Top4 other;
+struct MergeOp {
+  __device__ __forceinline__ Top4 operator()(const Top4& a, const Top4& b) const {
+    Top4 out = a;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      other.at[k].value = __shfl_xor_sync(0xffffffffu, mine.at[k].value, lanes);
-      other.at[k].index = __shfl_xor_sync(0xffffffffu, mine.at[k].index, lanes);
+      if (ranks_before(b.at[3 - k], a.at[k])) out.at[k] = b.at[3 - k];
     }
-    mine = merged(mine, other);
-  }
-  return mine;
-}
-
-struct RankingWarp : WarpGroup {
-  __device__ __forceinline__ Top4 top4(const Top4& mine) { return warp_top4(mine); }
-};
-
-// Called once by every thread of the block.
-struct RankingBlock : BlockGroup {
-  Top4* lists;  // [32], shared
-
-  __device__ __forceinline__ RankingBlock(BlockScratch& scratch, Top4* shared_lists)
-      : BlockGroup(scratch), lists(shared_lists) {}
-
-  __device__ __forceinline__ Top4 top4(const Top4& mine) {
-    const Top4 of_warp = warp_top4(mine);
-    const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-    if (lane == 0) lists[warp] = of_warp;
-    __syncthreads();
-    return warp_top4(lane < int(blockDim.x) / 32 ? lists[lane] : top4_empty());
+    put_in_order(out.at[0], out.at[2]);
+    put_in_order(out.at[1], out.at[3]);
+    put_in_order(out.at[0], out.at[1]);
+    put_in_order(out.at[2], out.at[3]);
+    return out;
   }
 };
 
-template <typename T, int kVec, typename Group>
-__device__ __forceinline__ void compared_gradient_of_row(const AttackGradientParams& p,
-                                                         Group& group, int64_t index) {
+template <typename T, int kVec, int kLanes>
+__global__ void __launch_bounds__(kMaxRowThreads) compared_gradient_kernel(AttackGradientParams p) {
+  RowGroup<kLanes> group(p.classes, kVec);
+  const int64_t index = group.row();
+  if (index >= p.batch) return;
   const T* logits = static_cast<const T*>(p.logits) + index * p.logits_stride;
   Top4 top = top4_empty();
   float nan = 0.0f;
-  ARD_FOR_VECTORS(c, p.classes) {
+  ARD_FOR_VECTORS(c) {
     const Vec<T, kVec> z = load_vec<kVec>(logits + c);
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
@@ -103,7 +55,7 @@ __device__ __forceinline__ void compared_gradient_of_row(const AttackGradientPar
       if (value != value) nan = 1.0f;
     }
   }
-  top = group.top4(top);
+  top = group.reduce(top, MergeOp());
   nan = group.reduce(nan, MaxOp());
 
   const int64_t label = p.labels[index];
@@ -114,10 +66,10 @@ __device__ __forceinline__ void compared_gradient_of_row(const AttackGradientPar
                                  valid ? to_float(logits[target]) : 0.0f, !valid || nan != 0.0f);
   if (p.grad_scale) {
     const float factor = compared_scale_gradient(row);
-    if (group.rank() == 0) p.grad_scale[index] = factor;
+    if (group.leads()) p.grad_scale[index] = factor;
   }
   T* grad = static_cast<T*>(p.grad) + index * p.classes;
-  ARD_FOR_VECTORS(c, p.classes) {
+  ARD_FOR_VECTORS(c) {
     Vec<T, kVec> out;
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
@@ -125,60 +77,34 @@ __device__ __forceinline__ void compared_gradient_of_row(const AttackGradientPar
     }
     store_vec<kVec>(grad + c, out);
   }
-  if (p.loss_rows && group.rank() == 0) {
+  if (p.loss_rows && group.leads()) {
     p.loss_rows[index] = row.loss;
     p.correct[index] = valid && nan == 0.0f && top.at[0].index == row.label;
   }
 }
 
-template <typename T, int kVec>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock)
-    compared_gradient_warp_kernel(AttackGradientParams p) {
-  const int64_t index = int64_t(blockIdx.x) * kWarpsPerBlock + int(threadIdx.x) / 32;
-  if (index >= p.batch) return;
-  RankingWarp group;
-  compared_gradient_of_row<T, kVec>(p, group, index);
-}
-
-template <typename T, int kVec>
-__global__ void __launch_bounds__(1024) compared_gradient_block_kernel(AttackGradientParams p) {
-  __shared__ BlockScratch scratch;
-  __shared__ Top4 lists[32];
-  RankingBlock group(scratch, lists);
-  compared_gradient_of_row<T, kVec>(p, group, int64_t(blockIdx.x));
-}
-
-// max_shared: shared memory that one block may have, in bytes. item_size: bytes of one logit.
-inline RowPlan plan_attack_gradient(const AttackGradientParams& p, int item_size,
-                                    int64_t max_shared) {
+// item_size: bytes of one logit.
+inline RowPlan plan_attack_gradient(const DeviceLimits& device, const AttackGradientParams& p,
+                                    int item_size) {
   const int vec = 16 / item_size;
-  RowPlan plan{};
-  plan.vector = p.classes % vec == 0 && p.logits_stride % vec == 0 && aligned16(p.logits) &&
-                aligned16(p.grad);
-  const int64_t row_bytes = p.loss == AttackLoss::ce ? ceil_div(p.classes * item_size, 16) * 16 : 0;
-  plan_rows(plan, p.batch, p.classes, row_bytes, max_shared);
-  return plan;
+  const bool vector = p.classes % vec == 0 && p.logits_stride % vec == 0 && aligned16(p.logits) &&
+                      aligned16(p.grad);
+  const int staged = p.loss == AttackLoss::ce ? 1 : 0;
+  return plan_rows(device, p.batch, p.classes, vector ? vec : 1, staged, false);
 }
 
 void launch_attack_gradient(const AttackGradientParams& p, Dtype dtype, Stream stream) {
   if (p.batch == 0) return;
   for_dtype(dtype, [&](auto example) {
     using T = decltype(example);
-    const RowPlan plan =
-        plan_attack_gradient(p, sizeof(T), max_dynamic_shared(sizeof(BlockScratch)));
-    const Geometry geometry = geometry_of(plan);
-    for_bools(plan.warp, plan.vector, [&](auto warp, auto vector) {
-      constexpr int kVec = vector.value ? 16 / sizeof(T) : 1;
-      if constexpr (warp.value) {
-        p.loss == AttackLoss::ce
-            ? start<ce_gradient_warp_kernel<T, kVec>>(geometry, stream, p)
-            : start<compared_gradient_warp_kernel<T, kVec>>(geometry, stream, p);
-      } else if (p.loss != AttackLoss::ce) {
-        start<compared_gradient_block_kernel<T, kVec>>(geometry, stream, p);
-      } else {
-        for_bool(plan.cached, [&](auto cached) {
-          start<ce_gradient_block_kernel<T, kVec, cached.value>>(geometry, stream, p);
-        });
+    const DeviceLimits device = device_limits<ce_gradient_kernel<T, 1, 32, true>>();
+    const RowPlan plan = plan_attack_gradient(device, p, sizeof(T));
+    for_row_variant<T>(plan, [&](auto vec, auto lanes, auto cached) {
+      constexpr int kVec = vec.value, kLanes = lanes.value;
+      if (p.loss == AttackLoss::ce) {
+        start<ce_gradient_kernel<T, kVec, kLanes, cached.value>>(geometry_of(plan), stream, p);
+      } else if constexpr (cached.value) {  // they stage nothing
+        start<compared_gradient_kernel<T, kVec, kLanes>>(geometry_of(plan), stream, p);
       }
     });
   });

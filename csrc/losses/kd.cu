@@ -6,6 +6,8 @@
 
 namespace ard::cuda {
 
+constexpr int kStagedFloats = 2;  // a class: student and teacher
+
 // The KL of one student's row, with its gradient and the teacher's unless these are null. Unless
 // scale is null both come times a power of two, written there, that brings the student's largest
 // into [1, 2).
@@ -22,9 +24,9 @@ __device__ __forceinline__ float kd_row_loss(const KlRowLogits<T>& z, float inv_
   float factor = 1.0f;
   if (scale) {
     float largest = 0.0f;
-    ARD_FOR_VECTORS(c, z.classes) {
-      const Vec<T, kVec> s = row_vec<kVec, kCached>(z.student, z.staged_student, c);
-      const Vec<T, kVec> t = row_vec<kVec, kCached>(z.teacher, z.staged_teacher, c);
+    ARD_FOR_VECTORS(c) {
+      const Vec<T, kVec> s = row_vec<kVec, kCached>(group, z.student, z.staged_student, c);
+      const Vec<T, kVec> t = row_vec<kVec, kCached>(group, z.teacher, z.staged_teacher, c);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
         const float grad = kd_student_grad(row, to_float(s.v[j]), to_float(t.v[j]), close_factor);
@@ -33,13 +35,13 @@ __device__ __forceinline__ float kd_row_loss(const KlRowLogits<T>& z, float inv_
     }
     largest = group.reduce(largest, MaxOp());
     if (kl == kl) factor = power_of_two_to_one(largest);
-    if (group.rank() == 0) *scale = factor;
+    if (group.leads()) *scale = factor;
   }
   if (grad_teacher) {
     const float weight = grad_weight * (inv_teacher_temperature / inv_temperature);
-    ARD_FOR_VECTORS(c, z.classes) {
-      const Vec<T, kVec> s = row_vec<kVec, kCached>(z.student, z.staged_student, c);
-      const Vec<T, kVec> t = row_vec<kVec, kCached>(z.teacher, z.staged_teacher, c);
+    ARD_FOR_VECTORS(c) {
+      const Vec<T, kVec> s = row_vec<kVec, kCached>(group, z.student, z.staged_student, c);
+      const Vec<T, kVec> t = row_vec<kVec, kCached>(group, z.teacher, z.staged_teacher, c);
       Vec<T, kVec> out;
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
@@ -52,9 +54,9 @@ __device__ __forceinline__ float kd_row_loss(const KlRowLogits<T>& z, float inv_
   }
   if (grad_student) {
     if (scale) kd_scale_gradient(row, close_factor, factor);
-    ARD_FOR_VECTORS(c, z.classes) {
-      const Vec<T, kVec> s = row_vec<kVec, kCached>(z.student, z.staged_student, c);
-      const Vec<T, kVec> t = row_vec<kVec, kCached>(z.teacher, z.staged_teacher, c);
+    ARD_FOR_VECTORS(c) {
+      const Vec<T, kVec> s = row_vec<kVec, kCached>(group, z.student, z.staged_student, c);
+      const Vec<T, kVec> t = row_vec<kVec, kCached>(group, z.teacher, z.staged_teacher, c);
       Vec<T, kVec> out;
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
@@ -73,14 +75,15 @@ __device__ __forceinline__ T* grad_row(void* grad, int64_t index, int64_t classe
 }
 
 template <typename T, int kVec, bool kCached, typename Group>
-__device__ __forceinline__ void kd_loss_of_row(const KdLossParams& p, Group& group, int64_t index,
-                                               T* staged) {
+__device__ __forceinline__ float kd_loss_of_row(const KdLossParams& p, Group& group,
+                                                float* staging) {
+  const int64_t index = group.row();
   const float weight = p.weight ? p.weight[index] : 1.0f;
   KlRowLogits<T> z;
   z.student = static_cast<const T*>(p.student) + index * p.student_stride;
   z.teacher = static_cast<const T*>(p.teacher) + index * p.teacher_stride;
-  z.staged_student = staged;
-  z.staged_teacher = staged + padded_row<T>(p.classes);
+  z.staged_student = reinterpret_cast<T*>(staging);
+  z.staged_teacher = reinterpret_cast<T*>(staging + group.room());
   z.classes = p.classes;
   z.teacher_is_staged = false;
   const float first = kd_row_loss<T, kVec, kCached>(
@@ -95,8 +98,8 @@ __device__ __forceinline__ void kd_loss_of_row(const KdLossParams& p, Group& gro
     const float grad_weight = weight * p.clean_grad_weight;
     T* grad = grad_row<T>(p.grad_clean, index, p.classes);
     if (p.labels) {
-      second = ce_row_loss<T, kVec, kCached>(clean, p.classes, p.labels[index], staged, grad_weight,
-                                             grad, nullptr, nullptr, group);
+      second = ce_row_loss<T, kVec, kCached>(clean, p.classes, p.labels[index], z.staged_student,
+                                             grad_weight, grad, nullptr, nullptr, group);
     } else {
       z.student = clean;
       z.teacher_is_staged = kCached;
@@ -106,58 +109,52 @@ __device__ __forceinline__ void kd_loss_of_row(const KdLossParams& p, Group& gro
           grad_weight, grad, static_cast<T*>(nullptr), nullptr, group);
     }
   }
-  if (group.rank() == 0) {
-    p.loss_rows[index] = weighted_loss(weight, p.kl_weight, first, p.clean_weight, second);
+  const float loss = weighted_loss(weight, p.kl_weight, first, p.clean_weight, second);
+  if (group.leads()) p.loss_rows[index] = loss;
+  return loss;
+}
+
+template <typename T, int kVec, int kLanes, bool kCached>
+__global__ void __launch_bounds__(kMaxRowThreads) kd_loss_kernel(KdLossParams p, float* total) {
+  ARD_DYNAMIC_SHARED(float, shared);
+  RowGroup<kLanes> group(p.classes, kVec);
+  float loss = 0.0f;
+  if (group.row() < p.batch) {
+    loss = kd_loss_of_row<T, kVec, kCached>(p, group, group.staging(shared, kStagedFloats));
   }
+  write_total(group, loss, total);
 }
 
-template <typename T, int kVec>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock) kd_loss_warp_kernel(KdLossParams p) {
-  ARD_DYNAMIC_SHARED(T, shared);
-  const int warp = int(threadIdx.x) / 32;
-  const int64_t index = int64_t(blockIdx.x) * kWarpsPerBlock + warp;
-  if (index >= p.batch) return;
-  WarpGroup group;
-  kd_loss_of_row<T, kVec, true>(p, group, index, shared + warp * 2 * padded_row<T>(p.classes));
-}
-
-template <typename T, int kVec, bool kCached>
-__global__ void __launch_bounds__(1024, 1) kd_loss_block_kernel(KdLossParams p) {
-  ARD_DYNAMIC_SHARED(T, shared);
-  __shared__ BlockScratch scratch;
-  BlockGroup group(scratch);
-  kd_loss_of_row<T, kVec, kCached>(p, group, int64_t(blockIdx.x), shared);
-}
-
-// max_shared: shared memory that one block may have, in bytes. item_size: bytes of one logit.
-inline RowPlan plan_kd_loss(const KdLossParams& p, int item_size, int64_t max_shared) {
+// item_size: bytes of one logit.
+inline RowPlan plan_kd_loss(const DeviceLimits& device, const KdLossParams& p, int item_size,
+                            bool total) {
   const int vec = 16 / item_size;
   const auto rows_aligned = [&](const void* data, int64_t stride) {
     return !data || (aligned16(data) && stride % vec == 0);
   };
-  RowPlan plan{};
-  plan.vector = p.classes % vec == 0 && rows_aligned(p.student, p.student_stride) &&
-                rows_aligned(p.teacher, p.teacher_stride) &&
-                rows_aligned(p.clean, p.clean_stride) && rows_aligned(p.grad_student, p.classes) &&
-                rows_aligned(p.grad_clean, p.classes) && rows_aligned(p.grad_teacher, p.classes);
-  const int64_t row_bytes = 2 * ceil_div(p.classes * item_size, 16) * 16;  // student and teacher
-  plan_rows(plan, p.batch, p.classes, row_bytes, max_shared);
-  return plan;
+  const bool vector =
+      p.classes % vec == 0 && rows_aligned(p.student, p.student_stride) &&
+      rows_aligned(p.teacher, p.teacher_stride) && rows_aligned(p.clean, p.clean_stride) &&
+      rows_aligned(p.grad_student, p.classes) && rows_aligned(p.grad_clean, p.classes) &&
+      rows_aligned(p.grad_teacher, p.classes);
+  return plan_rows(device, p.batch, p.classes, vector ? vec : 1, kStagedFloats, total);
 }
 
 void launch_kd_loss(const KdLossParams& p, Dtype dtype, float* total, Stream stream) {
+  bool summed = false;
   if (p.batch > 0) {
     for_dtype(dtype, [&](auto example) {
       using T = decltype(example);
-      const RowPlan plan = plan_kd_loss(p, sizeof(T), max_dynamic_shared(sizeof(BlockScratch)));
-      for_bools(plan.vector, plan.cached, [&](auto vector, auto cached) {
-        constexpr int kVec = vector.value ? 16 / sizeof(T) : 1;
-        if (plan.warp) return start<kd_loss_warp_kernel<T, kVec>>(geometry_of(plan), stream, p);
-        start<kd_loss_block_kernel<T, kVec, cached.value>>(geometry_of(plan), stream, p);
+      const DeviceLimits device = device_limits<kd_loss_kernel<T, 1, 32, true>>();
+      const RowPlan plan = plan_kd_loss(device, p, sizeof(T), total != nullptr);
+      summed = plan.sums;
+      for_row_variant<T>(plan, [&](auto vec, auto lanes, auto cached) {
+        start<kd_loss_kernel<T, vec.value, lanes.value, cached.value>>(geometry_of(plan), stream, p,
+                                                                       summed ? total : nullptr);
       });
     });
   }
-  if (total) launch_sum_rows(p.loss_rows, p.batch, total, stream);
+  if (total && !summed) launch_sum_rows(p.loss_rows, p.batch, total, stream);
 }
 
 // The sum of all row losses, in double and in a fixed order, by one block.

@@ -6,6 +6,9 @@
 
 namespace ard::cuda {
 
+// A class: both rows.
+constexpr int staged_floats(bool /*mart*/) { return 2; }
+
 // The cross-entropy of the clean row, from the weights that the KL needs.
 struct TradesSums {
   float rest = 0.0f, count = 0.0f;
@@ -43,7 +46,7 @@ struct MartSums {
 
   template <typename Group>
   __device__ __forceinline__ void all_loaded(Group& group) {
-    rival = group.largest(rival);
+    rival = group.reduce(rival, LargerOp());
     max = max_or_second(label_logit, rival.value);
   }
 
@@ -71,9 +74,9 @@ __device__ __forceinline__ void write_pair_grads(const PairLossParams& p, const 
   T* grad_adv = static_cast<T*>(p.grad_adv) + index * p.classes;
   T* grad_clean = static_cast<T*>(p.grad_clean) + index * p.classes;
   const float close_factor = 1.0f / (1.0f + row.excess);
-  ARD_FOR_VECTORS(c, z.classes) {
-    const Vec<T, kVec> s = row_vec<kVec, kCached>(z.student, z.staged_student, c);
-    const Vec<T, kVec> t = row_vec<kVec, kCached>(z.teacher, z.staged_teacher, c);
+  ARD_FOR_VECTORS(c) {
+    const Vec<T, kVec> s = row_vec<kVec, kCached>(group, z.student, z.staged_student, c);
+    const Vec<T, kVec> t = row_vec<kVec, kCached>(group, z.teacher, z.staged_teacher, c);
     Vec<T, kVec> out_adv, out_clean;
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
@@ -92,13 +95,14 @@ __device__ __forceinline__ void write_pair_grads(const PairLossParams& p, const 
 }
 
 template <typename T, int kVec, bool kCached, bool kMart, typename Group>
-__device__ __forceinline__ void pair_loss_of_row(const PairLossParams& p, Group& group,
-                                                 int64_t index, T* staged) {
+__device__ __forceinline__ float pair_loss_of_row(const PairLossParams& p, Group& group,
+                                                  float* staging) {
+  const int64_t index = group.row();
   KlRowLogits<T> z;
   z.student = static_cast<const T*>(p.adv) + index * p.adv_stride;
   z.teacher = static_cast<const T*>(p.clean) + index * p.clean_stride;
-  z.staged_student = staged;
-  z.staged_teacher = staged + padded_row<T>(p.classes);
+  z.staged_student = reinterpret_cast<T*>(staging);
+  z.staged_teacher = reinterpret_cast<T*>(staging + group.room());
   z.classes = p.classes;
   z.teacher_is_staged = false;
   const int64_t given = p.labels[index];
@@ -111,11 +115,13 @@ __device__ __forceinline__ void pair_loss_of_row(const PairLossParams& p, Group&
 
   // Before the gradients: what a loss is made of need not be kept until they are done.
   const auto store_loss = [&](PairTerms terms) {
-    if (group.rank() != 0) return;
-    p.loss_rows[index] = weighted_loss(weight, p.kl_weight, terms.kl, p.ce_weight, terms.ce);
+    const float loss = weighted_loss(weight, p.kl_weight, terms.kl, p.ce_weight, terms.ce);
+    if (group.leads()) p.loss_rows[index] = loss;
+    return loss;
   };
 
   KdRow row;
+  float loss;
   if constexpr (kMart) {
     const float adv_logit = to_float(z.student[label]);
     MartSums sums(label, adv_logit);
@@ -124,7 +130,7 @@ __device__ __forceinline__ void pair_loss_of_row(const PairLossParams& p, Group&
         mart_row(ce_row(sums.max, sums.weight_sum, sums.max_count), sums.rival.value,
                  ce_row(row.teacher_ref, sums.clean.rest, sums.clean.count),
                  exp_f32(clean_logit - row.teacher_ref));
-    store_loss(mart_terms(mart, adv_logit, kl));
+    loss = store_loss(mart_terms(mart, adv_logit, kl));
     write_pair_grads<T, kVec, kCached>(
         p, z, row, index, group,
         [&](int64_t c, float adv, float clean_weight, float to_adv, float to_clean) {
@@ -136,7 +142,7 @@ __device__ __forceinline__ void pair_loss_of_row(const PairLossParams& p, Group&
     TradesSums sums;
     const float kl = kl_row<kVec, kCached>(z, 1.0f, 1.0f, group, row, sums);
     const CeRow ce = ce_row(row.teacher_ref, sums.rest, sums.count);
-    store_loss(PairTerms{kl, ce_loss(ce, clean_logit)});
+    loss = store_loss(PairTerms{kl, ce_loss(ce, clean_logit)});
     write_pair_grads<T, kVec, kCached>(
         p, z, row, index, group,
         [&](int64_t c, float, float clean_weight, float to_adv, float to_clean) {
@@ -144,56 +150,48 @@ __device__ __forceinline__ void pair_loss_of_row(const PairLossParams& p, Group&
                            trades_clean_grad(ce, clean_weight, c == label, to_clean, grad_weight)};
         });
   }
+  return loss;
 }
 
-template <typename T, int kVec, bool kMart>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock) pair_loss_warp_kernel(PairLossParams p) {
-  ARD_DYNAMIC_SHARED(T, shared);
-  const int warp = int(threadIdx.x) / 32;
-  const int64_t index = int64_t(blockIdx.x) * kWarpsPerBlock + warp;
-  if (index >= p.batch) return;
-  WarpGroup group;
-  pair_loss_of_row<T, kVec, true, kMart>(p, group, index,
-                                         shared + warp * 2 * padded_row<T>(p.classes));
+template <typename T, int kVec, int kLanes, bool kCached, bool kMart>
+__global__ void __launch_bounds__(kMaxRowThreads) pair_loss_kernel(PairLossParams p, float* total) {
+  ARD_DYNAMIC_SHARED(float, shared);
+  RowGroup<kLanes> group(p.classes, kVec);
+  float loss = 0.0f;
+  if (group.row() < p.batch) {
+    loss = pair_loss_of_row<T, kVec, kCached, kMart>(p, group,
+                                                     group.staging(shared, staged_floats(kMart)));
+  }
+  write_total(group, loss, total);
 }
 
-template <typename T, int kVec, bool kMart, bool kCached>
-__global__ void __launch_bounds__(1024) pair_loss_block_kernel(PairLossParams p) {
-  ARD_DYNAMIC_SHARED(T, shared);
-  __shared__ BlockScratch scratch;
-  BlockGroup group(scratch);
-  pair_loss_of_row<T, kVec, kCached, kMart>(p, group, int64_t(blockIdx.x), shared);
-}
-
-// max_shared: shared memory that one block may have, in bytes. item_size: bytes of one logit.
-inline RowPlan plan_pair_loss(const PairLossParams& p, int item_size, int64_t max_shared) {
+// item_size: bytes of one logit.
+inline RowPlan plan_pair_loss(const DeviceLimits& device, const PairLossParams& p, int item_size,
+                              bool total) {
   const int vec = 16 / item_size;
-  RowPlan plan{};
-  plan.vector = p.classes % vec == 0 && p.adv_stride % vec == 0 && p.clean_stride % vec == 0 &&
-                aligned16(p.adv) && aligned16(p.clean) && aligned16(p.grad_adv) &&
-                aligned16(p.grad_clean);
-  const int64_t row_bytes = 2 * ceil_div(p.classes * item_size, 16) * 16;
-  plan_rows(plan, p.batch, p.classes, row_bytes, max_shared);
-  return plan;
+  const bool vector = p.classes % vec == 0 && p.adv_stride % vec == 0 &&
+                      p.clean_stride % vec == 0 && aligned16(p.adv) && aligned16(p.clean) &&
+                      aligned16(p.grad_adv) && aligned16(p.grad_clean);
+  return plan_rows(device, p.batch, p.classes, vector ? vec : 1, staged_floats(p.mart), total);
 }
 
 void launch_pair_loss(const PairLossParams& p, Dtype dtype, float* total, Stream stream) {
+  bool summed = false;
   if (p.batch > 0) {
     for_dtype(dtype, [&](auto example) {
       using T = decltype(example);
-      const RowPlan plan = plan_pair_loss(p, sizeof(T), max_dynamic_shared(sizeof(BlockScratch)));
-      const Geometry geometry = geometry_of(plan);
-      for_bools(p.mart, plan.vector, [&](auto mart, auto vector) {
-        constexpr int kVec = vector.value ? 16 / sizeof(T) : 1;
-        constexpr bool kMart = mart.value;
-        if (plan.warp) return start<pair_loss_warp_kernel<T, kVec, kMart>>(geometry, stream, p);
-        for_bool(plan.cached, [&](auto cached) {
-          start<pair_loss_block_kernel<T, kVec, kMart, cached.value>>(geometry, stream, p);
+      const DeviceLimits device = device_limits<pair_loss_kernel<T, 1, 32, true, false>>();
+      const RowPlan plan = plan_pair_loss(device, p, sizeof(T), total != nullptr);
+      summed = plan.sums;
+      for_row_variant<T>(plan, [&](auto vec, auto lanes, auto cached) {
+        for_bool(p.mart, [&](auto mart) {
+          start<pair_loss_kernel<T, vec.value, lanes.value, cached.value, mart.value>>(
+              geometry_of(plan), stream, p, summed ? total : nullptr);
         });
       });
     });
   }
-  if (total) launch_sum_rows(p.loss_rows, p.batch, total, stream);
+  if (total && !summed) launch_sum_rows(p.loss_rows, p.batch, total, stream);
 }
 
 }  // namespace ard::cuda

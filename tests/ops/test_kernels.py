@@ -20,6 +20,8 @@ from ard_fast.functional import _ops
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # A GPU without clusters, one with, and one whose blocks have so little shared memory that nothing large fits.
 GPUS = {"sm_80": (80, None), "sm_90": (90, None), "small": (90, 2600)}
+# For long rows of logits: without clusters nothing fits, with them they fit a cluster.
+ROW_GPUS = {"small sm_80": (80, 2600), "shared": (90, 6000)}
 # Where the tensors of a call begin in memory, in elements and in turn.
 OFFSETS = [(0,), (1,), (4,), (8,), (0, 1), (1, 0, 0)]
 PLAIN = Mode()
@@ -184,8 +186,8 @@ def layer_calls(n, dtype, offsets):
 FAMILIES = {
     "steps": (step_calls, [0, 1, 3, 4, 8, 9, 33, 127, 256, 1024, 1027, 4096]),
     "apgd": (apgd_calls, [0, 1, 8, 33, 256, 1027, 4096]),
-    "losses": (loss_calls, [1, 2, 7, 8, 33, 128, 1024, 1401, 1408]),
-    "sums": (sum_calls, [0, 1, 31, 33, 256, 257, 2500]),
+    "losses": (loss_calls, [1, 2, 7, 8, 16, 17, 33, 128, 1024, 1401, 1408]),
+    "sums": (sum_calls, [0, 1, 31, 33, 256, 512, 513, 2500]),
     "layers": (layer_calls, [0, 1, 7, 8, 16, 24, 33, 1024]),
 }
 
@@ -193,7 +195,7 @@ FAMILIES = {
 def compare(family, dtype, gpu, sizes=None, offsets=OFFSETS, mode=PLAIN):
     """Every call on the CPU and on the GPU. Returns the names of the kernels that ran."""
     make, all_sizes = FAMILIES[family]
-    arch, max_shared = GPUS[gpu]
+    arch, max_shared = (GPUS | ROW_GPUS)[gpu]
     started = set()
     for n in sizes or all_sizes:
         # The largest sizes are about blocks and shared memory, the others about alignment too.
@@ -208,9 +210,10 @@ def compare(family, dtype, gpu, sizes=None, offsets=OFFSETS, mode=PLAIN):
     return started
 
 
-@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize(
+    ("family", "gpu"), [*itertools.product(FAMILIES, GPUS), *itertools.product(["losses"], ROW_GPUS)]
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
 def test_any_size_and_alignment(family, dtype, gpu, request):
     sizes, offsets = None, OFFSETS
     if gpu != "sm_90":  # another plan for what is large, and nothing else
@@ -250,15 +253,59 @@ def test_rows_of_about_48_kib(loss, rows, dtype, classes):
             torch.testing.assert_close(a, b, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=1e-5)
 
 
-def test_rows_are_summed_in_double():
-    """Small losses between two that cancel: float32 would lose them."""
-    weight, logits = torch.ones(3000), torch.zeros(3000, 2)
+@pytest.mark.parametrize("rows", [500, 3000])
+def test_rows_are_summed_in_double(rows):
+    """Small losses between two that cancel: float32 would lose them. By the loss's launch, and by one of its own."""
+    weight, logits = torch.ones(rows), torch.zeros(rows, 2)
     weight[:2] = torch.tensor([3e7, -3e7])
-    labels, numbers = torch.zeros(3000, dtype=torch.int64), (5.0, 1.0, 5.0, 1.0, True, True)
+    labels, numbers = torch.zeros(rows, dtype=torch.int64), (5.0, 1.0, 5.0, 1.0, True, True)
     call = Call(_ops.pair_loss, logits, logits.clone(), labels, weight, False, *numbers, within=LOSSES)
     expected = call.run()
     with emulated_gpu.active():
         call.check(call.run(), expected)
+
+
+# Rows, classes, bytes of shared memory: the most that one launch sums, and a little more.
+SUMMED = [
+    ((128, 10, None), (128, 100, None), (256, 10, None), (512, 16, None), (128, 128, None), (16, 1024, None)),
+    ((513, 16, None), (129, 100, None), (17, 1024, None), (64, 256, 12_000), (3, 1025, None)),
+]
+
+
+@pytest.mark.parametrize("one", [True, False])
+@pytest.mark.parametrize("arch", [80, 90])
+def test_a_training_batch_is_one_launch(arch, one):
+    """The loss and its sum, where the device has clusters; the last rows and blocks of the batch count once."""
+    numbers = 2.0, 3.0, 4.0, 0.75, 0.25, 0.75, 0.25
+    for rows, classes, max_shared in SUMMED[0 if one else 1]:
+        torch.manual_seed(0)
+        logits, labels = torch.randn(3, rows, classes), torch.randint(classes, (rows,))
+        rest = None, None, None, *numbers, True, False, False
+        calls = [Call(_ops.kd_loss, *logits, labels, *rest, within=LOSSES)]
+        calls += [
+            Call(_ops.pair_loss, *logits[:2], labels, None, mart, 5.0, 1.0, 5.0, 1.0, True, False, within=LOSSES)
+            for mart in (False, True)
+        ]
+        for call in calls:
+            expected = call.run()
+            with emulated_gpu.active(arch, max_shared=max_shared) as gpu:
+                call.check(call.run(), expected)
+                assert (len(gpu.take_launches()) == 1) == (one and arch >= 90), (rows, classes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_long_rows_are_read_once(dtype):
+    """32,000 classes: several blocks a row, where the device has clusters."""
+    torch.manual_seed(0)
+    student, teacher = (t.to(dtype) for t in rows_of_logits(32_000))
+    labels = torch.tensor([0, 31_999, 16_000, 7_999])
+    call = Call(_ops.pair_loss, student, teacher, labels, None, True, 5.0, 1.0, 5.0, 1.0, True, True, within=LOSSES)
+    expected = call.run()
+    with emulated_gpu.active() as gpu:
+        call.check(call.run(), expected)
+        ((_, grid, _, cluster, _), _) = gpu.take_launches()
+        assert cluster > 1
+        assert grid == 4 * cluster
 
 
 def test_every_kernel_runs():
@@ -268,7 +315,8 @@ def test_every_kernel_runs():
         few = [n for n in sizes if n in (8, 24, 33)] + sizes[-3:]
         for dtype in DTYPES:
             started |= compare(family, dtype, "sm_90", few, [(0,), (1,)])
-            started |= compare(family, dtype, "small", sizes[-2:], [(0,)])
+            for gpu in ("small", *ROW_GPUS):
+                started |= compare(family, dtype, gpu, sizes[-2:], [(0,)])
     torch.manual_seed(0)
     with emulated_gpu.active() as gpu:
         for case in ("fold", "fold bf16"):
@@ -367,7 +415,7 @@ def noticed(call, expected, arch=90):
 # What is wrong: a kernel, what is replaced in its PTX by what, a call that then does not pass, and what is said.
 FAULTS = {
     "a barrier is missing": (
-        "kd_loss_block_kernelIfLi4ELb1",
+        "kd_loss_kernelIfLi4ELi0ELb1",
         r"bar\.sync 0;",
         "",
         (loss_calls, 1028),
@@ -384,14 +432,14 @@ FAULTS = {
         "sum_rows",
         r"mov\.[bu]32 (%r\d+), -1;",
         r"mov.u32 \1, 65535;",
-        (loss_calls, 33),
+        (sum_calls, 600),
         "take part",
     ),
     "a shuffle goes to another lane": (
         "sum_rows",
         r"mov\.[bu]32 (%r\d+), 16;",
         r"mov.u32 \1, 8;",
-        (loss_calls, 33),
+        (sum_calls, 600),
         "another result",
     ),
     "a vector load is misaligned": (
@@ -417,7 +465,7 @@ FAULTS = {
     ),
     "a NaN is lost": ("cuda20pgd_linf_step_kernelIfLi4", r"setp\.num", "setp.nan", (step_calls, 64), "another result"),
     "shared memory is read before it is written": (
-        "kd_loss_block_kernelIfLi4ELb1",
+        "kd_loss_kernelIfLi4ELi0ELb1",
         r"st\.shared\.f32 [^;]*;",
         "",
         (loss_calls, 1028),
@@ -471,11 +519,12 @@ def test_shared_memory_must_be_asked_for():
 
 # Kernels with barriers, and a call that starts each.
 WITH_BARRIERS = {
-    "kd_loss_block_kernelIfLi4ELb1": (loss_calls, 1028),
-    "pair_loss_block_kernelIfLi4ELb1ELb1": (loss_calls, 1028, 5),
-    "ce_gradient_block_kernelIfLi4ELb1": (loss_calls, 1028, 6),
-    "compared_gradient_block_kernelIfLi4": (loss_calls, 1028, 8),
-    "sum_rows": (sum_calls, 300),
+    "kd_loss_kernelIfLi4ELi0ELb1": (loss_calls, 1028),
+    "pair_loss_kernelIfLi4ELi0ELb1ELb1": (loss_calls, 1028, 5),
+    "pair_loss_kernelIfLi1ELi8ELb1ELb0": (sum_calls, 300),  # summed in the launch
+    "ce_gradient_kernelIfLi4ELi0ELb1": (loss_calls, 1028, 6),
+    "compared_gradient_kernelIfLi4ELi0": (loss_calls, 1028, 8),
+    "sum_rows": (sum_calls, 600),
     "cuda18pgd_l2_step_kernelIfLi4ELb1": (step_calls, 20_000, 1),
     "apgd_l2_step_kernelIfLi4ELb1": (apgd_calls, 20_000, 2),
 }
