@@ -89,14 +89,24 @@ def digits(batch: int, device: torch.device) -> Victim:
     return Victim(model, x[right[:batch]], y[right[:batch]], eps, eps_l2=1.0, trained=True)
 
 
-def cifar(name: str, batch: int, device: torch.device) -> Victim:
-    """A network for 32x32 images with initial weights and settled batch-norm statistics, and random images."""
+def untrained(name: str, batch: int, device: torch.device) -> Victim:
+    """A network with initial weights and settled batch-norm statistics, and random images: of MNIST's size for LeNet-5,
+    of CIFAR's for those that `ard_fast.models` knows.
+    """
+    mnist = name == "lenet"
     torch.manual_seed(0)
-    x = torch.rand(max(batch, 64), 3, 32, 32, device=device)
-    model = settled(build_model(name).to(device), x).eval()
+    x = torch.rand(max(batch, 64), *((1, 28, 28) if mnist else (3, 32, 32)), device=device)
+    model = settled((_lenet() if mnist else build_model(name)).to(device), x).eval()
     with torch.no_grad():
         y = model(x[:batch]).argmax(1)
-    return Victim(model, x[:batch].clone(), y, eps=8 / 255, eps_l2=0.5, trained=False)
+    eps, eps_l2 = (0.3, 1.5) if mnist else (8 / 255, 0.5)
+    return Victim(model, x[:batch].clone(), y, eps, eps_l2, trained=False)
+
+
+def _lenet() -> nn.Module:
+    first = [nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    last = [nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)]
+    return nn.Sequential(*first, nn.Flatten(), *last)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

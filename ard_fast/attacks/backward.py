@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 _MOST_CHANNELS = 4
+_FEWEST_PIXELS = 4096
+"""Of a whole batch: below, the search for the convolution takes longer than it saves."""
 
 
 def backward(
@@ -28,9 +30,9 @@ def backward(
     retain_graph: bool = False,
 ) -> Tensor:
     """`torch.autograd.grad` at one tensor, in the dtypes of the forward pass, also where autocast is on."""
-    with ExitStack() as stack:
-        if torch.is_autocast_enabled(probe.device.type):
-            stack.enter_context(torch.autocast(probe.device.type, enabled=False))  # keeps the cast weights
+    device = probe.device.type
+    # Autocast keeps the cast weights.
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
         first = _first_convolution(outputs, probe)
         if first is None:
             return torch.autograd.grad(outputs, [probe], gradients, retain_graph=retain_graph)[0]
@@ -38,8 +40,10 @@ def backward(
         (grad,) = torch.autograd.grad(outputs, [GradientEdge(first, 0)], gradients, retain_graph=retain_graph)
         with torch.no_grad():
             grad = input_gradient(grad, x, weight, stride, padding)
-        below = GradientEdge(*first.next_functions[0])
-        return torch.autograd.grad([below], [probe], [grad], retain_graph=retain_graph)[0]
+        below, output_nr = first.next_functions[0]
+        if below.name() == "torch::autograd::AccumulateGrad" and not probe._backward_hooks:
+            return grad
+        return torch.autograd.grad([GradientEdge(below, output_nr)], [probe], [grad], retain_graph=retain_graph)[0]
 
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
@@ -84,25 +88,29 @@ def _first_convolution(outputs: Sequence[Tensor], probe: Tensor) -> Any:
     """
     if probe.device.type != "cpu" or probe.dim() != 4 or torch.compiler.is_compiling():
         return None
-    left = [output.grad_fn for output in outputs]
-    readers: dict[Node, list[Node | None]] = {node: [None] for node in left if node is not None}
+    if probe.shape[1] > _MOST_CHANNELS or probe.numel() < _FEWEST_PIXELS:
+        return None
+    images = get_gradient_edge(probe).node
+    left: list[Any] = [output.grad_fn for output in outputs]
+    if None in left:
+        return None
+    reader: dict[Any, Any] = dict.fromkeys(left)  # of each function; None where there are several, or `outputs`
     while left:
         node = left.pop()
-        for below, _ in () if node is None else node.next_functions:
-            if below is not None:
-                if below not in readers:
-                    readers[below] = []
+        for below, _ in node.next_functions:
+            if below in reader:
+                reader[below] = None
+            elif below is not None:
+                reader[below] = node
+                if type(below) is not type(images):  # those of leaves read nothing
                     left.append(below)
-                readers[below].append(node)
-    node: Any = get_gradient_edge(probe).node
-    while len(above := readers.get(node, ())) == 1 and above[0] is not None:
-        node = above[0]
-        if node.name() == "ConvolutionBackward0":
-            fits = not node._saved_transposed and has_few_channels(
-                node._saved_input, node._saved_weight, node._saved_dilation, node._saved_groups
-            )
-            return node if fits else None
-    return None
+    node = reader.get(images)
+    while node is not None and node.name() != "ConvolutionBackward0":
+        node = reader[node]
+    if node is None or node._saved_transposed:
+        return None
+    x, weight, dilation, groups = node._saved_input, node._saved_weight, node._saved_dilation, node._saved_groups
+    return node if has_few_channels(x, weight, dilation, groups) else None
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ard_fast import functional as F
 from ard_fast._typing import Context, known
+from ard_fast.attacks.backward import has_few_channels, input_gradient
 
 
 class Geometry(NamedTuple):
@@ -78,6 +79,8 @@ class Convolution(nn.Module):
             return self.packed.input_gradient(grad)
         stride, padding, dilation, groups = self.geometry
         x = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=self.layout)  # never read
+        if has_few_channels(x, self.weight, dilation, groups):
+            return input_gradient(grad, x, self.weight, stride, padding)
         return torch.ops.aten.convolution_backward(
             grad, x, self.weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
         )[0]

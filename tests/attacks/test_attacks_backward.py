@@ -71,7 +71,7 @@ def passed(model):
     """A probe, its logits and a gradient at them."""
     torch.manual_seed(0)
     dtype = next(model.parameters()).dtype
-    probe = torch.rand(3, 2, 8, 8, dtype=dtype, requires_grad=True)
+    probe = torch.rand(32, 2, 8, 8, dtype=dtype, requires_grad=True)
     logits = model(probe)
     return probe, logits, torch.randn_like(logits)
 
