@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ard_fast._devices import autocast, full_precision
 from ard_fast.attacks import GraphedPGD, as_graph, attack_mode
+from ard_fast.attacks.base import GradientAttack
 from ard_fast.data import Split
 from ard_fast.data.splits import pixels
 from ard_fast.evaluation.results import (
@@ -75,11 +76,18 @@ class CountedModel(nn.Module):
         model: the network; a submodule, so that modes set here reach it.
         before_forward: called before every forward pass; may raise, to stop.
         precision: "fp32", or "bf16": the network runs under bfloat16 autocast, and its logits are float32 again.
+        folded: called in the network's place: the same function up to rounding.
     """
 
-    def __init__(self, model: nn.Module, before_forward: Callable[[], None], precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        before_forward: Callable[[], None],
+        precision: str = "fp32",
+        folded: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.precision = model, precision
+        self.model, self.precision, self.folded = model, precision, folded
         self.cost = Cost()
         self._before_forward = before_forward
 
@@ -92,7 +100,7 @@ class CountedModel(nn.Module):
             with autocast("bf16", x.device):
                 logits = self.model(x).float()
         else:
-            logits = self.model(x)
+            logits = (self.folded or self.model)(x)
         if logits.requires_grad:
 
             def count_backward(_: Tensor) -> None:
@@ -161,7 +169,8 @@ class Evaluator:
 
     Under `precision="bf16"` the attacks see the network in bfloat16. Which images are fooled is decided in float32, so
     robust accuracy is an upper bound as ever. Images that are fooled in bfloat16 only are attacked again in float32.
-    To compare, the first batch of each attack is attacked in float32 too (`Agreement`).
+    To compare, the first batch of each attack is attacked in float32 too (`Agreement`). Likewise, where attacks see a
+    folded form of the network, it is itself that decides, and images that fool the folded form only are attacked again.
 
     Args:
         model: gives logits `[B, num_classes]` of pixels in [0, 1]; on the split's device.
@@ -174,6 +183,7 @@ class Evaluator:
         channels_last: give the network images in that layout.
         precision: "fp32" or "bf16", of the networks while they are attacked.
         sources: the networks that a `Step` may name, frozen, in eval mode and on the same device.
+        folded: the network in eval mode, up to rounding, for gradient attacks that are made in that mode.
         cascade: see above.
         listener: called as the evaluation proceeds.
         before_forward: called before every forward pass, or once a batch while an attack replays its CUDA graph; may
@@ -207,6 +217,7 @@ class Evaluator:
         channels_last: bool = False,
         precision: str = "fp32",
         sources: Mapping[str, nn.Module] | None = None,
+        folded: Callable[[Tensor], Tensor] | None = None,
         cascade: bool = False,
         listener: Listener | None = None,
         before_forward: Callable[[], None] = lambda: None,
@@ -216,6 +227,7 @@ class Evaluator:
         networks: dict[str | None, nn.Module] = {None: model}
         networks.update(sources or {})
         self._attacked = {name: self._counted(network, precision) for name, network in networks.items()}
+        self._folded = None if folded is None else CountedModel(model, self._before_pass, folded=folded)
         self.norm, self.eps, self.batch_size, self.cascade = norm, eps, batch_size, cascade
         self.results: list[StepResult] = []
         self.unfinished: list[StageResult] = []
@@ -300,6 +312,8 @@ class Evaluator:
         """
         key, before, outside = f"{attack!r} on {source}" if source else repr(attack), self._cost(), 0
         attacked_model, redone = self._attacked[source], 0
+        if self._folded is not None and source is None and isinstance(attack, GradientAttack) and attack.bn == "eval":
+            attacked_model = self._folded
         attacked, found = self._known.get(key, (torch.zeros_like(chosen), torch.zeros_like(chosen)))
         reused = key in self._known and bool((attacked | ~chosen).all())
         if reused:
@@ -311,7 +325,8 @@ class Evaluator:
             with evaluation_mode(self.model), evaluation_mode(attacked_model):
                 for positions in _batches(chosen.nonzero().squeeze(1), self.batch_size):
                     outcome = x_adv, still, valid = self._try(counted, attacked_model, positions, eps)
-                    if attacked_model.precision != "fp32" and source is None:
+                    exact = attacked_model.precision == "fp32" and attacked_model.folded is None
+                    if not exact and source is None:
                         redone += self._redo(attack, attacked_model, positions, eps, outcome)
                     outside += int((~valid).sum())
                     right[positions] = still.cpu()
@@ -344,9 +359,12 @@ class Evaluator:
         eps: float,
         outcome: tuple[Tensor, Tensor, Tensor],
     ) -> int:
-        """Attack in float32 the images that are fooled in bfloat16 only, and put that in their places: how many.
+        """Attack on the network itself, in float32, the images that fool `model` only, and put that in their places.
 
-        An attack stops at such images, or keeps them for fooled, so without this it would be weaker than in float32.
+        An attack stops at such images, or keeps them for fooled, so without this it would be weaker.
+
+        Returns:
+            How many there were.
         """
         x_adv, still, valid = outcome
         with torch.no_grad():
@@ -402,7 +420,7 @@ class Evaluator:
         self._listener.progress(self._cost().forwards, self._done, self._left)
 
     def _cost(self) -> Cost:
-        counted = (self.model, *self._attacked.values())
+        counted = (self.model, *self._attacked.values(), *([] if self._folded is None else [self._folded]))
         return replace(sum((model.cost for model in counted), Cost()), seconds=time.perf_counter())
 
 

@@ -13,6 +13,7 @@ from ard_fast.evaluation.evaluator import Evaluator, inside_ball
 from ard_fast.evaluation.measure import evaluate
 from ard_fast.evaluation.results import Step
 from ard_fast.evaluation.self_checks import check_results
+from ard_fast.folding import FoldedNetwork
 from ard_fast.models import build_model
 
 PGD3 = PGD(eps=0.05, step_size=0.02, steps=3, bn="eval")
@@ -386,6 +387,42 @@ def test_gradients_lost_in_bfloat16_are_reported():
     (finding,) = check_results(made.results)
     assert finding.check == "precision" and "still correct: 8 (bf16), 0 (fp32)" in finding.message
     assert evaluator(model=Rounded()).run(single("difference", FollowsDifference())).robust == 0
+
+
+def in_bfloat16(x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return Rounded()(x).float()
+
+
+class GradientUntilFooled(PGD):
+    """`UntilFooled`, but one of the gradient attacks, which see the folded form."""
+
+    def search(self, problem, seed):
+        return UntilFooled(0.47, 0.6)(problem.model, problem.x, problem.y, seed=seed, sample_ids=None)
+
+
+def test_attacks_see_the_folded_form_and_the_network_decides():
+    made = evaluator(model=Rounded(), folded=in_bfloat16)  # a form that 0.47 fools, and not the network
+    (stage,) = made.run(single("until", GradientUntilFooled(eps=0.5, step_size=0.5, steps=1))).stages
+    assert (stage.attacked, stage.left, stage.redone, stage.agreement) == (8, 0, 0, None)
+    assert (made.adversarial[:8, 0, 0, 0] == 0.6).all()
+    others = made.run(single("other", UntilFooled(0.47)))  # not of ours: it may look into the network
+    in_train_mode = made.run(single("train", GradientUntilFooled(eps=0.5, step_size=0.5, steps=1, bn="train")))
+    assert (others.robust, in_train_mode.robust) == (8, 0)
+
+
+def test_folding_a_network_changes_no_verdict():
+    torch.manual_seed(0)
+    model, split = build_model("digits-student").eval(), random_images(40)[1]
+    split.labels[:] = model(split.images / 16.0).argmax(1)
+    folded, attack = FoldedNetwork(model, split.images[:4] / 16.0), PGD(eps=0.05, step_size=0.02, steps=3)
+    results = []
+    for form in (None, folded):
+        made = evaluator(split, model, folded=form, levels=16, eps=0.05)
+        results.append((made.run(single("pgd", attack)), made.robust["pgd"].tolist()))
+    (plain, rows), (found, rows_folded) = results
+    assert 0 < plain.robust < 40 and rows_folded == rows
+    assert found.cost.backward_images == plain.cost.backward_images == 3 * 40
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
