@@ -22,10 +22,14 @@ ARD_HD Levels pixel_levels(int64_t count) {
 
 // k / count as a float for a whole number k from 0 to 255, the same bits as the division has: the
 // sum before its rounding is within 2^-38 of the quotient, which (unless it is a float itself)
-// stays 2^-33 away from any point halfway between two floats. Contracting it to a fused
-// multiply-add would give the same bits.
+// stays 2^-33 away from any point halfway between two floats. The first product is exact, so that a
+// fused multiply-add has the same bits as well.
 ARD_HD float level_value(float k, const Levels& levels) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(k, levels.high, mul_rn(k, levels.low));
+#else
   return add_rn(mul_rn(k, levels.high), mul_rn(k, levels.low));
+#endif
 }
 
 // The level nearest to a pixel in [0, 1], of two the even one; NaN stays NaN.

@@ -65,8 +65,8 @@ ARD_HD int64_t draw_view(const CropFlipParams& p, uint64_t seed, uint64_t id) {
 }
 
 ARD_HD CropView read_view(const CropFlipParams& p, int64_t view) {
-  const int64_t span = crop_span(p.padding);
-  const int64_t crop = view / 2;
+  // Both below 2^32: 64-bit division takes a GPU much longer.
+  const uint32_t span = uint32_t(crop_span(p.padding)), crop = uint32_t(view / 2);
   return {int32_t(crop / span) - p.padding,
           int32_t(crop % span) - p.padding,
           view % 2 != 0,
@@ -123,20 +123,16 @@ ARD_HD int64_t view_of(const CropFlipParams& p, int64_t b) {
   return draw_view(p, uint64_t(*p.seed), uint64_t(p.ids ? p.ids[position] : position));
 }
 
-// The pixel at (channel, y, x) of a view; `kCounted`: is_counted(p).
-template <bool kCounted>
+// The pixel at (channel, y, x) of a view.
 ARD_HD float crop_flip_pixel(const CropFlipParams& p, const uint8_t* image, const CropView& view,
                              int32_t channel, int32_t y, int32_t x) {
   const int32_t row = y + view.row;
   const int32_t column = (view.flip ? p.width - 1 - x : x) + view.column;
-  bool inside = uint32_t(row) < uint32_t(p.height) && uint32_t(column) < uint32_t(p.width);
-  if constexpr (!kCounted) {
-    const bool seen =
-        row >= view.top && row < view.bottom && column >= view.left && column < view.right;
-    const bool cut = uint32_t(y - view.cut_top) < uint32_t(p.cutout) &&
-                     uint32_t(x - view.cut_left) < uint32_t(p.cutout);
-    inside = seen && !cut;
-  }
+  const bool seen =
+      row >= view.top && row < view.bottom && column >= view.left && column < view.right;
+  const bool cut = uint32_t(y - view.cut_top) < uint32_t(p.cutout) &&
+                   uint32_t(x - view.cut_left) < uint32_t(p.cutout);
+  const bool inside = seen && !cut;
   // The address is inside the image in any case.
   const uint8_t value = image[inside ? (channel * p.height + row) * p.width + column : 0];
   return inside ? level_value(float(value), p.levels) : 0.0f;
