@@ -8,8 +8,8 @@ Run from anywhere: ``python scripts/check_nvcc.py [--arch 80 90 120] [--jobs 2]`
 * any kernel spills registers,
 * the PGD steps, the random start, the augmentation, the folding or affine_relu keep anything in local memory,
 * a kernel has more static shared memory than its launcher allows for,
-* the vector variant of an L-infinity step kernel moves anything by less than 128 bits, or that of the augmentation
-  its pixels.
+* the vector variant of an L-infinity step kernel moves anything by less than 128 bits, or the augmentation of whole
+  quads its pixels.
 """
 
 from __future__ import annotations
@@ -38,13 +38,12 @@ DEFINES = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 # for kVec elements a thread (pixels are float, so kVec of them are kVec / 4 vectors).
 STEP_KERNEL = "pgd_linf_step_kernel"
 # (tensors of gradients read, of pixels read, of gradients written, of pixels written)
-WIDE_TENSORS = {STEP_KERNEL: (1, 2, 0, 1), "apgd_linf_step_kernel": (1, 4, 1, 4), "crop_flip_kernel": (0, 0, 0, 1)}
-# Their loop may be compiled twice, for both outcomes of a condition that does not change in it.
-LOOPS = ("crop_flip_kernel",)
+# Those that the APGD step needs whatever it decides are read before its loop and in it.
+WIDE_TENSORS = {STEP_KERNEL: (1, 2, 0, 1), "apgd_linf_step_kernel": (3, 7, 1, 4)}
 REGISTERS_ONLY = ("pgd_linf_step", "random_start", "apgd_", "crop_flip", "fold_batch_norm", "affine_relu")
 # Least 128-bit loads and stores whatever the dtype: two vectors a thread, of each tensor, and the coefficients. How
 # often a load is written in the PTX depends on the branches of those that are not always given.
-WIDE_AT_LEAST = {"affine_relu_kernel": (4, 2), "affine_relu_backward_kernel": (2, 2)}
+WIDE_AT_LEAST = {"affine_relu_kernel": (4, 2), "affine_relu_backward_kernel": (2, 2), "crop_flip_kernel": (0, 1)}
 # What the launchers leave of the 48 KiB that a block has without asking.
 MOST_SHARED = 16 * 1024
 
@@ -84,8 +83,6 @@ class Kernel:
         if elements > 1:
             grads_read, pixels_read, grads_written, pixels_written = WIDE_TENSORS[family]
             wanted = grads_read + pixels_read * elements // 4, grads_written + pixels_written * elements // 4
-            if family in LOOPS and wide == (2 * wanted[0], 2 * wanted[1]):
-                wide = wanted
         if (wide != wanted) if elements > 1 else wide[0] < wanted[0] or wide[1] < wanted[1]:
             least = "" if elements > 1 else "at least "
             found.append(

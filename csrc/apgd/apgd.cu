@@ -1,5 +1,6 @@
 #include "apgd/apgd.h"
 
+#include "common/divisor.h"
 #include "common/launch.h"
 #include "common/sample_group.cuh"
 #include "common/vectors.cuh"
@@ -13,29 +14,39 @@ inline bool apgd_aligned(const ApgdParams& p, int64_t vec) {
          aligned16(p.grad) && aligned16(p.x);
 }
 
-// Where the step starts, and the gradient there.
+// kVec pixels as they are in memory, all of which a step needs whatever it decides.
 template <typename T, int kVec>
-struct ApgdPoint {
-  Pixels<kVec> current;
+struct ApgdLoaded {
+  Pixels<kVec> evaluated, x, previous;
   Vec<T, kVec> grad;
 };
 
-// Does what the decision says for kVec pixels at element i of the batch.
-template <typename T, int kVec>
-__device__ __forceinline__ ApgdPoint<T, kVec> apgd_select(const ApgdParams& p,
-                                                          const ApgdDecision& d, int64_t i) {
-  const T* grads = static_cast<const T*>(d.from_best ? p.grad_best : p.grad);
-  const Pixels<kVec> evaluated = load_pixels<kVec>(p.x_adv + i);
-  ApgdPoint<T, kVec> out;
-  out.grad = load_vec<kVec>(grads + i);
-  out.current = d.from_best ? load_pixels<kVec>(p.x_best + i) : evaluated;
-  if (d.keep_fooled) store_pixels_global<kVec>(p.x_fooled + i, evaluated);
-  if (d.improved) {
-    store_pixels_global<kVec>(p.x_best + i, evaluated);
-    store_global<kVec>(static_cast<T*>(p.grad_best) + i, out.grad);
-  }
-  if (d.from_best) store_pixels_global<kVec>(p.x_adv + i, out.current);
+// At element i of the batch; kPrevious: the iterate before as well.
+template <typename T, int kVec, bool kPrevious>
+__device__ __forceinline__ ApgdLoaded<T, kVec> apgd_loaded(const ApgdParams& p, int64_t i) {
+  ApgdLoaded<T, kVec> out;
+  out.evaluated = load_pixels<kVec>(p.x_adv + i);
+  out.x = load_pixels<kVec>(p.x + i);
+  out.grad = load_vec<kVec>(static_cast<const T*>(p.grad) + i);
+  if (kPrevious && !p.first) out.previous = load_pixels<kVec>(p.x_prev + i);
   return out;
+}
+
+// Does what the decision says, after which `evaluated` is where the step starts, and `grad` the
+// gradient there.
+template <typename T, int kVec>
+__device__ __forceinline__ void apgd_select(const ApgdParams& p, const ApgdDecision& d, int64_t i,
+                                            ApgdLoaded<T, kVec>& at) {
+  if (d.keep_fooled) store_pixels_global<kVec>(p.x_fooled + i, at.evaluated);
+  if (d.improved) {
+    store_pixels_global<kVec>(p.x_best + i, at.evaluated);
+    store_global<kVec>(static_cast<T*>(p.grad_best) + i, at.grad);
+  }
+  if (d.from_best) {
+    at.evaluated = load_pixels<kVec>(p.x_best + i);
+    at.grad = load_vec<kVec>(static_cast<const T*>(p.grad_best) + i);
+    store_pixels_global<kVec>(p.x_adv + i, at.evaluated);
+  }
 }
 
 // The L-infinity step of Auto-PGD: one pass over what a sample reads and writes. Every block of a
@@ -43,50 +54,60 @@ __device__ __forceinline__ ApgdPoint<T, kVec> apgd_select(const ApgdParams& p,
 
 constexpr int kApgdThreads = 256;
 
+// The elements of a sample that a thread takes, and whether it is the first of them all.
+struct ApgdPart {
+  int64_t sample, first, end, stride;
+  bool leads;
+};
+
+template <int kVec>
+__device__ __forceinline__ ApgdPart apgd_part(const ApgdParams& p, const Divisor& blocks) {
+  const Divided block = divided(blockIdx.x, blocks);
+  const int64_t sample = block.quotient, begin = sample * p.sample_numel;
+  const uint32_t thread = block.remainder * kApgdThreads + threadIdx.x;
+  return ApgdPart{sample, begin + int64_t(thread) * kVec, begin + p.sample_numel,
+                  int64_t(blocks.number * kApgdThreads) * kVec, thread == 0};
+}
+
 // kVec elements of the gradient are 16 bytes, or one element where tensors are not aligned.
 template <typename T, int kVec>
 __global__ void __launch_bounds__(kApgdThreads)
-    apgd_linf_step_kernel(ApgdParams p, unsigned blocks_per_sample) {
-  const int64_t sample = blockIdx.x / blocks_per_sample;
-  const unsigned part = blockIdx.x % blocks_per_sample;
-  const ApgdDecision d = apgd_decide(p, sample);
-  if (part == 0 && threadIdx.x == 0) apgd_store(p.state_out, p.batch, sample, d.record);
-  const float eps = p.eps_per_sample ? p.eps_per_sample[sample] : p.eps;
+    apgd_linf_step_kernel(ApgdParams p, Divisor blocks_per_sample) {
+  const ApgdPart part = apgd_part<kVec>(p, blocks_per_sample);
+  int64_t i = part.first;
+  ApgdLoaded<T, kVec> at;
+  if (i < part.end) at = apgd_loaded<T, kVec, true>(p, i);  // while the decision is made
+  const ApgdDecision d = apgd_decide(p, part.sample);
+  if (part.leads) apgd_store(p.state_out, p.batch, part.sample, d.record);
+  const float eps = p.eps_per_sample ? p.eps_per_sample[part.sample] : p.eps;
   const float step_size = apgd_step_size(p, d);
-  const int64_t begin = sample * p.sample_numel, end = begin + p.sample_numel;
-  const int64_t first = begin + (int64_t(part) * kApgdThreads + threadIdx.x) * kVec;
-  const int64_t stride = int64_t(blocks_per_sample) * kApgdThreads * kVec;
-  for (int64_t i = first; i < end; i += stride) {
-    // Loads before the first store: the compiler cannot know that they do not meet.
-    const Pixels<kVec> x = load_pixels<kVec>(p.x + i);
-    Pixels<kVec> previous;
-    if (!p.first) previous = load_pixels<kVec>(p.x_prev + i);
-    const ApgdPoint<T, kVec> from = apgd_select<T, kVec>(p, d, i);
+  while (i < part.end) {
+    apgd_select(p, d, i, at);
+    const Floats<kVec> grad = to_floats(at.grad);
+    Pixels<kVec> next;
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      const float current = from.current[j];
-      previous[j] =
-          apgd_linf_update(current, to_float(from.grad.v[j]), x[j], p.first ? current : previous[j],
-                           step_size, eps, p.momentum, p.one_minus_momentum, p.lower, p.upper);
+      const float current = at.evaluated[j];
+      next[j] =
+          apgd_linf_update(current, grad[j], at.x[j], p.first ? current : at.previous[j], step_size,
+                           eps, p.momentum, p.one_minus_momentum, p.lower, p.upper);
     }
-    to_levels(previous, p.levels);
-    store_pixels_global<kVec>(p.x_prev + i, previous);
+    to_levels(next, p.levels);
+    store_pixels_global<kVec>(p.x_prev + i, next);
+    i += part.stride;
+    if (i < part.end) at = apgd_loaded<T, kVec, true>(p, i);
   }
 }
 
 // After the last step, without a gradient: the selection alone.
 template <int kVec>
 __global__ void __launch_bounds__(kApgdThreads)
-    apgd_finish_kernel(ApgdParams p, unsigned blocks_per_sample) {
-  const int64_t sample = blockIdx.x / blocks_per_sample;
-  const unsigned part = blockIdx.x % blocks_per_sample;
-  const ApgdDecision d = apgd_decide(p, sample);
-  if (part == 0 && threadIdx.x == 0) apgd_store(p.state_out, p.batch, sample, d.record);
+    apgd_finish_kernel(ApgdParams p, Divisor blocks_per_sample) {
+  const ApgdPart part = apgd_part<kVec>(p, blocks_per_sample);
+  const ApgdDecision d = apgd_decide(p, part.sample);
+  if (part.leads) apgd_store(p.state_out, p.batch, part.sample, d.record);
   if (!d.improved && !d.keep_fooled) return;
-  const int64_t begin = sample * p.sample_numel, end = begin + p.sample_numel;
-  const int64_t first = begin + (int64_t(part) * kApgdThreads + threadIdx.x) * kVec;
-  const int64_t stride = int64_t(blocks_per_sample) * kApgdThreads * kVec;
-  for (int64_t i = first; i < end; i += stride) {
+  for (int64_t i = part.first; i < part.end; i += part.stride) {
     const Pixels<kVec> evaluated = load_pixels<kVec>(p.x_adv + i);
     if (d.keep_fooled) store_pixels_global<kVec>(p.x_fooled + i, evaluated);
     if (d.improved) store_pixels_global<kVec>(p.x_best + i, evaluated);
@@ -124,7 +145,7 @@ void launch_apgd_linf_step(const ApgdParams& p, Dtype grad_dtype, Stream stream)
     for_bool(plan.vector, [&](auto vector) {
       constexpr int kVec = vector.value ? 16 / sizeof(T) : 1;
       start<apgd_linf_step_kernel<T, kVec>>({plan.blocks, kApgdThreads}, stream, p,
-                                            unsigned(plan.blocks_per_sample));
+                                            divisor(plan.blocks_per_sample));
     });
   });
 }
@@ -134,7 +155,7 @@ void launch_apgd_finish(const ApgdParams& p, Stream stream) {
   const ApgdLinfPlan plan = plan_apgd_linf_step(p, sizeof(float), kApgdThreads);
   for_bool(plan.vector, [&](auto vector) {
     start<apgd_finish_kernel<vector.value ? 4 : 1>>({plan.blocks, kApgdThreads}, stream, p,
-                                                    unsigned(plan.blocks_per_sample));
+                                                    divisor(plan.blocks_per_sample));
   });
 }
 
@@ -144,43 +165,50 @@ void launch_apgd_finish(const ApgdParams& p, Stream stream) {
 // kCached: gradient, point and image are read from memory once and kept in shared memory; otherwise
 // x_prev holds the perturbation between the last two passes.
 template <typename T, int kVec, bool kCached>
-__global__ void __launch_bounds__(1024) apgd_l2_step_kernel(ApgdParams p) {
+__global__ void __launch_bounds__(kSampleThreads)
+    apgd_l2_step_kernel(ApgdParams p, int64_t share_vectors) {
   ARD_DYNAMIC_SHARED(unsigned char, shared);
   SampleGroup group(*reinterpret_cast<SampleScratch*>(shared));
   const int64_t sample = group.sample(), at = sample * p.sample_numel;
+  const SampleShare share = group.share(p.sample_numel / kVec, share_vectors);
+  int64_t v = share.begin + threadIdx.x;
+  ApgdLoaded<T, kVec> loaded;
+  if (v < share.end) loaded = apgd_loaded<T, kVec, false>(p, at + v * kVec);
   const ApgdDecision d = apgd_decide(p, sample);
   if (group.leads()) apgd_store(p.state_out, p.batch, sample, d.record);
   const float eps = p.eps_per_sample ? p.eps_per_sample[sample] : p.eps;
-  const T* grads = static_cast<const T*>(d.from_best ? p.grad_best : p.grad) + at;
-  const SampleShare share = group.share(p.sample_numel / kVec);
-  const int64_t room = share_size(p.sample_numel / kVec, int64_t(cluster_blocks())) * kVec;
+  const int64_t room = share_vectors * kVec;
   T* staged_grad = reinterpret_cast<T*>(shared + sizeof(SampleScratch));
   float* staged_point = reinterpret_cast<float*>(shared + sizeof(SampleScratch) +
                                                  padded16(room * int64_t(sizeof(T))));
   float* staged_x = staged_point + padded16(room * 4) / 4;
 
   double sums[3] = {0.0, 0.0, 0.0};
-  for (int64_t v = share.begin + threadIdx.x; v < share.end; v += blockDim.x) {
-    const int64_t i = at + v * kVec, slot = (v - share.begin) * kVec;
-    const Pixels<kVec> x = load_pixels<kVec>(p.x + i);
-    const ApgdPoint<T, kVec> from = apgd_select<T, kVec>(p, d, i);
+  while (v < share.end) {
+    const int64_t slot = (v - share.begin) * kVec;
+    apgd_select(p, d, at + v * kVec, loaded);
     if constexpr (kCached) {
-      store_vec<kVec>(staged_grad + slot, from.grad);
-      store_pixels<kVec>(staged_point + slot, from.current);
-      store_pixels<kVec>(staged_x + slot, x);
+      store_vec<kVec>(staged_grad + slot, loaded.grad);
+      store_pixels<kVec>(staged_point + slot, loaded.evaluated);
+      store_pixels<kVec>(staged_x + slot, loaded.x);
     }
+    const Floats<kVec> grad = to_floats(loaded.grad);
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      l2_add(from.current[j], to_float(from.grad.v[j]), x[j], sums[0], sums[1], sums[2]);
+      l2_add(loaded.evaluated[j], grad[j], loaded.x[j], sums[0], sums[1], sums[2]);
     }
+    v += blockDim.x;
+    if (v < share.end) loaded = apgd_loaded<T, kVec, false>(p, at + v * kVec);
   }
-  group.sum(sums);
-  const L2Step by = l2_step(L2Sums{sums[0], sums[1], sums[2]}, d.record.step_size, eps);
+  const L2Step by = group.reduce(sums, [&](const double (&of)[3]) {
+    return l2_step(L2Sums{of[0], of[1], of[2]}, d.record.step_size, eps);
+  });
 
+  const T* grads = static_cast<const T*>(d.from_best ? p.grad_best : p.grad) + at;
   double square[1] = {0.0};
-  for (int64_t v = share.begin + threadIdx.x; v < share.end; v += blockDim.x) {
+  for (v = share.begin + threadIdx.x; v < share.end; v += blockDim.x) {
     const int64_t i = v * kVec, slot = (v - share.begin) * kVec;
-    const Vec<T, kVec> grad = load_vec<kVec>(kCached ? staged_grad + slot : grads + i);
+    const Floats<kVec> grad = to_floats(load_vec<kVec>(kCached ? staged_grad + slot : grads + i));
     Pixels<kVec> point = load_pixels<kVec>(kCached ? staged_point + slot : p.x_adv + at + i);
     const Pixels<kVec> x = load_pixels<kVec>(kCached ? staged_x + slot : p.x + at + i);
     Pixels<kVec> previous;
@@ -188,16 +216,16 @@ __global__ void __launch_bounds__(1024) apgd_l2_step_kernel(ApgdParams p) {
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       const float current = point[j];
-      point[j] = apgd_l2_delta(current, to_float(grad.v[j]), x[j], p.first ? current : previous[j],
-                               by, p.momentum, p.one_minus_momentum, p.lower, p.upper);
+      point[j] = apgd_l2_delta(current, grad[j], x[j], p.first ? current : previous[j], by,
+                               p.momentum, p.one_minus_momentum, p.lower, p.upper);
       square[0] += double(point[j]) * double(point[j]);
     }
     store_pixels<kVec>(kCached ? staged_point + slot : p.x_prev + at + i, point);
   }
-  group.sum(square);
-  const float shrink = l2_shrink(sqrt_f64(square[0]), eps);
+  const float shrink =
+      group.reduce(square, [&](const double (&of)[1]) { return l2_shrink(sqrt_f64(of[0]), eps); });
 
-  for (int64_t v = share.begin + threadIdx.x; v < share.end; v += blockDim.x) {
+  for (v = share.begin + threadIdx.x; v < share.end; v += blockDim.x) {
     const int64_t i = v * kVec, slot = (v - share.begin) * kVec;
     Pixels<kVec> point = load_pixels<kVec>(kCached ? staged_point + slot : p.x_prev + at + i);
     const Pixels<kVec> x = load_pixels<kVec>(kCached ? staged_x + slot : p.x + at + i);
@@ -233,7 +261,8 @@ void launch_apgd_l2_step(const ApgdParams& p, Dtype grad_dtype, Stream stream) {
     const ApgdL2Plan plan = plan_apgd_l2_step(p, sizeof(T), device);
     for_bools(plan.vector, plan.sample.cached, [&](auto vector, auto cached) {
       constexpr int kVec = vector.value ? 16 / sizeof(T) : 1;
-      start<apgd_l2_step_kernel<T, kVec, cached.value>>(geometry_of(plan.sample), stream, p);
+      start<apgd_l2_step_kernel<T, kVec, cached.value>>(geometry_of(plan.sample), stream, p,
+                                                        plan.sample.share);
     });
   });
 }

@@ -81,11 +81,29 @@ __device__ __forceinline__ unsigned cluster_rank() {
 #endif
 }
 
+// Of this cluster within the grid; of this block where there are none.
+__device__ __forceinline__ unsigned cluster_index() {
+#if defined(ARD_CLUSTERS)
+  unsigned index;
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+  return index;
+#else
+  return blockIdx.x;
+#endif
+}
+
 // The two halves of the cluster's barrier, for every thread of every block in turn: what was
 // written before the first half, also to other blocks, is seen by all after the second.
 __device__ __forceinline__ void cluster_arrive() {
 #if defined(ARD_CLUSTERS)
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+
+// Without the memory: all that it says is that this block has started.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+#if defined(ARD_CLUSTERS)
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 #endif
 }
 

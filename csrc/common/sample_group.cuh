@@ -11,17 +11,22 @@
 
 namespace ard::cuda {
 
+constexpr int kSampleThreads = 512;  // the most of a block
+constexpr int kSampleWarps = kSampleThreads / 32;
 constexpr int kMaxSampleSums = 4;  // at once
+static_assert(kMaxSampleSums * kMaxClusterBlocks == 32, "a lane for each sum of each block");
 
-// What the threads of a sample tell one another; twice, for two sums in a row.
+// What the threads of a sample tell one another.
 struct SampleScratch {
-  double of_warps[2][kMaxSampleSums][32];
-  double of_blocks[2][kMaxSampleSums][kMaxClusterBlocks];
+  float4 result;
+  double of_warps[kMaxSampleSums][kSampleWarps];
+  double of_blocks[2][kMaxSampleSums][kMaxClusterBlocks];  // for two sums in a row
 };
 static_assert(sizeof(SampleScratch) % 16 == 0, "what is staged behind it needs 16-byte alignment");
 
 struct SamplePlan {
   bool cached;           // the share of a block stays in shared memory, else it is read twice
+  int64_t share;         // vectors of a block
   int cluster;           // blocks a sample
   int threads;           // of a block
   int64_t blocks;        // of the grid
@@ -45,20 +50,21 @@ SamplePlan plan_samples(const DeviceLimits& device, int64_t batch, int64_t vecto
   };
   SamplePlan plan{};
   plan.cluster = 1;
-  // More blocks for samples too large for one, and for batches that would leave the device idle.
+  // More blocks for samples of which two do not fit a multiprocessor (while the threads of one wait
+  // for a sum, the other moves bytes), and for batches that would leave the device idle.
   while (device.clusters && plan.cluster < kMaxClusterBlocks &&
          share_size(vectors, 2 * plan.cluster) >= kFewVectors &&
-         (needed(plan.cluster) > device.max_shared ||
+         (2 * needed(plan.cluster) > device.max_shared ||
           2 * plan.cluster * batch <= device.multiprocessors)) {
     plan.cluster *= 2;
   }
+  plan.share = share_size(vectors, plan.cluster);
   plan.cached = needed(plan.cluster) <= device.max_shared;
   plan.shared_bytes = plan.cached ? needed(plan.cluster) : kScratch;
   plan.blocks = batch * plan.cluster;
   // About two vectors a thread.
   plan.threads = 32;
-  while (plan.threads < 1024 && 2 * plan.threads < share_size(vectors, plan.cluster))
-    plan.threads *= 2;
+  while (plan.threads < kSampleThreads && 2 * plan.threads < plan.share) plan.threads *= 2;
   return plan;
 }
 
@@ -71,70 +77,102 @@ struct SampleShare {
   int64_t begin, end;
 };
 
-// Every thread makes the group, then calls the same sums in the same order, at least one.
+// The sums of up to four values over the lanes of a warp: that of values[n] in the lanes 8 n to
+// 8 n + 7. Half of the lanes go on with half of the values: six exchanges instead of five for each.
+template <int kCount>
+__device__ __forceinline__ double warp_sums(const double (&values)[kCount]) {
+  static_assert(kCount <= 4, "eight lanes a value");
+  const auto exchanged = [](bool upper, double low, double high, int lanes) {
+    return (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, lanes);
+  };
+  double sum = values[0];
+  if constexpr (kCount > 1) {
+    const bool upper = threadIdx.x & 16, odd = threadIdx.x & 8;
+    const double first = exchanged(upper, values[0], kCount > 2 ? values[2] : 0.0, 16);
+    const double second = exchanged(upper, values[1], kCount > 3 ? values[3] : 0.0, 16);
+    sum = exchanged(odd, first, second, 8);
+  } else {
+    sum += __shfl_xor_sync(0xffffffffu, sum, 16);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 8);
+  }
+#pragma unroll
+  for (int lanes = 4; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+  return sum;
+}
+
+// Every thread makes the group, before it touches shared memory, then calls the same reductions in
+// the same order, at least one.
 class SampleGroup {
  public:
   __device__ __forceinline__ explicit SampleGroup(SampleScratch& scratch)
       : scratch_(scratch), blocks_(cluster_blocks()), rank_(cluster_rank()) {
     // Says that this block is there; the first sum waits for the others.
-    if (blocks_ > 1) cluster_arrive();
+    if (blocks_ > 1) cluster_arrive_relaxed();
   }
 
-  __device__ __forceinline__ int64_t sample() const {
-    return int64_t(blockIdx.x) / int64_t(blocks_);
-  }
+  __device__ __forceinline__ int64_t sample() const { return cluster_index(); }
 
   // One thread of all, for what is written once a sample.
   __device__ __forceinline__ bool leads() const { return rank_ == 0 && threadIdx.x == 0; }
 
-  // This block's part of a sample of so many vectors. Thread t takes begin + t, then every
-  // blockDim.x-th: always the same ones, so what it staged it may read back without a barrier.
-  __device__ __forceinline__ SampleShare share(int64_t vectors) const {
-    const int64_t size = share_size(vectors, int64_t(blocks_));
-    const int64_t begin = int64_t(rank_) * size;
-    const int64_t end = begin + size;
+  // This block's part of a sample of so many vectors, `size` (of the plan) a block. Thread t takes
+  // begin + t, then every blockDim.x-th: always the same ones, so what it staged it may read back
+  // without a barrier.
+  __device__ __forceinline__ SampleShare share(int64_t vectors, int64_t size) const {
+    const int64_t begin = int64_t(rank_) * size, end = begin + size;
     return SampleShare{begin, end < vectors ? end : vectors};
   }
 
-  // Replaces the values of every thread by their sums over all threads, in an order that never
-  // changes. As in BlockGroup two buffers in turn make one barrier enough.
-  template <int kCount>
-  __device__ __forceinline__ void sum(double (&values)[kCount]) {
-    static_assert(kCount <= kMaxSampleSums, "SampleScratch has no room for so many sums");
+  // What finish(sums) makes, up to four floats, of the sums of the values of all threads; they are
+  // added up in an order that never changes. One warp of each block finishes for its threads.
+  template <int kCount, typename Finish>
+  __device__ __forceinline__ auto reduce(const double (&values)[kCount], Finish finish) {
+    using Result = decltype(finish(values));
+    static_assert(sizeof(Result) <= sizeof(scratch_.result) && alignof(Result) <= 16);
     const int warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
-#pragma unroll
-    for (int n = 0; n < kCount; ++n) {
-      values[n] = warp_reduce(values[n], SumOp());
-      if (threadIdx.x % 32 == 0) scratch_.of_warps[turn_][n][warp] = values[n];
-    }
+    const int lane = int(threadIdx.x) % 32, number = lane / 8, block = lane % 8;
+    const bool owns = number < kCount;
+    double sum = warp_sums(values);
+    if (owns && block == 0) scratch_.of_warps[number][warp] = sum;
     __syncthreads();
-#pragma unroll
-    for (int n = 0; n < kCount; ++n) values[n] = total(scratch_.of_warps[turn_][n], warps);
-    if (blocks_ > 1) {
-      if (!together_) cluster_wait();
-      together_ = true;
-      if (threadIdx.x < blocks_) {
-#pragma unroll
-        for (int n = 0; n < kCount; ++n) {
-          store_to_block(&scratch_.of_blocks[turn_][n][rank_], threadIdx.x, values[n]);
-        }
-      }
-      cluster_arrive();
-      cluster_wait();
+    if (warp == 0) {
+      double of_warps[kCount];
 #pragma unroll
       for (int n = 0; n < kCount; ++n)
-        values[n] = total(scratch_.of_blocks[turn_][n], int(blocks_));
+        of_warps[n] = lane < warps ? scratch_.of_warps[n][lane] : 0.0;
+      sum = warp_sums(of_warps);
     }
-    turn_ ^= 1;
+    if (blocks_ > 1) {
+      const bool counts = warp == 0 && owns && block < int(blocks_);
+      if (!together_) cluster_wait();
+      together_ = true;
+      if (counts) store_to_block(&scratch_.of_blocks[turn_][number][rank_], unsigned(block), sum);
+      cluster_arrive();
+      cluster_wait();
+      if (warp == 0) {
+        sum = counts ? scratch_.of_blocks[turn_][number][block] : 0.0;
+#pragma unroll
+        for (int lanes = 4; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+      }
+      turn_ ^= 1;
+    }
+    if (warp == 0) {
+      double sums[kCount];
+#pragma unroll
+      for (int n = 0; n < kCount; ++n) sums[n] = __shfl_sync(0xffffffffu, sum, 8 * n);
+      const Result result = finish(sums);
+      float4 all{};
+      memcpy(&all, &result, sizeof(result));
+      if (lane == 0) scratch_.result = all;
+    }
+    __syncthreads();
+    const float4 all = scratch_.result;
+    Result result;
+    memcpy(&result, &all, sizeof(result));
+    return result;
   }
 
  private:
-  static __device__ __forceinline__ double total(const double* slots, int count) {
-    double all = slots[0];
-    for (int i = 1; i < count; ++i) all += slots[i];
-    return all;
-  }
-
   SampleScratch& scratch_;
   unsigned blocks_, rank_;
   int turn_ = 0;

@@ -138,8 +138,9 @@ bool decode_control(Decoder& d) {
     d.out.control = Control::exit;
   } else if (d.opcode == "trap") {
     d.out.control = Control::trap;
-  } else if (barrier && d.take("cluster")) {  // .relaxed, which orders nothing, is not supported
+  } else if (barrier && d.take("cluster")) {
     d.out.control = d.take("arrive") ? Control::cluster_arrive : Control::cluster_wait;
+    if (d.out.control == Control::cluster_arrive) d.out.mode = d.take("relaxed");
     d.drop({"wait", "aligned", d.out.control == Control::cluster_arrive ? "release" : "acquire"});
   } else if (d.opcode == "shfl" || d.opcode == "vote" || d.opcode == "redux" ||
              (barrier && d.has("warp"))) {

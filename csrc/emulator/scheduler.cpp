@@ -153,6 +153,10 @@ bool Scheduler::control(Warp& warp, const Instruction& i, u32& pc) {
         ThreadClock& clock = warp.clocks[lane];
         if (clock.arrives != clock.waits)
           fault(warp, lane, i, "barrier.cluster.arrive twice without a wait");
+        // .relaxed orders nothing: here, only where there is nothing to be ordered.
+        if (i.mode && (clock.epoch || clock.syncs || clock.arrives || warp.block->barriers))
+          fault(warp, lane, i,
+                "barrier.cluster.arrive.relaxed is not a thread's first barrier or access");
         ++clock.arrives;
         clock.epoch = 0;
       });

@@ -87,7 +87,11 @@ FAULTS = [
     ("trap", "trap;", {}),
     ("not supported: unknown instruction", "tex.2d.v4.f32.f32 {%f1, %f2, %f3, %f4}, [t, {%f1, %f2}];", {}),
     ("not supported: unknown modifier .cc", "add.cc.u32 %r9, %r0, %r0;", {}),
-    ("not supported: unknown modifier .relaxed", "barrier.cluster.arrive.relaxed;", {"grid": 2, "cluster": 2}),
+    (
+        "is not a thread's first barrier or access",
+        "mov.u32 %r4, dyn; st.shared.u32 [%r4], %r0; barrier.cluster.arrive.relaxed;",
+        {"grid": 2, "cluster": 2, "block": 1, "shared": 64},
+    ),
     ("not supported: unknown register", "mov.u32 %r99, 1;", {}),
     # launches
     ("65 threads a block, its launch bounds allow 64", "", {"block": 65, "directives": ".maxntid 64, 1, 1"}),

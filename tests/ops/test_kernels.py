@@ -19,7 +19,7 @@ from ard_fast.functional import _ops
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # A GPU without clusters, one with, and one whose blocks have so little shared memory that nothing large fits.
-GPUS = {"sm_80": (80, None), "sm_90": (90, None), "small": (90, 2600)}
+GPUS = {"sm_80": (80, None), "sm_90": (90, None), "small": (90, 1200)}
 # For long rows of logits: without clusters nothing fits, with them they fit a cluster.
 ROW_GPUS = {"small sm_80": (80, 2600), "shared": (90, 6000)}
 # Where the tensors of a call begin in memory, in elements and in turn.
