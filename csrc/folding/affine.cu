@@ -3,6 +3,7 @@
 // Lanes of a warp load and store 16-byte vectors that follow one another. One of float holds half a
 // byte of the mask: two lanes make a whole one between them, which keeps every access to the
 // tensors a full line (8 floats a lane would touch each line twice).
+#include "common/divisor.h"
 #include "common/launch.h"
 #include "common/vectors.cuh"
 #include "folding/affine.h"
@@ -19,10 +20,15 @@ enum class Spread {
   any,
 };
 
+struct AffineDivisors {
+  Divisor run;  // one: vectors of a channel in a row; row: vectors of all channels
+  Divisor channels, inner;
+};
+
 struct AffinePlan {
   bool vector;  // else a thread takes the 8 elements of a byte of the mask, one by one
   Spread spread;
-  uint32_t run;     // one: vectors of a channel in a row; row: vectors of all channels
+  AffineDivisors by;
   uint32_t blocks;  // each of kAffineThreads
 };
 
@@ -36,8 +42,8 @@ struct Coefficients {
 template <Spread kSpread, int kVec>
 __device__ __forceinline__ Coefficients<kVec> load_coefficients(const float* scale,
                                                                 const float* shift,
-                                                                uint32_t channels, uint32_t inner,
-                                                                uint32_t run, uint32_t v) {
+                                                                const AffineDivisors& by,
+                                                                uint32_t v) {
   Coefficients<kVec> out;
 #pragma unroll
   for (int j = 0; j < kVec; ++j) {
@@ -46,7 +52,7 @@ __device__ __forceinline__ Coefficients<kVec> load_coefficients(const float* sca
   }
   if (!scale && !shift) return out;
   if constexpr (kSpread == Spread::one) {
-    const uint32_t channel = v / run % channels;
+    const uint32_t channel = divided(quotient(v, by.run), by.channels).remainder;
     const float factor = scale ? scale[channel] : kNoScale;
     const float addend = shift ? shift[channel] : kNoAddend;
 #pragma unroll
@@ -55,7 +61,7 @@ __device__ __forceinline__ Coefficients<kVec> load_coefficients(const float* sca
       out.shift[j] = addend;
     }
   } else if constexpr (kSpread == Spread::row) {
-    const uint32_t first = v % run * kVec;
+    const uint32_t first = divided(v, by.run).remainder * kVec;
 #pragma unroll
     for (int j = 0; j < kVec; j += 4) {
       if (scale) store_vec<4>(out.scale + j, load_vec<4>(scale + first + j));
@@ -63,43 +69,34 @@ __device__ __forceinline__ Coefficients<kVec> load_coefficients(const float* sca
     }
   } else {
     // Channel and place in it of element v * kVec, whose number may need more than 32 bits.
-    const uint32_t plane = v / inner, ahead = (v - plane * inner) * kVec;
-    uint32_t channel = (plane % channels * kVec + ahead / inner) % channels;
-    uint32_t place = ahead % inner;
+    const Divided plane = divided(v, by.inner), ahead = divided(plane.remainder * kVec, by.inner);
+    const uint32_t first = divided(plane.quotient, by.channels).remainder * kVec + ahead.quotient;
+    uint32_t channel = divided(first, by.channels).remainder, place = ahead.remainder;
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       if (scale) out.scale[j] = scale[channel];
       if (shift) out.shift[j] = shift[channel];
-      if (++place == inner) {
+      if (++place == by.inner.number) {
         place = 0;
-        if (++channel == channels) channel = 0;
+        if (++channel == by.channels.number) channel = 0;
       }
     }
   }
   return out;
 }
 
-// Those of elements [kCount * v, kCount * v + kCount), whatever the layout.
-template <int kCount>
-__device__ __forceinline__ Coefficients<kCount> gather_coefficients(const float* scale,
-                                                                    const float* shift,
-                                                                    int64_t channels, int64_t inner,
-                                                                    uint32_t v) {
-  return load_coefficients<Spread::any, kCount>(scale, shift, uint32_t(channels), uint32_t(inner),
-                                                1, v);
-}
-
 // Elements [kCount * v, kCount * v + kCount) as far as there are any, one by one; returns their
 // bits of the mask.
 template <int kCount, typename T>
-__device__ __forceinline__ uint32_t affine_relu_few(const AffineReluParams& p, uint32_t v) {
+__device__ __forceinline__ uint32_t affine_relu_few(const AffineReluParams& p,
+                                                    const AffineDivisors& divisors, uint32_t v) {
   const int64_t begin = int64_t(v) * kCount;
   const int left = p.numel - begin < kCount ? int(p.numel - begin) : kCount;
   const T* x = static_cast<const T*>(p.x) + begin;
   const T* residual = static_cast<const T*>(p.residual) + (p.residual ? begin : 0);
   T* out = static_cast<T*>(p.y) + begin;
   const Coefficients<kCount> by =
-      gather_coefficients<kCount>(p.scale, p.shift, p.channels, p.inner, v);
+      load_coefficients<Spread::any, kCount>(p.scale, p.shift, divisors, v);
   const float floor = relu_floor(p.relu);
   uint32_t bits = 0;
 #pragma unroll
@@ -170,7 +167,7 @@ __device__ __forceinline__ void store_bits(uint8_t* mask, int64_t numel, uint32_
 // itself than it needs, and spilled.
 template <typename T, Spread kSpread, int kVec>
 __global__ void __launch_bounds__(kAffineThreads, 1)
-    affine_relu_kernel(AffineReluParams p, uint32_t run) {
+    affine_relu_kernel(AffineReluParams p, AffineDivisors divisors) {
   static_assert(kVec * sizeof(T) == 16, "vectors of 16 bytes");
   const uint32_t first = blockIdx.x * (kAffineThreads * kAffineVectors) + threadIdx.x;
   const uint32_t vectors = uint32_t(p.numel / kVec);
@@ -191,8 +188,7 @@ __global__ void __launch_bounds__(kAffineThreads, 1)
   for (int k = 0; k < kAffineVectors; ++k) {
     const uint32_t v = first + k * kAffineThreads;
     if (v < vectors) {
-      const Coefficients<kVec> by = load_coefficients<kSpread, kVec>(
-          p.scale, p.shift, uint32_t(p.channels), uint32_t(p.inner), run, v);
+      const Coefficients<kVec> by = load_coefficients<kSpread, kVec>(p.scale, p.shift, divisors, v);
       Floats<kVec> x = to_floats<T>(values[k]), extra = to_floats<T>(added[k]);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
@@ -203,7 +199,7 @@ __global__ void __launch_bounds__(kAffineThreads, 1)
       bits[k] = passing(y);
       store_global<kVec>(static_cast<T*>(p.y) + int64_t(v) * kVec, y);
     } else if (int64_t(v) * kVec < p.numel) {  // a part of a vector
-      bits[k] = affine_relu_few<kVec, T>(p, v);
+      bits[k] = affine_relu_few<kVec, T>(p, divisors, v);
     }
   }
   if (p.mask) store_bits<kVec>(p.mask, p.numel, first, bits);
@@ -211,15 +207,17 @@ __global__ void __launch_bounds__(kAffineThreads, 1)
 
 // For tensors that are not aligned.
 template <typename T>
-__global__ void __launch_bounds__(kAffineThreads) affine_relu_bytes_kernel(AffineReluParams p) {
+__global__ void __launch_bounds__(kAffineThreads)
+    affine_relu_bytes_kernel(AffineReluParams p, AffineDivisors divisors) {
   const uint32_t byte = blockIdx.x * kAffineThreads + threadIdx.x;
   if (int64_t(byte) * 8 >= p.numel) return;
-  const uint32_t bits = affine_relu_few<8, T>(p, byte);
+  const uint32_t bits = affine_relu_few<8, T>(p, divisors, byte);
   if (p.mask) p.mask[byte] = uint8_t(bits);
 }
 
 template <int kCount, typename T>
 __device__ __forceinline__ void affine_relu_backward_few(const AffineReluBackwardParams& p,
+                                                         const AffineDivisors& divisors,
                                                          uint32_t v) {
   const int64_t begin = int64_t(v) * kCount;
   const int left = p.numel - begin < kCount ? int(p.numel - begin) : kCount;
@@ -228,7 +226,7 @@ __device__ __forceinline__ void affine_relu_backward_few(const AffineReluBackwar
   // kCount elements lie within one byte of the mask.
   const uint32_t bits = p.mask ? uint32_t(p.mask[begin / 8]) >> (begin % 8) : ~0u;
   const Coefficients<kCount> by =
-      gather_coefficients<kCount>(p.scale, nullptr, p.channels, p.inner, v);
+      load_coefficients<Spread::any, kCount>(p.scale, nullptr, divisors, v);
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
     if (j < left) {
@@ -239,7 +237,7 @@ __device__ __forceinline__ void affine_relu_backward_few(const AffineReluBackwar
 
 template <typename T, Spread kSpread, int kVec>
 __global__ void __launch_bounds__(kAffineThreads)
-    affine_relu_backward_kernel(AffineReluBackwardParams p, uint32_t run) {
+    affine_relu_backward_kernel(AffineReluBackwardParams p, AffineDivisors divisors) {
   static_assert(kVec * sizeof(T) == 16, "vectors of 16 bytes");
   const uint32_t first = blockIdx.x * (kAffineThreads * kAffineVectors) + threadIdx.x;
   const uint32_t vectors = uint32_t(p.numel / kVec);
@@ -259,8 +257,7 @@ __global__ void __launch_bounds__(kAffineThreads)
   for (int k = 0; k < kAffineVectors; ++k) {
     const uint32_t v = first + k * kAffineThreads;
     if (v < vectors) {
-      const Coefficients<kVec> by = load_coefficients<kSpread, kVec>(
-          p.scale, nullptr, uint32_t(p.channels), uint32_t(p.inner), run, v);
+      const Coefficients<kVec> by = load_coefficients<kSpread, kVec>(p.scale, nullptr, divisors, v);
       Floats<kVec> out = to_floats<T>(values[k]);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
@@ -268,16 +265,16 @@ __global__ void __launch_bounds__(kAffineThreads)
       }
       store_global<kVec>(static_cast<T*>(p.out) + int64_t(v) * kVec, from_floats<T>(out));
     } else if (int64_t(v) * kVec < p.numel) {  // a part of a vector
-      affine_relu_backward_few<kVec, T>(p, v);
+      affine_relu_backward_few<kVec, T>(p, divisors, v);
     }
   }
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kAffineThreads)
-    affine_relu_backward_bytes_kernel(AffineReluBackwardParams p) {
+    affine_relu_backward_bytes_kernel(AffineReluBackwardParams p, AffineDivisors divisors) {
   const uint32_t byte = blockIdx.x * kAffineThreads + threadIdx.x;
-  if (int64_t(byte) * 8 < p.numel) affine_relu_backward_few<8, T>(p, byte);
+  if (int64_t(byte) * 8 < p.numel) affine_relu_backward_few<8, T>(p, divisors, byte);
 }
 
 inline bool fits(const void* pointer) { return pointer == nullptr || aligned16(pointer); }
@@ -287,7 +284,7 @@ inline AffinePlan plan_affine(int64_t numel, int64_t channels, int64_t inner, co
                               const float* shift, bool aligned, int item_size) {
   const int64_t vec = 16 / item_size;
   AffinePlan plan{};
-  // The kernels count vectors and places in a channel in 32 bits: 64-bit division is slow there.
+  // The kernels count vectors and places in a channel in 31 bits, which Divisor asks for
   constexpr int64_t kMost = int64_t(1) << 28;
   const int64_t most = kMost * 8 * vec;
   if (numel > most || channels > kMost || inner > kMost) {
@@ -300,16 +297,17 @@ inline AffinePlan plan_affine(int64_t numel, int64_t channels, int64_t inner, co
   plan.vector = aligned;
   const int64_t tile = kAffineThreads * (aligned ? kAffineVectors * vec : 8);
   plan.blocks = uint32_t(ceil_div(numel, tile));
+  int64_t run = 1;
   if ((!scale && !shift) || (inner > 1 && inner % vec == 0)) {
     plan.spread = Spread::one;
-    plan.run = uint32_t(inner % vec == 0 ? inner / vec : 1);
+    if (inner % vec == 0) run = inner / vec;
   } else if (inner == 1 && channels % vec == 0 && fits(scale) && fits(shift)) {
     plan.spread = Spread::row;
-    plan.run = uint32_t(channels / vec);
+    run = channels / vec;
   } else {
     plan.spread = Spread::any;
-    plan.run = 1;
   }
+  plan.by = AffineDivisors{divisor(run), divisor(channels), divisor(inner)};
   return plan;
 }
 
@@ -336,9 +334,9 @@ void launch_affine_relu(const AffineReluParams& p, Dtype dtype, Stream stream) {
     using T = decltype(example);
     const AffinePlan plan = plan_affine_relu(p, sizeof(T));
     const Geometry geometry{plan.blocks, kAffineThreads};
-    if (!plan.vector) return start<affine_relu_bytes_kernel<T>>(geometry, stream, p);
+    if (!plan.vector) return start<affine_relu_bytes_kernel<T>>(geometry, stream, p, plan.by);
     for_spread(plan.spread, [&](auto spread) {
-      start<affine_relu_kernel<T, spread.value, 16 / sizeof(T)>>(geometry, stream, p, plan.run);
+      start<affine_relu_kernel<T, spread.value, 16 / sizeof(T)>>(geometry, stream, p, plan.by);
     });
   });
 }
@@ -349,10 +347,11 @@ void launch_affine_relu_backward(const AffineReluBackwardParams& p, Dtype dtype,
     using T = decltype(example);
     const AffinePlan plan = plan_affine_relu_backward(p, sizeof(T));
     const Geometry geometry{plan.blocks, kAffineThreads};
-    if (!plan.vector) return start<affine_relu_backward_bytes_kernel<T>>(geometry, stream, p);
+    if (!plan.vector)
+      return start<affine_relu_backward_bytes_kernel<T>>(geometry, stream, p, plan.by);
     for_spread(plan.spread, [&](auto spread) {
       start<affine_relu_backward_kernel<T, spread.value, 16 / sizeof(T)>>(geometry, stream, p,
-                                                                          plan.run);
+                                                                          plan.by);
     });
   });
 }

@@ -1,4 +1,5 @@
 // One pass, no shared memory, no communication.
+#include "common/divisor.h"
 #include "common/launch.h"
 #include "common/vectors.cuh"
 #include "steps/pgd_linf.h"
@@ -80,11 +81,12 @@ inline PgdLinfPlan plan_pgd_linf_step(const PgdLinfParams& p, int grad_size, int
 // One thread makes the noise of 4 elements that follow one another in logical order (channel, row,
 // column), whatever the memory order is. kVector: the four are one aligned 16-byte vector.
 template <bool kVector>
-__global__ void __launch_bounds__(kPgdThreads) random_start_kernel(RandomStartParams p) {
-  const int64_t groups = (p.sample_numel + 3) / 4;  // of one sample
-  const int64_t thread = int64_t(blockIdx.x) * kPgdThreads + threadIdx.x;
-  if (thread >= p.batch * groups) return;
-  const int64_t sample = thread / groups, group = thread % groups;
+__global__ void __launch_bounds__(kPgdThreads)
+    random_start_kernel(RandomStartParams p, Divisor blocks_per_sample) {
+  const Divided block = divided(blockIdx.x, blocks_per_sample);
+  const int64_t sample = block.quotient;
+  const int64_t group = int64_t(block.remainder) * blockDim.x + threadIdx.x;
+  if (4 * group >= p.sample_numel) return;
   const PhiloxBlock bits = philox_for_group(
       uint64_t(*p.seed), uint64_t(p.sample_ids ? p.sample_ids[sample] : sample), uint64_t(group));
   const float eps = p.eps_per_sample ? p.eps_per_sample[sample] : p.eps;
@@ -115,13 +117,18 @@ __global__ void __launch_bounds__(kPgdThreads) random_start_kernel(RandomStartPa
 
 struct RandomStartPlan {
   bool vector;
-  int64_t blocks;
+  int64_t threads;
+  int64_t blocks_per_sample;
 };
 
-inline RandomStartPlan plan_random_start(const RandomStartParams& p, int threads) {
-  const bool vector =
-      p.channels == 1 && p.sample_numel % 4 == 0 && aligned16(p.x) && aligned16(p.out);
-  return {vector, ceil_div(p.batch * ceil_div(p.sample_numel, 4), threads)};
+inline RandomStartPlan plan_random_start(const RandomStartParams& p) {
+  const int64_t groups = ceil_div(p.sample_numel, 4);
+  RandomStartPlan plan{};
+  plan.vector = p.channels == 1 && p.sample_numel % 4 == 0 && aligned16(p.x) && aligned16(p.out);
+  // A block is of one sample: a thread would have to divide 64-bit numbers to find its own.
+  plan.threads = groups < kPgdThreads ? 32 * ceil_div(groups, 32) : kPgdThreads;
+  plan.blocks_per_sample = ceil_div(groups, plan.threads);
+  return plan;
 }
 
 void launch_pgd_linf_step(const PgdLinfParams& p, Dtype grad_dtype, Stream stream) {
@@ -140,9 +147,10 @@ void launch_pgd_linf_step(const PgdLinfParams& p, Dtype grad_dtype, Stream strea
 
 void launch_random_start(const RandomStartParams& p, Stream stream) {
   if (p.batch == 0 || p.sample_numel == 0) return;
-  const RandomStartPlan plan = plan_random_start(p, kPgdThreads);
+  const RandomStartPlan plan = plan_random_start(p);
+  const Geometry geometry{p.batch * plan.blocks_per_sample, plan.threads};
   for_bool(plan.vector, [&](auto vector) {
-    start<random_start_kernel<vector.value>>({plan.blocks, kPgdThreads}, stream, p);
+    start<random_start_kernel<vector.value>>(geometry, stream, p, divisor(plan.blocks_per_sample));
   });
 }
 
