@@ -1,8 +1,9 @@
 """One training iteration of Adversarially Robust Distillation as its published code does it, in plain torch, and that
-iteration with a peer's attack, compiled, and as a CUDA graph.
+iteration with a peer's attack, compiled, and as a CUDA graph; and those of AdaAD, IGDM and SAAD, whose attack asks the
+teacher in every step.
 
-Transcribed in our words from the official code of Goldblum, Fowl, Feizi and Goldstein (AAAI 2020). What it does and
-need not do:
+Transcribed in our words from the official code of Goldblum, Fowl, Feizi and Goldstein (AAAI 2020); the three others as
+`ard_fast.methods` describes their authors' codes. What it does and need not do:
 
 * the student is in train mode inside the attack: batch statistics, and running ones that every forward pass moves;
 * the clean images go through the student, forward and backward, for a cross-entropy that alpha = 1 multiplies by zero;
@@ -16,10 +17,11 @@ decode and crop them with PIL), the loss is not fetched to the host after every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,10 +60,13 @@ def ascend(x_adv: Tensor, grad: Tensor, x: Tensor, eps: float, step_size: float)
     return torch.clamp(x_adv, 0.0, 1.0)
 
 
-def published_pgd(
-    network: Callable[[Tensor], Tensor],
+Objective = Callable[[Tensor], Tensor]
+"""From adversarial images to what an attack raises, summed over them."""
+
+
+def raised(
+    objective: Objective,
     x: Tensor,
-    y: Tensor,
     noise: Tensor,
     *,
     eps: float,
@@ -69,14 +74,23 @@ def published_pgd(
     steps: int,
     move: Callable[..., Tensor] = ascend,
 ) -> Tensor:
-    """Adversarial images `[B, C, H, W]` for images in [0, 1] and labels `[B]`; the noisy start is not clamped."""
+    """Adversarial images `[B, C, H, W]` for images in [0, 1]; the noisy start is not clamped."""
     x_adv = x.detach() + noise
     for _ in range(steps):
         x_adv.requires_grad_()
-        loss = tf.cross_entropy(network(x_adv), y, reduction="sum")
-        grad = torch.autograd.grad(loss, [x_adv])[0]
+        grad = torch.autograd.grad(objective(x_adv), [x_adv])[0]
         x_adv = move(x_adv, grad, x, eps, step_size)
     return x_adv
+
+
+def cross_entropy(network: Callable[[Tensor], Tensor], y: Tensor) -> Objective:
+    """Of labels `[B]`."""
+    return lambda x_adv: tf.cross_entropy(network(x_adv), y, reduction="sum")
+
+
+def published_pgd(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, noise: Tensor, **settings: Any) -> Tensor:
+    """Adversarial images that raise the cross-entropy of labels `[B]`."""
+    return raised(cross_entropy(network, y), x, noise, **settings)
 
 
 def distillation(adv: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
@@ -99,8 +113,11 @@ class PublishedIteration:
         precision: "fp32" (TF32 off) or "tf32", on a GPU.
 
     Attributes:
+        init: Of the attack's start, as `F.random_start` takes it.
         replays: How many calls were replays of a CUDA graph.
     """
+
+    init: Mapping[str, Any] = MappingProxyType({"init": "uniform"})
 
     def __init__(
         self,
@@ -146,11 +163,23 @@ class PublishedIteration:
         """One step of the optimiser; returns the loss, a scalar."""
         self.optimizer.zero_grad()
         self.x_adv = self.attack(batch)
-        adv = self.network(self.x_adv if self.outer_at is None else self.outer_at)
-        loss = self.distillation(adv, self.teacher(batch.x), self.recipe) + self.clean_loss(batch)
+        loss = self.outer_loss(batch, self.x_adv if self.outer_at is None else self.outer_at)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
+
+    def outer_loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        """What the update lowers at given adversarial images, a scalar."""
+        adv = self.network(x_adv)
+        return self.distillation(adv, self.teacher(batch.x), self.recipe) + self.clean_loss(batch)
+
+    def objective(self, batch: Batch) -> Objective:
+        """What the attack raises."""
+        return cross_entropy(self.network, batch.y)
+
+    def start(self, x: Tensor) -> Tensor:
+        """The noise at which the attack starts."""
+        return uniform_noise(x, self.recipe.eps)
 
     def clean_loss(self, batch: Batch) -> Tensor:
         """The cross-entropy of the clean images, of weight 1 - alpha."""
@@ -159,11 +188,10 @@ class PublishedIteration:
     def attack(self, batch: Batch) -> Tensor:
         """Adversarial images `[B, C, H, W]`."""
         r = self.recipe
-        noise = uniform_noise(batch.x, r.eps) if self.noise is None else self.noise(batch)
+        noise = self.start(batch.x) if self.noise is None else self.noise(batch)
         self.student.train(self.attack_bn == "train")
-        x_adv = published_pgd(
-            self.network, batch.x, batch.y, noise, eps=r.eps, step_size=r.step_size, steps=r.steps, move=self.move
-        )
+        objective = self.objective(batch)
+        x_adv = raised(objective, batch.x, noise, eps=r.eps, step_size=r.step_size, steps=r.steps, move=self.move)
         self.student.train()
         return x_adv
 
@@ -188,6 +216,82 @@ class TorchattacksIteration(PublishedIteration):
 
     def attack(self, batch: Batch) -> Tensor:
         return self.peer(batch.x, batch.y)
+
+
+NORMAL_STD = 1e-3
+
+
+def divergence(logits: Tensor, target: Tensor, reduction: str) -> Tensor:
+    """KL(target || logits) by torch's two softmaxes."""
+    return nn.KLDivLoss(reduction=reduction)(tf.log_softmax(logits, 1), tf.softmax(target, 1))
+
+
+class AdaADIteration(PublishedIteration):
+    """AdaAD's (Huang et al., CVPR 2023): the attack raises KL(T(x') || S(x')) through both networks, the student in
+    eval mode; the clean images go through both for a loss of weight 0."""
+
+    init = MappingProxyType({"init": "normal", "std": NORMAL_STD})
+
+    def __init__(self, *args: Any, attack_bn: str = "eval", **settings: Any) -> None:
+        super().__init__(*args, attack_bn=attack_bn, **settings)
+
+    def start(self, x: Tensor) -> Tensor:
+        return NORMAL_STD * torch.randn_like(x)
+
+    def objective(self, batch: Batch) -> Objective:
+        return lambda x_adv: divergence(self.network(x_adv), self.teacher(x_adv), "sum")
+
+    def outer_loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        clean, adv = self.network(batch.x), self.network(x_adv)
+        with torch.no_grad():
+            clean_target, target = self.teacher(batch.x), self.teacher(x_adv)
+        alpha = self.recipe.alpha
+        return alpha * divergence(adv, target, "mean") + (1.0 - alpha) * divergence(clean, clean_target, "mean")
+
+
+class IGDMIteration(AdaADIteration):
+    """IGDM's (Lee, Cho, Kim; ICLR 2025): AdaAD's attack, and beside its loss the KL of the logits' differences between
+    x + d and x - d, weighted by the share of the epochs that are begun: the first of `EPOCHS`."""
+
+    EPOCHS = 200
+
+    def rows(self, batch: Batch, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each image, and the teacher's logits at x + d."""
+        opposite = batch.x - (x_adv - batch.x)
+        adv, mirrored = self.network(x_adv), self.network(opposite)
+        with torch.no_grad():
+            target, mirrored_target = self.teacher(x_adv), self.teacher(opposite)
+        matching = divergence(adv - mirrored, target - mirrored_target, "none").sum(1)
+        return divergence(adv, target, "none").sum(1) + matching / self.EPOCHS, target
+
+    def outer_loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        return self.rows(batch, x_adv)[0].mean()
+
+
+class SAADIteration(IGDMIteration):
+    """SAAD's (Lee, Chung; TMLR 2026): IGDM's loss weighted by the teacher's entropy; its attack moves the logit of the
+    true class of the teacher's clean logits to first order; a clean forward of the student for a term of weight 0."""
+
+    SCALE = 5.0
+
+    def objective(self, batch: Batch) -> Objective:
+        x = batch.x.clone().requires_grad_()
+        clean = self.teacher(x)
+        gradient = torch.autograd.grad(clean.gather(1, batch.y[:, None]).sum(), [x])[0]
+        clean, at_label = clean.detach(), tf.one_hot(batch.y, clean.shape[1])
+
+        def objective(x_adv: Tensor) -> Tensor:
+            change = (gradient * (x_adv - batch.x)).flatten(1).sum(1, keepdim=True)
+            return divergence(self.network(x_adv), clean + at_label * change, "sum")
+
+        return objective
+
+    def outer_loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        rows, target = self.rows(batch, x_adv)
+        p = tf.softmax(target, 1)
+        entropy = -(p * p.log()).sum(1)
+        self.network(batch.x)
+        return (self.SCALE * (entropy - entropy.min()) * rows).mean()
 
 
 class CompiledIteration(PublishedIteration):

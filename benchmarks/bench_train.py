@@ -24,12 +24,16 @@ Ours, by the package's trainer, from the loader to the update:
     train-attack     the same with the student in train mode during the attack (--attack-bn train), as published
     parity           --parity: what `published` does
 
+AdaAD, IGDM and SAAD ask the teacher in every step of the attack or near its images, where no table of logits can stand
+in: each as published, `published-adaad` and so on, and by the trainer as it runs by default, `adaad` (on a GPU one CUDA
+graph; eagerly: `adaad-eager`). `x published` is over the published iteration of the same method.
+
 Everybody sees the same batches. Before anything is timed, an iteration of each is held against `published` or
 `published-eval`, whose semantics it has; one that differs ends the run with exit status 1. The sign of a gradient near
 zero changes by rounding, and in train mode the batch carries it on to all images: after ten steps two right attacks
 differ in many pixels. So an iteration is asked twice over: its attack, from the same start, must stay in the ball and
-raise the student's cross-entropy as high; and its loss and its gradient at the student's weights must be those of the
-published iteration where both are taken at the published adversarial images.
+raise what it raises, cross-entropy or divergence, as high; and its loss and its gradient at the student's weights must
+be those of the published iteration where both are taken at the published adversarial images.
 
 `peak MiB` (GPU) is the most memory of an iteration, with all that the variant holds.
 """
@@ -40,7 +44,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -48,11 +52,14 @@ import torch
 import torch.nn.functional as tf
 from _networks import PAIRS, TrainingCase
 from _published import (
+    AdaADIteration,
     CompiledIteration,
     GraphedIteration,
+    IGDMIteration,
     Noise,
     PublishedIteration,
     Recipe,
+    SAADIteration,
     TorchattacksIteration,
 )
 from _run import Row, WrongResult, build_variants, parse_args, positive, print_rows, run, unavailable_rows
@@ -69,6 +76,7 @@ from ard_fast.training.run_folder import RunFolder
 from ard_fast.training.trainer import Trainer
 
 QUICK_CASES = ("digits",)
+OF_ARD = ("alpha", "temperature")
 BATCH = {"cpu": 16, "cuda": 128}
 DIGITS_BATCH = 64
 GRAPH_CALLS = 6
@@ -86,24 +94,26 @@ attacks on MobileNetV2 at batch 8 were 1.7 % apart."""
 
 
 class TrainerIteration:
-    """An iteration of `python -m ard_fast.train --method ard`, by its trainer, from the loader to the update.
+    """An iteration of `python -m ard_fast.train`, by its trainer, from the loader to the update.
 
     Args:
         case: Networks and images.
-        recipe: Constants; what it says of the method is what the run is configured with.
+        recipe: Constants; what it says of the method is what a run of ARD is configured with.
+        method: By name.
         flags: The run's settings beside.
     """
 
-    def __init__(self, case: TrainingCase, recipe: Recipe, flags: Mapping[str, Any]) -> None:
+    def __init__(self, case: TrainingCase, recipe: Recipe, method: str, flags: Mapping[str, Any]) -> None:
+        constants = {key: value for key, value in vars(recipe).items() if method == "ard" or key not in OF_ARD}
         settings = {
-            "method": "ard",
+            "method": method,
             "dataset": case.pair.dataset,
             "student": case.pair.student,
             "teacher": case.pair.teacher,
             "batch_size": case.batch,
             "device": str(case.device),
             "seed": case.seed,
-            **vars(recipe),
+            **constants,
             **({} if case.pair.dataset == "digits" else {"data_dir": "unused"}),
             **flags,
         }
@@ -114,8 +124,9 @@ class TrainerIteration:
         self.student.load_state_dict(case.student().state_dict())
         self.student.train()
         self.trainer.method.begin_epoch(0)
-        for batch in self.trainer.loader.batches(0):  # the table of teacher logits knows what it is going to be asked
-            self.trainer.teachers["teacher"].clean(batch)
+        if self.trainer.method.clean_teachers():  # the table of logits knows what it is going to be asked
+            for batch in self.trainer.loader.batches(0):
+                self.trainer.teachers["teacher"].clean(batch)
         self.batches = self._again_and_again()
         self.lr = recipe.lr
 
@@ -136,19 +147,18 @@ class TrainerIteration:
 
     def observed(self, noise: Noise, outer_at: Tensor | None) -> tuple[Tensor, Tensor]:
         """As that of the published iteration; the package's attack starts where the batch's seed says in any case."""
-        method, found = self.trainer.method, []
-        attack = method.attack
+        method: Any = self.trainer.method
+        found, perturb = [], method.perturb
 
-        def observing(*args: Any, **kwargs: Any) -> Any:
-            inner = attack(*args, **kwargs)
-            found.append(inner.x_adv)
-            return inner if outer_at is None else replace(inner, x_adv=outer_at)
+        def observing(*args: Any, **kwargs: Any) -> Tensor:
+            found.append(perturb(*args, **kwargs))
+            return found[0] if outer_at is None else outer_at
 
-        method.attack = observing  # type: ignore[method-assign]
+        method.perturb = observing
         try:
             return self(), found[0]
         finally:
-            del method.attack
+            del method.perturb
 
 
 Iteration = PublishedIteration | TrainerIteration
@@ -165,6 +175,7 @@ class Kind:
         clamp_start: Whether the attack's start is clamped to [0, 1] when it is checked; the package does, parity does
             not, and whoever is compared with either starts as it.
         graphed: Whether it is a CUDA graph from its fourth call on.
+        baseline: The variant that is the published iteration of its method.
     """
 
     make: Callable[[TrainingCase, Recipe], Iteration]
@@ -172,6 +183,7 @@ class Kind:
     rounding: str = "fp32"
     clamp_start: bool = True
     graphed: bool = False
+    baseline: str = "published"
 
 
 def published(cls: type[PublishedIteration], case: TrainingCase, recipe: Recipe, **settings: Any) -> Iteration:
@@ -179,9 +191,9 @@ def published(cls: type[PublishedIteration], case: TrainingCase, recipe: Recipe,
     return cls(case.student(), case.teacher(), case.batches(), recipe, **settings)
 
 
-def trainer(**flags: Any) -> Callable[[TrainingCase, Recipe], Iteration]:
+def trainer(method: str = "ard", **flags: Any) -> Callable[[TrainingCase, Recipe], Iteration]:
     """Builds an iteration of the package's trainer with these settings, the others as they are by default."""
-    return lambda case, recipe: TrainerIteration(case, recipe, flags)
+    return lambda case, recipe: TrainerIteration(case, recipe, method, flags)
 
 
 BASELINES = {
@@ -192,14 +204,22 @@ BASELINES = {
     "compile": Kind(partial(published, CompiledIteration)),
     "cuda-graph": Kind(partial(published, GraphedIteration), graphed=True),
 }
-OURS = ("fused", "eager", "fp32", "no-cache", "train-attack", "parity")
-CUDA_ONLY = ("published-tf32", "cuda-graph", "eager", "fp32")
+THROUGH_THE_TEACHER = {"adaad": AdaADIteration, "igdm": IGDMIteration, "saad": SAADIteration}
+PUBLISHED = {"published": PublishedIteration, **{f"published-{name}": cls for name, cls in THROUGH_THE_TEACHER.items()}}
+OURS = ("fused", "eager", "fp32", "no-cache", "train-attack", "parity", *THROUGH_THE_TEACHER)
+CUDA_ONLY = ("published-tf32", "cuda-graph", "eager", "fp32", *(f"{name}-eager" for name in THROUGH_THE_TEACHER))
 
 
 def kinds(device: str) -> dict[str, Kind]:
     """The variants by name, in order."""
     gpu = device == "cuda"
     rounding = "bf16" if gpu else "fp32"
+    others: dict[str, Kind] = {}
+    for name, cls in THROUGH_THE_TEACHER.items():
+        own, ours = f"published-{name}", partial(trainer, name, epochs=IGDMIteration.EPOCHS, temperature=1.0)
+        others[own] = Kind(partial(published, cls), "eval", baseline=own)
+        others[name] = Kind(ours(), "eval", rounding, graphed=gpu, baseline=own)
+        others[f"{name}-eager"] = Kind(ours(graph="off"), "eval", rounding, baseline=own)
     return {
         **BASELINES,
         "fused": Kind(trainer(), "eval", rounding, graphed=gpu),
@@ -208,6 +228,7 @@ def kinds(device: str) -> dict[str, Kind]:
         "no-cache": Kind(trainer(teacher_cache="off"), "eval", rounding, graphed=gpu),
         "train-attack": Kind(trainer(attack_bn="train"), "train", rounding, graphed=gpu),
         "parity": Kind(trainer(parity=True), clamp_start=False, graphed=gpu),
+        **others,
     }
 
 
@@ -230,17 +251,22 @@ class References:
 
     def __init__(self, case: TrainingCase, recipe: Recipe) -> None:
         self.case, self.recipe = case, recipe
-        self._known: dict[tuple[str, bool], Outcome] = {}
+        self._known: dict[tuple[str, str, bool], Outcome] = {}
 
-    def __call__(self, attack_bn: str, clamp_start: bool) -> Outcome:
-        """By the student's mode in the attack, and whether the start is clamped to [0, 1]."""
-        key = attack_bn, clamp_start
+    def plain(self, kind: Kind) -> PublishedIteration:
+        """A fresh published iteration of a variant's method, the student in the variant's mode in its attack."""
+        case = self.case
+        make = PUBLISHED[kind.baseline]
+        return make(case.student(), case.teacher(), case.batches(), self.recipe, attack_bn=kind.attack_bn)
+
+    def __call__(self, kind: Kind) -> Outcome:
+        """By the method, the student's mode in the attack, and whether the start is clamped to [0, 1]."""
+        key = kind.baseline, kind.attack_bn, kind.clamp_start
         if key not in self._known:
-            plain = published(PublishedIteration, self.case, self.recipe, attack_bn=attack_bn)
-            self._known[key] = self.outcome(plain, clamp_start, None)
+            self._known[key] = self.outcome(self.plain(kind), kind, None)
         return self._known[key]
 
-    def outcome(self, iteration: Iteration, clamp_start: bool, outer_at: Tensor | None) -> Outcome:
+    def outcome(self, iteration: Iteration, kind: Kind, outer_at: Tensor | None) -> Outcome:
         """Runs an iteration once, from the package's start; returns what it computed.
 
         Raises:
@@ -248,9 +274,8 @@ class References:
         """
 
         def noise(batch: Batch) -> Tensor:
-            eps = self.recipe.eps
-            start = F.random_start(batch.x, eps=eps, clamp=clamp_start, seed=batch.seed, sample_ids=batch.ids)
-            return start - batch.x
+            how = {"eps": self.recipe.eps, "clamp": kind.clamp_start, **PUBLISHED[kind.baseline].init}
+            return F.random_start(batch.x, seed=batch.seed, sample_ids=batch.ids, **how) - batch.x
 
         loss, x_adv = iteration.observed(noise, outer_at)
         gradients = [p.grad for p in iteration.student.parameters() if p.grad is not None]
@@ -270,15 +295,17 @@ class References:
         Raises:
             WrongResult: If its images leave the ball, its attack is weaker, or loss or gradient are others.
         """
-        wanted = self(kind.attack_bn, kind.clamp_start)
-        found = self.outcome(iteration, kind.clamp_start, wanted.x_adv)
-        x, y, eps = self.case.batches()[0].x, self.case.batches()[0].y, self.recipe.eps
+        wanted = self(kind)
+        found = self.outcome(iteration, kind, wanted.x_adv)
+        x, eps = self.case.batches()[0].x, self.recipe.eps
         largest, inside = float((found.x_adv - x).abs().max()), found.x_adv.min() >= 0 and found.x_adv.max() <= 1
         if not (largest <= eps + BALL_TOLERANCE and inside):  # so that NaN fails
             raise WrongResult(f"{largest:.6g} from the image, eps {eps:.6g}")
-        student = self.case.student().train(kind.attack_bn == "train")
+        plain = self.plain(kind)
+        plain.student.train(kind.attack_bn == "train")
+        objective = plain.objective(self.case.batches()[0])
         with torch.no_grad():
-            reached, least = (float(tf.cross_entropy(student(x_adv), y)) for x_adv in (found.x_adv, wanted.x_adv))
+            reached, least = (float(objective(x_adv)) / len(x) for x_adv in (found.x_adv, wanted.x_adv))
         if not reached >= (1 - WEAKER[kind.rounding]) * least:
             raise WrongResult(f"the attack reaches a loss of {reached:.6g}, the published one {least:.6g}")
         cosine = float(tf.cosine_similarity(found.gradient.double(), wanted.gradient.double(), dim=0))
@@ -353,6 +380,8 @@ def run_case(name: str, env: Row, args: argparse.Namespace) -> list[Row]:
     for row in rows:
         kind, seconds = kinds(args.device)[row["variant"]], measured[row["variant"]].seconds
         row |= {"attack_bn": kind.attack_bn, "precision": kind.rounding, "images_per_s": batch / row["median_us"] * 1e6}
+        own = measured.get(kind.baseline)
+        row["speedup_vs_baseline"] = None if own is None else paired_ratio(own.seconds, seconds)
         if "published-eval" in measured:
             row["x_published_eval"] = paired_ratio(measured["published-eval"].seconds, seconds)
     rows += unavailable_rows(absent, common)

@@ -110,7 +110,8 @@ RUNS = {
     "bench_attacks": "--rounds 1 --cases digits --batch 16 --steps 3 --attacks pgd,pgd-l2,mifgsm,apgd-ce,apgd-dlr "
     "--variants fused,folded,dropping,published,plain,model",
     "bench_train": "--rounds 1 --cases digits --batch 16 --steps 3 "
-    "--variants published,published-eval,fused,train-attack,parity",
+    "--variants published,published-eval,fused,train-attack,parity,published-adaad,adaad,published-igdm,igdm,"
+    "published-saad,saad",
 }
 
 

@@ -41,6 +41,7 @@ class GraphedPGD:
 
     Attributes:
         replays: how many calls were replays.
+        failed: why calls are eager, once a capture has failed or a model cannot be seen into, else None.
 
     Raises:
         TypeError: not a gradient attack.
@@ -62,7 +63,7 @@ class GraphedPGD:
         self._backend = CudaGraphs() if backend is None else backend
         self._functions: dict[tuple[int, int], GraphedFunction] = {}
         self._turn = threading.Lock()
-        self._warned = False
+        self.failed: str | None = None
 
     def __call__(
         self,
@@ -91,6 +92,7 @@ class GraphedPGD:
             before = graphed.replays
             result = graphed(inputs, self._key(model))
             self.replays += graphed.replays - before
+            self.failed = self.failed or graphed.failed
             # Nothing else may run in between: the next call overwrites it.
             with torch.inference_mode(False):
                 return result.clone()
@@ -118,14 +120,9 @@ class GraphedPGD:
         if len(networks) > 1 and not (callable(y) and self.attack.accepts_target_model):
             return False
         unseen = [each for each in networks if not (isinstance(each, nn.Module) or is_fixed(each))]
-        if unseen and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{self.attack!r} runs without a CUDA graph: {type(unseen[0]).__name__} is not a module, so that its "
-                "modes and weights cannot be seen",
-                GraphWarning,
-                stacklevel=3,
-            )
+        if unseen and self.failed is None:
+            self.failed = f"{type(unseen[0]).__name__} is not a module, so that its modes and weights cannot be seen"
+            warnings.warn(f"{self.attack!r} runs without a CUDA graph: {self.failed}", GraphWarning, stacklevel=3)
         return not unseen
 
     def _function(self, model: Any, target: Any) -> GraphedFunction:

@@ -98,6 +98,22 @@ def _why_no_attack(method: Method, world: World, sync_bn: bool) -> str | None:
     return None
 
 
+def came_to(choice: GraphChoice, graphed: GraphedUpdate | None, method: Method, *, over: bool) -> GraphChoice:
+    """What a choice has come to: another one where a capture failed or, when the run is `over`, where none was made."""
+    attack = getattr(method, "inner_attack", None)
+    reasons: list[str] = []
+    for mode, graph in (("iteration", graphed), ("attack", attack)):
+        if not isinstance(graph, GraphedUpdate | GraphedPGD):
+            continue
+        if graph.failed is not None:
+            reasons.append(graph.failed)
+        elif graph.replays:
+            return GraphChoice(mode, "; ".join(reasons)) if reasons else choice
+    if not reasons and not over:
+        return choice
+    return GraphChoice("off", "; ".join(reasons) or "too few whole batches: the first three of a phase are eager")
+
+
 def graph_attack(method: Method, backend: CudaGraphs | None = None) -> bool:
     """Let a method's attack be replayed as a graph; whether that is possible."""
     attack = getattr(method, "inner_attack", None)
@@ -140,7 +156,7 @@ class GraphedUpdate:
         self._now: tuple[list[Batch], Decisions] | None = None
         self._before: tuple[int, tuple[tuple[str, Hashable], ...]] | None = None
         self._changes = 0
-        self._unsteady = False
+        self._unsteady: str | None = None
 
     @property
     def replays(self) -> int:
@@ -148,19 +164,19 @@ class GraphedUpdate:
         return self._graphed.replays
 
     @property
-    def failed(self) -> bool:
-        """Whether all further steps are eager."""
-        return self._unsteady or self._graphed.failed is not None
+    def failed(self) -> str | None:
+        """Why all further steps are eager, once they are."""
+        return self._unsteady or self._graphed.failed
 
     def __call__(self, parts: list[Batch], *, epoch: int, rates: Sequence[float]) -> Tensor:
         """As `Update`; the result stays until the next call."""
-        if self.failed and self._fallback is not None:
+        if self.failed is not None and self._fallback is not None:
             self._fallback()
             self._fallback = None
-        if self.failed or not self._is_whole(parts):
+        if self.failed is not None or not self._is_whole(parts):
             return self.update(parts, epoch=epoch, rates=rates)
         values = self._look(epoch)
-        if self._unsteady:
+        if self._unsteady is not None:
             return self.update(parts, epoch=epoch, rates=rates)
         parts = [self._with_teacher_logits(batch) for batch in parts]
         self._now = parts, self.update.decide(epoch, rates)
@@ -192,14 +208,14 @@ class GraphedUpdate:
         if before is not None and before[0] == epoch and before[1] != values:
             self._changes += 1
             if self._changes >= _PATIENCE:
-                self._unsteady = True
                 self._graphed.forget()
                 names = ", ".join(sorted({name for name, _ in {*before[1]} ^ {*values}}))
+                self._unsteady = (
+                    f"method {method.name} changes {names} from step to step, which a graph cannot; keep it in a "
+                    "tensor that is written in place"
+                )
                 warnings.warn(
-                    f"the training step runs without a CUDA graph: method {method.name} changes {names} from step to "
-                    "step, which a graph cannot; keep it in a tensor that is written in place",
-                    GraphWarning,
-                    stacklevel=4,
+                    f"the training step runs without a CUDA graph: {self._unsteady}", GraphWarning, stacklevel=4
                 )
         return values
 

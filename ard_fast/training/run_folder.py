@@ -38,7 +38,7 @@ _SUMMARY = {
     "images_per_s": _AMOUNT,
     "elapsed_s": _AMOUNT,
 }
-SUMMARY_KEYS = (*_SUMMARY, "teachers", "warnings")  # the last two are for people: not read back
+SUMMARY_KEYS = (*_SUMMARY, "teachers", "graph", "warnings")  # the last three are for people: not read back
 # Of a line of the metrics, what is read back.
 _METRICS = {"epoch": _COUNT, "val_clean": _PERCENT_OR_NONE, "val_robust": _PERCENT_OR_NONE}
 

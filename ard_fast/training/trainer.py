@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, closing
 from functools import partial
@@ -19,6 +20,7 @@ from ard_fast._devices import training_arithmetic
 from ard_fast._progress import Progress, Whole
 from ard_fast._typing import known
 from ard_fast.attacks import PGD
+from ard_fast.attacks.cuda_graph import GraphWarning
 from ard_fast.data import Batch, make_loader
 from ard_fast.evaluation.measure import PGD20_STEPS, Accuracy, evaluate
 from ard_fast.evaluation.results import EVALUATION_SEED
@@ -31,7 +33,7 @@ from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.checkpoint import DamagedRun, TrainingState, load_network, load_state, save_state, save_weights
 from ard_fast.training.conventions import collapse_warnings, describe_run, late_warnings, teacher_warnings
 from ard_fast.training.fitting import Environment, first_images, fit_student, make_teacher, merges_last_batch
-from ard_fast.training.graph import GraphedUpdate, choose_graph, graph_attack
+from ard_fast.training.graph import GraphedUpdate, came_to, choose_graph, graph_attack
 from ard_fast.training.nonfinite import FirstBad, LossWatch, NonFiniteLoss, check_weights, weights_are_finite
 from ard_fast.training.optimiser import learning_rate, relative_rate
 from ard_fast.training.report import Board, draw_examples, write_run_report
@@ -94,13 +96,15 @@ class Trainer:
             self.average = WeightAverage(self.student, kind=config.averaging, decay=config.ema_decay, first_epoch=first)
         sample = first_images(env.dataset, env.device, _SAMPLE)
         self.update = Update(config, self.student, self.method, self.world, self.compute, self.average, sample=sample)
-        self.graph = choose_graph(config.graph, env.device, self.method, self.world, sync_bn=config.sync_bn)
+        self.chosen_graph = choose_graph(config.graph, env.device, self.method, self.world, sync_bn=config.sync_bn)
+        self.graph = self.chosen_graph  # and what it has come to
         self.graphed: GraphedUpdate | None = None
         if self.graph.mode == "iteration":
             fallback = partial(graph_attack, self.method) if config.graph == "auto" else None
             self.graphed = GraphedUpdate(self.update, config.batch_size, fallback=fallback)
         elif self.graph.mode == "attack":
             graph_attack(self.method)
+        self.ungraphed: list[str] = []  # why what was to be a graph is none
         self.state = TrainingState()
         self.board: Board | None = None
         self.merges_last = merges_last_batch(config, env.dataset, self.world, env.device)
@@ -152,16 +156,20 @@ class Trainer:
             Progress(steps * passes, done, steps_per_epoch=steps, images_per_step=images, whole=whole)
         ) as shown:
             self._train(shown)
+            if done < steps * passes:
+                self._look_at_graph(shown, over=True)
             self._finish(shown)
 
     def _train(self, progress: Progress) -> None:
         if self.config.tensorboard and self.world.is_main:
             self.board = Board(self.folder.board, self.state.rows)
         try:
-            while self.state.epoch < self.config.passes():
-                with self._arithmetic():
-                    self._train_epoch(progress)
-                self._finish_epoch(progress)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", GraphWarning)  # `_look_at_graph` says it
+                while self.state.epoch < self.config.passes():
+                    with self._arithmetic():
+                        self._train_epoch(progress)
+                    self._finish_epoch(progress)
         finally:
             self._save_teacher_logits(at_least=0.0)
             if self.graphed is not None:
@@ -169,9 +177,19 @@ class Trainer:
             if self.board is not None:
                 self.board.close()
 
+    def _look_at_graph(self, progress: Progress, *, over: bool) -> None:
+        """Say once why what was to be a CUDA graph is none, and keep it for report and summary."""
+        if self.chosen_graph.mode == "off":
+            return
+        before, self.graph = self.graph, came_to(self.chosen_graph, self.graphed, self.method, over=over)
+        if self.graph != before:
+            self.ungraphed = [f"graph: {self.graph.describe()}"]
+            if self.graph.why != before.why:
+                progress.warn(self.ungraphed[0])
+
     def describe(self) -> list[str]:
         """The run's conventions in words."""
-        graph = [] if self.env.device.type == "cpu" and self.graph.mode == "off" else [self.graph.describe()]
+        graph = [] if self.env.device.type == "cpu" and self.chosen_graph.mode == "off" else [self.graph.describe()]
         computing = [*self.update.describe(), *graph, *self.notes]
         if self.world.size > 1 and not self.update.synchronised:
             computing.append("batch statistics are those of each process's own images; the running ones are averaged")
@@ -292,6 +310,7 @@ class Trainer:
         """Validate, keep checkpoints, write the epoch's line."""
         config, state, count = self.config, self.state, self.loader.count
         epoch = state.epoch + 1
+        self._look_at_graph(progress, over=False)
         if self.average is not None:
             self.average.after_epoch(state.epoch)
         row: dict[str, Any] = {
@@ -356,7 +375,8 @@ class Trainer:
                 role: {"clean_acc": worth.clean, f"pgd{worth.steps}_acc": worth.robust, "images": worth.images}
                 for role, worth in self.worths.items()
             },
-            "warnings": [*self.doubts, *collapse],
+            "graph": self.graph.describe(),
+            "warnings": [*self.doubts, *self.ungraphed, *collapse],
         }
         self.world.from_main(lambda: self._report(best, summary, test_last))
         if self.whole is None:

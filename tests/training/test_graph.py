@@ -1,6 +1,7 @@
 """The graph of a training step: what --graph comes to, and a replayed step that is the eager one to the bit."""
 
 import dataclasses
+import json
 import warnings
 from functools import partial
 
@@ -155,6 +156,36 @@ def test_a_run_by_replay_stops_inside_an_epoch_and_goes_on_to_the_same_bits(tmp_
     assert [len(tape.tapes) for tape in tapes] == [1] * 3
     assert_same_run(whole, stopped)
     assert_same_run(eager, whole)
+
+
+def test_a_run_whose_capture_fails_says_why_once_and_in_its_files(tmp_path, monkeypatch, tapes, capsys):
+    loss, reports = AdversarialTraining.loss, []
+
+    def waits(self, *args):
+        result = loss(self, *args)
+        result.loss.item()
+        return result
+
+    monkeypatch.setattr(AdversarialTraining, "loss", waits)
+    monkeypatch.setattr(
+        trainer, "write_run_report", lambda folder, summary, lines, *args, **more: reports.append(lines)
+    )
+    assert main([*RUN, "--out", str(tmp_path / "run")]) == 0
+    line = (
+        "no CUDA graph (its capture failed with NotCapturable: aten._local_scalar_dense.default reads values from the"
+    )
+    assert capsys.readouterr().out.count(f"warning: graph: {line}") == 1
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["graph"].startswith(line) and f"graph: {summary['graph']}" in summary["warnings"]
+    assert summary["graph"] in reports[0]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "came_to"), [("1", "no CUDA graph (too few whole batches"), ("2", "the whole step")]
+)
+def test_what_a_run_got_is_in_its_summary(epochs, came_to, tmp_path, tapes):
+    assert main([*AT, "--epochs", epochs, "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["graph"].startswith(came_to)
 
 
 def test_the_origin_of_a_nan_is_found_eagerly(tmp_path, monkeypatch, tapes, capsys):
