@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "common/config.h"
+#include "common/math.h"
 
 namespace ard::cuda {
 
@@ -77,5 +77,20 @@ __device__ __forceinline__ V warp_reduce(V value, Op op, unsigned lanes = kAllLa
   }
   return value;
 }
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+// By two reductions of integers, which hardware from 8.0 on has. Not for NaN.
+template <int kLanes = 32>
+__device__ __forceinline__ Largest warp_reduce(Largest mine, LargerOp op,
+                                               unsigned lanes = kAllLanes) {
+  if constexpr (kLanes < 32) return warp_reduce<kLanes, Largest, LargerOp>(mine, op, lanes);
+  // In the order of unsigned numbers; + 0 because -0 equals 0.
+  const uint32_t bits = float_to_bits(mine.value + 0.0f);
+  const uint32_t key = bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+  const uint32_t most = __reduce_max_sync(kAllLanes, key);
+  const int index = __reduce_min_sync(kAllLanes, key == most ? mine.index : 0x7fffffff);
+  return Largest{bits_to_float(most ^ (most >> 31 ? 0x80000000u : 0xffffffffu)), index};
+}
+#endif
 
 }  // namespace ard::cuda

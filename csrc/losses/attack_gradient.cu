@@ -1,5 +1,6 @@
-// The gradients that attacks follow. Each row of logits is read from memory once; for cross-entropy
-// only rows too long for shared memory are read again (from L2, as a rule).
+// The gradients that attacks follow. Each row of logits is read from memory once; rows of
+// cross-entropy too long for shared memory, and those of the other losses, are read again from a
+// cache, as a rule.
 //
 // A class outside [0, C) cannot be reported from here: the row's loss and gradient become NaN.
 #include "losses/attack_gradient.h"
@@ -15,71 +16,117 @@ __global__ void __launch_bounds__(kMaxRowThreads) ce_gradient_kernel(AttackGradi
   if (index >= p.batch) return;
   const float loss = ce_row_loss<T, kVec, kCached>(
       static_cast<const T*>(p.logits) + index * p.logits_stride, p.classes, p.labels[index],
-      reinterpret_cast<T*>(group.staging(shared, 1)), 1.0f,
-      static_cast<T*>(p.grad) + index * p.classes, p.grad_scale ? p.grad_scale + index : nullptr,
-      p.correct ? p.correct + index : nullptr, group);
+      group.staging(shared, 1), 1.0f, static_cast<T*>(p.grad) + index * p.classes,
+      p.grad_scale ? p.grad_scale + index : nullptr, p.correct ? p.correct + index : nullptr,
+      group);
   if (p.loss_rows && group.leads()) p.loss_rows[index] = loss;
 }
 
-// Of two rankings: their upper half is, entry by entry, the better of one and of the other read
+// Four numbers, the largest first, and whether there was a NaN.
+struct FourLargest {
+  float at[4];
+  uint32_t nan;
+};
+
+// The upper half of two such lists is, entry by entry, the larger of one and of the other read
 // backwards, and two rounds of exchanges put that in order (a bitonic merge).
-struct MergeOp {
-  __device__ __forceinline__ Top4 operator()(const Top4& a, const Top4& b) const {
-    Top4 out = a;
+struct FourLargestOp {
+  __device__ __forceinline__ FourLargest operator()(const FourLargest& a,
+                                                    const FourLargest& b) const {
+    FourLargest out;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (ranks_before(b.at[3 - k], a.at[k])) out.at[k] = b.at[3 - k];
-    }
-    put_in_order(out.at[0], out.at[2]);
-    put_in_order(out.at[1], out.at[3]);
-    put_in_order(out.at[0], out.at[1]);
-    put_in_order(out.at[2], out.at[3]);
+    for (int k = 0; k < 4; ++k) out.at[k] = fmaxf(a.at[k], b.at[3 - k]);
+    const auto exchange = [&](int first, int second) {
+      const float larger = fmaxf(out.at[first], out.at[second]);
+      out.at[second] = fminf(out.at[first], out.at[second]);
+      out.at[first] = larger;
+    };
+    exchange(0, 2);
+    exchange(1, 3);
+    exchange(0, 1);
+    exchange(2, 3);
+    out.nan = a.nan | b.nan;
     return out;
   }
 };
 
+// The row is read twice, the second time from a cache: for a bound that few logits reach, and for
+// those with their places.
 template <typename T, int kVec, int kLanes>
 __global__ void __launch_bounds__(kMaxRowThreads) compared_gradient_kernel(AttackGradientParams p) {
   RowGroup<kLanes> group(p.classes, kVec);
   const int64_t index = group.row();
   if (index >= p.batch) return;
   const T* logits = static_cast<const T*>(p.logits) + index * p.logits_stride;
-  Top4 top = top4_empty();
-  float nan = 0.0f;
+  const auto loaded = [&](int c) { return to_floats(load_vec<kVec>(logits + c)); };
+  const int ranks = p.loss == AttackLoss::margin ? 2 : p.loss == AttackLoss::dlr ? 3 : 4;
+
+  float largest = -INFINITY;
+  bool nan = false;
+#pragma unroll 2
   ARD_FOR_VECTORS(c) {
-    const Vec<T, kVec> z = load_vec<kVec>(logits + c);
+    const Floats<kVec> z = loaded(c);
+    largest = fmaxf(largest, largest_of(z));
 #pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      const float value = to_float(z.v[j]);
-      top4_insert(top, Ranked{value, int(c) + j});
-      if (value != value) nan = 1.0f;
+    for (int j = 0; j < kVec; j += 2) nan |= either_nan(z[j], z[j + (kVec > 1)]);
+  }
+  // As many logits as the gradient compares are no smaller than that many threads' largest.
+  const FourLargest threads = group.reduce(
+      FourLargest{{largest, -INFINITY, -INFINITY, -INFINITY}, uint32_t(nan)}, FourLargestOp());
+  nan = threads.nan != 0;
+  const float bound = ranks == 2 ? threads.at[1] : ranks == 3 ? threads.at[2] : threads.at[3];
+
+  Top4 mine = top4_empty();
+  if (largest >= bound) {
+    ARD_FOR_VECTORS(c) {
+      if (!(largest_of(loaded(c)) >= bound)) continue;
+#pragma unroll 1
+      for (int j = c; j < c + kVec; ++j) {
+        const float value = to_float(logits[j]);
+        if (value >= bound) top4_insert(mine, Ranked{value, j});
+      }
     }
   }
-  top = group.reduce(top, MergeOp());
-  nan = group.reduce(nan, MaxOp());
+  Top4 top = top4_empty();
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    if (k >= ranks) break;
+    const Largest next = group.reduce(Largest{mine.at[0].value, mine.at[0].index}, LargerOp());
+    top.at[k] = Ranked{next.value, next.index};
+    if (mine.at[0].index != next.index) continue;
+#pragma unroll
+    for (int n = 0; n < 3; ++n) mine.at[n] = mine.at[n + 1];
+    mine.at[3] = Ranked{-INFINITY, kNoClass};
+  }
 
   const int64_t label = p.labels[index];
   const int64_t target = p.target_classes ? p.target_classes[index] : label;
   const bool valid = label >= 0 && label < p.classes && target >= 0 && target < p.classes;
   ComparedRow row = compared_row(p.loss, p.kappa, top, valid ? int(label) : 0,
                                  valid ? to_float(logits[label]) : 0.0f, valid ? int(target) : 0,
-                                 valid ? to_float(logits[target]) : 0.0f, !valid || nan != 0.0f);
+                                 valid ? to_float(logits[target]) : 0.0f, !valid || nan);
   if (p.grad_scale) {
     const float factor = compared_scale_gradient(row);
     if (group.leads()) p.grad_scale[index] = factor;
   }
   T* grad = static_cast<T*>(p.grad) + index * p.classes;
-  ARD_FOR_VECTORS(c) {
-    Vec<T, kVec> out;
+  Vec<T, kVec> others;  // 0, or NaN
 #pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      out.v[j] = finite_from_float<T>(compared_grad(row, int(c) + j));
-    }
-    store_vec<kVec>(grad + c, out);
-  }
+  for (int j = 0; j < kVec; ++j) others.v[j] = from_float<T>(row.scale * 0.0f);
+#pragma unroll 2
+  ARD_FOR_VECTORS(c) store_vec<kVec>(grad + c, others);
+  group.sync();
+  const int rank = group.rank();
+  const int c = rank == 0   ? row.label
+                : rank == 1 ? row.other
+                : rank == 2 ? row.first_class
+                : rank == 3 ? row.third_class
+                : rank == 4 ? row.fourth_class
+                            : kNoClass;
+  if (c >= group.begin() && c < group.end()) grad[c] = finite_from_float<T>(compared_grad(row, c));
   if (p.loss_rows && group.leads()) {
     p.loss_rows[index] = row.loss;
-    p.correct[index] = valid && nan == 0.0f && top.at[0].index == row.label;
+    p.correct[index] = valid && !nan && top.at[0].index == row.label;
   }
 }
 

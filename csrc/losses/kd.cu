@@ -98,7 +98,8 @@ __device__ __forceinline__ float kd_loss_of_row(const KdLossParams& p, Group& gr
     const float grad_weight = weight * p.clean_grad_weight;
     T* grad = grad_row<T>(p.grad_clean, index, p.classes);
     if (p.labels) {
-      second = ce_row_loss<T, kVec, kCached>(clean, p.classes, p.labels[index], z.staged_student,
+      if constexpr (sizeof(T) != sizeof(float)) group.sync();  // the row was staged as T
+      second = ce_row_loss<T, kVec, kCached>(clean, p.classes, p.labels[index], staging,
                                              grad_weight, grad, nullptr, nullptr, group);
     } else {
       z.student = clean;

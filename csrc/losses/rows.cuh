@@ -281,62 +281,177 @@ __device__ __forceinline__ Vec<T, kVec> row_vec(const Group& group, const T* glo
   return load_vec<kVec>(kCached ? staged + (c - group.begin()) : global + c);
 }
 
+// Without those that are NaN.
+template <int kVec>
+__device__ __forceinline__ float largest_of(const Floats<kVec>& values) {
+  float largest = values[0];
+#pragma unroll
+  for (int j = 1; j < kVec; ++j) largest = fmaxf(largest, values[j]);
+  return largest;
+}
+
+// Where in an array of shared memory the thread that visits it keeps element `at` of its share.
+// With vectors of 8 their halves change places for every second four threads, so that 8 threads use
+// all banks at once.
+template <int kVec>
+__device__ __forceinline__ int place(int at) {
+  return kVec == 8 ? at ^ int(threadIdx.x & 4) : at;
+}
+
+template <int kVec>
+__device__ __forceinline__ void stage(float* array, int at, const Floats<kVec>& values) {
+  constexpr int kWide = kVec == 1 ? 1 : 4;
+#pragma unroll
+  for (int q = 0; q < kVec; q += kWide) {
+    Vec<float, kWide> part;
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) part.v[j] = values[q + j];
+    store_vec<kWide>(array + place<kVec>(at + q), part);
+  }
+}
+
+template <int kVec>
+__device__ __forceinline__ Floats<kVec> staged(const float* array, int at) {
+  constexpr int kWide = kVec == 1 ? 1 : 4;
+  Floats<kVec> values;
+#pragma unroll
+  for (int q = 0; q < kVec; q += kWide) {
+    const auto part = load_vec<kWide>(array + place<kVec>(at + q));
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) values[q + j] = part.v[j];
+  }
+  return values;
+}
+
+// Whether this thread visits the class, and so may use what is staged of it.
+template <int kVec, typename Group>
+__device__ __forceinline__ bool visits(const Group& group, int c) {
+  const int at = c - group.begin();  // size is a power of two
+  return c >= group.begin() && c < group.end() && (at / kVec & (group.size() - 1)) == group.rank();
+}
+
+// e^x of x <= 0, relative error up to 5e-8 |x|: 0 from about -87.3 down, NaN for NaN.
+__device__ __forceinline__ float exp_below(float x) {
+  float e;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * 1.44269504f));
+  return e;
+}
+
 // Returns the loss; writes grad_weight * (p - onehot) unless grad is null, and unless correct is
 // null whether the label is the largest logit, the first of its size, of a row without NaN. Unless
-// scale is null the gradient comes times a power of two, written there (see ce_scale_gradient).
+// scale is null the gradient comes times a power of two, written there: its largest entry, that of
+// the label, is then in [1, 2).
+//
+// array: a float a class in shared memory, where the row is cached; else kVec is 1 and each pass
+// reads the logits again. It has the logits, then e^(z - max). The first class that attains the
+// maximum is left out of their sum, so that a certain label loses no digits.
 //
 // A label outside [0, C) cannot be reported from here: the row's loss and gradient become NaN.
 template <typename T, int kVec, bool kCached, typename Group>
-__device__ float ce_row_loss(const T* logits, int64_t classes, int64_t label, T* staged,
+__device__ float ce_row_loss(const T* logits, int64_t classes, int64_t label, float* array,
                              float grad_weight, T* grad, float* scale, bool* correct,
                              Group& group) {
+  static_assert(kCached || kVec == 1);
   const bool valid = label >= 0 && label < classes;
+  const float label_logit = to_float(logits[valid ? label : 0]);
+  const auto loaded = [&](int c) { return to_floats(load_vec<kVec>(logits + c)); };
+  const auto kept = [&](int c) { return staged<kVec>(array, c - group.begin()); };
+  // Changes one class of the array.
+  const auto keep = [&](int c, float value) {
+    if (kCached && visits<kVec>(group, c)) array[place<kVec>(c - group.begin())] = value;
+  };
 
-  float max = -INFINITY;
+  float largest = -INFINITY;
+  int at = group.begin() + group.rank() * kVec;  // the first vector that has it
+#pragma unroll 2
   ARD_FOR_VECTORS(c) {
-    const Vec<T, kVec> z = load_vec<kVec>(logits + c);
-    if constexpr (kCached) store_vec<kVec>(staged + (c - group.begin()), z);
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) max = max_or_second(to_float(z.v[j]), max);
-  }
-  max = group.reduce(max, MaxOp());
-  const float label_logit = valid ? to_float(logits[label]) : max;
-
-  float weight_sum = 0.0f, max_count = 0.0f, beaten = valid ? 0.0f : 1.0f;
-  ARD_FOR_VECTORS(c) {
-    const Vec<T, kVec> z = row_vec<kVec, kCached>(group, logits, staged, c);
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      const float value = to_float(z.v[j]);
-      weight_sum += ce_weight(max, value);
-      max_count += value == max ? 1.0f : 0.0f;
-      const bool below = value < label_logit || (value == label_logit && c + j >= label);
-      if (!below) beaten = 1.0f;
+    const Floats<kVec> z = loaded(c);
+    if constexpr (kCached) stage<kVec>(array, c - group.begin(), z);
+    const float most = largest_of(z);
+    if (most > largest) {
+      largest = most;
+      at = c;
     }
   }
-  weight_sum = group.reduce(weight_sum, SumOp());
-  max_count = group.reduce(max_count, SumOp());
-  CeRow row = ce_row(max, weight_sum, max_count);
-  if (!valid) row.rest = row.inv_sum = NAN;
-  if (scale) {
-    const float factor = ce_scale_gradient(row, label_logit);
-    if (group.leads()) *scale = factor;
+  Largest top{largest, at};
+  if (kVec > 1 && at < group.end()) {
+    const Floats<kVec> z = kCached ? kept(at) : loaded(at);
+#pragma unroll
+    for (int j = kVec - 1; j >= 0; --j) {
+      if (z[j] == largest) top.index = at + j;
+    }
   }
+  top = group.reduce(top, LargerOp());
+  const float max = top.value;
 
-  if (grad) {
+  // The sum of all e^(z - max) but one of 1.
+  const auto weighed = [&](auto exact) {
+    float sum = 0.0f;
+#pragma unroll exact.value ? 1 : 2
     ARD_FOR_VECTORS(c) {
-      const Vec<T, kVec> z = row_vec<kVec, kCached>(group, logits, staged, c);
-      Vec<T, kVec> out;
+      Floats<kVec> e = exact.value ? loaded(c) : kept(c);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        out.v[j] = from_float<T>(ce_grad(row, to_float(z.v[j]), c + j == label) * grad_weight);
+        if constexpr (exact.value) {
+          e[j] = c + j == top.index ? 0.0f : exp_f32(e[j] - max);
+        } else {
+          e[j] = exp_below(e[j] - max);
+        }
+        sum += e[j];
       }
-      store_vec<kVec>(grad + c, out);
+      if constexpr (kCached) stage<kVec>(array, c - group.begin(), e);
+    }
+    return group.reduce(sum, SumOp());
+  };
+  float rest;
+  if constexpr (kCached) {
+    keep(top.index, -INFINITY);
+    rest = weighed(std::false_type{});
+    // All that is left is far below the maximum, and scaled it would show how exp_below rounds.
+    if (rest < 1e-6f) rest = weighed(std::true_type{});
+    keep(top.index, 1.0f);
+  } else {
+    rest = weighed(std::true_type{});
+  }
+  // max - max: NaN where it is infinite, as in torch.
+  const CeRow row = ce_row(max, valid ? rest + (max - max) : NAN, 1.0f);
+
+  // p - 1 would cancel for a certain label.
+  const float at_label = label_logit == max ? -row.rest * row.inv_sum
+                                            : exp_below(label_logit - max) * row.inv_sum - 1.0f;
+  if (scale) {
+    const float factor = power_of_two_to_one(magnitude(at_label));
+    grad_weight *= factor;
+    if (group.leads()) *scale = factor;
+  }
+  if (grad) {
+    const float weight = row.inv_sum * grad_weight;
+#pragma unroll 2
+    ARD_FOR_VECTORS(c) {
+      Floats<kVec> e = kCached ? kept(c) : loaded(c);
+      if constexpr (!kCached) e[0] = c == top.index ? 1.0f : exp_f32(e[0] - max);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) e[j] *= weight;
+      store_vec<kVec>(grad + c, from_floats<T>(e));
+    }
+    // By the thread that has just written the rest of its vector.
+    if (valid && visits<kVec>(group, int(label))) {
+      grad[label] = from_float<T>(at_label * grad_weight);
     }
   }
   if (correct) {
-    beaten = group.reduce(beaten, MaxOp());
-    if (group.leads()) *correct = beaten == 0.0f;
+    bool nan = row.rest != row.rest;
+    if (nan && !is_finite(max)) {
+      float found = 0.0f;
+#pragma unroll 1
+      ARD_FOR_VECTORS(c) {
+        const Floats<kVec> z = loaded(c);
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) found = z[j] != z[j] ? 1.0f : found;
+      }
+      nan = group.reduce(found, MaxOp()) != 0.0f;
+    }
+    if (group.leads()) *correct = valid && !nan && top.index == label;
   }
   return ce_loss(row, label_logit);
 }

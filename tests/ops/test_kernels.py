@@ -399,10 +399,10 @@ def call_of(make, n, index=0, dtype=torch.float32):
     return next(itertools.islice(make(n, dtype, (0,)), index, None))
 
 
-def noticed(call, expected, arch=90):
+def noticed(call, expected, max_shared=None):
     """What is noticed of a fault, in any order of the threads; empty if nothing is."""
     for order in ("forward", "reverse", "shuffled"):
-        with emulated_gpu.active(arch, Mode(order, seed=1)):
+        with emulated_gpu.active(90, Mode(order, seed=1), max_shared=max_shared):
             try:
                 call.check(call.run(), expected)
             except RuntimeError as fault:
@@ -517,23 +517,25 @@ def test_shared_memory_must_be_asked_for():
         gpu.grant_shared(True)
 
 
-# Kernels with barriers, and a call that starts each.
-WITH_BARRIERS = {
-    "kd_loss_kernelIfLi4ELi0ELb1": (loss_calls, 1028),
-    "pair_loss_kernelIfLi4ELi0ELb1ELb1": (loss_calls, 1028, 5),
-    "pair_loss_kernelIfLi1ELi8ELb1ELb0": (sum_calls, 300),  # summed in the launch
-    "ce_gradient_kernelIfLi4ELi0ELb1": (loss_calls, 1028, 6),
-    "compared_gradient_kernelIfLi4ELi0": (loss_calls, 1028, 8),
-    "sum_rows": (sum_calls, 600),
-    "cuda18pgd_l2_step_kernelIfLi4ELb1": (step_calls, 20_000, 1),
-    "apgd_l2_step_kernelIfLi4ELb1": (apgd_calls, 20_000, 2),
-}
+# Kernels with barriers, a call that starts each, and what a block may have of shared memory.
+WITH_BARRIERS = [
+    ("kd_loss_kernelIfLi4ELi0ELb1", (loss_calls, 1028), None),
+    ("pair_loss_kernelIfLi4ELi0ELb1ELb1", (loss_calls, 1028, 5), None),
+    ("pair_loss_kernelIfLi1ELi8ELb1ELb0", (sum_calls, 300), None),  # summed in the launch
+    ("ce_gradient_kernelIfLi4ELi0ELb1", (loss_calls, 1028, 6), None),
+    ("ce_gradient_kernelIfLi4ELi0ELb1", (loss_calls, 1408, 6), 6000),  # in a cluster
+    ("compared_gradient_kernelIfLi4ELi0", (loss_calls, 1028, 8), None),
+    ("compared_gradient_kernelIfLi4ELi0", (loss_calls, 1408, 8), 2600),
+    ("sum_rows", (sum_calls, 600), None),
+    ("cuda18pgd_l2_step_kernelIfLi4ELb1", (step_calls, 20_000, 1), None),
+    ("apgd_l2_step_kernelIfLi4ELb1", (apgd_calls, 20_000, 2), None),
+]
 
 
-@pytest.mark.parametrize("kernel", WITH_BARRIERS)
-def test_every_barrier_is_needed(kernel):
+@pytest.mark.parametrize(("kernel", "call", "max_shared"), WITH_BARRIERS)
+def test_every_barrier_is_needed(kernel, call, max_shared):
     """Each one that the call reaches is taken out in turn, and its absence is noticed."""
-    call = call_of(*WITH_BARRIERS[kernel])
+    call = call_of(*call)
     expected = call.run()
     gpu = emulated_gpu.build()
     name = kernel_of(gpu, kernel)
@@ -543,9 +545,9 @@ def test_every_barrier_is_needed(kernel):
         for barrier in re.finditer(r"(bar\.sync 0|barrier\.cluster\.\w+\.\w+);", ptx):
             before, after = ptx[: barrier.start()], ptx[barrier.end() :]
             gpu.replace_ptx(name, f"{before}trap;{after}")
-            reached = noticed(call, expected)
+            reached = noticed(call, expected, max_shared)
             gpu.replace_ptx(name, before + after)
-            if reached and not noticed(call, expected):
+            if reached and not noticed(call, expected, max_shared):
                 unnoticed.append(before.count("\n"))
     finally:
         gpu.restore_ptx()
