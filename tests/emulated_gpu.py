@@ -43,7 +43,7 @@ NAMESPACE = "ard_fast_emulated"
 EXTENSION = (".cu", "_ops.cpp", "csrc/module.cpp")
 # What the emulator stands between: allocations of libtorch.
 ONE_CALL = threading.Lock()
-WRAPPED = ("torch_call_dispatcher", "aoti_torch_empty_strided")
+WRAPPED = ("aoti_torch_empty_strided",)
 
 
 def nvcc() -> Path | None:

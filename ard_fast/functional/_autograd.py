@@ -15,12 +15,12 @@ Dynamo does not trace functions that have one; torch's own refusal is what a cal
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from ard_fast._typing import Context
@@ -66,14 +66,17 @@ class KdLoss(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 9
-        saved = ctx.saved_tensors
-        grads, inputs = saved[:3], saved[3:]
-        wanted = ctx.numbers[8], ctx.numbers[8] and inputs[2] is not None, ctx.numbers[9]
-        factors = ctx.factors[0], ctx.factors[1], ctx.factors[0]
+        grad_student, grad_clean, grad_teacher, *inputs = ctx.saved_tensors
+        numbers, (factor, clean_factor) = ctx.numbers, ctx.factors
         if ctx.gradients_handed_on:
             with torch.no_grad():
-                grads = _ops.kd_loss(*inputs, *ctx.numbers)[1:4]
-        grad_student, grad_clean, grad_teacher = _scaled(ctx, grads, wanted, factors, grad_loss, inputs[:3])
+                _, grad_student, grad_clean, grad_teacher, _ = _ops.kd_loss(*inputs, *numbers)
+        grads = (
+            (grad_student if numbers[8] else None, factor),
+            (grad_clean if numbers[8] and inputs[2] is not None else None, clean_factor),
+            (grad_teacher if numbers[9] else None, factor),
+        )
+        grad_student, grad_clean, grad_teacher = _scaled(ctx, grads, grad_loss, inputs[:3])
         return grad_student, grad_teacher, grad_clean, None, None, None, None, None, None
 
     @staticmethod
@@ -106,12 +109,11 @@ class PairLoss(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 6
-        saved = ctx.saved_tensors
-        grads, inputs = saved[:2], saved[2:]
+        grad_adv, grad_clean, *inputs = ctx.saved_tensors
         if ctx.gradients_handed_on:
             with torch.no_grad():
-                grads = _ops.pair_loss(*inputs, *ctx.numbers)[1:]
-        grads = _scaled(ctx, grads, (True, True), (ctx.factor, ctx.factor), grad_loss, inputs[:2])
+                _, grad_adv, grad_clean = _ops.pair_loss(*inputs, *ctx.numbers)
+        grads = _scaled(ctx, ((grad_adv, ctx.factor), (grad_clean, ctx.factor)), grad_loss, inputs[:2])
         return *grads, None, None, None, None
 
     @staticmethod
@@ -140,6 +142,15 @@ class _DifferentiatedOnce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Context, *_: Tensor) -> NoReturn:
         raise RuntimeError("the losses of ard_fast can be differentiated once only: their gradient has no derivative")
+
+
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """`function.apply(*arguments)`, which first binds the arguments by name; that is left out where no transform is."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    # Tensors may have outlived a transform.
+    unwrapped = [unwrap_if_dead(each) if type(each) is Tensor else each for each in arguments]
+    return cast("Any", super(torch.autograd.Function, function)).apply(*unwrapped)
 
 
 class VmapInfo(Protocol):
@@ -199,49 +210,25 @@ def _keep(ctx: Context, grads: Sequence[Tensor], inputs: Sequence[Any]) -> None:
 
 def _scaled(
     ctx: Context,
-    grads: Sequence[Tensor],
-    wanted: Sequence[bool],
-    factors: Sequence[float],
+    grads: Sequence[tuple[Tensor | None, float]],
     grad_loss: Tensor,
     logits: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """The wanted gradients times their factor and the incoming one; None for the others.
+    """The gradients, each times its factor and the incoming one.
 
     In place, unless traced (a traced graph is functional; its compiler fuses the product) or transformed (the incoming
     gradients may be those of many calls). `logits` are what the gradients depend on.
     """
     if torch.compiler.is_compiling() or may_be_transformed():
         rows = grad_loss.reshape(-1, 1)
-        scaled = [
-            (grad * (rows * factor)).to(grad.dtype) if want else None
-            for grad, want, factor in zip(grads, wanted, factors, strict=True)
-        ]
+        scaled = [None if grad is None else (grad * (rows * factor)).to(grad.dtype) for grad, factor in grads]
     else:
         ctx.gradients_handed_on = True
         row_factors = (grad_loss.detach() if grad_loss.requires_grad else grad_loss).contiguous()
-        for grad, want, factor in zip(grads, wanted, factors, strict=True):
-            if want:
+        for grad, factor in grads:
+            if grad is not None:
                 _ops.scale_rows_(grad, row_factors, factor)
-        scaled = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+        scaled = [grad for grad, _ in grads]
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the gradients may be differentiated
         return [None if grad is None else _DifferentiatedOnce.apply(grad, grad_loss, *logits) for grad in scaled]
     return scaled
-
-
-class _Positional(inspect.Signature):
-    """A signature that takes its arguments as they come: torch binds them by name in every call, 20 us for these."""
-
-    def bind(self, *args: Any) -> _Bound:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _Bound(args, {})
-
-
-class _Bound(NamedTuple):
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def apply_defaults(self) -> None:
-        """Every argument was given."""
-
-
-for function in (KdLoss, PairLoss):
-    function.forward.__signature__ = _Positional(list(inspect.signature(function.forward).parameters.values()))

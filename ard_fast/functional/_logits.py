@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,26 +24,32 @@ def check_two_classes(logits: Tensor, name: str) -> None:
     raise RuntimeError(f"{name} must be logits of shape [B, C] with C >= 2, got {list(shape)}{hint}")
 
 
-def common_logits(named: dict[str, Tensor]) -> list[Tensor]:
-    """All logits, given by the names of their arguments, in their common dtype, with the classes contiguous."""
-    first_name, first = next(iter(named.items()))
+def common_logits(names: Sequence[str], *logits: Tensor) -> tuple[Tensor, ...]:
+    """All logits, with the names of their arguments, in their common dtype, with the classes contiguous."""
+    first = logits[0]
     dtype, expected = first.dtype, first.shape
-    for name, logits in named.items():
-        if logits.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be float32, float16 or bfloat16, got {logits.dtype}")
-        shape = logits.shape
-        check_two_classes(logits, name)
+    if len(expected) == 2 and expected[1] > 1 and dtype in _DTYPES:
+        for each in logits:
+            if each.dtype is not dtype or each.shape != expected or not each.is_contiguous():
+                break
+        else:
+            return logits
+    for name, each in zip(names, logits, strict=True):
+        if each.dtype not in _DTYPES:
+            raise TypeError(f"{name} must be float32, float16 or bfloat16, got {each.dtype}")
+        shape = each.shape
+        check_two_classes(each, name)
         if shape != expected:
-            raise RuntimeError(f"{name} must have the shape of {first_name} {list(expected)}, got {list(shape)}")
-        if logits.dtype != dtype:
-            dtype = torch.promote_types(dtype, logits.dtype)
+            raise RuntimeError(f"{name} must have the shape of {names[0]} {list(expected)}, got {list(shape)}")
+        if each.dtype != dtype:
+            dtype = torch.promote_types(dtype, each.dtype)
 
     def prepared(logits: Tensor) -> Tensor:
         if logits.dtype != dtype:
             logits = logits.to(dtype)
         return logits if logits.stride(1) == 1 else logits.contiguous()
 
-    return [prepared(logits) for logits in named.values()]
+    return tuple([prepared(each) for each in logits])
 
 
 def check_reduction(reduction: str) -> None:

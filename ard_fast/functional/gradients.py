@@ -187,7 +187,7 @@ def _kl_gradient(
 ) -> Tensor | AttackGradient | tuple[Tensor | AttackGradient, ...]:
     temperature = positive(temperature, "temperature")
     weight = temperature * temperature
-    both = common_logits({"logits": logits, "target": target})
+    both = common_logits(("logits", "target"), logits, target)
     rows, grad, _, grad_target, scale = _ops.kd_loss(
         *both, *[None] * 5, *[temperature] * 3, weight, 0.0, weight, 0.0, False, True, with_target_grad, scaled
     )

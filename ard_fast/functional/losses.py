@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ard_fast.functional import _ops
 from ard_fast.functional._arguments import Array, flag, fraction, nonnegative, positive, positive_or_per_sample, tensor
-from ard_fast.functional._autograd import KdLoss, PairLoss, may_be_transformed
+from ard_fast.functional._autograd import KdLoss, PairLoss, apply, may_be_transformed
 from ard_fast.functional._logits import check_reduction, common_logits, divisors, float16_lift, sample_weight
 
 
@@ -280,39 +280,38 @@ def _kd_loss(
         clean = tensor(clean, names[1])
     if labels is not None:
         labels = tensor(labels, "labels")
-    live = teacher.requires_grad and torch.is_grad_enabled()
+    recorded, transformed = torch.is_grad_enabled(), may_be_transformed()
+    live = recorded and teacher.requires_grad
     if not frozen_teacher:
-        live = live or may_be_transformed()
+        live = live or transformed
     elif live:
         raise ValueError(
             "teacher_logits must not require grad: only the student gets a gradient; "
             "run the teacher under torch.no_grad() or pass teacher_logits.detach()"
         )
-    named = {names[0]: student, "teacher_logits": teacher if live else teacher.detach()}
+    if not live and (transformed or teacher.requires_grad):
+        teacher = teacher.detach()
     if clean is None:
-        student, teacher = common_logits(named)
+        student, teacher = common_logits((names[0], "teacher_logits"), student, teacher)
     else:
-        student, teacher, clean = common_logits({**named, names[1]: clean})
-    weight = sample_weight(weight)
-    temperatures: list[float] = [temperature]
-    per_sample: list[Tensor | None] = []
-    for name, value in [
-        ("teacher_temperature", teacher_temperature),
-        ("clean_teacher_temperature", clean_teacher_temperature),
-    ]:
-        number, values = temperature, None
-        if value is not None:
-            number, values = positive_or_per_sample(value, name, student)
-        temperatures.append(number)
-        per_sample.append(values)
-    tensors = student, teacher, clean, labels, weight, *per_sample
+        student, teacher, clean = common_logits((names[0], "teacher_logits", names[1]), student, teacher, clean)
+    if weight is not None:
+        weight = sample_weight(weight)
+    adv_temperature, adv_temperatures = temperature, None
+    if teacher_temperature is not None:
+        adv_temperature, adv_temperatures = positive_or_per_sample(teacher_temperature, "teacher_temperature", student)
+    clean_temperature, clean_temperatures = temperature, None
+    if clean_teacher_temperature is not None:
+        clean_temperature, clean_temperatures = positive_or_per_sample(
+            clean_teacher_temperature, "clean_teacher_temperature", student
+        )
+    tensors = student, teacher, clean, labels, weight, adv_temperatures, clean_temperatures
     kl_divisor, ce_divisor, batch = divisors(reduction, student, names[0])
     kl_weight = kl_weight / kl_divisor
     clean_weight = clean_weight / (ce_divisor if labels is not None else kl_divisor)
-    weights = *temperatures, kl_weight, clean_weight
+    weights = temperature, adv_temperature, clean_temperature, kl_weight, clean_weight
     reduce = reduction != "none"
-    with_grad = student.requires_grad or (clean is not None and clean.requires_grad)
-    with_grad = (with_grad and torch.is_grad_enabled()) or may_be_transformed()
+    with_grad = transformed or (recorded and (student.requires_grad or (clean is not None and clean.requires_grad)))
     if not (with_grad or live):
         loss = _ops.kd_loss(*tensors, *weights, 0.0, 0.0, reduce, False, False)[0]
         return loss if batch is None else loss / batch
@@ -324,7 +323,7 @@ def _kd_loss(
         clean_grad = lift if labels is not None else kl_grad
         factors = kl_weight / kl_grad, clean_weight / clean_grad
     numbers = *weights, kl_grad, clean_grad, reduce, with_grad, live
-    loss = cast("Tensor", KdLoss.apply(*tensors, numbers, factors)[0])
+    loss = cast("Tensor", apply(KdLoss, *tensors, numbers, factors)[0])
     return loss if batch is None else loss / batch
 
 
@@ -339,7 +338,7 @@ def _pair_loss(
         assert isinstance(adv, Tensor)
         assert isinstance(clean, Tensor)
         assert isinstance(labels, Tensor)
-    adv, clean = common_logits({"adv_logits": adv, "clean_logits": clean})
+    adv, clean = common_logits(("adv_logits", "clean_logits"), adv, clean)
     weight = sample_weight(weight)
     kl_divisor, ce_divisor, batch = divisors(reduction, adv, "adv_logits")
     weights = beta / kl_divisor, 1.0 / ce_divisor
@@ -353,5 +352,5 @@ def _pair_loss(
     if adv.dtype == torch.float16:
         lift = ce_divisor * float16_lift(adv.shape[1], 1024.0 * (1.0 + beta))
     numbers = mart, *weights, lift * weights[0], lift * weights[1], reduce, True
-    loss = cast("Tensor", PairLoss.apply(*tensors, numbers, 1.0 / lift)[0])
+    loss = cast("Tensor", apply(PairLoss, *tensors, numbers, 1.0 / lift)[0])
     return loss if batch is None else loss / batch

@@ -248,21 +248,27 @@ inline int64_t innermost_channels(const Tensor& x, const char* name) {
   return channels;
 }
 
-// A new vector on the device of `like`.
-inline Tensor new_vector(const Tensor& like, int64_t size, ScalarType dtype) {
-  return torch::stable::new_empty(like, {&size, 1}, dtype);
+// A new tensor on the device of `like`. Not torch::stable::new_empty, which looks its operator up
+// by name in every call: five times the instructions.
+inline Tensor new_strided(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                          torch::headeronly::IntHeaderOnlyArrayRef strides, ScalarType dtype) {
+  int32_t device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
+      like.get_device_index(), &handle));
+  return Tensor(handle);
 }
 
-// A new tensor with the sizes and strides of x.
+inline Tensor new_vector(const Tensor& like, int64_t size, ScalarType dtype) {
+  constexpr int64_t kStride = 1;
+  return new_strided(like, {&size, 1}, {&kStride, 1}, dtype);
+}
+
 inline Tensor empty_with_layout_of(const Tensor& x) {
-  int32_t dtype, device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dim(), x.sizes().data(),
-                                                         x.strides().data(), dtype, device_type,
-                                                         x.get_device_index(), &handle));
-  return Tensor(handle);
+  return new_strided(x, x.sizes(), x.strides(), x.scalar_type());
 }
 
 }  // namespace ard

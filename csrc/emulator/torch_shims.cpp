@@ -59,17 +59,4 @@ AOTITorchError __wrap_aoti_torch_empty_strided(int64_t dim, const int64_t* sizes
   return status;
 }
 
-// Of ATen's operators the extension calls those that make a tensor.
-AOTITorchError __real_torch_call_dispatcher(const char*, const char*, StableIValue*, uint64_t);
-AOTITorchError __wrap_torch_call_dispatcher(const char* name, const char* overload,
-                                            StableIValue* stack, uint64_t version) {
-  const AOTITorchError status = __real_torch_call_dispatcher(name, overload, stack, version);
-  if (status == AOTI_TORCH_SUCCESS) {
-    AtenTensorHandle tensor;
-    std::memcpy(&tensor, &stack[0], sizeof tensor);
-    add_new_tensor(tensor);
-  }
-  return status;
-}
-
 }  // extern "C"

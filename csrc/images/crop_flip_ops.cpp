@@ -16,13 +16,8 @@ Tensor empty_pixels(const Tensor& images, int64_t batch, bool channels_last) {
   const int64_t c = images.size(1), h = images.size(2), w = images.size(3);
   const std::array<int64_t, 4> sizes{batch, c, h, w};
   const std::array<int64_t, 4> plain{c * h * w, h * w, w, 1}, last{c * h * w, 1, w * c, c};
-  int32_t device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(images.get(), &device_type));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      4, sizes.data(), (channels_last ? last : plain).data(), aoti_torch_dtype_float32(),
-      device_type, images.get_device_index(), &handle));
-  return Tensor(handle);
+  return new_strided(images, {sizes.data(), 4}, {(channels_last ? last : plain).data(), 4},
+                     ScalarType::Float);
 }
 
 void check_indices(const Tensor& t, const char* name, const Tensor& images, int64_t size,

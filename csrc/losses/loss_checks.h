@@ -21,8 +21,8 @@ inline void check_logits(const Tensor& t, const char* name, const Tensor& like,
 
 // [B, C] like `logits`, or empty.
 inline Tensor new_gradient(const Tensor& logits, bool wanted) {
-  const std::array<int64_t, 2> full{logits.size(0), logits.size(1)};
-  return wanted ? torch::stable::new_empty(logits, {full.data(), full.size()})
+  const std::array<int64_t, 2> sizes{logits.size(0), logits.size(1)}, strides{sizes[1], 1};
+  return wanted ? new_strided(logits, {sizes.data(), 2}, {strides.data(), 2}, logits.scalar_type())
                 : new_vector(logits, 0, logits.scalar_type());
 }
 
@@ -36,7 +36,7 @@ inline Tensor new_loss_rows(const Tensor& logits, bool wanted = true) {
 template <typename Gpu, typename Cpu>
 Tensor run_loss(const Tensor& logits, const Tensor& rows, bool reduce, const Gpu& gpu,
                 const Cpu& cpu) {
-  const Tensor loss = reduce ? torch::stable::new_empty(logits, {}, ScalarType::Float) : rows;
+  const Tensor loss = reduce ? new_strided(logits, {}, {}, ScalarType::Float) : rows;
   float* const total = reduce ? static_cast<float*>(loss.data_ptr()) : nullptr;
   const int64_t batch = logits.size(0), classes = logits.size(1);
   run(
