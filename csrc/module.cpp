@@ -28,7 +28,7 @@ STABLE_TORCH_LIBRARY(ARD_LIBRARY, m) {
   // Row loss: weight * (kl_weight * KL(teacher || student) + clean_weight * L), where L is the
   // cross-entropy of `clean` when labels are given and KL(teacher || clean) when they are not. The
   // gradients come unscaled by any incoming one, with weights of their own (kl_grad_weight is the
-  // teacher's too); they are empty without `with_grad` or `with_teacher_grad`. `scaled`, without
+  // teacher's too); they are None without `with_grad` or `with_teacher_grad`. `scaled`, without
   // `clean`: each row of them times a power of two, returned [B], that brings the largest entry of
   // grad_student into [1, 2).
   m.def(
@@ -48,7 +48,7 @@ STABLE_TORCH_LIBRARY(ARD_LIBRARY, m) {
   // grad[i] *= factor * scale[i], leaving rows untouched where the product is 1.
   m.def("scale_rows_(Tensor(a!) grad, Tensor scale, float factor) -> ()");
   // d(loss)/d(logits) of the batch's summed loss; loss: ce 0, margin 1, dlr 2, dlr_targeted 3. The
-  // rows (loss [B], and whether the label is the largest logit) are empty without `with_rows`.
+  // rows (loss [B], and whether the label is the largest logit) are None without `with_rows`.
   // `scaled`: each row of grad times a power of two, returned [B], that brings its largest entry
   // into [1, 2).
   m.def(

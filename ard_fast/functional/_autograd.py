@@ -51,12 +51,12 @@ class KdLoss(torch.autograd.Function):
         clean_teacher_temperature: Tensor | None,
         numbers: KdNumbers,
         factors: tuple[float, float],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         temperatures = teacher_temperature, clean_teacher_temperature
         return _ops.kd_loss(student, teacher, clean, labels, weight, *temperatures, *numbers)[:4]
 
     @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         _keep(ctx, output[1:], inputs[:7])
         ctx.numbers, ctx.factors = inputs[7:]
 
@@ -71,18 +71,14 @@ class KdLoss(torch.autograd.Function):
         if ctx.gradients_handed_on:
             with torch.no_grad():
                 _, grad_student, grad_clean, grad_teacher, _ = _ops.kd_loss(*inputs, *numbers)
-        grads = (
-            (grad_student if numbers[8] else None, factor),
-            (grad_clean if numbers[8] and inputs[2] is not None else None, clean_factor),
-            (grad_teacher if numbers[9] else None, factor),
-        )
+        grads = (grad_student, factor), (grad_clean, clean_factor), (grad_teacher, factor)
         grad_student, grad_clean, grad_teacher = _scaled(ctx, grads, grad_loss, inputs[:3])
         return grad_student, grad_teacher, grad_clean, None, None, None, None, None, None
 
     @staticmethod
     def vmap(
         info: VmapInfo, in_dims: tuple[int | None, ...], *arguments: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
         *tensors, numbers, factors = arguments
         *weights, reduce, with_grad, live = numbers
         rows, *grads = KdLoss.apply(*_stacked(info, in_dims, tensors), (*weights, False, with_grad, live), factors)
@@ -99,7 +95,7 @@ class PairLoss(torch.autograd.Function):
         return _ops.pair_loss(adv, clean, labels, weight, *numbers)
 
     @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         _keep(ctx, output[1:], inputs[:4])
         ctx.numbers, ctx.factor = inputs[4:]
 
@@ -119,7 +115,7 @@ class PairLoss(torch.autograd.Function):
     @staticmethod
     def vmap(
         info: VmapInfo, in_dims: tuple[int | None, ...], *arguments: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
         *tensors, numbers, factor = arguments
         *weights, reduce, with_grad = numbers
         rows, *grads = PairLoss.apply(*_stacked(info, in_dims, tensors), (*weights, False, with_grad), factor)
@@ -192,17 +188,16 @@ def _stacked(info: VmapInfo, in_dims: tuple[int | None, ...], tensors: Sequence[
 
 
 def _unstacked(
-    info: VmapInfo, rows: Tensor, grads: Sequence[Tensor], reduce: bool
-) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    info: VmapInfo, rows: Tensor, grads: Sequence[Tensor | None], reduce: bool
+) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
     """What N calls would have returned, and the dimensions of the calls."""
     rows = rows.unflatten(0, (info.batch_size, -1))
-    given = [grad.dim() > 1 for grad in grads]  # the others, not asked for, are empty
-    grads = [grad.unflatten(0, (info.batch_size, -1)) if g else grad for grad, g in zip(grads, given, strict=True)]
-    return (rows.sum(1) if reduce else rows, *grads), (0, *(0 if g else None for g in given))
+    calls = [None if grad is None else grad.unflatten(0, (info.batch_size, -1)) for grad in grads]
+    return (rows.sum(1) if reduce else rows, *calls), (0, *(None if grad is None else 0 for grad in grads))
 
 
-def _keep(ctx: Context, grads: Sequence[Tensor], inputs: Sequence[Any]) -> None:
-    ctx.mark_non_differentiable(*grads)
+def _keep(ctx: Context, grads: Sequence[Any], inputs: Sequence[Any]) -> None:
+    ctx.mark_non_differentiable(*[grad for grad in grads if grad is not None])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*grads, *inputs)
     ctx.gradients_handed_on = False

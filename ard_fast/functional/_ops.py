@@ -1,6 +1,6 @@
 """Handles of the compiled operators and their shape functions. Schemas: csrc/module.cpp."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -73,6 +73,18 @@ def _(x, eps_per_sample, eps, seed, sample_ids, normal, std, clamp, lower, upper
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
 
 
+def _rows(logits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return logits.new_empty((logits.shape[0],), dtype=dtype)
+
+
+def _loss(logits: Tensor, reduce: bool) -> Tensor:
+    return logits.new_empty((), dtype=torch.float32) if reduce else _rows(logits)
+
+
+def _gradients(logits: Tensor, wanted: Iterable[bool]) -> Iterator[Tensor | None]:
+    return (logits.new_empty(logits.shape) if each else None for each in wanted)
+
+
 @_shapes_of("kd_loss")
 def _(
     student,
@@ -93,22 +105,16 @@ def _(
     with_grad,
     with_teacher_grad,
     scaled=False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    loss = student.new_empty(() if reduce else (student.shape[0],), dtype=torch.float32)
-    grad_student = student.new_empty(student.shape if with_grad else (0,))
-    grad_clean = student.new_empty(student.shape if with_grad and clean is not None else (0,))
-    grad_teacher = student.new_empty(student.shape if with_teacher_grad else (0,))
-    grad_scale = student.new_empty((student.shape[0] if scaled else 0,), dtype=torch.float32)
-    return loss, grad_student, grad_clean, grad_teacher, grad_scale
+) -> tuple[Tensor | None, ...]:
+    grads = with_grad, with_grad and clean is not None, with_teacher_grad
+    return _loss(student, reduce), *_gradients(student, grads), _rows(student) if scaled else None
 
 
 @_shapes_of("pair_loss")
 def _(
     adv, clean, labels, weight, mart, kl_weight, ce_weight, kl_grad_weight, ce_grad_weight, reduce, with_grad
-) -> tuple[Tensor, Tensor, Tensor]:
-    loss = adv.new_empty(() if reduce else (adv.shape[0],), dtype=torch.float32)
-    grads = (adv.new_empty(adv.shape if with_grad else (0,)) for _ in range(2))
-    return loss, *grads
+) -> tuple[Tensor | None, ...]:
+    return _loss(adv, reduce), *_gradients(adv, (with_grad, with_grad))
 
 
 @_shapes_of("scale_rows_")
@@ -117,10 +123,9 @@ def _(grad, scale, factor) -> None:
 
 
 @_shapes_of("attack_gradient")
-def _(logits, labels, target_classes, loss, kappa, with_rows, scaled=False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows, scales = (logits.shape[0] if wanted else 0 for wanted in (with_rows, scaled))
-    loss_rows, grad_scale = (logits.new_empty((count,), dtype=torch.float32) for count in (rows, scales))
-    return logits.new_empty(logits.shape), loss_rows, logits.new_empty((rows,), dtype=torch.bool), grad_scale
+def _(logits, labels, target_classes, loss, kappa, with_rows, scaled=False) -> tuple[Tensor | None, ...]:
+    rows = (_rows(logits), _rows(logits, torch.bool)) if with_rows else (None, None)
+    return logits.new_empty(logits.shape), *rows, _rows(logits) if scaled else None
 
 
 @_shapes_of("pgd_l2_step_")

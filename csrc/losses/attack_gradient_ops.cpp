@@ -38,9 +38,9 @@ AttackGradientParams pack_attack_gradient(const Tensor& logits,  // [B, C]
 
   const int64_t batch = logits.size(0), classes = logits.size(1);
   out.grad = new_gradient(logits, true);
-  out.loss_rows = new_loss_rows(logits, with_rows);
-  out.correct = new_vector(logits, with_rows ? batch : 0, ScalarType::Bool);
-  out.grad_scale = new_loss_rows(logits, scaled);
+  out.loss_rows = new_rows(logits, with_rows);
+  out.correct = new_rows(logits, with_rows, ScalarType::Bool);
+  out.grad_scale = new_rows(logits, scaled);
 
   AttackGradientParams p{};
   p.logits = logits.data_ptr();

@@ -53,11 +53,11 @@ KdLossParams pack_kd_loss(const KdInputs& in, bool with_grad, bool with_teacher_
   check_factor(in.teacher_temperature_per_sample, "teacher_temperature");
   check_factor(in.clean_temperature_per_sample, "clean_teacher_temperature");
 
-  out.loss_rows = new_loss_rows(student);
+  out.loss_rows = new_rows(student);
   out.grad_student = new_gradient(student, with_grad);
   out.grad_clean = new_gradient(student, with_grad && in.clean);
   out.grad_teacher = new_gradient(student, with_teacher_grad);
-  out.grad_scale = new_loss_rows(student, scaled);
+  out.grad_scale = new_rows(student, scaled);
 
   KdLossParams p{};
   p.student = student.data_ptr();

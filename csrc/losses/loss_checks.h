@@ -19,16 +19,19 @@ inline void check_logits(const Tensor& t, const char* name, const Tensor& like,
             " must have its classes contiguous in memory");
 }
 
-// [B, C] like `logits`, or empty.
+// What a call has no use for is a tensor without content, None in Python.
+
+// [B, C] like `logits`.
 inline Tensor new_gradient(const Tensor& logits, bool wanted) {
+  if (!wanted) return Tensor();
   const std::array<int64_t, 2> sizes{logits.size(0), logits.size(1)}, strides{sizes[1], 1};
-  return wanted ? new_strided(logits, {sizes.data(), 2}, {strides.data(), 2}, logits.scalar_type())
-                : new_vector(logits, 0, logits.scalar_type());
+  return new_strided(logits, {sizes.data(), 2}, {strides.data(), 2}, logits.scalar_type());
 }
 
-// float [B], or empty.
-inline Tensor new_loss_rows(const Tensor& logits, bool wanted = true) {
-  return new_vector(logits, wanted ? logits.size(0) : 0, ScalarType::Float);
+// [B] for the rows of `logits`.
+inline Tensor new_rows(const Tensor& logits, bool wanted = true,
+                       ScalarType dtype = ScalarType::Float) {
+  return wanted ? new_vector(logits, logits.size(0), dtype) : Tensor();
 }
 
 // Runs a loss, gpu(total, stream) or cpu(begin, end), and returns its rows or, with `reduce`, their

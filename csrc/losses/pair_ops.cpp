@@ -29,7 +29,7 @@ PairLossParams pack_pair_loss(const PairInputs& in, bool with_grad, PairOutputs&
             shape_of(adv));
   check_per_sample(in.labels, "labels", adv, ScalarType::Long, "int64", name);
   check_per_sample(in.weight, "weight", adv, ScalarType::Float, "float32", name);
-  out.loss_rows = new_loss_rows(adv);
+  out.loss_rows = new_rows(adv);
   out.grad_adv = new_gradient(adv, with_grad);
   out.grad_clean = new_gradient(adv, with_grad);
 
