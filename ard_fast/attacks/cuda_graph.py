@@ -185,6 +185,8 @@ class _Kind:
             for name, buffer in self.inputs.items():
                 if inputs[name] is not buffer:
                     buffer.copy_(inputs[name])
+                if buffer.is_cuda:  # once dropped, its memory is nobody's before this stream has read it
+                    buffer.record_stream(torch.cuda.current_stream(buffer.device))
 
 
 def _modes(device: torch.device) -> Hashable:

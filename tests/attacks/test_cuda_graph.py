@@ -311,6 +311,25 @@ def test_inputs_and_numbers_are_checked_and_a_cpu_has_no_graphs():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_memory_of_dropped_buffers_waits_for_the_stream_that_replayed():
+    places = set()
+
+    def function(inputs):
+        places.add(inputs["x"].data_ptr())
+        return inputs["x"] * 2.0
+
+    run, x = GraphedFunction(function, name="a test", warm_up=1), torch.zeros(1 << 20, device="cuda")
+    run({"x": x})
+    with torch.cuda.stream(torch.cuda.Stream()):
+        run({"x": x})
+        torch.cuda._sleep(1 << 30)
+    run.forget()
+    assert run.replays == 1 and torch.empty_like(x).data_ptr() not in places
+    torch.cuda.synchronize()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_capture_that_cuda_ends_leaves_the_device_usable():
     """In a process of its own, which has no graphs afterwards."""
     script = """
