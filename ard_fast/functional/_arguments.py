@@ -26,7 +26,9 @@ _LARGEST = torch.finfo(torch.float32).max  # the kernels' arithmetic
 
 def number_or_per_sample(value: float | Array, name: str, x: Tensor) -> tuple[float, Tensor | None]:
     """A number and None, or 0 and a float32 tensor `[B]`."""
-    if type(value) is float or not is_array(value):
+    if type(value) is float and 0.0 <= value <= _LARGEST:
+        return value, None
+    if not is_array(value):
         return nonnegative(value, name), None
     value = tensor(value, name).detach().to(torch.float32)
     if value.dim() == 0 and x.dim() > 0:
@@ -67,7 +69,7 @@ def fraction(value: float, name: str) -> float:
 
 def confidence(value: float, name: str) -> float:
     """`value` as a float of at least 0; may be infinite."""
-    number = _number(value, name)
+    number = value if type(value) is float else _number(value, name)
     if not number >= 0.0:
         raise ValueError(f"{name} must be at least 0, got {number}")
     return number
@@ -96,7 +98,9 @@ def one_of(value: str, name: str, choices: Sequence[str]) -> str:
 
 def flag(value: bool, name: str) -> bool:
     """`value`, True or False (NumPy's too): a text such as "no" would count as true."""
-    if isinstance(value, (bool, numpy.bool_)):
+    if value is True or value is False:
+        return value
+    if isinstance(value, numpy.bool_):
         return bool(value)
     raise TypeError(f"{name} must be True or False, got {shorten(repr(value), 80)}")
 
@@ -120,6 +124,8 @@ def bounds_pair(bounds: tuple[float, float]) -> tuple[float, float]:
     except (TypeError, ValueError, RuntimeError, OverflowError):
         got = shorten(repr(bounds), 80)
         raise ValueError(f"bounds must be a pair (lowest, highest) of numbers, got {got}") from None
+    if lower == 0.0 and upper == 1.0:
+        return lower, upper
     if any(_LARGEST < abs(bound) < math.inf for bound in (lower, upper)):
         raise ValueError(f"bounds must be float32 numbers, got {bounds!r}")
     if not lower < upper:
@@ -233,7 +239,7 @@ def is_plain(x: Tensor) -> bool:
 
 def with_layout_of(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor` in the memory layout of `like`: itself, or a copy. Other shapes are left for the operator to refuse."""
-    if tensor.shape != like.shape:
+    if tensor.shape != like.shape or tensor.stride() == like.stride():
         return tensor
     strides = zip(tensor.shape, tensor.stride(), like.stride(), strict=True)
     if all(size == 1 or a == b for size, a, b in strides):

@@ -27,6 +27,11 @@ affine_relu_ = torch.ops.ard_fast.affine_relu_.default
 affine_relu_backward = torch.ops.ard_fast.affine_relu_backward.default
 
 
+def direct(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+    """What a call of the operator comes to, without the Python before it; Dynamo knows the operator alone."""
+    return operator if torch.compiler.is_compiling() else operator._op
+
+
 def _shapes_of(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the shape function of an operator.
 
@@ -64,7 +69,13 @@ def _check_one_device(names: Iterable[str], arguments: Iterable[Any]) -> None:
 
 
 @_shapes_of("pgd_linf_step_")
-def _(x_adv, grad, x, step_size_per_sample, eps_per_sample, step_size, eps, targeted, lower, upper, levels=0) -> None:
+@_shapes_of("pgd_l2_step_")
+@_shapes_of("mifgsm_step_")
+@_shapes_of("apgd_step_")
+@_shapes_of("select_best_")
+@_shapes_of("fold_batch_norm_")
+@_shapes_of("scale_rows_")
+def _(*_arguments) -> None:
     return None
 
 
@@ -117,24 +128,12 @@ def _(
     return _loss(adv, reduce), *_gradients(adv, (with_grad, with_grad))
 
 
-@_shapes_of("scale_rows_")
-def _(grad, scale, factor) -> None:
-    return None
-
-
 @_shapes_of("attack_gradient")
-def _(logits, labels, target_classes, loss, kappa, with_rows, scaled=False) -> tuple[Tensor | None, ...]:
+def _(
+    logits, labels, loss, target_classes=None, kappa=50.0, with_rows=False, scaled=False
+) -> tuple[Tensor | None, ...]:
     rows = (_rows(logits), _rows(logits, torch.bool)) if with_rows else (None, None)
     return logits.new_empty(logits.shape), *rows, _rows(logits) if scaled else None
-
-
-@_shapes_of("pgd_l2_step_")
-@_shapes_of("mifgsm_step_")
-@_shapes_of("apgd_step_")
-@_shapes_of("select_best_")
-@_shapes_of("fold_batch_norm_")
-def _(*_arguments) -> None:
-    return None
 
 
 @_shapes_of("crop_flip")

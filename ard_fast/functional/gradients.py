@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -163,21 +163,27 @@ def attack_gradient(
             if labels is None
             else f"labels must be None for loss={loss!r}: they are given as target"
         )
-    logits, target = tensor(logits, "logits").detach(), tensor(target, "target")
+    if not (type(logits) is type(target) is Tensor):
+        logits, target = tensor(logits, "logits"), tensor(target, "target")
+    if TYPE_CHECKING:  # a comparison of types tells a checker nothing
+        assert isinstance(logits, Tensor)
+        assert isinstance(target, Tensor)
+    if logits.requires_grad or torch._C._are_functorch_transforms_active():
+        logits = logits.detach()
     if labels is not None:
         labels = tensor(labels, "labels")
     if loss == "kl":
         return _kl_gradient(logits, target.detach(), temperature, with_target_grad, with_rows, scaled)
     check_two_classes(logits, "logits")
     kappa = confidence(kappa, "kappa")
-    if logits.stride(1) != 1:
+    if not logits.is_contiguous() and logits.stride(1) != 1:
         logits = logits.contiguous()
     classes = None
     if loss == "dlr_targeted":
         target, classes = known(labels), target.contiguous()
-    grad, rows, correct, scale = _ops.attack_gradient(
-        logits, target.contiguous(), classes, _CODES[loss], kappa, with_rows, scaled
-    )
+    # The call that PGD makes in every step has nothing to pass on.
+    rest = () if loss == "ce" and not (with_rows or scaled) else (classes, kappa, with_rows, scaled)
+    grad, rows, correct, scale = _ops.direct(_ops.attack_gradient)(logits, target.contiguous(), _CODES[loss], *rest)
     found = AttackGradient(grad, rows, correct) if with_rows else grad
     return (found, scale) if scaled else found
 

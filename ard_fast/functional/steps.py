@@ -69,7 +69,12 @@ def pgd_linf_step_(
     x_adv, grad, x, sizes, bounds = _prepare(
         x_adv, grad, x, step_size, eps, bounds, "linf", flag(check_bounds, "check_bounds"), levels
     )
-    _ops.pgd_linf_step_(x_adv, grad, x, *sizes, targeted, *bounds, levels or 0)
+    step_per_sample, eps_per_sample, *numbers = sizes
+    if targeted is False and levels is None and bounds == (0.0, 1.0) and step_per_sample is eps_per_sample is None:
+        _ops.direct(_ops.pgd_linf_step_)(x_adv, grad, x, *numbers)
+    else:
+        rest = targeted, *bounds, levels or 0, step_per_sample, eps_per_sample
+        _ops.pgd_linf_step_(x_adv, grad, x, *numbers, *rest)
     # The dispatcher does not count the write of an operator like this one; without the count autograd would not
     # notice that a tensor it saved has changed.
     torch.autograd.graph.increment_version(x_adv)
@@ -233,11 +238,10 @@ def _prepare(
         raise ValueError("x_adv must not require grad: the step is not differentiable; pass x_adv.detach()")
     step_scalar, step_tensor = number_or_per_sample(step_size, "step_size", x_adv)
     eps_scalar, eps_tensor = number_or_per_sample(eps, "eps", x_adv)
-    stride = x_adv.stride()
-    if grad.requires_grad or grad.stride() != stride:
-        grad = with_layout_of(grad.detach(), x_adv)
-    if x.requires_grad or x.stride() != stride:
-        x = with_layout_of(x.detach(), x_adv)
+    if grad.requires_grad or x.requires_grad:
+        grad, x = grad.detach(), x.detach()
+    if not (x_adv.is_contiguous() and grad.is_contiguous() and x.is_contiguous()):
+        grad, x = with_layout_of(grad, x_adv), with_layout_of(x, x_adv)
     bounds = bounds_pair(bounds)
     if check_bounds and x.device.type == "cpu":
         check_precondition(x, eps_scalar if eps_tensor is None else eps_tensor, bounds, norm)

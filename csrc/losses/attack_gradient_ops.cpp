@@ -59,9 +59,10 @@ AttackGradientParams pack_attack_gradient(const Tensor& logits,  // [B, C]
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> attack_gradient(const Tensor logits, const Tensor labels,
+                                                           int64_t loss,
                                                            std::optional<Tensor> target_classes,
-                                                           int64_t loss, double kappa,
-                                                           bool with_rows, bool scaled) {
+                                                           double kappa, bool with_rows,
+                                                           bool scaled) {
   AttackGradientOutputs out;
   const AttackGradientParams p =
       pack_attack_gradient(logits, labels, target_classes, loss, kappa, with_rows, scaled, out);

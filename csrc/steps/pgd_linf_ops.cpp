@@ -23,10 +23,10 @@ PgdLinfParams pack_pgd_linf_step(Tensor& x_adv,       // [B, ...] float32, writt
   return p;
 }
 
-void pgd_linf_step_(Tensor x_adv, const Tensor grad, const Tensor x,
+void pgd_linf_step_(Tensor x_adv, const Tensor grad, const Tensor x, double step_size, double eps,
+                    bool targeted, double lower, double upper, int64_t levels,
                     std::optional<Tensor> step_size_per_sample,
-                    std::optional<Tensor> eps_per_sample, double step_size, double eps,
-                    bool targeted, double lower, double upper, int64_t levels) {
+                    std::optional<Tensor> eps_per_sample) {
   const PgdLinfParams p = pack_pgd_linf_step(x_adv, grad, x, step_size_per_sample, eps_per_sample,
                                              step_size, eps, targeted, lower, upper, levels);
   const Dtype dtype = dtype_tag(grad);

@@ -19,6 +19,13 @@ def step_arguments(device, grad_dtype=torch.float32, shape=(2, 3, 4, 5), per_sam
     return x.clone(), torch.randn_like(x).to(grad_dtype), x, sizes, sizes, *numbers, *last(levels)
 
 
+def linf_arguments(device, **options):
+    x_adv, grad, x, steps, radii, *numbers = step_arguments(device, **options)
+    if steps is None:
+        return x_adv, grad, x, *numbers
+    return x_adv, grad, x, *numbers, 0, steps, radii
+
+
 def mifgsm_arguments(device, **options):
     x_adv, grad, x, steps, radii, step_size, eps, *rest = step_arguments(device, **options)
     return x_adv, torch.randn_like(x), grad, x, steps, radii, step_size, eps, 0.9, *rest
@@ -70,7 +77,7 @@ def pair_arguments(device, mart, dtype=torch.float32, weighted=False, reduce=Tru
 def gradient_arguments(device, loss=0, dtype=torch.float32, with_rows=True, scaled=False):
     logits = torch.randn(3, 6, device=device).to(dtype)
     labels = torch.tensor([0, 5, 2], device=device)
-    return logits, labels, labels.flip(0) if loss == 3 else None, loss, 50.0, with_rows, scaled
+    return logits, labels, loss, labels.flip(0) if loss == 3 else None, 50.0, with_rows, scaled
 
 
 def apgd_arguments(
@@ -158,10 +165,10 @@ CASES = {
     "cropshift and cutout": (_ops.crop_flip, crop_arguments, {"shift": 3, "cut": 2, "last": True}),
     "fold": (_ops.fold_batch_norm_, fold_arguments, {}),
     "fold bf16": (_ops.fold_batch_norm_, fold_arguments, {"dtype": SMALL}),
-    "step": (_ops.pgd_linf_step_, step_arguments, {}),
-    "step bf16": (_ops.pgd_linf_step_, step_arguments, {"grad_dtype": SMALL}),
-    "step levels": (_ops.pgd_linf_step_, step_arguments, {"levels": 255, "shape": (2, 3, 4, 7)}),
-    "step per sample": (_ops.pgd_linf_step_, step_arguments, {"per_sample": True}),
+    "step": (_ops.pgd_linf_step_, linf_arguments, {}),
+    "step bf16": (_ops.pgd_linf_step_, linf_arguments, {"grad_dtype": SMALL}),
+    "step levels": (_ops.pgd_linf_step_, linf_arguments, {"levels": 255, "shape": (2, 3, 4, 7)}),
+    "step per sample": (_ops.pgd_linf_step_, linf_arguments, {"per_sample": True}),
     "l2 step": (_ops.pgd_l2_step_, step_arguments, {}),
     "l2 step fp16 per sample": (_ops.pgd_l2_step_, step_arguments, {"grad_dtype": HALF, "per_sample": True}),
     "mifgsm step": (_ops.mifgsm_step_, mifgsm_arguments, {}),
@@ -317,7 +324,7 @@ def pair_rows(adv, clean, labels):
 
 
 def ce_gradient_rows(logits, _, labels):
-    return _ops.attack_gradient(logits, labels, None, 0, 50.0, True)
+    return _ops.attack_gradient(logits, labels, 0, None, 50.0, True)
 
 
 # A loss, the rows of logits that it keeps in shared memory, and their classes. Two fp32 rows of 6080 classes fill what

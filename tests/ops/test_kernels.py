@@ -91,7 +91,7 @@ def step_calls(n, dtype, offsets):
     grad = grad.to(dtype)
     sizes = torch.tensor([0.01, 0.0, 0.03])
     for per_sample in (None, sizes):
-        rest = per_sample, per_sample, 2 / 255, 8 / 255, n % 2 == 1, 0.0, 1.0
+        rest = 2 / 255, 8 / 255, n % 2 == 1, 0.0, 1.0, 0, per_sample, per_sample
         yield Call(_ops.pgd_linf_step_, x_adv, grad, x, *rest, offsets=offsets)
         rest = per_sample, per_sample, 0.2, 0.5
         yield Call(_ops.pgd_l2_step_, x_adv, plain, x, *rest, False, 0.0, 1.0, within=NORMS, offsets=offsets)
@@ -142,7 +142,7 @@ def loss_calls(n, dtype, offsets):
     for loss in range(4 if n >= 4 else 2 if n >= 2 else 1):
         other = labels.flip(0) if loss == 3 else None
         for scaled in (False, True):
-            yield Call(_ops.attack_gradient, student, labels, other, loss, 50.0, True, scaled, **settings)
+            yield Call(_ops.attack_gradient, student, labels, loss, other, 50.0, True, scaled, **settings)
     for scale in (weight, weight[:1]):
         yield Call(_ops.scale_rows_, clean.contiguous(), scale, -0.3, offsets=offsets)
 
@@ -363,13 +363,13 @@ def test_what_a_kernel_cannot_refuse_is_nan(bad, classes):
     calls = [(_ops.kd_loss, student, teacher, teacher, labels, None, hot, None, *numbers, False, True, False)]
     if bad == "label":
         calls += [(_ops.pair_loss, student, teacher, labels, None, m, 5.0, 1.0, 5.0, 1.0, False, True) for m in (0, 1)]
-        calls += [(_ops.attack_gradient, student, labels, None, loss, 50.0, True) for loss in (0, 1)]
-        calls += [(_ops.attack_gradient, student, labels.flip(0), labels, 3, 50.0, True)]
+        calls += [(_ops.attack_gradient, student, labels, loss, None, 50.0, True) for loss in (0, 1)]
+        calls += [(_ops.attack_gradient, student, labels.flip(0), 3, labels, 50.0, True)]
     for operator, *arguments in calls:
         with emulated_gpu.active():
             results = [t for t in tensors(operator(*arguments)) if t.is_floating_point() and t.numel()]
         wrong = torch.tensor([False, True, False, True])
-        if operator is _ops.attack_gradient and arguments[3] == 3:
+        if operator is _ops.attack_gradient and arguments[2] == 3:
             wrong |= wrong.flip(0)
         rows = [result.isnan().reshape(4, -1).any(1) for result in results]
         assert torch.stack(rows).any(0).equal(wrong), "the loss or a gradient tells"
