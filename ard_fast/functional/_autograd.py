@@ -4,8 +4,9 @@ The gradients leave the kernel with weights of their own, and `factors` are what
 on top of these (float16 gradients leave the kernel well inside their range and get their final size here).
 
 The first backward scales the kernel's gradients in place and hands them on: with an incoming gradient of 1 and factors
-of 1 the scaling kernel returns at once, so that a whole loss costs one pass over the logits. A second backward through
-a retained graph computes them anew.
+of 1 the scaling kernel returns at once, so that a whole loss costs one pass over the logits. If that gradient is the
+very tensor that `one` returns there is no kernel either, and no wait to see its value: autograd hands tensors on as
+they are, through sums too. A second backward through a retained graph computes them anew.
 
 The transforms of torch.func that are reverse mode work, with vmap (rows of all calls in one kernel); forward mode and
 second derivatives are refused. For this the losses must be applied as the functions here wherever a derivative may be
@@ -53,7 +54,7 @@ class KdLoss(torch.autograd.Function):
         factors: tuple[float, float],
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         temperatures = teacher_temperature, clean_teacher_temperature
-        return _ops.kd_loss(student, teacher, clean, labels, weight, *temperatures, *numbers)[:4]
+        return _ops.direct(_ops.kd_loss)(student, teacher, clean, labels, weight, *temperatures, *numbers)[:4]
 
     @staticmethod
     def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -149,6 +150,17 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return cast("Any", super(torch.autograd.Function, function)).apply(*unwrapped)
 
 
+_ones: dict[torch.device, Tensor] = {}
+
+
+def one(device: torch.device) -> Tensor:
+    """The gradient 1 of a loss, float32, to start a backward pass with. Never written to."""
+    if device not in _ones:
+        with torch.inference_mode(False):
+            _ones[device] = torch.ones((), device=device)
+    return _ones[device]
+
+
 class VmapInfo(Protocol):
     """What torch tells the `vmap` of a function."""
 
@@ -219,9 +231,10 @@ def _scaled(
         scaled = [None if grad is None else (grad * (rows * factor)).to(grad.dtype) for grad, factor in grads]
     else:
         ctx.gradients_handed_on = True
+        is_one = grad_loss is _ones.get(grad_loss.device)
         row_factors = (grad_loss.detach() if grad_loss.requires_grad else grad_loss).contiguous()
         for grad, factor in grads:
-            if grad is not None:
+            if grad is not None and not (is_one and factor == 1.0):
                 _ops.scale_rows_(grad, row_factors, factor)
         scaled = [grad for grad, _ in grads]
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the gradients may be differentiated

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ard_fast._devices import autocast
 from ard_fast._typing import known
 from ard_fast.data import Batch
+from ard_fast.functional._autograd import one
 from ard_fast.methods.base import Inner, Method, StepResult
 from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.awp import AdversarialWeightPerturbation
@@ -115,8 +116,7 @@ class Update:
             self.attacked.refresh()
             attacked = [(batch, self._attack(batch)) for batch in parts]
             if self.awp is not None and decisions.perturb:
-                losses = [partial(self._weighted_loss, self.student, *part) for part in attacked]
-                self.awp.perturb(lambda loss=loss: loss()[0] for loss in losses)
+                self.awp.perturb(partial(self._weighted_loss, *part) for part in attacked)
             sums = self._accumulate_gradients(attacked)
             self.optimizer.step()
             if not self.synchronised:
@@ -142,12 +142,18 @@ class Update:
             check_attack(batch, inner)
         return inner
 
-    def _weighted_loss(self, student: nn.Module, batch: Batch, inner: Inner) -> tuple[Tensor, StepResult]:
-        """The outer loss, times what makes its mean over the processes the loss of the whole step."""
+    def _loss(self, student: nn.Module, batch: Batch, inner: Inner) -> StepResult:
+        """The outer loss of a micro-batch."""
         self.world.padding = batch.is_padding
         with self._autocast():
-            result = self.method.loss(lambda x: student(x).float(), batch, inner)
-        return result.loss * (batch.share * self.world.size), result
+            return self.method.loss(lambda x: student(x).float(), batch, inner)
+
+    def _weight(self, batch: Batch) -> float:
+        """What makes the mean of its loss over the processes the loss of the whole step."""
+        return batch.share * self.world.size
+
+    def _weighted_loss(self, batch: Batch, inner: Inner) -> Tensor:
+        return self._loss(self.student, batch, inner).loss * self._weight(batch)
 
     def _accumulate_gradients(self, attacked: list[tuple[Batch, Inner]]) -> Tensor:
         """Leave the gradient of the whole step's mean loss in the student's `.grad`; sums as of `__call__`."""
@@ -156,8 +162,11 @@ class Update:
             # Only the last backward pass sends gradients to the other processes.
             sends = self.world.size == 1 or index == len(attacked) - 1
             with nullcontext() if sends else cast("Any", self.wrapped).no_sync():
-                loss, result = self._weighted_loss(self.learner, batch, inner)
-                loss.backward()
+                result = self._loss(self.learner, batch, inner)
+                weight, loss = self._weight(batch), result.loss
+                # Not the loss times 1: the fused losses know this 1.
+                plain = weight == 1.0 and loss.dtype == torch.float32
+                loss.backward(one(loss.device) if plain else torch.full_like(loss, weight))
                 if self.checked:
                     check_gradient(result, self.student)
                 self.method.after_backward(batch, inner)

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from hypothesis_profiles import often
 from property_tensors import Layout, floats, layouts, permutation, same, seeds
 from tolerances import GRAD_RTOL, LOSS_RTOL
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ard_fast import functional as F
 from ard_fast import reference
+from ard_fast.functional._autograd import one
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 REDUCTIONS = ["none", "sum", "batchmean", "mean"]
@@ -424,6 +426,43 @@ def test_second_backward_through_a_retained_graph(dtype, loss, device):
         torch.testing.assert_close(again, -2 * grad)
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(value, live)
+
+
+@losses
+def test_the_known_gradient_1_saves_the_scaling(loss, device):
+    """Alone and through a sum of terms; twice, and in float16, whose gradients leave the kernel in another size."""
+    labels = labels_of(rows_of_logits("plain", B, 10)[0]).to(device)
+    for dtype, scaled in ((torch.float32, 0), (torch.float16, 2)):
+        tensors = rows_of_logits("plain", B, 10, dtype, device)
+        for which in LOSSES[loss]:
+            tensors[which].requires_grad_()
+        live = [tensors[which] for which in LOSSES[loss]]
+
+        def value(tensors=tensors):
+            settings = {"alpha": 0.5} if loss is ard else {}
+            return loss(*tensors, labels=labels, **settings) + tensors[0].float().mean()
+
+        expected = torch.autograd.grad(value(), live, torch.ones((), device=device))
+        total = value()
+        for _ in range(2):
+            with Calls() as names:
+                got = torch.autograd.grad(total, live, one(total.device), retain_graph=True)
+            assert names.count("scale_rows_") == scaled
+            assert all(a.equal(b) for a, b in zip(got, expected, strict=True))
+        assert one(total.device) == 1.0
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operators that were called under it."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.names = []
+        return self.names
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
 
 
 def test_a_float16_mean_keeps_its_gradient():

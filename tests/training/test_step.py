@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as tf
 from distillation_cases import make_batch, make_student, make_teacher
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ard_fast.attacks import attack_mode
 from ard_fast.folding import FoldedNetwork, Unfoldable
@@ -104,6 +105,39 @@ def add(weights, moves):
     with torch.no_grad():
         for weight, move in zip(weights, moves, strict=True):
             weight += move
+
+
+class Scalings(TorchDispatchMode):
+    """Counts the calls that scale a loss's gradients."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.ard_fast.scale_rows_.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("ard", {}),
+        ("ard", {"alpha": 0.5, "label_smoothing": 0.1}),
+        ("rslad", {}),
+        ("trades", {}),
+        ("mart", {}),
+    ],
+)
+def test_a_loss_of_the_whole_batch_has_its_gradients_scaled_by_no_kernel(name, settings):
+    update = make_update(name, **settings)
+    with Scalings() as seen:
+        steps(update, count=2)
+    assert seen.count == 0
+    parts = [
+        dataclasses.replace(make_batch(seed=part, count=count), global_size=24) for part, count in ((0, 16), (1, 8))
+    ]
+    with Scalings() as seen:
+        update(parts, epoch=0, rates=[0.01])
+    assert seen.count > 0
 
 
 # ---- precision ----------------------------------------------------------------------------------------------------
