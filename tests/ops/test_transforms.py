@@ -93,6 +93,16 @@ def test_reverse_mode_jacobian(name, device):
 
 
 @losses
+def test_a_tensor_that_has_outlived_its_transform(name, device):
+    """The gradient goes to what it stands for."""
+    a, b = (t[0].requires_grad_() for t in logits(device))
+    kept = []
+    torch.func.grad(lambda a: kept.append(a) or a.sum())(a)
+    total(name, *kept, b).backward()
+    check([a.grad, b.grad], [grad[0] for grad in by_backward(name, a.detach()[None], b.detach()[None])])
+
+
+@losses
 def test_forward_mode_is_refused(name, device):
     a, b = (t[0] for t in logits(device))
     for transform in (
