@@ -111,30 +111,45 @@ ARD_HD float clamp_nan(float value, float lower, float upper) {
   return min_or_second(upper, max_or_second(lower, value));
 }
 
-// e^x for x <= 88 to about 1 ulp: exactly 0 below -87 (and for -inf), NaN for NaN. The host form is
-// branch-free so that loops over it vectorise, which libm's does not.
+// e^x for x <= 88, to 1.5e-7 of it: exactly 0 below -87 (and for -inf), NaN for NaN. The host form
+// is branch-free so that loops over it vectorise, which libm's does not.
 ARD_HD float exp_f32(float x) {
 #if defined(__CUDA_ARCH__)
   return x < -87.0f ? 0.0f : expf(x);
 #else
-  const float magic =
-      12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  const float clamped = max_or_second(-87.0f, x);
-  const float shifted = clamped * 1.44269504f + magic;
+  // 1.5 * 2^23 + 127: adding it leaves the nearest integer n, plus 127, in the low bits.
+  const float magic = 12583039.0f;
+  const float shifted = x * 1.44269504f + magic;
   const float n = shifted - magic;
   // ln 2 in two parts; n has at most 8 bits, so that n * 0x1.62ep-1 is exact.
-  const float r = (clamped - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f;
-  // Minimax fit of (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, relative error of the result 3e-9.
-  float p = 1.3814572e-3f;
-  p = p * r + 8.3687296e-3f;
-  p = p * r + 4.1668389e-2f;
-  p = p * r + 1.6666521e-1f;
-  p = p * r + 0.49999994f;
-  const float value = (r * r) * p + (r + 1.0f);
-  // 2^n as a float; multiplying by it, not adding to the exponent bits, keeps NaN a NaN.
-  const float scale = bits_to_float((float_to_bits(shifted) - 0x4b400000u + 127u) << 23);
-  return x < -87.0f ? 0.0f : value * scale;
+  const float r = (x - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f;
+  // Minimax fit of (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, relative error of the result 1e-7.
+  float p = 8.3124773e-3f;
+  p = p * r + 4.189055e-2f;
+  p = p * r + 1.6667116e-1f;
+  p = p * r + 0.49999229f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  // Multiplying by 2^n, not adding to the exponent bits, keeps NaN a NaN.
+  return x < -87.0f ? 0.0f : p * bits_to_float(float_to_bits(shifted) << 23);
 #endif
+}
+
+// e^x - 1 - x for |x| <= 80 to 1e-6 of it, to 2e-7 for |x| < 0.34; branch-free too.
+ARD_HD float exp_beyond_line(float x) {
+  const float magic = 12583039.0f;  // as in exp_f32
+  const float shifted = x * 1.44269504f + magic;
+  const float n = shifted - magic;
+  const float r = (x - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f;
+  // Minimax fit of (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, relative error 1.3e-7.
+  float p = 1.390131e-3f;
+  p = p * r + 8.3632e-3f;
+  p = p * r + 4.1666854e-2f;
+  p = p * r + 1.6666577e-1f;
+  p = p * r + 0.5f;
+  const float scale = bits_to_float(float_to_bits(shifted) << 23);
+  // With n = 0, r is x and the first two are 0: nothing cancels.
+  return (scale - 1.0f) + (scale * r - x) + scale * (r * r * p);
 }
 
 ARD_HD float log_f32(float x) {

@@ -4,7 +4,7 @@
 // them: straight-line bodies, and kLanes independent accumulators instead of one.
 #pragma once
 
-#include "common/config.h"
+#include "common/math.h"
 
 // The highest x86-64 level that loops are compiled for: 4 (AVX-512), 3 (AVX2) or 1 (the baseline).
 // A lower one than 4, by CXXFLAGS, is for tests of what other processors do, and for sanitizers:
@@ -42,11 +42,26 @@ namespace ard::cpu {
 
 constexpr int kLanes = 16;
 
+// chosen ? a : b. Written so where b is the lane's own value, gcc would store a under a mask, after
+// a branch on it.
+ARD_HD int lane_pick(bool chosen, int a, int b) {
+  const int mask = chosen ? -1 : 0;
+  return (a & mask) | (b & ~mask);
+}
+
+ARD_HD float lane_pick(bool chosen, float a, float b) {
+  return bits_to_float(uint32_t(lane_pick(chosen, int(float_to_bits(a)), int(float_to_bits(b)))));
+}
+
+// In pairs: a chain of 15 additions takes longer than the vectors of a short row.
 template <typename T>
 ARD_HD double lane_sum(const T* lanes) {
-  double sum = 0.0;
-  for (int l = 0; l < kLanes; ++l) sum += lanes[l];
-  return sum;
+  double sums[kLanes / 2];
+  for (int l = 0; l < kLanes / 2; ++l) sums[l] = double(lanes[l]) + lanes[l + kLanes / 2];
+  for (int width = kLanes / 4; width > 0; width /= 2) {
+    for (int l = 0; l < width; ++l) sums[l] += sums[l + width];
+  }
+  return sums[0];
 }
 
 // Which clones the loader picked.

@@ -1,7 +1,5 @@
 #include "losses/fused.h"  // before all others
 
-#include <memory>
-
 #include "losses/attack_gradient.h"
 #include "losses/rows_cpu.h"
 
@@ -14,154 +12,164 @@ struct RankedRow {
   bool has_nan;
 };
 
-// How many of a vector's logits rank before each of them: their places, all at once and without a
-// branch. A NaN ranks before none, and none before it.
-ARD_HD void vector_ranks(const float* v, int* ranks) {
-  ARD_LANES for (int l = 0; l < kLanes; ++l) {
-    const float mine = v[l];
-    int before = 0;
-    for (int j = 0; j < kLanes; ++j) {
-      const int tie = j < l ? 1 : 0;
-      before += v[j] > mine ? 1 : (v[j] == mine ? tie : 0);
-    }
-    ranks[l] = before;
-  }
-}
-
 ARD_HD bool any_lane(const int* lanes) {
   int any = 0;
   for (int l = 0; l < kLanes; ++l) any |= lanes[l];
   return any != 0;
 }
 
-// Up to kLanes classes.
-ARD_HD RankedRow rank_short_row(const float* v, int64_t classes) {
-  int ranks[kLanes], nan[kLanes];
-  vector_ranks(v, ranks);
-  ARD_LANES for (int l = 0; l < kLanes; ++l) nan[l] = v[l] == v[l] ? 0 : 1;
-  RankedRow row{top4_empty(), any_lane(nan)};
-  // With a NaN in the row places may be taken twice; its ranking is not used then.
-  int at_place[kLanes] = {};
-  for (int l = 0; l < int(classes); ++l) at_place[ranks[l]] = l;
-  const int count = classes < 4 ? int(classes) : 4;
-  for (int k = 0; k < count; ++k) row.top.at[k] = Ranked{v[at_place[k]], at_place[k]};
-  return row;
-}
-
 // The fourth largest of the lanes' maxima is at most the fourth largest logit, so only the few
 // logits from there on need be put in order.
-ARD_HD RankedRow rank_long_row(const RowView& logits, int64_t classes) {
-  float tops[kLanes];
-  int nan[kLanes], ranks[kLanes];
-  ARD_LANES for (int l = 0; l < kLanes; ++l) {
-    tops[l] = -INFINITY;
-    nan[l] = 0;
-  }
-  for (int64_t c = 0; c < logits.padded; c += kLanes) {
-    const float* v = logits.vector_at(c);
+ARD_CLONES void rank_long_row(int64_t classes, const float* logits, RankedRow& row) {
+  Lanes tops = all_lanes(-INFINITY);
+  int nan[kLanes] = {};
+  each_vector(0, classes, classes, [&](int64_t c, int seen) __attribute__((always_inline)) {
     ARD_LANES for (int l = 0; l < kLanes; ++l) {
-      tops[l] = max_or_second(v[l], tops[l]);
-      nan[l] = v[l] == v[l] ? nan[l] : 1;
+      const float v = logits[c + l];
+      tops.at[l] = max_or_second(l < seen ? -INFINITY : v, tops.at[l]);
+      nan[l] = v == v ? nan[l] : 1;
+    }
+  });
+  for (int k = 0; k < 3; ++k) {
+    const float top = lane_extreme<true>(tops);
+    ARD_LANES for (int l = 0; l < kLanes; ++l) {
+      tops.at[l] = lane_pick(tops.at[l] == top, -INFINITY, tops.at[l]);
     }
   }
-  vector_ranks(tops, ranks);
-  float threshold = -INFINITY;
-  for (int l = 0; l < kLanes; ++l) threshold = ranks[l] == 3 ? tops[l] : threshold;
-
-  RankedRow row{top4_empty(), any_lane(nan)};
-  for (int64_t c = 0; c < logits.padded; c += kLanes) {
-    const float* v = logits.vector_at(c);
+  const float threshold = lane_extreme<true>(tops);
+  Top4 top = top4_empty();
+  each_vector(0, classes, classes, [&](int64_t c, int seen) __attribute__((always_inline)) {
     int found = 0;
-    ARD_LANES for (int l = 0; l < kLanes; ++l) found |= v[l] >= threshold;
-    if (!found) continue;
-    for (int l = 0; l < kLanes && c + l < classes; ++l) {
-      if (v[l] >= threshold) top4_insert(row.top, Ranked{v[l], int(c) + l});
+    ARD_LANES for (int l = 0; l < kLanes; ++l) found |= logits[c + l] >= threshold;
+    if (!found) return;
+    for (int l = seen; l < kLanes; ++l) {
+      if (logits[c + l] >= threshold) top4_insert(top, Ranked{logits[c + l], int(c) + l});
     }
-  }
-  return row;
+  });
+  row = RankedRow{top, any_lane(nan)};
 }
 
-ARD_HD RankedRow rank_row(const RowView& logits, int64_t classes) {
-  return logits.padded == kLanes ? rank_short_row(logits.vector_at(0), classes)
-                                 : rank_long_row(logits, classes);
+// Rows side by side: every class goes through the ranking of every row.
+ARD_CLONES void rank_short_rows(const Block& block, const float* logits, RankedRow* rows) {
+  float value[4][kLanes];
+  int index[4][kLanes], nan[kLanes];
+  ARD_LANES for (int l = 0; l < kLanes; ++l) {
+    for (int k = 0; k < 4; ++k) {
+      value[k][l] = -INFINITY;
+      index[k][l] = kNoClass;
+    }
+    nan[l] = 0;
+  }
+  for (int c = 0; c < int(block.classes); ++c) {
+    ARD_LANES for (int l = 0; l < kLanes; ++l) {
+      Ranked next{logits[c * kLanes + l], c};
+      nan[l] = next.value == next.value ? nan[l] : 1;
+      for (int k = 0; k < 4; ++k) {
+        Ranked kept{value[k][l], index[k][l]};
+        put_in_order(kept, next);
+        value[k][l] = kept.value;
+        index[k][l] = kept.index;
+      }
+    }
+  }
+  for (int64_t r = 0; r < block.count; ++r) {
+    for (int k = 0; k < 4; ++k) rows[r].top.at[k] = Ranked{value[k][r], index[k][r]};
+    rows[r].has_nan = nan[r] != 0;
+  }
 }
 
 // Whether the label is the largest logit, the first one of its size; never with a NaN in the row.
-ARD_HD bool label_is_largest(const RowView& logits, int64_t label) {
-  const float value = logits.vector_at(label / kLanes * kLanes)[label % kLanes];
-  for (int64_t c = 0; c < logits.padded; c += kLanes) {
-    const float* v = logits.vector_at(c);
-    int other = 0;
+ARD_CLONES void labels_are_largest(const Block& block, const float* logits, const int64_t* labels,
+                                   bool* out) {
+  int label[kLanes], other[kLanes] = {};
+  Lanes value;
+  for (int64_t l = 0; l < kLanes; ++l) {
+    const int64_t r = block.side_by_side ? std::min(l, block.count - 1) : 0;
+    label[l] = int(labels[r]);
+    value.at[l] = logits[block.index(r, labels[r])];
+  }
+  const int step = block.side_by_side ? 0 : 1;
+  each_vector(0, block.size(), block.size(), [&](int64_t at, int) __attribute__((always_inline)) {
+    const int first = int(block.side_by_side ? at / kLanes : at);
     ARD_LANES for (int l = 0; l < kLanes; ++l) {
       // Not above: smaller, or of the same size and not before the label. False for a NaN.
-      const int tie = c + l >= label ? 1 : 0;
-      other |= v[l] < value ? 0 : (v[l] == value ? 1 - tie : 1);
+      const float v = logits[at + l];
+      const int tie = first + l * step >= label[l] ? 1 : 0;
+      other[l] |= v < value.at[l] ? 0 : (v == value.at[l] ? 1 - tie : 1);
     }
-    if (other) return false;
+  });
+  if (!block.side_by_side) other[0] = any_lane(other);
+  for (int64_t r = 0; r < block.count; ++r) out[r] = other[r] == 0;
+}
+
+void ce_block(const AttackGradientParams& p, Dtype dtype, const Block& block,
+              const BlockScratch& b) {
+  const float* const logits = load_rows(block, p.logits, dtype, p.logits_stride, b[0]);
+  const int64_t* const labels = p.labels + block.row;
+  const CeRows rows = ce_of_logits(block, logits, b[1]);
+  Lanes factor = all_lanes(1.0f);
+  for (int64_t r = 0; p.grad_scale && r < block.count; ++r) {
+    const float at_label = ce_grad_of_weight(rows.of(r), b[1][block.index(r, labels[r])], true);
+    // The largest: all sum to 0 and the others have one sign.
+    const float scale = power_of_two_to_one(magnitude(at_label));
+    p.grad_scale[block.row + r] = scale;
+    factor.at[r] = scale;
+    if (!block.side_by_side) factor = all_lanes(scale);
   }
-  return true;
+  float* const grad = place_rows(block, p.grad, dtype, b[2]);
+  ce_gradient(block, rows, b[1], labels, factor, grad);
+  store_rows(block, grad, p.grad, dtype);
+  if (!p.loss_rows) return;
+  for (int64_t r = 0; r < block.count; ++r) {
+    p.loss_rows[block.row + r] = ce_loss(rows.of(r), logits[block.index(r, labels[r])]);
+  }
+  labels_are_largest(block, logits, labels, p.correct + block.row);
 }
 
 template <typename T>
-ARD_HD void gradient_rows(const AttackGradientParams& p, float* converted, int64_t padded,
-                          int64_t begin, int64_t end) {
-  float tail[kLanes];
-  for (int64_t i = begin; i < end; ++i) {
-    const RowView logits = view_row(static_cast<const T*>(p.logits) + i * p.logits_stride,
-                                    p.classes, padded, converted, tail);
-    const int64_t label = p.labels[i];
-    T* grad = static_cast<T*>(p.grad) + i * p.classes;
-    if (p.loss == AttackLoss::ce) {
-      CeRow row = ce_row_of(logits);
-      if (p.grad_scale) p.grad_scale[i] = ce_scale_gradient(row, logits.data[label]);
-      ce_row_grad(logits, row, label, p.classes, 1.0f, grad);
-      if (p.loss_rows) {
-        p.loss_rows[i] = ce_loss(row, logits.data[label]);
-        p.correct[i] = label_is_largest(logits, label);
-      }
-      continue;
-    }
-    const auto logit = [&](int64_t c) { return logits.vector_at(c / kLanes * kLanes)[c % kLanes]; };
-    const RankedRow ranked = rank_row(logits, p.classes);
+void compared_block(const AttackGradientParams& p, Dtype dtype, const Block& block,
+                    const BlockScratch& b) {
+  const float* const logits = load_rows(block, p.logits, dtype, p.logits_stride, b[0]);
+  RankedRow ranked[kLanes];
+  if (block.side_by_side) {
+    rank_short_rows(block, logits, ranked);
+  } else {
+    rank_long_row(block.classes, logits, ranked[0]);
+  }
+  for (int64_t r = 0; r < block.count; ++r) {
+    const int64_t i = block.row + r, label = p.labels[i];
     const int64_t target = p.target_classes ? p.target_classes[i] : label;
-    ComparedRow row = compared_row(p.loss, p.kappa, ranked.top, int(label), logit(label),
-                                   int(target), logit(target), ranked.has_nan);
+    ComparedRow row =
+        compared_row(p.loss, p.kappa, ranked[r].top, int(label), logits[block.index(r, label)],
+                     int(target), logits[block.index(r, target)], ranked[r].has_nan);
     if (p.grad_scale) p.grad_scale[i] = compared_scale_gradient(row);
-    // All other classes; NaN where the row is.
-    const T rest = from_float<T>(row.scale == row.scale ? 0.0f : row.scale);
-    for (int64_t c = 0; c < p.classes; ++c) grad[c] = rest;
+    T* const grad = static_cast<T*>(p.grad) + i * p.classes;
+    if (row.scale == row.scale) {
+      std::memset(grad, 0, size_t(p.classes) * sizeof(T));
+    } else {
+      std::fill_n(grad, p.classes, from_float<T>(row.scale));
+    }
     const int parts[] = {row.label, row.other, row.first_class, row.third_class, row.fourth_class};
     for (const int c : parts) {
       if (c != kNoClass) grad[c] = finite_from_float<T>(compared_grad(row, c));
     }
     if (p.loss_rows) {
       p.loss_rows[i] = row.loss;
-      p.correct[i] = ranked.top.at[0].index == row.label && !ranked.has_nan;
+      p.correct[i] = ranked[r].top.at[0].index == row.label && !ranked[r].has_nan;
     }
   }
-}
-
-ARD_CLONES void rows(const AttackGradientParams& p, float, float* converted, int64_t padded,
-                     int64_t begin, int64_t end) {
-  gradient_rows<float>(p, converted, padded, begin, end);
-}
-
-ARD_CLONES void rows(const AttackGradientParams& p, f16, float* converted, int64_t padded,
-                     int64_t begin, int64_t end) {
-  gradient_rows<f16>(p, converted, padded, begin, end);
-}
-
-ARD_CLONES void rows(const AttackGradientParams& p, bf16, float* converted, int64_t padded,
-                     int64_t begin, int64_t end) {
-  gradient_rows<bf16>(p, converted, padded, begin, end);
 }
 
 }  // namespace
 
 void attack_gradient(const AttackGradientParams& p, Dtype dtype, int64_t begin, int64_t end) {
-  const int64_t padded = (p.classes + kLanes - 1) / kLanes * kLanes;
-  const std::unique_ptr<float[]> converted(dtype == Dtype::f32 ? nullptr : new float[padded]);
-  for_dtype(dtype, [&](auto example) { rows(p, example, converted.get(), padded, begin, end); });
+  const BlockScratch b(p.classes, 3);
+  for_dtype(dtype, [&](auto example) {
+    each_block(p.classes, begin, end, [&](const Block& block) {
+      p.loss == AttackLoss::ce ? ce_block(p, dtype, block, b)
+                               : compared_block<decltype(example)>(p, dtype, block, b);
+    });
+  });
 }
 
 }  // namespace ard::cpu

@@ -6,88 +6,55 @@
 namespace ard::cpu {
 namespace {
 
-// grad = weight * the gradient for the teacher's logits, unless grad is null; unless kept is null
-// that goes there first, until the factor of its row is known.
-template <typename T>
-struct TeacherGradient {
-  T* __restrict grad;
-  float* __restrict kept;
-  int64_t classes;
-  float weight;
+constexpr int kKdArrays = 5;  // beside those of kl_rows
 
-  ARD_HD void operator()(const KdRow& row, const float* gap, const float* w) const {
-    if (kept) {
-      for (int64_t c = 0; c < classes; ++c) kept[c] = kd_teacher_grad(row, gap[c], w[c]) * weight;
-    } else if (grad) {
-      for (int64_t c = 0; c < classes; ++c) {
-        grad[c] = from_float<T>(kd_teacher_grad(row, gap[c], w[c]) * weight);
-      }
-    }
+// The KL of one student's rows, the first's or the second's, the clean one; writes its gradients.
+Lanes kl_of_student(const KdLossParams& p, bool second, Dtype dtype, const Block& block,
+                    const BlockScratch& b, const float* teacher, const Lanes& weight) {
+  void* const grad = second ? p.grad_clean : p.grad_student;
+  void* const grad_teacher = second ? nullptr : p.grad_teacher;
+  const float* const temperature = second ? p.clean_teacher_temperature : p.teacher_temperature;
+  KlRows rows;
+  rows.student = load_rows(block, second ? p.clean : p.student, dtype,
+                           second ? p.clean_stride : p.student_stride, b[1]);
+  rows.teacher = teacher;
+  rows.weights = b[2];
+  rows.to_student = place_rows(block, grad, dtype, b[3]);
+  rows.to_teacher = place_rows(block, grad_teacher, dtype, b[4]);
+  rows.inv_temperature = p.inv_temperature;
+  const Lanes per_row = row_values(block, temperature, 0.0f);
+  for (int l = 0; l < kLanes; ++l) {
+    const float inv_teacher =
+        kd_inv_temperature(temperature ? per_row.at : nullptr, l,
+                           second ? p.inv_clean_teacher_temperature : p.inv_teacher_temperature);
+    rows.inv_teacher_temperature.at[l] = inv_teacher;
+    rows.grad_weight.at[l] = weight.at[l] * (second ? p.clean_grad_weight : p.kl_grad_weight);
+    rows.teacher_grad_weight.at[l] = rows.grad_weight.at[l] * (inv_teacher / p.inv_temperature);
   }
-
-  ARD_HD void finish(float factor) const {
-    if (!kept) return;
-    for (int64_t c = 0; c < classes; ++c) grad[c] = from_float<T>(kept[c] * factor);
+  kl_rows(block, rows, b, kKdArrays);
+  if (p.grad_scale && !second) {
+    const Lanes scales = scale_kl_gradients(block, rows);
+    for (int64_t r = 0; r < block.count; ++r) p.grad_scale[block.row + r] = scales.at[r];
   }
-};
-
-// The KL of a student's row and, of the second student's, its KL or cross-entropy.
-template <typename T>
-ARD_HD void kd_rows(const KdLossParams& p, const KlScratch& b, int64_t begin, int64_t end) {
-  float tails[2][kLanes];
-  const bool kl_of_clean = p.clean && !p.labels;
-  for (int64_t i = begin; i < end; ++i) {
-    const float weight = p.weight ? p.weight[i] : 1.0f;
-    float terms[2] = {};
-    for (int part = 0; part < (kl_of_clean ? 2 : 1); ++part) {
-      const bool second = part == 1;
-      const void* logits = second ? p.clean : p.student;
-      const int64_t stride = second ? p.clean_stride : p.student_stride;
-      const RowView student =
-          view_row(static_cast<const T*>(logits) + i * stride, p.classes, b.padded, b.s, tails[0]);
-      const RowView teacher = view_row(static_cast<const T*>(p.teacher) + i * p.teacher_stride,
-                                       p.classes, b.padded, b.t, tails[1]);
-      const float inv_teacher =
-          second
-              ? kd_inv_temperature(p.clean_teacher_temperature, i, p.inv_clean_teacher_temperature)
-              : kd_inv_temperature(p.teacher_temperature, i, p.inv_teacher_temperature);
-      const float grad_weight = weight * (second ? p.clean_grad_weight : p.kl_grad_weight);
-      float* const scale = p.grad_scale && !second ? p.grad_scale + i : nullptr;
-      T* const to_teacher = second ? nullptr : row_or_null<T>(p.grad_teacher, i, p.classes);
-      const TeacherGradient<T> teacher_gradient{
-          to_teacher, scale && to_teacher ? b.extra(0) : nullptr, p.classes,
-          grad_weight * (inv_teacher / p.inv_temperature)};
-      const float kl =
-          kl_row(student, teacher, b, p.inv_temperature, inv_teacher, p.classes, grad_weight,
-                 row_or_null<T>(second ? p.grad_clean : p.grad_student, i, p.classes), scale,
-                 teacher_gradient);
-      if (scale) teacher_gradient.finish(*scale);
-      terms[part] = kl;
-    }
-    if (p.labels) {
-      const RowView clean = view_row(static_cast<const T*>(p.clean) + i * p.clean_stride, p.classes,
-                                     b.padded, b.s, tails[0]);
-      const CeRow row = ce_row_of(clean);
-      if (p.grad_clean) {
-        ce_row_grad(clean, row, p.labels[i], p.classes, weight * p.clean_grad_weight,
-                    row_or_null<T>(p.grad_clean, i, p.classes));
-      }
-      terms[1] = ce_loss(row, clean.data[p.labels[i]]);
-    }
-    p.loss_rows[i] = weighted_loss(weight, p.kl_weight, terms[0], p.clean_weight, terms[1]);
-  }
+  store_rows(block, rows.to_student, grad, dtype);
+  store_rows(block, rows.to_teacher, grad_teacher, dtype);
+  return rows.kl;
 }
 
-ARD_CLONES void rows(const KdLossParams& p, float, const KlScratch& b, int64_t begin, int64_t end) {
-  kd_rows<float>(p, b, begin, end);
-}
-
-ARD_CLONES void rows(const KdLossParams& p, f16, const KlScratch& b, int64_t begin, int64_t end) {
-  kd_rows<f16>(p, b, begin, end);
-}
-
-ARD_CLONES void rows(const KdLossParams& p, bf16, const KlScratch& b, int64_t begin, int64_t end) {
-  kd_rows<bf16>(p, b, begin, end);
+Lanes ce_of_clean(const KdLossParams& p, Dtype dtype, const Block& block, const BlockScratch& b,
+                  const Lanes& weight) {
+  const float* const clean = load_rows(block, p.clean, dtype, p.clean_stride, b[1]);
+  const int64_t* const labels = p.labels + block.row;
+  const CeRows rows = ce_of_logits(block, clean, b[2]);
+  if (float* const grad = place_rows(block, p.grad_clean, dtype, b[3])) {
+    ce_gradient(block, rows, b[2], labels, weight * p.clean_grad_weight, grad);
+    store_rows(block, grad, p.grad_clean, dtype);
+  }
+  Lanes loss;
+  for (int64_t r = 0; r < block.count; ++r) {
+    loss.at[r] = ce_loss(rows.of(r), clean[block.index(r, labels[r])]);
+  }
+  return loss;
 }
 
 template <typename T>
@@ -104,8 +71,19 @@ ARD_CLONES void scale_row(bf16* grad, int64_t count, float scale) { scale_all(gr
 }  // namespace
 
 void kd_loss(const KdLossParams& p, Dtype dtype, int64_t begin, int64_t end) {
-  const KlScratch scratch(p.classes, p.grad_scale && p.grad_teacher ? 1 : 0);
-  for_dtype(dtype, [&](auto example) { rows(p, example, scratch, begin, end); });
+  const BlockScratch b(p.classes, kKdArrays + kKlArrays);
+  each_block(p.classes, begin, end, [&](const Block& block) {
+    const Lanes weight = row_values(block, p.weight, 1.0f);
+    const float* const teacher = load_rows(block, p.teacher, dtype, p.teacher_stride, b[0]);
+    const Lanes first = kl_of_student(p, false, dtype, block, b, teacher, weight);
+    const Lanes second = p.labels  ? ce_of_clean(p, dtype, block, b, weight)
+                         : p.clean ? kl_of_student(p, true, dtype, block, b, teacher, weight)
+                                   : all_lanes(0.0f);
+    for (int64_t r = 0; r < block.count; ++r) {
+      p.loss_rows[block.row + r] =
+          weighted_loss(weight.at[r], p.kl_weight, first.at[r], p.clean_weight, second.at[r]);
+    }
+  });
 }
 
 void scale_rows(void* grad, Dtype dtype, int64_t classes, const float* scale, bool per_row,

@@ -33,18 +33,6 @@ struct PairLossParams {
   bool mart;
 };
 
-// What the cross-entropy of a row of weights e^(z - z_max) sums: `rest` and the count of the
-// largest, kept apart so that a certain label loses no digits.
-ARD_HD float ce_rest_of_weight(float weight) { return weight == 1.0f ? 0.0f : weight; }
-ARD_HD float ce_count_of_weight(float weight) { return weight == 1.0f ? 1.0f : 0.0f; }
-
-// p - onehot of one class from its weight.
-ARD_HD float ce_grad_of_weight(const CeRow& row, float weight, bool is_label) {
-  const float p = weight * row.inv_sum;
-  const float at_label = weight == 1.0f ? -row.rest * row.inv_sum : p - 1.0f;
-  return is_label ? at_label : p;
-}
-
 // The two terms of a row's loss, or what these are multiplied by in its gradient.
 struct PairTerms {
   float kl, ce;
@@ -92,12 +80,17 @@ ARD_HD PairTerms mart_terms(const MartRow& row, float label_logit, float kl) {
                    ce_loss(row.adv, label_logit) + row.margin};
 }
 
-// The gradient to one adversarial logit. kl_grad: p - q of the class.
+// The gradient to one adversarial logit. ce: ce_grad of the class, rival_ce: as if the rival were
+// the label; kl_grad: p - q.
+ARD_HD float mart_adv_grad(const MartRow& row, float ce, float rival_ce, float kl_grad,
+                           PairTerms weight) {
+  return weight.ce * (ce - rival_ce * row.slope) + weight.kl * row.doubt * kl_grad;
+}
+
 ARD_HD float mart_adv_grad(const MartRow& row, float logit, bool is_label, bool is_rival,
                            float kl_grad, PairTerms weight) {
-  const float ce = ce_grad(row.adv, logit, is_label);
-  const float margin = -ce_grad(row.adv, logit, is_rival) * row.slope;
-  return weight.ce * (ce + margin) + weight.kl * row.doubt * kl_grad;
+  return mart_adv_grad(row, ce_grad(row.adv, logit, is_label), ce_grad(row.adv, logit, is_rival),
+                       kl_grad, weight);
 }
 
 // The gradient to one clean logit. kl_grad: kd_teacher_grad of the class.

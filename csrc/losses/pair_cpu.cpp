@@ -6,175 +6,210 @@
 namespace ard::cpu {
 namespace {
 
-// As ce_row_of, from the weights.
-ARD_HD CeRow ce_row_of_weights(float max, const float* w, int64_t padded) {
-  double rest_sum = 0.0, count_sum = 0.0;
-  for (int64_t block = 0; block < padded; block += kSumBlock) {
-    const int64_t stop = block + kSumBlock < padded ? block + kSumBlock : padded;
-    float rests[kLanes] = {}, counts[kLanes] = {};
-    for (int64_t c = block; c < stop; c += kLanes) {
-      ARD_LANES for (int l = 0; l < kLanes; ++l) {
-        rests[l] += ce_rest_of_weight(w[c + l]);
-        counts[l] += ce_count_of_weight(w[c + l]);
+constexpr int kPairArrays = 7;  // beside those of kl_rows
+
+// The largest logit of each row but the label's and the lowest class that has it; NaN is passed
+// over.
+struct Rivals {
+  Lanes logit;
+  int index[kLanes];
+};
+
+ARD_CLONES void find_rivals(const Block& block, const float* logits, const int64_t* labels,
+                            Rivals& out) {
+  Rivals found;
+  int label[kLanes];
+  found.logit = all_lanes(-INFINITY);
+  for (int64_t l = 0; l < kLanes; ++l) {
+    label[l] = int(labels[block.side_by_side ? std::min(l, block.count - 1) : 0]);
+    found.index[l] = label[l] == 0 ? 1 : 0;
+  }
+  const int step = block.side_by_side ? 0 : 1;
+  each_vector(0, block.size(), block.size(), [&](int64_t at, int) __attribute__((always_inline)) {
+    const int first = int(block.side_by_side ? at / kLanes : at);
+    ARD_LANES for (int l = 0; l < kLanes; ++l) {
+      const int c = first + l * step;
+      const bool above = (logits[at + l] > found.logit.at[l]) & (c != label[l]);
+      found.logit.at[l] = lane_pick(above, logits[at + l], found.logit.at[l]);
+      found.index[l] = lane_pick(above, c, found.index[l]);
+    }
+  });
+  if (!block.side_by_side) {
+    const float top = lane_extreme<true>(found.logit);
+    int lowest = 0x7fffffff;
+    for (int l = 0; l < kLanes; ++l) {
+      lowest = std::min(lowest, found.logit.at[l] == top ? found.index[l] : 0x7fffffff);
+    }
+    found.logit.at[0] = top;
+    found.index[0] = lowest;
+  }
+  out = found;
+}
+
+// A value for each of the two terms of each row.
+struct PairLanes {
+  Lanes kl, ce;
+  ARD_HD PairTerms of(int64_t r) const { return PairTerms{kl.at[r], ce.at[r]}; }
+};
+
+ARD_CLONES void trades_clean_grads(int64_t size, const CeRows& ce, const float* weights,
+                                   const float* kl_grad, const PairLanes& by,
+                                   float* __restrict grad) {
+  each_vector(0, size, size, [&](int64_t c, int) __attribute__((always_inline)) {
+    ARD_LANES for (int l = 0; l < kLanes; ++l) {
+      grad[c + l] = trades_clean_grad(ce.of(l), weights[c + l], false, kl_grad[c + l], by.of(l));
+    }
+  });
+}
+
+struct MartRows {
+  CeRows adv, clean;
+  Lanes margin, slope, q_label, doubt;
+
+  ARD_HD MartRow of(int64_t r) const {
+    return MartRow{adv.of(r), clean.of(r), margin.at[r], slope.at[r], q_label.at[r], doubt.at[r]};
+  }
+};
+
+ARD_CLONES void mart_adv_grads(int64_t size, const MartRows& rows, const float* weights,
+                               const float* kl_grad, const PairLanes& by, float* __restrict grad) {
+  each_vector(0, size, size, [&](int64_t c, int) __attribute__((always_inline)) {
+    ARD_LANES for (int l = 0; l < kLanes; ++l) {
+      const MartRow row = rows.of(l);
+      const float ce = ce_grad_of_weight(row.adv, weights[c + l], false);
+      grad[c + l] = mart_adv_grad(row, ce, ce, kl_grad[c + l], by.of(l));
+    }
+  });
+}
+
+ARD_CLONES void mart_clean_grads(int64_t size, const MartRows& rows, const float* weights,
+                                 const Lanes& kl, const float* kl_grad, const PairLanes& by,
+                                 float* __restrict grad) {
+  each_vector(0, size, size, [&](int64_t c, int) __attribute__((always_inline)) {
+    ARD_LANES for (int l = 0; l < kLanes; ++l) {
+      grad[c + l] =
+          mart_clean_grad(rows.of(l), weights[c + l], false, kl.at[l], kl_grad[c + l], by.of(l));
+    }
+  });
+}
+
+// What both losses begin with: the rows' KL, the adversarial rows against the clean ones, and the
+// clean rows' cross-entropy.
+struct PairRows {
+  KlRows kl;
+  CeRows clean;
+};
+
+PairRows pair_rows(const PairLossParams& p, Dtype dtype, const Block& block, const BlockScratch& b,
+                   float* to_adv, const Lanes& grad_weight) {
+  PairRows rows;
+  KlRows& kl = rows.kl;
+  kl.student = load_rows(block, p.adv, dtype, p.adv_stride, b[0]);
+  kl.teacher = load_rows(block, p.clean, dtype, p.clean_stride, b[1]);
+  kl.weights = b[2];
+  kl.to_student = to_adv;
+  kl.to_teacher = p.grad_clean ? b[3] : nullptr;
+  kl.inv_temperature = 1.0f;
+  kl.inv_teacher_temperature = kl.teacher_grad_weight = all_lanes(1.0f);
+  kl.grad_weight = grad_weight;
+  kl_rows(block, kl, b, kPairArrays);
+  rows.clean = ce_of_weights(block, kl.teacher_max, kl.weights);
+  return rows;
+}
+
+// Writes the gradients and returns the terms of the loss.
+PairLanes trades(const PairLossParams& p, Dtype dtype, const Block& block, const BlockScratch& b,
+                 const PairLanes& by) {
+  const int64_t* const labels = p.labels + block.row;
+  float* const grad_adv = place_rows(block, p.grad_adv, dtype, b[4]);
+  const PairRows rows = pair_rows(p, dtype, block, b, grad_adv, by.kl);
+  store_rows(block, grad_adv, p.grad_adv, dtype);
+  float* const grad = place_rows(block, p.grad_clean, dtype, b[4]);
+  if (grad) {
+    trades_clean_grads(block.size(), rows.clean, rows.kl.weights, rows.kl.to_teacher, by, grad);
+  }
+  PairLanes terms{rows.kl.kl, {}};
+  for (int64_t r = 0; r < block.count; ++r) {
+    const int64_t at = block.index(r, labels[r]);
+    const CeRow ce = rows.clean.of(r);
+    terms.ce.at[r] = ce_loss(ce, rows.kl.teacher[at]);
+    if (grad) {
+      grad[at] = trades_clean_grad(ce, rows.kl.weights[at], true, rows.kl.to_teacher[at], by.of(r));
+    }
+  }
+  store_rows(block, grad, p.grad_clean, dtype);
+  return terms;
+}
+
+PairLanes mart(const PairLossParams& p, Dtype dtype, const Block& block, const BlockScratch& b,
+               const PairLanes& by) {
+  const int64_t* const labels = p.labels + block.row;
+  const PairRows pair = pair_rows(p, dtype, block, b, p.grad_adv ? b[4] : nullptr, all_lanes(1.0f));
+  const KlRows& kl = pair.kl;
+  const float* const adv_weights = b[5];
+  MartRows rows;
+  rows.clean = pair.clean;
+  rows.adv = ce_of_logits(block, kl.student, b[5]);
+  Rivals rivals;
+  find_rivals(block, kl.student, labels, rivals);
+  MartRow row;
+  for (int64_t l = 0; l < kLanes; ++l) {
+    if (l < block.count) {
+      row = mart_row(rows.adv.of(l), rivals.logit.at[l], rows.clean.of(l),
+                     kl.weights[block.index(l, labels[l])]);
+    }
+    rows.margin.at[l] = row.margin;
+    rows.slope.at[l] = row.slope;
+    rows.q_label.at[l] = row.q_label;
+    rows.doubt.at[l] = row.doubt;
+  }
+  float* const grad_adv = place_rows(block, p.grad_adv, dtype, b[6]);
+  if (grad_adv) {
+    mart_adv_grads(block.size(), rows, adv_weights, kl.to_student, by, grad_adv);
+    for (int64_t r = 0; r < block.count; ++r) {
+      for (const int64_t c : {labels[r], int64_t(rivals.index[r])}) {
+        const int64_t at = block.index(r, c);
+        const float w = adv_weights[at];
+        grad_adv[at] =
+            mart_adv_grad(rows.of(r), ce_grad_of_weight(rows.adv.of(r), w, c == labels[r]),
+                          ce_grad_of_weight(rows.adv.of(r), w, c == rivals.index[r]),
+                          kl.to_student[at], by.of(r));
       }
     }
-    rest_sum += lane_sum(rests);
-    count_sum += lane_sum(counts);
+    store_rows(block, grad_adv, p.grad_adv, dtype);
   }
-  return ce_row(max, float(rest_sum), float(count_sum));
-}
-
-// The largest logit but the label's and the lowest class that has it; NaN is passed over.
-struct Rival {
-  float logit;
-  int64_t index;
-};
-
-ARD_HD Rival rival_of(const RowView& logits, int64_t label, int64_t classes) {
-  float tops[kLanes];
-  for (int l = 0; l < kLanes; ++l) tops[l] = -INFINITY;
-  for (int64_t c = 0; c < logits.padded; c += kLanes) {
-    const float* v = logits.vector_at(c);
-    ARD_LANES for (int l = 0; l < kLanes; ++l) {
-      const float other = c + l == label ? -INFINITY : v[l];
-      tops[l] = max_or_second(other, tops[l]);
+  if (float* const grad = place_rows(block, p.grad_clean, dtype, b[6])) {
+    mart_clean_grads(block.size(), rows, kl.weights, kl.kl, kl.to_teacher, by, grad);
+    for (int64_t r = 0; r < block.count; ++r) {
+      const int64_t at = block.index(r, labels[r]);
+      grad[at] = mart_clean_grad(rows.of(r), kl.weights[at], true, kl.kl.at[r], kl.to_teacher[at],
+                                 by.of(r));
     }
+    store_rows(block, grad, p.grad_clean, dtype);
   }
-  const float top = lane_max(tops);
-  for (int64_t c = 0; c < logits.padded; c += kLanes) {
-    const float* v = logits.vector_at(c);
-    int found = 0;
-    ARD_LANES for (int l = 0; l < kLanes; ++l) found |= v[l] == top;
-    for (int l = 0; found && l < kLanes; ++l) {
-      if (v[l] == top && c + l != label && c + l < classes) return Rival{top, c + l};
-    }
+  PairLanes terms;
+  for (int64_t r = 0; r < block.count; ++r) {
+    const PairTerms of_row =
+        mart_terms(rows.of(r), kl.student[block.index(r, labels[r])], kl.kl.at[r]);
+    terms.kl.at[r] = of_row.kl;
+    terms.ce.at[r] = of_row.ce;
   }
-  return Rival{top, label == 0 ? 1 : 0};  // all others are NaN, and so is the row
-}
-
-// TRADES' gradient to the clean logits, unless grad is null, and the row's cross-entropy.
-template <typename T>
-struct TradesClean {
-  T* __restrict grad;
-  int64_t classes, padded, label;
-  PairTerms weight;
-  CeRow* ce;
-
-  ARD_HD T element(const KdRow& row, float gap, float w, bool is_label) const {
-    return from_float<T>(trades_clean_grad(*ce, w, is_label, kd_teacher_grad(row, gap, w), weight));
-  }
-
-  ARD_HD void operator()(const KdRow& row, const float* gap, const float* w) const {
-    *ce = ce_row_of_weights(row.teacher_ref, w, padded);
-    if (!grad) return;
-    for (int64_t c = 0; c < classes; ++c) grad[c] = element(row, gap[c], w[c], false);
-    grad[label] = element(row, gap[label], w[label], true);
-  }
-};
-
-template <typename T>
-ARD_HD PairTerms trades_row(const PairLossParams& p, const RowView& adv, const RowView& clean,
-                            const KlScratch& b, int64_t index, PairTerms grad_weight) {
-  const int64_t label = p.labels[index];
-  const float label_logit = clean.data[label];
-  CeRow ce{};
-  const TradesClean<T> of_clean{
-      row_or_null<T>(p.grad_clean, index, p.classes), p.classes, b.padded, label, grad_weight, &ce};
-  const float kl = kl_row(adv, clean, b, 1.0f, 1.0f, p.classes, grad_weight.kl,
-                          row_or_null<T>(p.grad_adv, index, p.classes), nullptr, of_clean);
-  return PairTerms{kl, ce_loss(ce, label_logit)};
-}
-
-// Keeps what MART needs of the clean row, where its loss decides the weights: the classes' weights
-// and the KL's gradient to the clean logits.
-struct MartClean {
-  float* __restrict weights;
-  float* __restrict kl_grad;
-  int64_t padded;
-  CeRow* ce;
-
-  ARD_HD void operator()(const KdRow& row, const float* gap, const float* w) const {
-    *ce = ce_row_of_weights(row.teacher_ref, w, padded);
-    ARD_LANES for (int64_t c = 0; c < padded; ++c) {
-      weights[c] = w[c];
-      kl_grad[c] = kd_teacher_grad(row, gap[c], w[c]);
-    }
-  }
-};
-
-template <typename T>
-ARD_HD PairTerms mart_row_of(const PairLossParams& p, const RowView& adv, const RowView& clean,
-                             const KlScratch& b, int64_t index, PairTerms grad_weight) {
-  const int64_t label = p.labels[index];
-  float* const clean_weights = b.extra(0);
-  float* const clean_kl_grad = b.extra(1);
-  float* const adv_kl_grad = b.extra(2);
-  const CeRow adv_ce = ce_row_of(adv);
-  const Rival rival = rival_of(adv, label, p.classes);
-  CeRow clean_ce{};
-  const MartClean of_clean{clean_weights, clean_kl_grad, b.padded, &clean_ce};
-  const float kl = kl_row(adv, clean, b, 1.0f, 1.0f, p.classes, 1.0f,
-                          p.grad_adv ? adv_kl_grad : nullptr, nullptr, of_clean);
-  const MartRow row = mart_row(adv_ce, rival.logit, clean_ce, clean_weights[label]);
-  if (p.grad_adv) {
-    T* __restrict grad = row_or_null<T>(p.grad_adv, index, p.classes);
-    const float* __restrict z = adv.data;
-    for (int64_t c = 0; c < p.classes; ++c) {
-      grad[c] = from_float<T>(mart_adv_grad(row, z[c], false, false, adv_kl_grad[c], grad_weight));
-    }
-    const int64_t apart[] = {label, rival.index};
-    for (const int64_t c : apart) {
-      grad[c] = from_float<T>(
-          mart_adv_grad(row, z[c], c == label, c == rival.index, adv_kl_grad[c], grad_weight));
-    }
-  }
-  if (p.grad_clean) {
-    T* __restrict grad = row_or_null<T>(p.grad_clean, index, p.classes);
-    for (int64_t c = 0; c < p.classes; ++c) {
-      grad[c] = from_float<T>(
-          mart_clean_grad(row, clean_weights[c], false, kl, clean_kl_grad[c], grad_weight));
-    }
-    grad[label] = from_float<T>(
-        mart_clean_grad(row, clean_weights[label], true, kl, clean_kl_grad[label], grad_weight));
-  }
-  return mart_terms(row, adv.data[label], kl);
-}
-
-template <typename T>
-ARD_HD void pair_rows(const PairLossParams& p, const KlScratch& b, int64_t begin, int64_t end) {
-  float tails[2][kLanes];
-  for (int64_t i = begin; i < end; ++i) {
-    const float weight = p.weight ? p.weight[i] : 1.0f;
-    const RowView adv = view_row(static_cast<const T*>(p.adv) + i * p.adv_stride, p.classes,
-                                 b.padded, b.s, tails[0]);
-    const RowView clean = view_row(static_cast<const T*>(p.clean) + i * p.clean_stride, p.classes,
-                                   b.padded, b.t, tails[1]);
-    const PairTerms grad_weight{weight * p.kl_grad_weight, weight * p.ce_grad_weight};
-    const PairTerms terms = p.mart ? mart_row_of<T>(p, adv, clean, b, i, grad_weight)
-                                   : trades_row<T>(p, adv, clean, b, i, grad_weight);
-    p.loss_rows[i] = weighted_loss(weight, p.kl_weight, terms.kl, p.ce_weight, terms.ce);
-  }
-}
-
-ARD_CLONES void rows(const PairLossParams& p, float, const KlScratch& b, int64_t begin,
-                     int64_t end) {
-  pair_rows<float>(p, b, begin, end);
-}
-
-ARD_CLONES void rows(const PairLossParams& p, f16, const KlScratch& b, int64_t begin, int64_t end) {
-  pair_rows<f16>(p, b, begin, end);
-}
-
-ARD_CLONES void rows(const PairLossParams& p, bf16, const KlScratch& b, int64_t begin,
-                     int64_t end) {
-  pair_rows<bf16>(p, b, begin, end);
+  return terms;
 }
 
 }  // namespace
 
 void pair_loss(const PairLossParams& p, Dtype dtype, int64_t begin, int64_t end) {
-  const KlScratch scratch(p.classes, p.mart ? 3 : 0);
-  for_dtype(dtype, [&](auto example) { rows(p, example, scratch, begin, end); });
+  const BlockScratch b(p.classes, kPairArrays + kKlArrays);
+  each_block(p.classes, begin, end, [&](const Block& block) {
+    const Lanes weight = row_values(block, p.weight, 1.0f);
+    const PairLanes by{weight * p.kl_grad_weight, weight * p.ce_grad_weight};
+    const PairLanes terms = p.mart ? mart(p, dtype, block, b, by) : trades(p, dtype, block, b, by);
+    for (int64_t r = 0; r < block.count; ++r) {
+      p.loss_rows[block.row + r] =
+          weighted_loss(weight.at[r], p.kl_weight, terms.kl.at[r], p.ce_weight, terms.ce.at[r]);
+    }
+  });
 }
 
 }  // namespace ard::cpu

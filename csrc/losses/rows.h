@@ -259,6 +259,18 @@ ARD_HD float ce_grad(const CeRow& row, float logit, bool is_label) {
   return is_label ? (logit == row.max ? -row.rest * row.inv_sum : p - row.one) : p;
 }
 
+// What the cross-entropy of a row of weights e^(z - z_max) sums: `rest` and the count of the
+// largest, kept apart so that a certain label loses no digits.
+ARD_HD float ce_rest_of_weight(float weight) { return weight == 1.0f ? 0.0f : weight; }
+ARD_HD float ce_count_of_weight(float weight) { return weight == 1.0f ? 1.0f : 0.0f; }
+
+// p - onehot of one class from its weight.
+ARD_HD float ce_grad_of_weight(const CeRow& row, float weight, bool is_label) {
+  const float p = weight * row.inv_sum;
+  const float at_label = weight == 1.0f ? -row.rest * row.inv_sum : p - row.one;
+  return is_label ? at_label : p;
+}
+
 // From here on ce_grad gives its gradients times the returned power of two, the largest in [1, 2):
 // that of the label, since all sum to 0 and the others have one sign.
 ARD_HD float ce_scale_gradient(CeRow& row, float label_logit) {
