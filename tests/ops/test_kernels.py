@@ -19,7 +19,8 @@ from ard_fast.functional import _ops
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # A GPU without clusters, one with, and one whose blocks have so little shared memory that nothing large fits.
-GPUS = {"sm_80": (80, None), "sm_90": (90, None), "small": (90, 1200)}
+GPUS = {"sm_80": (80, None), "sm_90": (90, None), "small": (90, 2600)}
+SMALL_FOR_SAMPLES = 1200  # what a sample keeps beside the data is smaller than what a row does
 # For long rows of logits: without clusters nothing fits, with them they fit a cluster.
 ROW_GPUS = {"small sm_80": (80, 2600), "shared": (90, 6000)}
 # Where the tensors of a call begin in memory, in elements and in turn.
@@ -196,6 +197,8 @@ def compare(family, dtype, gpu, sizes=None, offsets=OFFSETS, mode=PLAIN):
     """Every call on the CPU and on the GPU. Returns the names of the kernels that ran."""
     make, all_sizes = FAMILIES[family]
     arch, max_shared = (GPUS | ROW_GPUS)[gpu]
+    if max_shared and family in ("steps", "apgd"):
+        max_shared = SMALL_FOR_SAMPLES
     started = set()
     for n in sizes or all_sizes:
         # The largest sizes are about blocks and shared memory, the others about alignment too.
