@@ -2,71 +2,155 @@
 // once and kept in shared memory for the passes that rows.h asks for; only rows too long for that
 // are read again (from L2, as a rule).
 #include "losses/kd.h"
-#include "losses/rows.cuh"
+#include "losses/kl_row.cuh"
 
 namespace ard::cuda {
 
-constexpr int kStagedFloats = 2;  // a class: student and teacher
+// Floats in shared memory, a class.
+inline __host__ __device__ int staged_floats(const KdLossParams& p) {
+  return p.grad_teacher ? 3 : 2;
+}
 
-// The KL of one student's row, with its gradient and the teacher's unless these are null. Unless
-// scale is null both come times a power of two, written there, that brings the student's largest
-// into [1, 2).
-template <typename T, int kVec, bool kCached, typename Group>
-__device__ __forceinline__ float kd_row_loss(const KlRowLogits<T>& z, float inv_temperature,
-                                             float inv_teacher_temperature, float grad_weight,
-                                             T* grad_student, T* grad_teacher, float* scale,
-                                             Group& group) {
-  KdRow row;
-  KlOnly nothing;
-  const float kl =
-      kl_row<kVec, kCached>(z, inv_temperature, inv_teacher_temperature, group, row, nothing);
-  float close_factor = 1.0f / (1.0f + row.excess);
-  float factor = 1.0f;
-  if (scale) {
+// A student and where its gradients go.
+template <typename T>
+struct KdStudent {
+  KlLogits<T> z;
+  float* third;  // as z.first, where there is a gradient for the teacher
+  float grad_weight;
+  T* grad_student;  // or null
+  T* grad_teacher;  // or null
+  // For the power of two that both gradients are multiplied by, which brings the student's largest
+  // into [1, 2). Null for none.
+  float* scale;
+};
+
+// The sum of the teacher's weights, and nothing else.
+struct KdWeightSum {
+  static constexpr bool kStudentMax = false;
+  float sum = 0.0f;
+
+  __device__ __forceinline__ float weight() const { return sum; }
+  __device__ __forceinline__ KdWeightSum plus(const KdWeightSum& other) const {
+    return KdWeightSum{sum + other.sum};
+  }
+};
+
+// largest: of the student's gradients that this thread has.
+template <typename Group>
+__device__ __forceinline__ float write_scale(float* scale, float largest, float kl, Group& group) {
+  largest = group.reduce(largest, MaxOp());
+  const float factor = kl == kl ? power_of_two_to_one(largest) : 1.0f;
+  if (group.leads()) *scale = factor;
+  return factor;
+}
+
+template <int kVec, typename T, typename Group>
+__device__ __forceinline__ float quick_kd_row(const KdStudent<T>& k, KlRow& row, Group& group) {
+  const KlLogits<T>& z = k.z;
+  const float sum = for_kl_terms<kVec>(z, row, group, [&](int n, const KlTerm(&terms)[kVec]) {
+    Floats<kVec> diff, weight, x;
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      diff[j] = terms[j].diff;
+      weight[j] = terms[j].weight;
+      x[j] = terms[j].x;
+    }
+    stage<kVec>(z.first, n, diff);
+    stage<kVec>(z.second, n, weight);
+    if (k.grad_teacher) stage<kVec>(k.third, n, x);
+  });
+  const float kl = kl_of_sum(row, sum, group);
+
+  const float weight_factor = k.grad_weight * row.inv_z;
+  float factor = weight_factor * (1.0f / (1.0f + row.excess));
+  float teacher_factor = weight_factor * (z.inv_teacher_temperature / -z.inv_temperature);
+  if (k.scale) {
     float largest = 0.0f;
-    ARD_FOR_VECTORS(c) {
-      const Vec<T, kVec> s = row_vec<kVec, kCached>(group, z.student, z.staged_student, c);
-      const Vec<T, kVec> t = row_vec<kVec, kCached>(group, z.teacher, z.staged_teacher, c);
+#pragma unroll 1
+    ARD_FOR_SHARE(n) {
+      const Floats<kVec> diff = staged<kVec>(z.first, n), weight = staged<kVec>(z.second, n);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        const float grad = kd_student_grad(row, to_float(s.v[j]), to_float(t.v[j]), close_factor);
-        largest = max_or_second(magnitude(grad * grad_weight), largest);
+        largest = fmaxf(fabsf(fmaf(-row.excess, weight[j], diff[j])), largest);
       }
     }
-    largest = group.reduce(largest, MaxOp());
-    if (kl == kl) factor = power_of_two_to_one(largest);
-    if (group.leads()) *scale = factor;
+    const float scale = write_scale(k.scale, largest * fabsf(factor), kl, group);
+    factor *= scale;
+    teacher_factor *= scale;
   }
-  if (grad_teacher) {
-    const float weight = grad_weight * (inv_teacher_temperature / inv_temperature);
-    ARD_FOR_VECTORS(c) {
-      const Vec<T, kVec> s = row_vec<kVec, kCached>(group, z.student, z.staged_student, c);
-      const Vec<T, kVec> t = row_vec<kVec, kCached>(group, z.teacher, z.staged_teacher, c);
-      Vec<T, kVec> out;
+  if (k.grad_student) {
+    T* const grad = k.grad_student + group.begin();
+#pragma unroll 1
+    ARD_FOR_SHARE(n) {
+      Floats<kVec> out = staged<kVec>(z.first, n);
+      const Floats<kVec> weight = staged<kVec>(z.second, n);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) {
-        float gap;
-        const KdWeighed e = kd_weigh(row, to_float(s.v[j]), to_float(t.v[j]), gap);
-        out.v[j] = from_float<T>(kd_teacher_grad(row, e.gap, e.weight) * weight * factor);
-      }
-      store_vec<kVec>(grad_teacher + c, out);
+      for (int j = 0; j < kVec; ++j) out[j] = fmaf(-row.excess, weight[j], out[j]) * factor;
+      store_vec<kVec>(grad + n, from_floats<T>(out));
     }
   }
-  if (grad_student) {
-    if (scale) kd_scale_gradient(row, close_factor, factor);
-    ARD_FOR_VECTORS(c) {
-      const Vec<T, kVec> s = row_vec<kVec, kCached>(group, z.student, z.staged_student, c);
-      const Vec<T, kVec> t = row_vec<kVec, kCached>(group, z.teacher, z.staged_teacher, c);
-      Vec<T, kVec> out;
+  if (k.grad_teacher) {
+    T* const grad = k.grad_teacher + group.begin();
+#pragma unroll 1
+    ARD_FOR_SHARE(n) {
+      Floats<kVec> out = staged<kVec>(k.third, n);
+      const Floats<kVec> weight = staged<kVec>(z.second, n);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) {
-        const float grad = kd_student_grad(row, to_float(s.v[j]), to_float(t.v[j]), close_factor);
-        out.v[j] = from_float<T>(grad * grad_weight);
-      }
-      store_vec<kVec>(grad_student + c, out);
+      for (int j = 0; j < kVec; ++j) out[j] = weight[j] * out[j] * teacher_factor;
+      store_vec<kVec>(grad + n, from_floats<T>(out));
     }
   }
   return kl;
+}
+
+template <typename T, typename Group, typename Add>
+__device__ __forceinline__ float slow_kd_row(const KdStudent<T>& k, Group& group, const Add& add) {
+  constexpr int kVec = 1;
+  const KlLogits<T>& z = k.z;
+  KdRow row;
+  KdWeightSum sum;
+  const float kl = slow_kl_row(z, group, row, sum, add);
+  float close_factor = 1.0f / (1.0f + row.excess), scale = 1.0f;
+  if (k.scale) {
+    float largest = 0.0f;
+#pragma unroll 1
+    ARD_FOR_VECTORS(c) {
+      const float grad =
+          kd_student_grad(row, to_float(z.student[c]), to_float(z.teacher[c]), close_factor);
+      largest = fmaxf(fabsf(grad * k.grad_weight), largest);
+    }
+    scale = write_scale(k.scale, largest, kl, group);
+  }
+  if (k.grad_teacher) {
+    const float weight = k.grad_weight * (z.inv_teacher_temperature / z.inv_temperature);
+#pragma unroll 1
+    ARD_FOR_VECTORS(c) {
+      float gap;
+      const KdWeighed e = kd_weigh(row, to_float(z.student[c]), to_float(z.teacher[c]), gap);
+      k.grad_teacher[c] = from_float<T>(kd_teacher_grad(row, e.gap, e.weight) * weight * scale);
+    }
+  }
+  if (k.grad_student) {
+    if (k.scale) kd_scale_gradient(row, close_factor, scale);
+#pragma unroll 1
+    ARD_FOR_VECTORS(c) {
+      const float grad =
+          kd_student_grad(row, to_float(z.student[c]), to_float(z.teacher[c]), close_factor);
+      k.grad_student[c] = from_float<T>(grad * k.grad_weight);
+    }
+  }
+  return kl;
+}
+
+template <int kVec, bool kCached, typename T, typename Group>
+__device__ __forceinline__ float kd_row_loss(const KdStudent<T>& k, Group& group) {
+  const auto add = [](KdWeightSum& sum, float, int, float, float weight) { sum.sum += weight; };
+  if constexpr (kCached) {
+    KlRow row;
+    KdWeightSum sum;
+    if (kl_row<kVec>(k.z, group, row, sum, add)) return quick_kd_row<kVec>(k, row, group);
+  }
+  return slow_kd_row(k, group, add);
 }
 
 template <typename T>
@@ -79,36 +163,38 @@ __device__ __forceinline__ float kd_loss_of_row(const KdLossParams& p, Group& gr
                                                 float* staging) {
   const int64_t index = group.row();
   const float weight = p.weight ? p.weight[index] : 1.0f;
-  KlRowLogits<T> z;
-  z.student = static_cast<const T*>(p.student) + index * p.student_stride;
-  z.teacher = static_cast<const T*>(p.teacher) + index * p.teacher_stride;
-  z.staged_student = reinterpret_cast<T*>(staging);
-  z.staged_teacher = reinterpret_cast<T*>(staging + group.room());
-  z.classes = p.classes;
-  z.teacher_is_staged = false;
-  const float first = kd_row_loss<T, kVec, kCached>(
-      z, p.inv_temperature,
-      kd_inv_temperature(p.teacher_temperature, index, p.inv_teacher_temperature),
-      weight * p.kl_grad_weight, grad_row<T>(p.grad_student, index, p.classes),
-      grad_row<T>(p.grad_teacher, index, p.classes), p.grad_scale ? p.grad_scale + index : nullptr,
-      group);
-  float second = 0.0f;
-  if (p.clean) {
-    const T* clean = static_cast<const T*>(p.clean) + index * p.clean_stride;
-    const float grad_weight = weight * p.clean_grad_weight;
-    T* grad = grad_row<T>(p.grad_clean, index, p.classes);
-    if (p.labels) {
-      if constexpr (sizeof(T) != sizeof(float)) group.sync();  // the row was staged as T
-      second = ce_row_loss<T, kVec, kCached>(clean, p.classes, p.labels[index], staging,
-                                             grad_weight, grad, nullptr, nullptr, group);
-    } else {
-      z.student = clean;
-      z.teacher_is_staged = kCached;
-      second = kd_row_loss<T, kVec, kCached>(
-          z, p.inv_temperature,
-          kd_inv_temperature(p.clean_teacher_temperature, index, p.inv_clean_teacher_temperature),
-          grad_weight, grad, static_cast<T*>(nullptr), nullptr, group);
-    }
+  const T* const clean =
+      p.clean ? static_cast<const T*>(p.clean) + index * p.clean_stride : nullptr;
+  const int students = clean && !p.labels ? 2 : 1;
+
+  KdStudent<T> k;
+  k.z.student = static_cast<const T*>(p.student) + index * p.student_stride;
+  k.z.teacher = static_cast<const T*>(p.teacher) + index * p.teacher_stride;
+  k.z.inv_temperature = p.inv_temperature;
+  k.z.inv_teacher_temperature =
+      kd_inv_temperature(p.teacher_temperature, index, p.inv_teacher_temperature);
+  k.z.first = staging;
+  k.z.second = staging + group.room();
+  k.third = staging + 2 * group.room();
+  k.grad_weight = weight * p.kl_grad_weight;
+  k.grad_student = grad_row<T>(p.grad_student, index, p.classes);
+  k.grad_teacher = grad_row<T>(p.grad_teacher, index, p.classes);
+  k.scale = p.grad_scale ? p.grad_scale + index : nullptr;
+  float first = 0.0f, second = 0.0f;
+#pragma unroll 1
+  for (int n = 0; n < students; ++n) {  // the second reads the teacher again, from L2 as a rule
+    const float kl = kd_row_loss<kVec, kCached>(k, group);
+    (n == 0 ? first : second) = kl;
+    k.z.student = clean;
+    k.z.inv_teacher_temperature =
+        kd_inv_temperature(p.clean_teacher_temperature, index, p.inv_clean_teacher_temperature);
+    k.grad_weight = weight * p.clean_grad_weight;
+    k.grad_student = grad_row<T>(p.grad_clean, index, p.classes);
+  }
+  if (clean && p.labels) {
+    second = ce_row_loss<T, kVec, kCached>(
+        clean, p.classes, p.labels[index], staging, weight * p.clean_grad_weight,
+        grad_row<T>(p.grad_clean, index, p.classes), nullptr, nullptr, group);
   }
   const float loss = weighted_loss(weight, p.kl_weight, first, p.clean_weight, second);
   if (group.leads()) p.loss_rows[index] = loss;
@@ -116,12 +202,12 @@ __device__ __forceinline__ float kd_loss_of_row(const KdLossParams& p, Group& gr
 }
 
 template <typename T, int kVec, int kLanes, bool kCached>
-__global__ void __launch_bounds__(kMaxRowThreads) kd_loss_kernel(KdLossParams p, float* total) {
+__global__ void __launch_bounds__(kMaxRowThreads, 1) kd_loss_kernel(KdLossParams p, float* total) {
   ARD_DYNAMIC_SHARED(float, shared);
   RowGroup<kLanes> group(p.classes, kVec);
   float loss = 0.0f;
   if (group.row() < p.batch) {
-    loss = kd_loss_of_row<T, kVec, kCached>(p, group, group.staging(shared, kStagedFloats));
+    loss = kd_loss_of_row<T, kVec, kCached>(p, group, group.staging(shared, staged_floats(p)));
   }
   write_total(group, loss, total);
 }
@@ -138,7 +224,7 @@ inline RowPlan plan_kd_loss(const DeviceLimits& device, const KdLossParams& p, i
       rows_aligned(p.teacher, p.teacher_stride) && rows_aligned(p.clean, p.clean_stride) &&
       rows_aligned(p.grad_student, p.classes) && rows_aligned(p.grad_clean, p.classes) &&
       rows_aligned(p.grad_teacher, p.classes);
-  return plan_rows(device, p.batch, p.classes, vector ? vec : 1, kStagedFloats, total);
+  return plan_rows(device, p.batch, p.classes, vector ? vec : 1, staged_floats(p), total);
 }
 
 void launch_kd_loss(const KdLossParams& p, Dtype dtype, float* total, Stream stream) {
