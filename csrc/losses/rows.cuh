@@ -220,7 +220,7 @@ inline RowPlan plan_rows(const DeviceLimits& device, int64_t batch, int64_t clas
     return 2 * (bytes(share()) + scratch + 1024) <= device.max_shared + 1024;
   };
   while (device.clusters && plan.cluster < kMaxClusterBlocks && !two_fit()) plan.cluster *= 2;
-  plan.cached = bytes(share()) <= max_shared;
+  plan.cached = floats_per_class == 0 || bytes(share()) <= max_shared;
   if (!plan.cached) plan.cluster = 1;
   plan.threads = share() <= 8192 ? 256 : kMaxRowThreads;
   plan.blocks = batch * plan.cluster;
