@@ -62,8 +62,10 @@ __device__ __forceinline__ float quick_kd_row(const KdStudent<T>& k, KlRow& row,
   const float kl = kl_of_sum(row, sum, group);
 
   const float weight_factor = k.grad_weight * row.inv_z;
-  float factor = weight_factor * (1.0f / (1.0f + row.excess));
-  float teacher_factor = weight_factor * (z.inv_teacher_temperature / -z.inv_temperature);
+  const float factor = weight_factor * (1.0f / (1.0f + row.excess));
+  const float teacher_factor = weight_factor * (z.inv_teacher_temperature / -z.inv_temperature);
+  // Apart from the factors: their product may overflow where the gradients do not.
+  float scale = 1.0f;
   if (k.scale) {
     float largest = 0.0f;
 #pragma unroll 1
@@ -74,9 +76,7 @@ __device__ __forceinline__ float quick_kd_row(const KdStudent<T>& k, KlRow& row,
         largest = fmaxf(fabsf(fmaf(-row.excess, weight[j], diff[j])), largest);
       }
     }
-    const float scale = write_scale(k.scale, largest * fabsf(factor), kl, group);
-    factor *= scale;
-    teacher_factor *= scale;
+    scale = write_scale(k.scale, largest * fabsf(factor), kl, group);
   }
   if (k.grad_student) {
     T* const grad = k.grad_student + group.begin();
@@ -85,7 +85,7 @@ __device__ __forceinline__ float quick_kd_row(const KdStudent<T>& k, KlRow& row,
       Floats<kVec> out = staged<kVec>(z.first, n);
       const Floats<kVec> weight = staged<kVec>(z.second, n);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) out[j] = fmaf(-row.excess, weight[j], out[j]) * factor;
+      for (int j = 0; j < kVec; ++j) out[j] = fmaf(-row.excess, weight[j], out[j]) * scale * factor;
       store_vec<kVec>(grad + n, from_floats<T>(out));
     }
   }
@@ -96,7 +96,7 @@ __device__ __forceinline__ float quick_kd_row(const KdStudent<T>& k, KlRow& row,
       Floats<kVec> out = staged<kVec>(k.third, n);
       const Floats<kVec> weight = staged<kVec>(z.second, n);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) out[j] = weight[j] * out[j] * teacher_factor;
+      for (int j = 0; j < kVec; ++j) out[j] = weight[j] * out[j] * scale * teacher_factor;
       store_vec<kVec>(grad + n, from_floats<T>(out));
     }
   }

@@ -34,7 +34,7 @@ struct KlLogits {
 
 // As KdRow, of a quick row.
 struct KlRow {
-  float student_ref, teacher_ref;
+  float teacher_ref;
   float student_max = 0.0f;  // where it is asked for
   float inv_temperature;
   float ratio;         // of the student's to the teacher's temperature
@@ -91,12 +91,9 @@ struct PlusOp {
 };
 
 // The gap, before it is divided by the temperature and the mean is known. v: of the weight.
-template <typename T>
 __device__ __forceinline__ float kl_gap(const KlRow& row, float student, float teacher, float& v) {
   const float below = teacher - row.teacher_ref;
   v = below * row.weight_scale;
-  // Differences of halves are exact, but for what is beyond a float's digits.
-  if constexpr (sizeof(T) == 2) return fmaf(-row.ratio, below, student - row.student_ref);
   // With what the difference lost in rounding (Knuth's two-sum), which decides the gap where
   // student and teacher are a constant apart.
   const float difference = fmaf(-row.ratio, teacher, student);
@@ -138,7 +135,6 @@ __device__ __forceinline__ bool kl_row(const KlLogits<T>& z, Group& group, KlRow
   }
   top = group.reduce(top, KlTopOp());
   if constexpr (More::kStudentMax) row.student_max = group.reduce(student_max, MaxOp());
-  row.student_ref = top.student;
   row.teacher_ref = top.teacher;
   row.inv_temperature = z.inv_temperature;
   row.ratio = z.inv_teacher_temperature / z.inv_temperature;
@@ -152,7 +148,7 @@ __device__ __forceinline__ bool kl_row(const KlLogits<T>& z, Group& group, KlRow
     Floats<kVec> gap, v;
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      gap[j] = kl_gap<T>(row, student[j], teacher[j], v[j]);
+      gap[j] = kl_gap(row, student[j], teacher[j], v[j]);
       const float weight = exp2_fast(v[j]);
       sums.gap += weight * gap[j];
       sums.largest_gap = fmaxf(fabsf(gap[j]), sums.largest_gap);

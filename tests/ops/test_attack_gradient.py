@@ -160,7 +160,8 @@ def test_scaled(loss, dtype, device, on_cpu):
             zero = plain.eq(0).all(1)
             largest = grad.float().abs().amax(1)
             assert largest[zero].eq(0).all() and scale[zero].eq(2.0**126).all()
-            assert (largest[~zero] >= 1).all() and (largest[~zero] <= 2).all()
+            subnormal = plain.abs().amax(1) < 2.0**-126  # no factor is larger than 2^126
+            assert (largest[~subnormal] >= 1).all() and (largest <= 2).all()
             again = F.attack_gradient(logits, target, with_rows=True, **settings)
             assert rows.equal(again.loss) and (correct is None or correct.equal(again.correct))
             # Float32's, times a power of two and rounded once; below 2^-126 bits are lost there.
