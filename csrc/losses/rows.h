@@ -232,19 +232,11 @@ struct CeRow {
   float max;
   float rest;     // r
   float inv_sum;  // 1 / (1 + r)
-  float one;      // 1: both times the row's factor where its gradient is scaled
 };
-
-// e^(z - z_max), but 0 for a class that attains z_max: ce_row counts those. NaN for a NaN and at an
-// infinite maximum, as in torch.
-ARD_HD float ce_weight(float max, float logit) {
-  const float below = logit - max;
-  return exp_f32(below == 0.0f ? -INFINITY : below);
-}
 
 ARD_HD CeRow ce_row(float max, float weight_sum, float max_count) {
   const float rest = weight_sum + (max_count - 1.0f);
-  return CeRow{max, rest, 1.0f / (1.0f + rest), 1.0f};
+  return CeRow{max, rest, 1.0f / (1.0f + rest)};
 }
 
 ARD_HD float ce_loss(const CeRow& row, float label_logit) {
@@ -255,7 +247,7 @@ ARD_HD float ce_loss(const CeRow& row, float label_logit) {
 ARD_HD float ce_grad(const CeRow& row, float logit, bool is_label) {
   const float p = exp_f32(logit - row.max) * row.inv_sum;
   // p - 1 would cancel for a certain label.
-  return is_label ? (logit == row.max ? -row.rest * row.inv_sum : p - row.one) : p;
+  return is_label ? (logit == row.max ? -row.rest * row.inv_sum : p - 1.0f) : p;
 }
 
 // What the cross-entropy of a row of weights e^(z - z_max) sums: `rest` and the count of the
@@ -266,17 +258,8 @@ ARD_HD float ce_count_of_weight(float weight) { return weight == 1.0f ? 1.0f : 0
 // p - onehot of one class from its weight.
 ARD_HD float ce_grad_of_weight(const CeRow& row, float weight, bool is_label) {
   const float p = weight * row.inv_sum;
-  const float at_label = weight == 1.0f ? -row.rest * row.inv_sum : p - row.one;
+  const float at_label = weight == 1.0f ? -row.rest * row.inv_sum : p - 1.0f;
   return is_label ? at_label : p;
-}
-
-// From here on ce_grad gives its gradients times the returned power of two, the largest in [1, 2):
-// that of the label, since all sum to 0 and the others have one sign.
-ARD_HD float ce_scale_gradient(CeRow& row, float label_logit) {
-  const float factor = power_of_two_to_one(magnitude(ce_grad(row, label_logit, true)));
-  row.inv_sum *= factor;
-  row.one = factor;
-  return factor;
 }
 
 }  // namespace ard

@@ -110,7 +110,7 @@ Lanes row_values(const Block& block, const float* values, float otherwise);
 // Cross-entropy.
 struct CeRows {
   Lanes max, rest, inv_sum;
-  CeRow of(int64_t r) const { return CeRow{max.at[r], rest.at[r], inv_sum.at[r], 1.0f}; }
+  CeRow of(int64_t r) const { return CeRow{max.at[r], rest.at[r], inv_sum.at[r]}; }
 };
 
 // Stores the weights e^(z - z_max), too.
