@@ -13,6 +13,7 @@ from torch import nn
 from ard_fast._names import GIVEN, find_object, named_only, nearest, unknown
 from ard_fast.models.deepmind import DMPreActResNet18, DMWideResNet
 from ard_fast.models.digits import DigitsNet
+from ard_fast.models.mnist import MnistNet
 from ard_fast.models.mobilenetv2 import MobileNetV2
 from ard_fast.models.resnet import PreActResNet18, ResNet18
 from ard_fast.models.wideresnet import WideResNet
@@ -57,6 +58,10 @@ MODELS: dict[str, ModelSpec] = {
     "dm-wrn-70-16": ModelSpec(DMWideResNet, options={"depth": 70, "widen": 16}),
     "digits-teacher": ModelSpec(DigitsNet, in_channels=1, image_size=8, options={"width": 16, "hidden": 64}),
     "digits-student": ModelSpec(DigitsNet, in_channels=1, image_size=8, options={"width": 8, "hidden": 0}),
+    "mnist-teacher": ModelSpec(
+        MnistNet, in_channels=1, image_size=28, options={"widths": (32, 64), "kernel": 5, "hidden": 1024}
+    ),
+    "mnist-student": ModelSpec(MnistNet, in_channels=1, image_size=28),
 }
 
 

@@ -19,6 +19,7 @@ NETWORKS = {
     "dm-preactresnet18": ({"width": 4}, 17),
     "digits-teacher": ({}, 3),
     "digits-student": ({}, 3),
+    "mnist-student": ({}, 2),
 }
 
 
@@ -54,8 +55,8 @@ def build(name, device="cpu"):
 
 
 def images(count, name="", device="cpu", channels=3, size=32):
-    if "digits" in name:
-        channels, size = 1, 8
+    if "digits" in name or "mnist" in name:
+        channels, size = 1, 28 if "mnist" in name else 8
     return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(2)).to(device)
 
 

@@ -25,6 +25,8 @@ NARROW = {name: {"depth": 10, "widen": 1} if "wrn" in name else {} for name in M
         ("resnet18", 100, 11_220_132),
         ("digits-teacher", 10, 23_034),
         ("digits-student", 10, 4_258),
+        ("mnist-teacher", 10, 3_274_634 + 2 * (32 + 64) - 32 - 64),  # of Madry's, batch norm instead of two biases
+        ("mnist-student", 10, 10_074),
         ("wrn-34-10", 10, 46_160_474),  # without the 2.1 M of sub_block1 that the published forward never uses
         ("wrn-28-10", 10, 36_479_194),
         ("wrn-34-20", 10, 184_531_674),
