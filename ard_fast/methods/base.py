@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as tf
-from torch import Tensor
+from torch import Tensor, nn
 
 from ard_fast._typing import known
 from ard_fast.attacks.pgd import PGD
@@ -77,6 +77,7 @@ class MethodContext:
         num_classes: C.
         epochs: passes of the whole run.
         teachers: by role, "teacher" and "clean_teacher".
+        networks: by role, those that are trained beside the student: in place and layout, in train mode between calls.
         processes: of the run.
         all_reduce: sums a tensor over all processes of the run, without a host synchronisation; may work in place.
         all_min: the minimum, likewise.
@@ -88,6 +89,7 @@ class MethodContext:
     num_classes: int
     epochs: int
     teachers: Mapping[str, Teacher] = field(default_factory=dict)
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)
     processes: int = 1
     all_reduce: Callable[[Tensor], Tensor] = same
     all_min: Callable[[Tensor], Tensor] = same
@@ -113,8 +115,10 @@ class Method(ABC):
         name: on the command line.
         summary: one line: inner problem, outer loss, source.
         teachers: the roles it needs, of "teacher" and "clean_teacher".
+        networks: the roles of the networks that its loss trains beside the student, by the same optimiser; what `state`
+            names, too, is kept.
         asked_clean: those of them that each step asks for their logits at the batch's own images.
-        state: the attributes, tensors that are written in place, that must survive a stop.
+        state: the attributes that must survive a stop: tensors that are written in place, and networks.
         attacks: whether it attacks the student.
         step_ratio: the step of its attack in units of eps.
         selects_by: the validation accuracy that makes an epoch the best: "robust" or "clean".
@@ -130,6 +134,7 @@ class Method(ABC):
     name: ClassVar[str] = "custom"
     summary: ClassVar[str] = ""
     teachers: ClassVar[tuple[str, ...]] = ()
+    networks: ClassVar[tuple[str, ...]] = ()
     asked_clean: ClassVar[tuple[str, ...]] = ()
     state: ClassVar[tuple[str, ...]] = ()
     attacks: ClassVar[bool] = False
@@ -184,14 +189,20 @@ class Method(ABC):
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state that a checkpoint needs, as tensors."""
-        return {name: getattr(self, name) for name in self.state}
+        found: dict[str, Tensor] = {}
+        for name in self.state:
+            value = getattr(self, name)
+            inside = value.state_dict() if isinstance(value, nn.Module) else {"": value}
+            found.update({f"{name}.{key}" if key else name: tensor for key, tensor in inside.items()})
+        return found
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put `state_dict`'s tensors back."""
-        if set(state) != set(self.state):
+        own = self.state_dict()
+        if set(state) != set(own):
             raise ValueError(f"resume: method {self.name} keeps {self.state or 'no state'}, got {', '.join(state)}")
         for name, value in state.items():
-            getattr(self, name).copy_(value)
+            own[name].copy_(value)
 
     def conventions(self) -> list[str]:
         """The method's conventions in words, printed when a run starts."""

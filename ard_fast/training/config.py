@@ -73,6 +73,14 @@ class TrainConfig(
         """Whether teacher logits of clean images are kept: images have few enough views, and are seen often enough."""
         return self.extra_data is None and not self.cropshift and not self.cutout
 
+    def beside(self) -> dict[str, TrainConfig]:
+        """The networks that its methods train beside the student, by role: the configuration with each as the student.
+
+        One that no setting names is like the student.
+        """
+        roles = dict.fromkeys(role for name in self.methods() for role in find_method(name).networks)
+        return {role: self.replace(student=getattr(self, role, None) or self.student) for role in roles}
+
     def awp_epoch(self) -> int:
         """The first epoch, from 0, whose updates are taken at perturbed weights."""
         return int(self.awp_warmup_share * self.passes())

@@ -39,6 +39,10 @@ def describe_run(
     """Every convention that decides what the run's figures mean, a line each; `computing`: how an update computes."""
     spec = find_method(config.method)
     learns_from = "".join(f" <- {role.replace('_', ' ')} {getattr(config, role)}" for role in spec.teachers)
+    learns_from += "".join(
+        f" beside {role} {one.student} ({count_parameters(method.context.networks[role]):,})"
+        for role, one in config.beside().items()
+    )
     crop = f"crop pad {config.crop_padding}" if config.crop_padding else "no crop"
     crop = f"cropshift up to {config.cropshift}" if config.cropshift else crop
     cutout = f", cutout {config.cutout}" if config.cutout else ""
@@ -74,6 +78,11 @@ def describe_run(
         f"{'flip' if config.flip else 'no flip'}{cutout}, seed {config.seed}"
     )
     lines += computing
+    if method.context.networks:
+        lines.append(
+            f"{', '.join(method.context.networks)}: trained from weights of its own by the student's optimiser at the "
+            "student's rate, neither perturbed (AWP) nor averaged; kept in the training state only"
+        )
     if config.awp_gamma:
         lines.append(
             f"adversarial weight perturbation: gamma {config.awp_gamma:g}, from epoch {config.awp_epoch() + 1}"

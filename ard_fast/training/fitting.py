@@ -17,7 +17,7 @@ from ard_fast.data import Dataset
 from ard_fast.data.batches import derive_seed
 from ard_fast.evaluation.self_checks import TeacherWorth, measure_teacher
 from ard_fast.models import Normalised, build_model, find_model
-from ard_fast.models.trial import TRIAL_IMAGES, Form, initialise_lazily, try_network
+from ard_fast.models.trial import TRIAL_IMAGES, Form, InForm, initialise_lazily, try_network
 from ard_fast.teachers.cache import CACHE_OFF, Views
 from ard_fast.teachers.fingerprints import fingerprint_split, fingerprint_weights
 from ard_fast.teachers.teacher import Teacher, build_teacher
@@ -88,10 +88,11 @@ def check_model_fits(
             )
 
 
-def initial_student(config: TrainConfig, dataset: Dataset) -> nn.Module:
-    """The student at the start: the same weights for the same seed, whatever the method."""
+def initial_student(config: TrainConfig, dataset: Dataset, *, beside: int = 0) -> nn.Module:
+    """The student at the start: the same weights for the same seed, whatever the method. With `beside`, from 1, the
+    network of that number beside it, with weights of its own."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, 0))
+        torch.manual_seed(derive_seed(config.seed, 0, beside) if beside else derive_seed(config.seed, 0))
         network = build_model(config.student, dataset.num_classes, dataset.image_shape[0], argument="student")
         initialise_lazily(network, dataset.image_shape, "student")
     if config.student_mean is None:
@@ -100,7 +101,13 @@ def initial_student(config: TrainConfig, dataset: Dataset) -> nn.Module:
 
 
 def fit_student(
-    config: TrainConfig, dataset: Dataset, device: torch.device, *, label: str = "student", world: World | None = None
+    config: TrainConfig,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    label: str = "student",
+    world: World | None = None,
+    beside: int = 0,
 ) -> tuple[nn.Module, ComputeConfig, tuple[str, ...]]:
     """The student at the start, how the run computes with it, and what it cannot do, in words.
 
@@ -110,11 +117,13 @@ def fit_student(
         device: where it goes.
         label: what messages call it.
         world: the processes that go by what the main one finds; None before a run, which tries torch.compile as well.
+        beside: of `initial_student`.
 
     Raises:
         ValueError: it does not keep the contract of a network, or cannot do what was asked for; begins with `label`.
     """
-    compute, network = resolve_compute(config, device), initial_student(config, dataset).to(device)
+    compute = resolve_compute(config, device)
+    network = initial_student(config, dataset, beside=beside).to(device)
 
     def tried() -> Form:
         return try_network(
@@ -136,6 +145,31 @@ def fit_student(
     network = network.to(memory_format=form.layout)  # pyright: ignore[reportCallIssue]
     channels_last = form.layout == torch.channels_last
     return network, replace(compute, channels_last=channels_last, precision=form.precision), form.notes
+
+
+def fit_beside(
+    config: TrainConfig, dataset: Dataset, compute: ComputeConfig, world: World | None = None
+) -> tuple[dict[str, nn.Module], tuple[str, ...]]:
+    """The networks that a method trains beside the student at the start, by role, and what they cannot do, in words.
+
+    Args:
+        config: of the run.
+        dataset: some of whose images they are tried on.
+        compute: how the run computes; a network that cannot compute so does in its own form.
+        world: of `fit_student`.
+
+    Raises:
+        ValueError: as `fit_student`.
+    """
+    networks: dict[str, nn.Module] = {}
+    notes: list[str] = []
+    for number, (role, one) in enumerate(config.beside().items(), 1):
+        check_model_fits(one.student, dataset, role)
+        network, own, said = fit_student(one, dataset, compute.device, label=role, world=world, beside=number)
+        alike = (own.layout, own.precision) == (compute.layout, compute.precision)
+        networks[role] = network if alike else InForm(network, Form(own.layout, own.precision))
+        notes += said
+    return networks, tuple(notes)
 
 
 def fit_teacher(network: nn.Module, config: TrainConfig, dataset: Dataset, device: torch.device, role: str) -> Form:
@@ -193,13 +227,16 @@ def merges_last_batch(config: TrainConfig, dataset: Dataset, world: World, devic
     count = len(dataset.train) if dataset.pool is None else config.batch_size  # with extra images all are whole
     size = min(config.batch_size, count)
     last = count % size
-    if (size >= 2 * parts and not 0 < last < 2 * parts) or not _needs_two_images(config, dataset):
+    if size >= 2 * parts and not 0 < last < 2 * parts:
+        return False
+    needy = [one.student for one in (config, *config.beside().values()) if _needs_two_images(one, dataset)]
+    if not needy:
         return False
     if size < 2 * parts:
         images = f"{size} image{'s' * (size > 1)} in {parts} part{'s' * (parts > 1)}"
         raise ValueError(
             f"batch_size: {images} leave a part with one image, but the "
-            f"batch norm of {config.student} needs at least two in train mode"
+            f"batch norm of {needy[0]} needs at least two in train mode"
         )
     return True
 

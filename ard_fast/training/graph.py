@@ -222,7 +222,7 @@ class GraphedUpdate:
     def _fixed(self) -> Iterator[Tensor]:
         """What the graph reads and writes in place."""
         update = self.update
-        yield from network_tensors(update.student)
+        yield from network_tensors(*update.networks.values())
         for state in update.optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
         yield from update.method.state_dict().values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,23 +40,25 @@ def check_attack(batch: Batch, inner: Inner) -> None:
     check("the weights of the samples", inner.weight)
 
 
-def check_gradient(result: StepResult, student: nn.Module) -> None:
-    """Raise `FirstBad` for the logits, the loss, or the first gradient that is not finite."""
+def check_gradient(result: StepResult, networks: Mapping[str, nn.Module]) -> None:
+    """Raise `FirstBad` for the logits, the loss, or the first gradient that is not finite; networks by role."""
     check("the student's logits", result.logits)
     check("the loss", result.loss)
-    for name, parameter in student.named_parameters():
-        check(f"the gradient of {name}", parameter.grad)
+    for role, network in networks.items():
+        for name, parameter in network.named_parameters():
+            check(f"the gradient of the {role}'s {name}", parameter.grad)
 
 
-def check_weights(student: nn.Module, when: str) -> None:
-    """Raise `FirstBad` for the first parameter or buffer that is not finite."""
-    for name, tensor in student.state_dict().items():
-        check(f"the student's {name} {when}", tensor)
+def check_weights(networks: Mapping[str, nn.Module], when: str) -> None:
+    """Raise `FirstBad` for the first parameter or buffer that is not finite; networks by role."""
+    for role, network in networks.items():
+        for name, tensor in network.state_dict().items():
+            check(f"the {role}'s {name} {when}", tensor)
 
 
-def weights_are_finite(network: nn.Module) -> Tensor:
+def weights_are_finite(*networks: nn.Module) -> Tensor:
     """Whether every parameter and buffer is finite, bool scalar on the device; does not wait for it."""
-    tensors = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    tensors = [value for network in networks for value in network.state_dict().values() if value.is_floating_point()]
     return torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
 
 

@@ -32,6 +32,7 @@ from ard_fast.training.fitting import (
     Environment,
     check_model_fits,
     first_images,
+    fit_beside,
     fit_student,
     fit_teacher,
     initial_student,
@@ -102,6 +103,7 @@ def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environmen
         dataset = add_extra(dataset, config.extra_data)
     check_model_fits(config.student, dataset, "student", mean=config.student_mean, std=config.student_std)
     student, compute, _ = fit_student(config, dataset, device)
+    fit_beside(config, dataset, compute)
     merges_last_batch(config, dataset, world, device)
     env = Environment(dataset.evaluated_on(device), device, stop, world)
     for role in _roles(config):
@@ -132,7 +134,8 @@ def _try_own(config: TrainConfig, student: nn.Module, compute: ComputeConfig, en
     }
     networks = {role: initial_student(one, env.dataset).to(env.device) for role, one in untrained.items()}
     teachers = {role: Teacher(network) for role, network in {**env.given, **networks}.items()}
-    context = MethodContext(env.dataset.num_classes, config.passes(), teachers, device=env.device)
+    beside, _ = fit_beside(config, env.dataset, compute)
+    context = MethodContext(env.dataset.num_classes, config.passes(), teachers, beside, device=env.device)
     images, labels = first_images(env.dataset, env.device, TRIAL_IMAGES), env.dataset.train.labels[:TRIAL_IMAGES]
     ids, seed = torch.arange(len(labels), device=env.device), torch.zeros(1, dtype=torch.int64, device=env.device)
     batch = Batch(images.contiguous(memory_format=compute.layout), labels.to(env.device), ids, seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ard_fast._devices import autocast
 from ard_fast._typing import known
+from ard_fast.attacks.model_mode import attack_mode
 from ard_fast.data import Batch
 from ard_fast.functional._autograd import one
 from ard_fast.methods.base import Inner, Method, StepResult
@@ -54,6 +55,7 @@ class Update:
             that is attacked is checked; None: the student itself is attacked.
 
     Attributes:
+        networks: the student and those that the method trains beside it, by role.
         attacked: what the method's attack is given.
         checked: whether every term of the step is looked at, and the first that is not finite raises `FirstBad`; waits
             for the device.
@@ -72,13 +74,15 @@ class Update:
         sample: Tensor | None = None,
     ) -> None:
         self.student, self.method, self.world, self.compute, self.average = student, method, world, compute, average
+        self.networks = {"student": student, **method.context.networks}
         self.checked = False
         self.attacked = AttackedStudent(student, compute, config.attack_bn, sample)
         self.synchronised = world.synchronises(config.sync_bn, compute.device)
         self.wrapped = world.wrap(student, compute.device)  # for the outer loss only
         self.learner: Any = torch.compile(self.wrapped) if compute.compile else self.wrapped
         capturable = compute.device.type == "cuda" if capturable is None else capturable
-        self.optimizer = make_optimiser(student.parameters(), config, fused=capturable)
+        weights = (weight for network in self.networks.values() for weight in network.parameters())
+        self.optimizer = make_optimiser(weights, config, fused=capturable)
         self._rates = Scalars(method.replays, compute.device if capturable else None)
         self._shares = Scalars(method.replays, compute.device if capturable else None)
         self.awp: AdversarialWeightPerturbation | None = None
@@ -116,7 +120,10 @@ class Update:
             self.attacked.refresh()
             attacked = [(batch, self._attack(batch)) for batch in parts]
             if self.awp is not None and decisions.perturb:
-                self.awp.perturb(partial(self._weighted_loss, *part) for part in attacked)
+                with ExitStack() as still:  # the loss is only looked at: batch norms beside the student stay, too
+                    for network in self.method.context.networks.values():
+                        still.enter_context(attack_mode(network, "train_frozen"))
+                    self.awp.perturb(partial(self._weighted_loss, *part) for part in attacked)
             sums = self._accumulate_gradients(attacked)
             self.optimizer.step()
             if not self.synchronised:
@@ -126,9 +133,14 @@ class Update:
             if self.average is not None and average is not None:
                 self.average.move(1.0 if average == "copy" else self._shares[repeat])
             if self.checked:
-                check_weights(self.student, "after the update")
+                check_weights(self.networks, "after the update")
         self.world.padding = False
         return known(sums)
+
+    def set_train_mode(self) -> None:
+        """Put all networks that are trained in train mode."""
+        for network in self.networks.values():
+            network.train()
 
     def describe(self) -> list[str]:
         """How an update computes, in words."""
@@ -156,7 +168,7 @@ class Update:
         return self._loss(self.student, batch, inner).loss * self._weight(batch)
 
     def _accumulate_gradients(self, attacked: list[tuple[Batch, Inner]]) -> Tensor:
-        """Leave the gradient of the whole step's mean loss in the student's `.grad`; sums as of `__call__`."""
+        """Leave the gradient of the whole step's mean loss in the `.grad` of all networks; sums as of `__call__`."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.compute.device)
         for index, (batch, inner) in enumerate(attacked):
             # Only the last backward pass sends gradients to the other processes.
@@ -168,18 +180,21 @@ class Update:
                 plain = weight == 1.0 and loss.dtype == torch.float32
                 loss.backward(one(loss.device) if plain else torch.full_like(loss, weight))
                 if self.checked:
-                    check_gradient(result, self.student)
+                    check_gradient(result, self.networks)
                 self.method.after_backward(batch, inner)
             sums[0] += result.loss.detach() * batch.count
             if batch.count:
                 sums[1] += (result.logits.detach().argmax(1) == batch.y).sum()
+        for network in self.method.context.networks.values():  # the student's are averaged by its wrapper
+            self.world.average_([weight.grad for weight in network.parameters() if weight.grad is not None])
         return sums
 
     def _average_running_statistics(self, parts: list[Batch]) -> None:
         """Give every process the same buffers: their mean, weighted by the images each has seen in this step."""
         if self.world.size > 1:
-            buffers = [buffer for buffer in self.student.buffers() if buffer.is_floating_point()]
-            self.world.average_(buffers, weight=sum(batch.share for batch in parts))
+            for network in self.networks.values():
+                buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+                self.world.average_(buffers, weight=sum(batch.share for batch in parts))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.compute.precision, self.compute.device)

@@ -32,7 +32,14 @@ from ard_fast.teachers.teacher import Teacher
 from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.checkpoint import DamagedRun, TrainingState, load_network, load_state, save_state, save_weights
 from ard_fast.training.conventions import collapse_warnings, describe_run, late_warnings, teacher_warnings
-from ard_fast.training.fitting import Environment, first_images, fit_student, make_teacher, merges_last_batch
+from ard_fast.training.fitting import (
+    Environment,
+    first_images,
+    fit_beside,
+    fit_student,
+    make_teacher,
+    merges_last_batch,
+)
 from ard_fast.training.graph import GraphedUpdate, came_to, choose_graph, graph_attack
 from ard_fast.training.nonfinite import FirstBad, LossWatch, NonFiniteLoss, check_weights, weights_are_finite
 from ard_fast.training.optimiser import learning_rate, relative_rate
@@ -70,26 +77,29 @@ class Trainer:
         self.whole = whole
         self.config, self.folder, self.env, self.world = config, folder, env, env.world
         self.student, self.compute, notes = fit_student(config, env.dataset, env.device, world=env.world)
-        self.notes, self.networks = list(notes), dict(teachers or {})
+        beside, more = fit_beside(config, env.dataset, self.compute, env.world)
+        self.notes, self.networks = [*notes, *more], dict(teachers or {})
         self.worths = {role: env.measure(network, config) for role, network in self.networks.items()}
         self.doubts = teacher_warnings(config, self.worths, env.dataset.num_classes)
         self.teachers: dict[str, Teacher] = {}
         for role, network in self.networks.items():
             self.teachers[role], notes = make_teacher(network, config, env.dataset, self.compute, role)
             self.notes += notes
+        if self.world.synchronises(config.sync_bn, env.device):
+            convert = nn.SyncBatchNorm.convert_sync_batchnorm
+            self.student, beside = convert(self.student), {role: convert(each) for role, each in beside.items()}
         context = MethodContext(
             num_classes=env.dataset.num_classes,
             epochs=config.passes(),
             device=env.device,
             relative_rate=partial(relative_rate, config),
             teachers=self.teachers,
+            networks=beside,
             processes=self.world.size,
             all_reduce=self.world.sum_over_images,
             all_min=self.world.all_min,
         )
         self.method = build_method(config.method, config, context)
-        if self.world.synchronises(config.sync_bn, env.device):
-            self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
         self.average: WeightAverage | None = None
         if config.averaging != "none":
             first = config.averaging_epoch()
@@ -219,7 +229,7 @@ class Trainer:
         sums = torch.zeros(2, dtype=torch.float64, device=self.env.device)
         if self.world.is_main:
             sums += torch.tensor([state.loss_sum, state.correct], dtype=torch.float64, device=self.env.device)
-        self.student.train()
+        self.update.set_train_mode()
         self.method.begin_epoch(state.epoch)
         started = time.perf_counter()
         watch, update = LossWatch(), self.graphed or self.update
@@ -255,7 +265,7 @@ class Trainer:
         state = self.state
         state.loss_sum, correct = self.world.all_reduce(sums.clone()).tolist()
         state.train_seconds += time.perf_counter() - started
-        if not math.isfinite(state.loss_sum) or not weights_are_finite(self.student):
+        if not math.isfinite(state.loss_sum) or not weights_are_finite(*self.update.networks.values()):
             what = f"loss became {state.loss_sum}" if not math.isfinite(state.loss_sum) else "weights became not finite"
             kept = f"the checkpoint of the epoch before is kept in {self.folder.path}"
             raise NonFiniteLoss(
@@ -278,13 +288,13 @@ class Trainer:
     def find_origin(self, steps: int) -> str:
         """Train this epoch up to a step, every term of every step looked at; the first that is not finite."""
         state = self.state
-        self.student.train()
+        self.update.set_train_mode()
         self.method.begin_epoch(state.epoch)
         self.update.checked = True
         with self._arithmetic():
             for parts in islice(self._steps(), steps - state.step):
                 try:
-                    check_weights(self.student, "before the step")
+                    check_weights(self.update.networks, "before the step")
                     self.update(parts, epoch=state.epoch, rates=self.rates())
                 except FirstBad as found:
                     return f"it began in step {state.step + 1} of {self.loader.steps} with {found}"

@@ -40,7 +40,8 @@ def make_method(name, teacher=None, clean_teacher=None, *, context=None, **setti
     config = resolve({"method": name, "dataset": "digits", **settings})
     networks = {"teacher": teacher or make_teacher(), "clean_teacher": clean_teacher or make_teacher(7)}
     teachers = {role: Teacher(networks[role]) for role in find_method(name).teachers}
-    context = {"num_classes": 10, "epochs": EPOCHS, "teachers": teachers, **(context or {})}
+    beside = {role: make_student(11) for role in find_method(name).networks}
+    context = {"num_classes": 10, "epochs": EPOCHS, "teachers": teachers, "networks": beside, **(context or {})}
     return build_method(name, config, MethodContext(**context))
 
 

@@ -29,7 +29,8 @@ def make_update(name="at", student=None, average=None, **settings):
     """One method's update of a small student."""
     config = resolve({"method": name, "dataset": "digits", "device": "cpu", **settings})
     teachers = {role: Teacher(make_teacher(seed)) for seed, role in enumerate(METHODS[name].teachers, start=1)}
-    context = MethodContext(num_classes=10, epochs=4, teachers=teachers)
+    beside = {role: make_student(11) for role in METHODS[name].networks}
+    context = MethodContext(num_classes=10, epochs=4, teachers=teachers, networks=beside)
     method = build_method(name, config, context)
     student = student or make_student()
     sample = make_batch(seed=7).x
