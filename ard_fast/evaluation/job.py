@@ -85,6 +85,11 @@ class Job:
         if not self.dataset.classes_known:
             self.dataset = match_classes(settings.source, self.dataset)
         self.split = _sample(getattr(self.dataset, settings.split), settings.n_examples, settings.split)
+        if settings.part is not None:
+            part, count = settings.part
+            if count > len(self.split):
+                raise ValueError(f"part: expected at most {len(self.split)} parts, one an image, got {count}")
+            self.split = self.split.take(torch.arange(part - 1, len(self.split), count))
         self.split = self.split.to(self.device)
         classes, attacks = self.dataset.num_classes, settings.attacks
         self.left_out: list[str] = []
@@ -320,10 +325,12 @@ class Job:
         weights = f" with the weights of {loaded.file}" if loaded.file else ""
         norm = {"linf": "L-infinity", "l2": "L2"}[settings.norm]
         precision = {"fp32": "float32", "bf16": "attacks in bfloat16, verdicts in float32"}[settings.precision]
+        part = "" if settings.part is None else f" (part {settings.part[0]} of {settings.part[1]})"
         folded = [] if self.folded is None else [f"gradients of its folded form, verdicts its own: {self.folded.facts}"]
         return [
             f"{loaded.name}{weights}",
-            f"{len(self.split)} {settings.split} images of {self.dataset.name}, {self.dataset.describe(self.split)}, "
+            f"{len(self.split)} {settings.split} images of {self.dataset.name}{part}, "
+            f"{self.dataset.describe(self.split)}, "
             f"pixels in [0, 1]; {norm} ball, eps {eps_text(settings.eps)}; eval mode, {precision}; "
             f"seed {settings.seed}",
             *folded,

@@ -88,6 +88,12 @@ class DataFlags(FlagModel):
     n_examples: int = setting(
         None, "evaluate this many images only, all classes in proportion, the same ones each time [all]", ge=1
     )
+    part: str = setting(
+        None,
+        "K/N: of these images the K-th of N parts only, for an evaluation in pieces or on several machines; compare "
+        "puts the parts together",
+        metavar="K/N",
+    )
 
 
 class ComputeFlags(FlagModel):
@@ -124,6 +130,7 @@ class Settings:
     Attributes:
         source: a run's folder or a checkpoint file; None takes the model as its factory makes it.
         n_examples: None for all images of the split.
+        part: (K, N) as in `Flags`, or None.
         attacks: names; None is the default list, without those that need more classes.
         curve: radii of the curve against eps; empty for none.
         device: resolved: never "auto".
@@ -143,6 +150,7 @@ class Settings:
     val_size: int | None
     split: str
     n_examples: int | None
+    part: tuple[int, int] | None
     attacks: tuple[str, ...] | None
     norm: str
     eps: float
@@ -220,6 +228,7 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         dataset=dataset,
         split=split,
         n_examples=given.get("n_examples", of_split),
+        part=_part(given["part"]) if "part" in given else None,
         attacks=read_names(given["attacks"]) if "attacks" in given else None,
         norm=norm,
         eps=eps,
@@ -266,6 +275,13 @@ def _free_folder(out: str | None, source: Path | None, model: str | None) -> Pat
         number += 1
         folder = base.with_name(f"{base.name}-{number}")
     return folder
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, slash, count = text.partition("/")
+    if not (slash and part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count)):
+        raise ValueError(f"part: expected K/N with K from 1 to N, such as 2/10, got {text!r}")
+    return int(part), int(count)
 
 
 def _check_normalisation(given: Mapping[str, Any]) -> None:

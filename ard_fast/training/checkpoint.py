@@ -309,6 +309,7 @@ class TrainingState:
         best_epoch: its epoch, from 1; 0 before the first.
         train_seconds: spent in training steps so far.
         elapsed: seconds of the run so far, evaluations included.
+        cpu: seconds of processor time likewise, of all threads of the main process.
         rows: the lines of metrics.jsonl.
         config: the values of the configuration.
         inputs: hashes of the images and of the teachers' weights, by what they are called in messages.
@@ -322,6 +323,7 @@ class TrainingState:
     best_epoch: int = 0
     train_seconds: float = 0.0
     elapsed: float = 0.0
+    cpu: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)

@@ -134,6 +134,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: no such file.
         ValueError: not plain YAML, a key that is unknown or there twice, or a value of the wrong type, name or range.
     """
+    return parse(load_yaml(path), str(path))
+
+
+def load_yaml(path: str | Path) -> dict[Any, Any]:
+    """What a YAML file of `key: value` lines holds, values unchecked. Raises as `read_yaml`."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"config: no such file: {path}")
     try:
@@ -144,7 +149,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"config: {path} is not YAML: {text}") from error
     if not isinstance(found, dict):
         raise ValueError(f"config: {path} must hold `key: value` lines, got {type(found).__name__}")
-    return parse(found, str(path))
+    return found
 
 
 def to_yaml(config: TrainConfig) -> str:

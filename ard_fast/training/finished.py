@@ -37,7 +37,7 @@ class FinishedRun:
         config: what it was trained with.
         summary: its summary.json.
         attacks: robust accuracy in percent by the attack's name, from evaluations of the best checkpoint on the same
-            test images with the run's own eps in the L-infinity norm, in fp32.
+            test images, at once or in parts that are all there, with the run's own eps in the L-infinity norm, in fp32.
         curves: from the same evaluations, by the attack's name, robust accuracy in percent by radius.
     """
 
@@ -83,15 +83,30 @@ def read_run(folder: RunFolder) -> FinishedRun | None:
     config = folder.config()
     attacks: dict[str, float] = {}
     curves: dict[str, dict[float, float]] = {}
+    parts: dict[tuple[str, int], dict[int, tuple[float, int]]] = {}  # by attack and number of parts, each part's
     for path in sorted(folder.path.glob("evaluation*/results.json")):
-        accuracies, radii = _evaluation(path, config)
-        attacks.update(accuracies)
-        curves.update(radii)
+        accuracies, radii, part = _evaluation(path, config)
+        if part is None:
+            attacks.update(accuracies)
+            curves.update(radii)
+        else:
+            place, count, images = part
+            for name, accuracy in accuracies.items():
+                parts.setdefault((name, count), {})[place] = (accuracy, images)
+    for (name, count), found in parts.items():
+        if len(found) == count:
+            images = sum(size for _, size in found.values())
+            attacks[name] = sum(accuracy * size for accuracy, size in found.values()) / images
     return FinishedRun(folder, config, summary, attacks, curves)
 
 
-def _evaluation(path: Path, config: TrainConfig) -> tuple[dict[str, float], dict[str, dict[float, float]]]:
-    """Accuracies and curve of an evaluation, if it used the images and the ball of the run's summary."""
+def _evaluation(
+    path: Path, config: TrainConfig
+) -> tuple[dict[str, float], dict[str, dict[float, float]], tuple[int, int, int] | None]:
+    """Accuracies and curve of an evaluation, if it used the images and the ball of the run's summary.
+
+    Of one part of these images also the part, the number of parts and of its images.
+    """
     try:
         content = json.loads(path.read_bytes())
         settings, rows = content["settings"], content["attacks"]
@@ -111,11 +126,13 @@ def _evaluation(path: Path, config: TrainConfig) -> tuple[dict[str, float], dict
         for row in found:
             check_record(row, {"name": TEXT, "robust_acc": PERCENT})
         attacks, curve = {row["name"]: float(row["robust_acc"]) for row in found}, content.get("eps_curve")
+        part = (*settings["part"], content["images"]) if settings.get("part") else None
         if not (same and curve):
-            return attacks, {}
+            return attacks, {}, part
         for point in curve["points"]:
             check_record(point, {"eps": PERCENT, "robust_acc": PERCENT})
-        return attacks, {curve["attack"]: {point["eps"]: point["robust_acc"] for point in curve["points"]}}
+        radii = {point["eps"]: point["robust_acc"] for point in curve["points"]}
+        return attacks, {curve["attack"]: radii}, part
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"run: {path} is not the result of an evaluation: {error!r}") from error
 

@@ -136,7 +136,7 @@ class Trainer:
             extra=0 if env.dataset.pool is None else len(env.dataset.pool) - len(env.dataset.train),
             extra_fraction=config.extra_fraction or 0.0,
         )
-        self._started = time.perf_counter()  # or the last save
+        self._started = time.perf_counter(), time.process_time()  # or the last save
 
     @property
     def network(self) -> nn.Module:
@@ -341,7 +341,7 @@ class Trainer:
         for role, teacher in self.teachers.items():
             row.update({f"{role}_{name}": value for name, value in teacher.report().items()})
         row["images_per_s"] = self._images_per_s(epoch)
-        row["elapsed_s"] = self._elapsed()
+        row["elapsed_s"], row["cpu_s"] = self._elapsed()
         state.epoch, state.step, state.loss_sum, state.correct = epoch, 0, 0.0, 0
         state.rows.append(row)
         self._save()
@@ -380,7 +380,7 @@ class Trainer:
             "clean_acc": test.clean,
             "pgd20_acc": test.robust,
             "images_per_s": self._images_per_s(config.passes()),
-            "elapsed_s": self._elapsed(),
+            "elapsed_s": self._elapsed()[0],
             "teachers": {
                 role: {"clean_acc": worth.clean, f"pgd{worth.steps}_acc": worth.robust, "images": worth.images}
                 for role, worth in self.worths.items()
@@ -437,8 +437,8 @@ class Trainer:
     # ---- checkpoints ------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        self.state.elapsed = self._elapsed()
-        self._started = time.perf_counter()
+        self.state.elapsed, self.state.cpu = self._elapsed()
+        self._started = time.perf_counter(), time.process_time()
         self.state.model = self.student.state_dict()
         self.state.optimizer = self.update.optimizer.state_dict()
         self.state.method = self.method.state_dict()
@@ -465,7 +465,7 @@ class Trainer:
 
     def _save_is_due(self) -> bool:
         every = self.config.save_every_seconds
-        return every is not None and time.perf_counter() - self._started >= every
+        return every is not None and time.perf_counter() - self._started[0] >= every
 
     def _inputs(self) -> dict[str, str]:
         """What the run learns from, by which it is known wherever it lies when the run goes on."""
@@ -502,8 +502,10 @@ class Trainer:
 
     # ---- time -------------------------------------------------------------------------------------------------
 
-    def _elapsed(self) -> float:
-        return self.state.elapsed + time.perf_counter() - self._started
+    def _elapsed(self) -> tuple[float, float]:
+        """Seconds of the run so far: on the wall's clock, and of the processor."""
+        wall, cpu = self._started
+        return self.state.elapsed + time.perf_counter() - wall, self.state.cpu + time.process_time() - cpu
 
     def _images_per_s(self, epochs: int) -> float:
         return epochs * self.loader.count / max(self.state.train_seconds, 1e-9)

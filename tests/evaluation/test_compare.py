@@ -170,6 +170,29 @@ def test_attacks_are_run_where_they_are_missing(tmp_path, capsys):
     assert content["images"] == 20 and [row["name"] for row in content["attacks"]] == ["clean", "apgd-ce"]
 
 
+def test_parts_of_an_evaluation_give_what_the_whole_gives(tmp_path, capsys):
+    from ard_fast.evaluate import main as evaluate
+
+    run = make_run(tmp_path / "a", weights=True, test_subset=50)
+    flags = [str(run), "--attacks", "pgd3", "--eps-curve", "none"]
+    for part in ("1/3", "3/3"):
+        assert evaluate([*flags, "--part", part]) == 0
+    assert "17 test images of digits (part 1 of 3)" in capsys.readouterr().out
+    assert not read_run(RunFolder(run)).attacks  # one is missing
+    assert evaluate([*flags, "--part", "2/3"]) == 0
+    parts = read_run(RunFolder(run)).attacks
+    assert evaluate(flags) == 0
+    assert parts == pytest.approx(read_run(RunFolder(run)).attacks) and 0 < parts["pgd3"] <= parts["clean"]
+    for part, wrong in (
+        ("0/3", "expected K/N"),
+        ("4/3", "expected K/N"),
+        ("a", "expected K/N"),
+        ("1/51", "expected at most 50"),
+    ):
+        assert evaluate([*flags, "--part", part]) == 2
+        assert f"part: {wrong}" in capsys.readouterr().err
+
+
 def test_code_of_a_compared_run_does_not_run(tmp_path, capsys, monkeypatch):
     module = tmp_path / "code_of_a_run.py"
     module.write_text("def make(): ...\n")

@@ -65,7 +65,7 @@ def stop_after(monkeypatch, steps, method="step"):
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without times and hits of caches, which are this process's."""
     rows = RunFolder(folder).metrics()
-    work = ("images_per_s", "elapsed_s")
+    work = ("images_per_s", "elapsed_s", "cpu_s")
     return [{key: row[key] for key in row if key not in work and not key.endswith("_hits")} for row in rows]
 
 
