@@ -69,6 +69,12 @@ _FORMULAS = {
         "BCE(S(x'), y) + beta KL(S(x) || S(x')) (1 - S_y(x))",
         _ATTACK + "CE(S(x'), y)",
     ),
+    "adr": (
+        "2305.12118",
+        "CE(S(x'), q)",
+        _ATTACK + "CE(S(x'), q), \\quad q = l p + (1 - l) y, \\quad l = clip_{[0, 1]}(s - max_c p_c + p_y)",
+        "p = softmax(z_E(x) / t), \\quad E <- d E + (1 - d) S",
+    ),
     "free": ("1904.12843", "CE(S(x + delta), y)", _FREE),
     "fgsm-rs": ("2001.03994", "CE(S(x'), y)", _STEP),
     "n-fgsm": (
@@ -133,7 +139,7 @@ def _tex(formula: str) -> str:
     formula = re.sub(r"\^([\d.]+)", r"^{\1}", formula)
     formula = re.sub(r" (?=[uvwxd](_[0c])? (=|\\sim|propto)|T\^a\(x\) =|Delta f)", r"\\quad ", formula)
     formula = re.sub(r"(\)|[a-z]) (?=BCE|CE|KL|sign|nabla|softmax|\[|\()", r"\1\\, ", formula)
-    formula = re.sub(r"\b(BCE|CE|KL|argmax|clip|softmax|sign|min)(?=\b|_)", r"\\mathrm{\1}", formula)
+    formula = re.sub(r"\b(BCE|CE|KL|argmax|clip|softmax|sign|min|max)(?=\b|_)", r"\\mathrm{\1}", formula)
     formula = re.sub(r"\b(alpha|beta|gamma|delta|epsilon|kappa|tau|nabla|propto|Delta)(?=\b|_)", r"\\\1", formula)
     return formula.replace(r"\epsilon", r"\varepsilon")
 

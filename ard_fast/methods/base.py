@@ -84,6 +84,7 @@ class MethodContext:
         device: where the batches are, and with them the method's state.
         relative_rate: the learning rate at the beginning of an epoch (from 0) in units of `lr`, for methods whose own
             rates follow it.
+        copy_student: a copy of the student as it is, in its place and layout, for methods with `copies_student`.
     """
 
     num_classes: int
@@ -95,6 +96,7 @@ class MethodContext:
     all_min: Callable[[Tensor], Tensor] = same
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     relative_rate: Callable[[int], float] = constant_rate
+    copy_student: Callable[[], nn.Module] | None = None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -102,10 +104,10 @@ class Method(ABC):
     """One training method: a dataclass whose fields are its settings, with the constants of its paper as defaults.
 
     It holds teachers, attack and its own state, never the student or the optimiser. For each batch the trainer calls
-    `attack`, then `loss`, differentiates it, calls `after_backward` and updates the student; `replays` times in a row.
-    Nothing in these may wait for the device.
+    `attack`, then `loss`, differentiates it, calls `after_backward`, updates the student and calls `after_update`;
+    `replays` times in a row. Nothing in these may wait for the device.
 
-    What the three compute may be recorded once and repeated for the following batches (a CUDA graph), without running
+    What the four compute may be recorded once and repeated for the following batches (a CUDA graph), without running
     any Python. So what changes from step to step or from epoch to epoch is either a tensor that is written in place
     (what `state_dict` gives; a rate that follows the schedule), or a plain value in an attribute (whether a term has
     begun), at whose every new value the step is recorded anew.
@@ -119,6 +121,7 @@ class Method(ABC):
             names, too, is kept.
         asked_clean: those of them that each step asks for their logits at the batch's own images.
         state: the attributes that must survive a stop: tensors that are written in place, and networks.
+        copies_student: whether it keeps a network of its own that starts as a copy of the student.
         attacks: whether it attacks the student.
         step_ratio: the step of its attack in units of eps.
         selects_by: the validation accuracy that makes an epoch the best: "robust" or "clean".
@@ -137,6 +140,7 @@ class Method(ABC):
     networks: ClassVar[tuple[str, ...]] = ()
     asked_clean: ClassVar[tuple[str, ...]] = ()
     state: ClassVar[tuple[str, ...]] = ()
+    copies_student: ClassVar[bool] = False
     attacks: ClassVar[bool] = False
     step_ratio: ClassVar[float] = 0.25
     selects_by: ClassVar[str] = "robust"
@@ -175,6 +179,9 @@ class Method(ABC):
 
     def after_backward(self, batch: Batch, inner: Inner) -> None:  # noqa: B027 - most methods need none
         """Called once the loss has been differentiated, before the student's update."""
+
+    def after_update(self, student: nn.Module) -> None:  # noqa: B027 - most methods need none
+        """Called after each update with the student itself, whose new weights and statistics may be read."""
 
     def clean_teachers(self) -> tuple[Teacher, ...]:
         """The teachers that each step asks for their logits at the batch's own images (`Teacher.clean`)."""

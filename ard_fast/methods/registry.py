@@ -9,6 +9,7 @@ from ard_fast._names import unknown
 from ard_fast.methods.absld import AntiBiasDistillation
 from ard_fast.methods.adaad import AdaptiveAdversarialDistillation
 from ard_fast.methods.adaiad import AdaptiveIntrospectiveDistillation
+from ard_fast.methods.adr import SelfDistillationRectification
 from ard_fast.methods.ard import AdversariallyRobustDistillation
 from ard_fast.methods.at import AdversarialTraining
 from ard_fast.methods.base import Method, MethodContext
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
         AdversarialTraining,
         Trades,
         Mart,
+        SelfDistillationRectification,
         FreeAdversarialTraining,
         FastAdversarialTraining,
         NoiseFGSMTraining,

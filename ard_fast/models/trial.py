@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -62,6 +63,23 @@ def reason(error: BaseException) -> str:
     if len(text) > 300:
         text = f"{text[:300]} ..."
     return text if text.startswith(f"{kind}:") else f"{kind}: {text}"
+
+
+def copied(student: nn.Module, argument: str, advice: str) -> nn.Module:
+    """A copy of the student in its place and layout.
+
+    Args:
+        student: is only read.
+        argument: which setting wants one, for errors.
+        advice: what to do where there can be none.
+
+    Raises:
+        ValueError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(student)
+    except Exception as error:  # a lock, TorchScript: somebody else's module may fail in any way
+        raise ValueError(f"{argument}: the student cannot be copied ({reason(error)}); {advice}") from error
 
 
 def frozen(network: nn.Module) -> nn.Module:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ard_fast.models.trial import frozen, reason
+from ard_fast.models.trial import copied, frozen
 
 AVERAGINGS = ("none", "swa", "ema")
 
@@ -36,10 +35,7 @@ class WeightAverage:
     def __init__(self, student: nn.Module, *, kind: str, decay: float = 0.999, first_epoch: int = 0) -> None:
         self.student, self.kind, self.decay, self.first_epoch = student, kind, decay, first_epoch
         self.count, self._epochs = 0, 0
-        try:
-            self._average = frozen(copy.deepcopy(student))
-        except Exception as error:  # a lock, TorchScript: somebody else's module may fail in any way
-            raise ValueError(f"averaging: the student cannot be copied ({reason(error)}); use none") from error
+        self._average = frozen(copied(student, "averaging", "use none"))
         pairs = list(zip(self._average.state_dict().values(), student.state_dict().values(), strict=True))
         self._floats = [(mean, now) for mean, now in pairs if mean.is_floating_point()]
         self._others = [(mean, now) for mean, now in pairs if not mean.is_floating_point()]  # counters: copied

@@ -16,8 +16,9 @@ from ard_fast._typing import known
 from ard_fast.data import Dataset
 from ard_fast.data.batches import derive_seed
 from ard_fast.evaluation.self_checks import TeacherWorth, measure_teacher
+from ard_fast.methods.registry import find_method
 from ard_fast.models import Normalised, build_model, find_model
-from ard_fast.models.trial import TRIAL_IMAGES, Form, InForm, initialise_lazily, try_network
+from ard_fast.models.trial import TRIAL_IMAGES, Form, InForm, copied, initialise_lazily, try_network
 from ard_fast.teachers.cache import CACHE_OFF, Views
 from ard_fast.teachers.fingerprints import fingerprint_split, fingerprint_weights
 from ard_fast.teachers.teacher import Teacher, build_teacher
@@ -140,6 +141,9 @@ def fit_student(
     form = tried() if world is None else world.from_main(tried)  # one form for all processes
     if world is None and config.averaging != "none":
         WeightAverage(network, kind=config.averaging)  # the network can be copied
+    for name in config.methods() if world is None else ():
+        if find_method(name).copies_student:
+            copy_for_method(network, name)
     if world is None and compute.compile:
         try_compile(network, first_images(dataset, device, TRIAL_IMAGES), label)
     network = network.to(memory_format=form.layout)  # pyright: ignore[reportCallIssue]
@@ -170,6 +174,15 @@ def fit_beside(
         networks[role] = network if alike else InForm(network, Form(own.layout, own.precision))
         notes += said
     return networks, tuple(notes)
+
+
+def copy_for_method(student: nn.Module, name: str) -> nn.Module:
+    """What a method with `copies_student` gets.
+
+    Raises:
+        ValueError: the student cannot be copied.
+    """
+    return copied(student, "method", f"{name} keeps a copy of it")
 
 
 def fit_teacher(network: nn.Module, config: TrainConfig, dataset: Dataset, device: torch.device, role: str) -> Form:

@@ -31,6 +31,7 @@ from ard_fast.training.distributed import World
 from ard_fast.training.fitting import (
     Environment,
     check_model_fits,
+    copy_for_method,
     first_images,
     fit_beside,
     fit_student,
@@ -135,7 +136,14 @@ def _try_own(config: TrainConfig, student: nn.Module, compute: ComputeConfig, en
     networks = {role: initial_student(one, env.dataset).to(env.device) for role, one in untrained.items()}
     teachers = {role: Teacher(network) for role, network in {**env.given, **networks}.items()}
     beside, _ = fit_beside(config, env.dataset, compute)
-    context = MethodContext(env.dataset.num_classes, config.passes(), teachers, beside, device=env.device)
+    context = MethodContext(
+        num_classes=env.dataset.num_classes,
+        epochs=config.passes(),
+        teachers=teachers,
+        networks=beside,
+        device=env.device,
+        copy_student=partial(copy_for_method, student, config.method),
+    )
     images, labels = first_images(env.dataset, env.device, TRIAL_IMAGES), env.dataset.train.labels[:TRIAL_IMAGES]
     ids, seed = torch.arange(len(labels), device=env.device), torch.zeros(1, dtype=torch.int64, device=env.device)
     batch = Batch(images.contiguous(memory_format=compute.layout), labels.to(env.device), ids, seed)

@@ -161,6 +161,15 @@ class LossSettings(FlagModel):
     entropy_scale: float | None = setting(
         None, "saad: factor of the sample weights, which come from the teacher's entropy", ge=0
     )
+    mean_teacher_decay: float | None = setting(
+        None, "adr: decay of the average of the student's weights that softens the labels", ge=0, lt=1
+    )
+    first_temperature: float | None = setting(None, "adr: temperature of the soft labels in the first epoch", gt=0)
+    last_temperature: float | None = setting(None, "adr: the same in the last epoch", gt=0)
+    first_soft_share: float | None = setting(
+        None, "adr: largest share of the soft labels in the first epoch; the rest is the label", ge=0, le=1
+    )
+    last_soft_share: float | None = setting(None, "adr: the same in the last epoch", ge=0, le=1)
     label_smoothing: float | None = setting(
         None,
         "label smoothing of the loss's cross-entropy: share of each label spread over all classes; attacks use hard "

@@ -132,6 +132,7 @@ class Update:
                 self.awp.restore()
             if self.average is not None and average is not None:
                 self.average.move(1.0 if average == "copy" else self._shares[repeat])
+            self.method.after_update(self.student)
             if self.checked:
                 check_weights(self.networks, "after the update")
         self.world.padding = False

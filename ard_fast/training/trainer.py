@@ -34,6 +34,7 @@ from ard_fast.training.checkpoint import DamagedRun, TrainingState, load_network
 from ard_fast.training.conventions import collapse_warnings, describe_run, late_warnings, teacher_warnings
 from ard_fast.training.fitting import (
     Environment,
+    copy_for_method,
     first_images,
     fit_beside,
     fit_student,
@@ -98,6 +99,7 @@ class Trainer:
             processes=self.world.size,
             all_reduce=self.world.sum_over_images,
             all_min=self.world.all_min,
+            copy_student=partial(copy_for_method, self.student, config.method),
         )
         self.method = build_method(config.method, config, context)
         self.average: WeightAverage | None = None

@@ -1,6 +1,7 @@
 """What the tests of the methods share: small networks, a stand-in for the attack, counts of forward passes."""
 
 import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as tf
@@ -17,6 +18,9 @@ EPOCHS = 4
 def make_student(seed=0):
     torch.manual_seed(seed)
     return build_model("digits-student").train()
+
+
+COPIES = {"copy_student": partial(make_student, 9)}  # for methods that keep a network of their own
 
 
 def make_teacher(seed=1):
@@ -41,7 +45,14 @@ def make_method(name, teacher=None, clean_teacher=None, *, context=None, **setti
     networks = {"teacher": teacher or make_teacher(), "clean_teacher": clean_teacher or make_teacher(7)}
     teachers = {role: Teacher(networks[role]) for role in find_method(name).teachers}
     beside = {role: make_student(11) for role in find_method(name).networks}
-    context = {"num_classes": 10, "epochs": EPOCHS, "teachers": teachers, "networks": beside, **(context or {})}
+    context = {
+        "num_classes": 10,
+        "epochs": EPOCHS,
+        "teachers": teachers,
+        "networks": beside,
+        **COPIES,
+        **(context or {}),
+    }
     return build_method(name, config, MethodContext(**context))
 
 
@@ -91,6 +102,7 @@ def train_epochs(method, student, batches, epochs, *, first=0, lr=0.05):
             for _ in range(method.replays):
                 step(method, student, batch)
                 optimizer.step()
+                method.after_update(student)
         figures.append(method.end_epoch())
     return figures
 

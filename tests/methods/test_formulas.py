@@ -1,5 +1,6 @@
 """Every method's step against its paper's formula in float64, and who sees which image how often."""
 
+import math
 import warnings
 from types import SimpleNamespace
 
@@ -63,6 +64,20 @@ def mart(c):
     others[rows, c.y] = -1.0
     boosted = -adv[rows, c.y].log() - (1.0001 - others.amax(1)).log()
     return boosted.mean() + c.beta * divided(c, kl(adv.log(), clean.log()) * (1 - clean[rows, c.y]))
+
+
+def adr(c):
+    average = c.method.average
+    assert not average.training and not any(parameter.requires_grad for parameter in average.parameters())
+    left = (1 + math.cos(math.pi * (c.epoch + 0.5) / EPOCHS)) / 2
+    t = left * c.first_temperature + (1 - left) * c.last_temperature
+    s = left * c.first_soft_share + (1 - left) * c.last_soft_share
+    p = torch.softmax(double(average)(c.x) / t, 1)
+    label = torch.eye(10, dtype=torch.float64)[c.y]
+    share = (s - (p.amax(1) - p[torch.arange(len(c.y)), c.y])).clamp(0, 1)[:, None]
+    q = share * p + (1 - share) * label
+    assert torch.equal(q.argmax(1), c.y)
+    return -(q * c.S(c.z).log_softmax(1)).sum(1).mean()
 
 
 def distilled(c, student, teacher, teacher_t=1.0):
@@ -153,6 +168,7 @@ FORMULAS = {
     "n-fgsm": adversarial,
     "trades": trades,
     "mart": mart,
+    "adr": adr,
     "free": natural,  # of the first update: the perturbation is zero
     "kd": kd,
     "ard": ard,
@@ -185,6 +201,8 @@ CASES = [
     ("trades", {"beta": 1.5, "reduction": "mean", "repeat_clean": True}, FIRST, "x x' x", "", ""),
     ("mart", {}, FIRST, "x x'", "", ""),
     ("mart", {"beta": 0.5, "reduction": "mean"}, FIRST, "x x'", "", ""),
+    ("adr", {}, FIRST, "x'", "", ""),
+    ("adr", {"first_temperature": 0.2, "last_temperature": 0.1, "last_soft_share": 0.6}, LAST, "x'", "", ""),
     ("free", {"label_smoothing": 0.3}, FIRST, "x", "", ""),
     ("free", {}, FIRST, "x", "", ""),
     ("kd", {"temperature": 30.0}, FIRST, "x", "x", ""),
@@ -273,6 +291,7 @@ ATTACKS = {
     "at": (PGD, "uniform", "labels", (4, 4), (0, 0), (0, 0)),
     "trades": (KLPGD, "normal", "none", (1 + 3 + 2, 3 + 2), (0, 0), (0, 0)),
     "mart": (PGD, "normal", "labels", (5, 5), (0, 0), (0, 0)),
+    "adr": (KLPGD, "uniform", "soft labels", (4, 4), (0, 0), (0, 0)),
     "fgsm-rs": (FGSMRS, "uniform", "labels", (2, 2), (0, 0), (0, 0)),
     "n-fgsm": (NFGSM, "uniform", "labels", (2, 2), (0, 0), (0, 0)),
     "ard": (PGD, "uniform", "labels", (4, 4), (1, 0), (0, 0)),
@@ -328,6 +347,8 @@ def test_the_attack_and_its_cost(name):
         assert torch.equal(stand_in.y, teacher(batch.x))
     elif target == "teacher":
         assert stand_in.y is method.teacher.attacked
+    elif target == "soft labels":
+        assert torch.equal(stand_in.y, method.soft_labels(batch).log())
     else:
         assert stand_in.y is None if target == "none" else isinstance(stand_in.y, FirstOrderTeacher)
 

@@ -19,6 +19,12 @@ ADAAD = {**ARD, "weight_decay": 5e-4, "student": "resnet18"}
 EIGHT = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10, "attack_bn": "eval", "clamp_start": True}
 TRADES = {**EIGHT, "eps": 0.031, "step_size": 0.007}
 T1, T30 = ({"temperature": temperature, "reduction": "mean"} for temperature in (1.0, 30.0))
+ANNEALED = {
+    "first_temperature": 2.5,
+    "last_temperature": 2.0,
+    "first_soft_share": 0.7,
+    "last_soft_share": 0.95,
+}
 BATCHMEAN = {"temperature": 1.0, "reduction": "batchmean"}
 
 PAPERS = {
@@ -26,6 +32,7 @@ PAPERS = {
     "at": {**ARD, **EIGHT},
     "trades": {**TRADES, "epochs": 76, "milestones": (75,), "lr": 0.1, "beta": 6.0, "eval_step_size": 0.003},
     "mart": {**TRADES, "epochs": 120, "milestones": (75, 90, 100), "lr": 0.01, "weight_decay": 3.5e-3, "beta": 5.0},
+    "adr": {**ADAAD, **EIGHT, "nesterov": True, "mean_teacher_decay": 0.995, **ANNEALED},
     "free": {"epochs": 205, "replays": 8, "step_size": 8 / 255, "weight_decay": 2e-4},
     "fgsm-rs": {"epochs": 15, "schedule": "cyclic", "lr": 0.2, "step_size": 10 / 255, "attack_bn": "train"},
     "n-fgsm": {"epochs": 30, "schedule": "cyclic", "noise_ratio": 2.0, "step_size": 8 / 255, "weight_decay": 5e-4},
@@ -51,6 +58,7 @@ PARITY = {
     "at": TRAIN_MODE,
     "trades": {**START, "repeat_clean": True},
     "mart": START,
+    "adr": TRAIN_MODE,
     "ard": {**CODE, **CLEAN_BRANCH},
     "fair-ard": {**CODE, **CLEAN_BRANCH},
     "rslad": START,

@@ -22,12 +22,13 @@ from distillation_cases import (
     with_stand_in,
 )
 
+from ard_fast import functional as F
 from ard_fast.attacks import PGD
 from ard_fast.data import Batch
 from ard_fast.methods import METHODS
 from ard_fast.methods.shared import sums_by_class
 
-STATEFUL = ("free", "fast-ard", "mtard", "absld", "fair-ard")
+STATEFUL = ("adr", "free", "fast-ard", "mtard", "absld", "fair-ard")
 BY_CLASS = {"absld": "class_temperatures", "fair-ard": "class_weights"}
 EPS, M = 0.1, 3
 
@@ -128,6 +129,39 @@ def test_a_class_that_an_epoch_never_had_changes_nothing_else(name):
     empty.begin_epoch(0)
     empty.end_epoch()  # no image at all
     assert (getattr(empty, BY_CLASS[name]) == 1.0).all()
+
+
+# ---- ADR -------------------------------------------------------------------------------------------------------------
+
+
+def test_adrs_average_follows_every_update():
+    student, batches = make_student(), [make_batch(seed) for seed in range(3)]
+    method = make_method("adr", mean_teacher_decay=0.9, **few_steps("adr"))
+    expected = {key: value.double() for key, value in method.average.state_dict().items()}
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.3)
+    for batch in batches:
+        step(method, student, batch)
+        optimizer.step()
+        method.after_update(student)
+        now = student.state_dict()
+        expected = {key: 0.9 * value + 0.1 * now[key].double() for key, value in expected.items()}
+    for key, value in method.average.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            torch.testing.assert_close(value.double(), expected[key], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 400.0])
+def test_adrs_attack_has_the_gradient_of_the_cross_entropy_at_its_labels(sharpness):
+    """Also where the average is so sure that labels are whole."""
+    method, student, batch = make_method("adr"), make_student(), make_batch()
+    with torch.no_grad():
+        method.average.classifier.weight.mul_(sharpness)
+    labels = method.soft_labels(batch)
+    assert (labels == 1.0).any() == (sharpness > 1.0)
+    logits = student(batch.x).detach().requires_grad_()
+    (expected,) = torch.autograd.grad(tf.cross_entropy(logits, labels, reduction="sum"), logits)
+    found = F.attack_gradient(logits.detach(), labels.log(), loss="kl")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 # ---- MTARD, ABSLD, Fair-ARD -----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as tf
-from distillation_cases import make_batch, make_student, make_teacher
+from distillation_cases import COPIES, make_batch, make_student, make_teacher
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,7 +30,7 @@ def make_update(name="at", student=None, average=None, **settings):
     config = resolve({"method": name, "dataset": "digits", "device": "cpu", **settings})
     teachers = {role: Teacher(make_teacher(seed)) for seed, role in enumerate(METHODS[name].teachers, start=1)}
     beside = {role: make_student(11) for role in METHODS[name].networks}
-    context = MethodContext(num_classes=10, epochs=4, teachers=teachers, networks=beside)
+    context = MethodContext(num_classes=10, epochs=4, teachers=teachers, networks=beside, **COPIES)
     method = build_method(name, config, context)
     student = student or make_student()
     sample = make_batch(seed=7).x
