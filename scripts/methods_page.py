@@ -37,9 +37,9 @@ _INTRO = """<!-- Written by `python scripts/methods_page.py`: edit the methods o
 
 # Methods
 
-$S$ is the student, $T$ the teacher, $T'$ a second teacher trained on clean images, $x$ the clean image, $x'$ the
-attacked image, $y$ the label, $\\tau$ the temperature. $\\mathrm{KL}(a \\,\\Vert\\, b)$ has the reference distribution
-$a$ first. Pixels, eps and steps are in [0, 1].
+$S$ is the student, $T$ the teacher, $T'$ a second teacher trained on clean images, $P$ a peer trained beside the
+student, $x$ the clean image, $x'$ the attacked image, $y$ the label, $\\tau$ the temperature.
+$\\mathrm{KL}(a \\,\\Vert\\, b)$ has the reference distribution $a$ first. Pixels, eps and steps are in [0, 1].
 
 `python -m ard_fast.train --method NAME` uses the constants listed below (on the digits, tuned ones);
 `--preset NAME-paper` adds the paper's training recipe for CIFAR-10, and `--parity` the listed quirks of the published
@@ -121,6 +121,12 @@ _FORMULAS = {
         "w [tau^2 KL(T(x') || S(x')) + gamma (e/E) KL(Delta T || Delta S)]",
         _ATTACK + "KL(T~(x') || S(x')), w = s (H(T(x')) - min H)",
     ),
+    "peeraid": (
+        "2403.06668",
+        "lambda_1 CE(S(x'), y) + tau^2 [lambda_2 KL(P(x') || S(x')) + lambda_3 KL(S(x) || S(x'))]",
+        "min_P\\, CE(P(x'), y) + gamma_2 KL(S(x') || P(x'))",
+        _ATTACK + "KL(P(x) || S(x'))",
+    ),
 }
 
 
@@ -140,7 +146,9 @@ def _tex(formula: str) -> str:
     formula = re.sub(r" (?=[uvwxd](_[0c])? (=|\\sim|propto)|T\^a\(x\) =|Delta f)", r"\\quad ", formula)
     formula = re.sub(r"(\)|[a-z]) (?=BCE|CE|KL|sign|nabla|softmax|\[|\()", r"\1\\, ", formula)
     formula = re.sub(r"\b(BCE|CE|KL|argmax|clip|softmax|sign|min|max)(?=\b|_)", r"\\mathrm{\1}", formula)
-    formula = re.sub(r"\b(alpha|beta|gamma|delta|epsilon|kappa|tau|nabla|propto|Delta)(?=\b|_)", r"\\\1", formula)
+    formula = re.sub(
+        r"\b(alpha|beta|gamma|delta|epsilon|kappa|tau|lambda|nabla|propto|Delta)(?=\b|_)", r"\\\1", formula
+    )
     return formula.replace(r"\epsilon", r"\varepsilon")
 
 

@@ -26,6 +26,8 @@ def facts(spec: type[Method]) -> Iterator[tuple[str, str]]:
         yield "step of the attack", f"{spec.step_ratio:g} eps"
     if spec.teachers:
         yield "needs", ", ".join("--" + role.replace("_", "-") for role in spec.teachers)
+    if spec.networks:
+        yield "trains beside the student", ", ".join("--" + role.replace("_", "-") for role in spec.networks)
     if spec.paper:
         yield f"--preset {spec.name}-paper", _settings(spec.paper)
     for quirk in spec.quirks:

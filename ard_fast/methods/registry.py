@@ -27,6 +27,7 @@ from ard_fast.methods.mtard import MultiTeacherDistillation
 from ard_fast.methods.n_fgsm import NoiseFGSMTraining
 from ard_fast.methods.natural import NaturalTraining
 from ard_fast.methods.own import find_own
+from ard_fast.methods.peeraid import PeerDistillation
 from ard_fast.methods.rslad import RobustSoftLabelDistillation
 from ard_fast.methods.saad import SampleWiseDistillation
 from ard_fast.methods.trades import Trades
@@ -56,6 +57,7 @@ METHODS: dict[str, type[Method]] = {
         FairDistillation,
         GradientMatching,
         SampleWiseDistillation,
+        PeerDistillation,
     )
 }
 

@@ -240,6 +240,8 @@ def _refuse_unused(flags: Mapping[str, Any], config: TrainConfig) -> None:
         raise ValueError(
             f"ema_decay: a setting of averaging ema, not of {config.averaging}, got {config.ema_decay:g}; ema sets both"
         )
+    if flags.get("peer") is not None and not config.beside():
+        raise ValueError(f"peer: method {', '.join(config.methods())} trains none, got {config.peer}")
     for role in ROLES:
         if flags.get(role) is not None and config.method != COMPARE and role not in find_method(config.method).teachers:
             raise ValueError(f"{role}: method {config.method} has none, got {flags[role]}")
@@ -347,7 +349,7 @@ def validate(config: TrainConfig, *, methods: bool = True, needs_inputs: bool = 
         ValueError: names the field, what it takes and what it got.
     """
     checked(TrainConfig, vars(config))
-    for name in ("student", *(f"{role}_model" for role in ROLES)):
+    for name in ("student", "peer", *(f"{role}_model" for role in ROLES)):
         value = getattr(config, name)
         if value is not None and (methods or ":" not in value):  # a run that is only read has its code not run
             find_model(value, argument=name)

@@ -60,6 +60,9 @@ class NetworkSettings(FlagModel):
         None, "channel means, for pixels in [0, 1], which the network subtracts from its input"
     )
     student_std: tuple[float, ...] | None = setting(None, "channel standard deviations, by which it divides")
+    peer: str | None = setting(
+        None, "peeraid: network to train beside the student, with its normaliser; default: as the student"
+    )
     teacher: str | None = setting(
         None,
         "name of a network (it is trained first), run folder, checkpoint file, robustbench:NAME or "
@@ -170,6 +173,15 @@ class LossSettings(FlagModel):
         None, "adr: largest share of the soft labels in the first epoch; the rest is the label", ge=0, le=1
     )
     last_soft_share: float | None = setting(None, "adr: the same in the last epoch", ge=0, le=1)
+    label_weight: float | None = setting(None, "peeraid: weight of the student's cross-entropy", ge=0)
+    peer_weight: float | None = setting(None, "peeraid: weight of the peer's logits as the student's target", ge=0)
+    self_weight: float | None = setting(
+        None, "peeraid: weight of the student's logits at the clean images as its target", ge=0
+    )
+    feedback_weight: float | None = setting(None, "peeraid: weight of the student's logits as the peer's target", ge=0)
+    joint_loss: bool | None = setting(
+        None, "peeraid: let the peer's loss move the student, too, as in the published code"
+    )
     label_smoothing: float | None = setting(
         None,
         "label smoothing of the loss's cross-entropy: share of each label spread over all classes; attacks use hard "

@@ -161,6 +161,15 @@ def igdm(c):
     return divided(c, rows)
 
 
+def peeraid(c):
+    """Both losses: the peer's with the student's logits as a constant, but in the published code."""
+    adv, tutor = c.S(c.z), double(c.method.peer)(c.z)
+    rows = c.peer_weight * distilled(c, adv, tutor.detach()) + c.self_weight * distilled(c, adv, c.S(c.x))
+    feedback = c.feedback_weight * kl(tutor, adv if c.joint_loss else adv.detach())
+    labels = c.label_weight * entropy(c, adv) + entropy(c, tutor)
+    return divided(c, rows + feedback) + labels.mean()
+
+
 FORMULAS = {
     "natural": natural,
     "at": adversarial,
@@ -184,6 +193,7 @@ FORMULAS = {
     "mtard": mtard,
     "igdm": igdm,
     "saad": igdm,
+    "peeraid": peeraid,
 }
 FIRST, LAST = 0, EPOCHS - 1
 T3 = {"temperature": 3.0}
@@ -247,6 +257,10 @@ CASES = [
     ("igdm", {"temperature": 2.0, "reduction": "mean", "igdm_weight": 7.0}, LAST, "x' -x'", "x' -x'", ""),
     ("saad", {"entropy_scale": 3.0}, LAST, "x' -x'", "x x' -x'", ""),
     ("saad", {"clean_branch": True, "reduction": "mean"}, FIRST, "x' -x' x", "x x' -x'", ""),
+    ("peeraid", {"feedback_weight": 0.0}, FIRST, "x' x", "", ""),
+    ("peeraid", {"label_smoothing": 0.3, "label_weight": 0.5, "reduction": "batchmean"}, FIRST, "x' x", "", ""),
+    ("peeraid", {"joint_loss": True, "feedback_weight": 20.0}, FIRST, "x' x' x", "", ""),
+    ("peeraid", {"self_weight": 0.0, "peer_weight": 2.0, **T3}, FIRST, "x'", "", ""),
 ]
 
 
@@ -306,6 +320,7 @@ ATTACKS = {
     "mtard": (PGD, "normal", "labels", (5, 5), (1, 0), (1, 0)),
     "igdm": (KLPGD, "normal", "teacher", (5, 5), (5, 3), (0, 0)),
     "saad": (KLPGD, "normal", "first-order teacher", (5, 5), (3, 1), (0, 0)),
+    "peeraid": (KLPGD, "normal", "peer at x", (5, 5), (0, 0), (0, 0)),
 }
 
 
@@ -345,6 +360,8 @@ def test_the_attack_and_its_cost(name):
         assert stand_in.y is batch.y
     elif target == "teacher at x":
         assert torch.equal(stand_in.y, teacher(batch.x))
+    elif target == "peer at x":
+        assert method.peer.training and torch.equal(stand_in.y, method.peer.eval()(batch.x))
     elif target == "teacher":
         assert stand_in.y is method.teacher.attacked
     elif target == "soft labels":

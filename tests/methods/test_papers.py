@@ -50,6 +50,18 @@ PAPERS = {
     "fair-ard": {**ARD, **EIGHT, **T30, "fairness_power": 2.0, "nesterov": True, "student": "resnet18"},
     "igdm": {**ARD, **EIGHT, **BATCHMEAN, "igdm_weight": 1.0},
     "saad": {**ARD, **EIGHT, **BATCHMEAN, "igdm_weight": 1.0, "entropy_scale": 5.0, "averaging": "swa"},
+    "peeraid": {
+        **RSLAD,
+        "milestones": (214, 259, 284),
+        **EIGHT,
+        "temperature": 5.0,
+        "reduction": "mean",
+        "label_weight": 0.0,
+        "peer_weight": 1.0,
+        "self_weight": 1.0,
+        "feedback_weight": 0.1,
+        "averaging": "swa",
+    },
 }
 START, TRAIN_MODE = {"clamp_start": False}, {"attack_bn": "train"}
 CODE = {**START, **TRAIN_MODE, "schedule": "ard"}
@@ -70,6 +82,7 @@ PARITY = {
     "absld": {**START, "temperature_product": True},
     "igdm": START,
     "saad": {**START, **CLEAN_BRANCH},
+    "peeraid": {**START, "joint_loss": True},
 }
 
 

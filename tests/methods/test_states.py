@@ -28,7 +28,7 @@ from ard_fast.data import Batch
 from ard_fast.methods import METHODS
 from ard_fast.methods.shared import sums_by_class
 
-STATEFUL = ("adr", "free", "fast-ard", "mtard", "absld", "fair-ard")
+STATEFUL = ("adr", "free", "fast-ard", "mtard", "absld", "fair-ard", "peeraid")
 BY_CLASS = {"absld": "class_temperatures", "fair-ard": "class_weights"}
 EPS, M = 0.1, 3
 

@@ -74,7 +74,12 @@ ALL_AT_ONCE += ["--label-smoothing", "0.1", "--cutout", "3"]
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [("at", ALL_AT_ONCE), ("fair-ard", []), ("free", []), ("mtard", []), ("saad", [])]
+    ("name", "more"),
+    [
+        ("at", ALL_AT_ONCE),
+        *((name, []) for name in ("fair-ard", "free", "mtard", "saad")),
+        ("peeraid", ["--accumulate", "2", "--awp-gamma", "0.01", "--awp-warmup-share", "0"]),
+    ],
 )
 def test_two_processes_train_as_one(pair, tmp_path, name, more):
     arguments = command(name, tmp_path, *PLAIN, *more)
