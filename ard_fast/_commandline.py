@@ -219,6 +219,7 @@ def setting(
     help: str,
     *,
     choices: tuple[str, ...] = (),
+    also: tuple[str, ...] = (),
     own: str = "",
     unit: str = "",
     metavar: str | None = None,
@@ -230,12 +231,13 @@ def setting(
         default: None stands for what the method, the data set or another field says.
         help: its line in `--help`.
         choices: the names that it takes, or that it takes a list of; empty for any.
+        also: names that it takes too, which lists of the choices leave out.
         own: what it takes besides, of the form that this names: any text with a colon.
         unit: what its numbers are, for the error when one is out of range.
         metavar: what stands for its value in `--help`; by default its type.
         limits: ge, gt, le, lt or min_length, as pydantic's.
     """
-    extra: Any = {"choices": list(choices), "own": own, "unit": unit, "metavar": metavar}
+    extra: Any = {"choices": list(choices), "also": list(also), "own": own, "unit": unit, "metavar": metavar}
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
@@ -267,10 +269,10 @@ class FlagModel(BaseModel):
     @classmethod
     def _check_name(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[str(info.field_name)]
-        names, own = choices(field), extra(field).get("own")
+        names, also, own = choices(field), extra(field).get("also", ()), extra(field).get("own")
         for part in value if isinstance(value, tuple) else (value,):
-            if names and part is not None and part not in names and not (own and ":" in part):
-                raise ValueError(unknown("value", part, names) + (f", {own}" if own else ""))
+            if names and part is not None and part not in (*names, *also) and not (own and ":" in part):
+                raise ValueError(unknown("value", part, names, also) + (f", {own}" if own else ""))
         return value
 
 

@@ -79,13 +79,13 @@ def _plain(name: str) -> str:
     return name.lstrip("-").lower().replace("_", "-")
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+def unknown(kind: str, name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
     """A message for an unknown name: the nearest known one where there is one, and all of them.
 
-    Example: `unknown("model", "resnet-18", MODELS)`.
+    Example: `unknown("model", "resnet-18", MODELS)`. `also`: known names that would only lengthen the list.
     """
     names = sorted(known)
-    near = nearest(name, names)
+    near = nearest(name, [*names, *also])
     hint = f"; did you mean {near!r}?" if near else "."
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}"
 

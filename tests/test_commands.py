@@ -24,6 +24,12 @@ PARSERS = {"train": train, "evaluate": evaluate, "compare": compare, "methods": 
         (["trian"], 2, "", "ard-fast: error: unknown command 'trian'; did you mean 'train'? Known: compare"),
         (["--method", "ard"], 2, "", "ard-fast: error: expected a command before --method: train, evaluate"),
         (["methods"], 0, "rslad     5/6 KL(T(x) || S(x'))", ""),
+        (
+            ["methods", "at-ema"],
+            0,
+            "at-ema: schedule onecycle, weight_decay 0.0005, label_smoothing 0.4, ema 0.9995",
+            "",
+        ),
         (["methods", "rslad"], 0, "constants: steps 10, attack_bn eval", ""),
         (["methods", "rlsad"], 2, "", "error: unknown method 'rlsad'; did you mean 'rslad'"),
         (["train", "--method", "ard", "--print-config"], 0, "method: ard\n", ""),

@@ -8,7 +8,7 @@ from typing import Any
 
 from ard_fast._commandline import EXIT_USAGE, Parser, program
 from ard_fast.methods.base import Method
-from ard_fast.methods.registry import METHODS, find_method
+from ard_fast.methods.registry import EMA_RECIPE, METHODS, find_method, plain_method
 
 
 def formula_and_source(summary: str) -> tuple[str, str]:
@@ -70,13 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             "\nS student, T teacher, x clean image, x' attacked image, y label.", program("methods"), "NAME tells more."
         )
+        print(f"Each also as NAME-ema, with {_settings(EMA_RECIPE)}.")
         return 0
     try:
         spec = find_method(name)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    print("\n".join([spec.summary or name, *(f"{label}: {text}" for label, text in facts(spec))]))
+    recipe = [] if name == plain_method(name) else [f"{name}: {_settings(EMA_RECIPE)}"]
+    print("\n".join([spec.summary or name, *(f"{label}: {text}" for label, text in facts(spec)), *recipe]))
     return 0
 
 

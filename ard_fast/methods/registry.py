@@ -61,23 +61,35 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
+_EMA = "-ema"
+EMA_METHODS = tuple(f"{name}{_EMA}" for name in METHODS)
+EMA_RECIPE: dict[str, Any] = {"schedule": "onecycle", "weight_decay": 5e-4, "label_smoothing": 0.4, "ema": 0.9995}
+"""What training by NAME-ema adds to a method: fields of a run's configuration, of the PGD-AT with weight averaging of
+the FastAT benchmark (arXiv 2604.22853, `configs/*/pgd_at_wa.yaml` of its code)."""
+
+
+def plain_method(name: str) -> str:
+    """The method that `name` trains by: NAME of NAME-ema."""
+    return name.removesuffix(_EMA)
+
 
 def find_method(name: str, *, argument: str = "method") -> type[Method]:
     """The class of a method.
 
     Args:
-        name: of `METHODS`, or `package.module:NAME` of a subclass of `Method` or of a bare loss, whose module is
-            imported here, which runs its code.
+        name: of `METHODS` or `EMA_METHODS`, or `package.module:NAME` of a subclass of `Method` or of a bare loss, whose
+            module is imported here, which runs its code; it, too, may end in -ema.
         argument: what errors call it.
 
     Raises:
         ValueError: no such method; the message has the nearest name.
     """
+    plain = plain_method(name)
     if ":" in name:
-        return find_own(name, argument)
-    if name not in METHODS:
-        raise ValueError(unknown(argument, name, METHODS))
-    return METHODS[name]
+        return find_own(plain, argument)
+    if plain not in METHODS:
+        raise ValueError(unknown(argument, name, METHODS, EMA_METHODS))
+    return METHODS[plain]
 
 
 def method_label(name: str) -> str:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from ard_fast._commandline import Parser, add_flags, choices, flag, program
-from ard_fast.methods.registry import METHODS
+from ard_fast.methods.registry import EMA_RECIPE, METHODS
 from ard_fast.training.config import PLACES, TrainConfig
 from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET
 
@@ -26,6 +26,7 @@ _MOST_USED = (
     "seed",
     "device",
 )
+_EMA = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in EMA_RECIPE.items())
 _FEW = 4  # methods named one by one
 _MANY = 10  # names listed once, at --method
 
@@ -49,7 +50,12 @@ def make_parser() -> Parser:
     )
     add = add_flags(parser, TrainConfig, _MOST_USED, _help).add_argument
     add("--out", metavar="DIR", help="folder of the run [runs/<dataset>-<method>-<time>]")
-    add("--preset", metavar="NAME", help="training recipe of a paper, METHOD-paper: ard-paper")
+    add(
+        "--preset",
+        metavar="NAME",
+        help="recipe: METHOD-paper (ard-paper), of its paper on CIFAR-10; METHOD-ema (at-ema), a stronger one for any "
+        f"data set: {_EMA}",
+    )
     add("--config", metavar="FILE", help="YAML file with any of these settings, such as a run's config.yaml")
     places = ", ".join(map(flag, PLACES))
     add("--resume", metavar="DIR", help=f"continue a stopped run exactly; only these flags may be given: {places}")

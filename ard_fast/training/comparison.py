@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -19,8 +19,9 @@ from ard_fast._tables import escape, latex_table, markdown_table
 from ard_fast._typing import known
 from ard_fast.evaluation.figures import attack_title, plot_curves
 from ard_fast.evaluation.measure import PGD20_STEPS
+from ard_fast.methods.registry import plain_method
 from ard_fast.training.config import TrainConfig
-from ard_fast.training.finished import Group, group_runs, read_run
+from ard_fast.training.finished import FinishedRun, Group, group_runs, read_run
 from ard_fast.training.report import plot_comparison, validation_curve
 from ard_fast.training.run_folder import RunFolder
 
@@ -233,17 +234,54 @@ def gap_line(group: Group, other: Group) -> str:
     return f"{group.label} - {other.label} under {_ROBUST}: {statistics.fmean(points):+.2f} points{by_seed}"
 
 
-def report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str, list[RunFolder]]) -> None:
-    """Table, plot, report and summary of a comparison; its headline is the last of `compare_methods`.
+def _best_validation(run: FinishedRun) -> float:
+    """Robust accuracy in percent on the validation images, of the best epoch by it."""
+    return max(row["val_robust"] or -1.0 for row in run.folder.metrics())
 
-    `results` are those of `run_comparison`.
+
+def stronger_forms(groups: Mapping[str, Group]) -> dict[str, dict[str, float]]:
+    """Of each method that was trained plainly and as NAME-ema, the form that is stronger on the validation images.
+
+    Args:
+        groups: by method.
+
+    Returns:
+        For the stronger form the robust accuracy of both in percent: of each seed's best epoch, the mean over seeds.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name in groups:
+        plain = plain_method(name)
+        if name != plain and plain in groups:
+            forms = (plain, name)
+            scores = {form: statistics.fmean(map(_best_validation, groups[form].runs)) for form in forms}
+            found[max(forms, key=lambda form: scores[form])] = scores
+    return found
+
+
+def report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str, list[RunFolder]]) -> None:
+    """Table, plot, report and summary of a comparison: the last of `compare_methods` against each other one.
+
+    Of a method among the others that was trained in both forms, plainly and as NAME-ema, only the stronger counts.
+
+    Args:
+        config: of the comparison.
+        folder: its folder.
+        results: those of `run_comparison`.
     """
     groups = {name: group_runs(known(read_run(run)) for run in runs)[0] for name, runs in results.items()}
     comparison = Comparison(list(groups.values()))
-    headline = groups[config.compare_methods[-1]]
-    lines = [gap_line(headline, groups[name]) for name in config.compare_methods[:-1]]
+    *others, last = config.compare_methods
+    headline = groups[last]
+    stronger = stronger_forms({name: groups[name] for name in others})
+    lines = [
+        f"of {' and '.join(scores)} the stronger is {name}, by the validation images alone: "
+        f"{', '.join(f'{form} {score:.2f} %' for form, score in scores.items())} under PGD-{config.val_steps}"
+        for name, scores in stronger.items()
+    ]
+    weaker = {form for name, scores in stronger.items() for form in scores if form != name}
+    lines += [gap_line(headline, groups[name]) for name in others if name not in weaker]
     print("\n".join(["", comparison.table(brief=True), "", *lines, "", fill(comparison.note(), 100)]))
-    chosen = max(headline.runs, key=lambda run: max(row["val_robust"] or -1.0 for row in run.folder.metrics())).folder
+    chosen = max(headline.runs, key=_best_validation).folder
     best = chosen.best.relative_to(folder.path)
     links = [f"- [{one.path.name}]({one.path.name}/report.md)" for runs in results.values() for one in runs]
     lines += ["", f"The best {headline.label} by validation: {best}."]
@@ -265,6 +303,7 @@ def report_comparison(config: TrainConfig, folder: RunFolder, results: dict[str,
             for run in group.runs
             for warning in run.summary.get("warnings", ())
         ],
+        "stronger": stronger,
         "runs": {name: [run.summary for run in group.runs] for name, group in groups.items()},
     }
     folder.write_summary(summary)

@@ -12,8 +12,9 @@ import yaml
 from ard_fast._commandline import checked, flag
 from ard_fast._devices import check_device_name, resolve_device
 from ard_fast._names import unknown
+from ard_fast._typing import known
 from ard_fast.data import check_arguments
-from ard_fast.methods.registry import METHODS, find_method, method_label
+from ard_fast.methods.registry import EMA_METHODS, EMA_RECIPE, METHODS, find_method, method_label, plain_method
 from ard_fast.models import MODELS, find_model
 from ard_fast.teachers.cache import CACHE_AUTO, CACHE_OFF
 from ard_fast.training.defaults import DATASET_DEFAULTS, EVERY_METHOD, METHOD_ON_DATASET, PRESET_ON_CIFAR10
@@ -87,7 +88,7 @@ class TrainConfig(
 
     def averaging_epoch(self) -> int:
         """The first epoch, from 0, whose weights go into the average."""
-        return int(self.averaging_start_share * self.passes())
+        return int(known(self.averaging_start_share) * self.passes())
 
 
 PATHS = ("data_dir", "image_cache", "extra_data", *ROLES, "teacher_cache")
@@ -96,9 +97,11 @@ PLACES = (*PATHS, "device", "threads")
 _METHOD_FIELDS = tuple(name for part in (AttackSettings, LossSettings) for name in part.model_fields if name != "eps")
 
 PRESETS: dict[str, dict[str, Any]] = {
-    f"{name}-paper": {**PRESET_ON_CIFAR10, "method": name, **method.paper} for name, method in METHODS.items()
+    **{f"{name}-paper": {**PRESET_ON_CIFAR10, "method": name, **method.paper} for name, method in METHODS.items()},
+    **{name: {"method": name} for name in EMA_METHODS},  # `complete` knows their recipe, here and in a comparison
 }
-"""For each method the training recipe of its paper on CIFAR-10, without the quirks of the published code."""
+"""For each method NAME-paper, the training recipe of its paper on CIFAR-10 without the quirks of the published code,
+and NAME-ema, which adds `EMA_RECIPE` to what suits the data set."""
 
 
 def parse(mapping: Mapping[Any, Any], source: str | None = None) -> dict[str, Any]:
@@ -230,15 +233,20 @@ def resolve(
 
 def _refuse_unused(flags: Mapping[str, Any], config: TrainConfig) -> None:
     """Refuse settings that were typed and would change nothing; a preset or a file may hold them."""
-    schedules = [for_method(config, name, config.seed).schedule for name in config.methods()]
+    runs = [for_method(config, name, config.seed) for name in config.methods()]
+    schedules = [run.schedule for run in runs]
     if flags.get("milestones") is not None and not {*schedules} & {*STEPPED}:
         raise ValueError(
             f"milestones: a setting of schedules {' and '.join(STEPPED)}, not of {schedules[0]}, got "
             f"{config.milestones}"
         )
-    if "ema_decay" in flags and config.averaging != "ema":
+    for run in runs:
+        if flags.get("averaging") == "none" != run.averaging:
+            raise ValueError(f"averaging: method {run.method} averages by {run.averaging}, got none")
+    if flags.get("ema_decay") is not None and all(run.averaging != "ema" for run in runs):
         raise ValueError(
-            f"ema_decay: a setting of averaging ema, not of {config.averaging}, got {config.ema_decay:g}; ema sets both"
+            f"ema_decay: a setting of averaging ema, not of {runs[0].averaging}, got {flags['ema_decay']:g}; ema sets "
+            "both"
         )
     if flags.get("peer") is not None and not config.beside():
         raise ValueError(f"peer: method {', '.join(config.methods())} trains none, got {config.peer}")
@@ -275,9 +283,12 @@ def complete(config: TrainConfig) -> TrainConfig:
         values["momentum"] = 0.9
     if config.method == COMPARE:
         return config.replace(**values)
-    spec = find_method(config.method)
+    spec, plain = find_method(config.method), plain_method(config.method)
+    recipe = {} if plain == config.method else EMA_RECIPE
     on_dataset = METHOD_ON_DATASET.get(config.dataset, {})
-    tuned = {**on_dataset.get(EVERY_METHOD, {}), **on_dataset.get(config.method, {})}
+    tuned = {**on_dataset.get(EVERY_METHOD, {}), **on_dataset.get(plain, {}), **recipe}
+    if recipe:
+        tuned.update(on_dataset.get(config.method, {}))
     defaults = {**spec.defaults(), **{key: value for key, value in tuned.items() if key in spec.defaults()}}
     if config.parity:
         for quirk in spec.quirks:
@@ -291,7 +302,16 @@ def complete(config: TrainConfig) -> TrainConfig:
         values["schedule"] = defaults.get("schedule", tuned.get("schedule", "multistep"))
     if config.lr is None:
         values["lr"] = tuned.get("lr", spec.paper.get("lr", 0.1)) if config.optimiser == "sgd" else 1e-3
-    return config.replace(**values)
+    if config.weight_decay is None:
+        values["weight_decay"] = tuned.get("weight_decay", 2e-4)
+    if recipe and config.averaging == "none":
+        values["averaging"] = "ema"
+    if config.ema_decay is None:
+        values["ema_decay"] = tuned.get("ema", 0.999)
+    if config.averaging_start_share is None:
+        values["averaging_start_share"] = 0.0 if recipe else 0.5
+    run = config.replace(**values)
+    return run if config.label_smoothing is not None else _smoothed_where_it_counts(run)
 
 
 def _has(spec: Any, key: str) -> bool:
@@ -300,7 +320,10 @@ def _has(spec: Any, key: str) -> bool:
 
 def for_method(config: TrainConfig, method: str, seed: int) -> TrainConfig:
     """The configuration of one run of a comparison, whose labels are smoothed where its loss has a cross-entropy."""
-    run = complete(config.replace(method=method, seed=seed))
+    return _smoothed_where_it_counts(complete(config.replace(method=method, seed=seed)))
+
+
+def _smoothed_where_it_counts(run: TrainConfig) -> TrainConfig:
     return run if _smooths(run) or not run.label_smoothing else run.replace(label_smoothing=0.0)
 
 
@@ -317,9 +340,12 @@ def for_teacher(config: TrainConfig, role: str) -> TrainConfig:
         role: "teacher", trained by `teacher_method`, or "clean_teacher", trained on clean images.
     """
     method = config.teacher_method if role == "teacher" else "natural"
+    # What the student has by its own method, as its schedule, is none of the teacher's.
+    own = complete(config.replace(schedule=None, weight_decay=None))
+    kept = {key: value for key in ("schedule", "weight_decay") if (value := getattr(config, key)) != getattr(own, key)}
     return complete(
         config.replace(
-            **{**dict.fromkeys(_METHOD_FIELDS), "steps": config.steps},
+            **{**dict.fromkeys((*_METHOD_FIELDS, "schedule", "weight_decay")), "steps": config.steps, **kept},
             method=method,
             parity=False,
             student=getattr(config, role),
@@ -333,6 +359,8 @@ def for_teacher(config: TrainConfig, role: str) -> TrainConfig:
             teacher_epochs=None,
             awp_gamma=0.0,
             averaging="none",
+            ema_decay=None,
+            averaging_start_share=None,
         )
     )
 
@@ -410,6 +438,8 @@ def _validate_method(config: TrainConfig, needs_teachers: bool) -> None:
         known = item.name in ("context", *vars(config))
         if item.init and not known and item.default is item.default_factory is MISSING:
             raise ValueError(f"method: {name} has a field {item.name} that is no setting; give it a default")
+    if name != plain_method(name) and config.averaging != "ema":
+        raise ValueError(f"averaging: expected ema for method {name}, got {config.averaging}")
     if config.awp_gamma and "replays" in method.defaults():
         raise ValueError(
             f"awp_gamma: expected 0 for method {name}, whose single pass moves weights and images, got "

@@ -148,7 +148,7 @@ def make_optimiser(parameters: Iterable[Tensor], config: TrainConfig, *, fused: 
     return OPTIMISERS[config.optimiser](
         parameters,
         lr=known(config.lr),
-        weight_decay=config.weight_decay,
+        weight_decay=known(config.weight_decay),
         fused=fused or None,  # None leaves the choice between its other forms to torch
         **own,
     )

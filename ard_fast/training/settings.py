@@ -9,7 +9,7 @@ from ard_fast._commandline import FlagModel, setting
 from ard_fast._devices import AUTO, PRECISIONS
 from ard_fast.data import DATASETS
 from ard_fast.data.loader import RESIDENT
-from ard_fast.methods.registry import METHODS
+from ard_fast.methods.registry import EMA_METHODS, METHODS
 from ard_fast.models import MODELS
 from ard_fast.teachers.cache import CACHE_AUTO, CACHE_DTYPES
 from ard_fast.teachers.inference import PRECISIONS as TEACHER_PRECISIONS
@@ -35,8 +35,10 @@ class WhatSettings(FlagModel):
     group = "method, data set, seeds"
     method: str = setting(
         COMPARE,
-        f"training method, {OWN} for one of your own, or compare: train a teacher, then each of --compare-methods",
+        f"training method, {OWN} for one of your own, NAME-ema for one by the recipe of --preset NAME-ema, or compare: "
+        "train a teacher, then each of --compare-methods",
         choices=(*METHODS, COMPARE),
+        also=EMA_METHODS,
         own=OWN,
     )
     parity: bool = setting(False, "reproduce the quirks of the method's published code; the run prints each of them")
@@ -46,7 +48,12 @@ class WhatSettings(FlagModel):
     )
     seed: int = setting(0, "seed of the weights, the data order and the attacks", ge=0, lt=2**63)
     compare_methods: tuple[str, ...] = setting(
-        ("at", "ard"), "methods of a comparison, comma-separated", choices=tuple(METHODS), own=OWN, min_length=1
+        ("at", "at-ema", "ard"),
+        "methods of a comparison, comma-separated",
+        choices=tuple(METHODS),
+        also=EMA_METHODS,
+        own=OWN,
+        min_length=1,
     )
     compare_seeds: int = setting(3, "number of seeds of a comparison: seed, seed + 1, ...", ge=1)
 
@@ -212,7 +219,9 @@ class OptimiserSettings(FlagModel):
     )
     momentum: float | None = setting(None, "momentum of SGD; default: 0.9", ge=0, lt=1)
     nesterov: bool = setting(False, "use Nesterov momentum")
-    weight_decay: float = setting(2e-4, "weight decay of all parameters; decoupled with adamw", ge=0)
+    weight_decay: float | None = setting(
+        None, "weight decay of all parameters; decoupled with adamw; default: 2e-4, of NAME-ema 5e-4", ge=0
+    )
     schedule: str | None = setting(
         None,
         "learning-rate schedule; ard: multistep of which only the first drop takes effect, as in the published code; "
@@ -250,9 +259,15 @@ class WeightSettings(FlagModel):
         "average of the weights, which is then what is validated, saved and tested",
         choices=tuple(dict.fromkeys(("none", *AVERAGINGS))),
     )
-    ema_decay: float = setting(0.999, "decay of ema; smaller during the first updates", ge=0, lt=1)
-    averaging_start_share: float = setting(
-        0.5, "fraction of the epochs before averaging starts", ge=0, lt=1, unit=SHARE
+    ema_decay: float | None = setting(
+        None, "decay of ema; smaller during the first updates; default: 0.999, of NAME-ema 0.9995", ge=0, lt=1
+    )
+    averaging_start_share: float | None = setting(
+        None,
+        "fraction of the epochs before averaging starts; default: 0.5, of NAME-ema 0",
+        ge=0,
+        lt=1,
+        unit=SHARE,
     )
 
 
@@ -260,7 +275,9 @@ class TeacherSettings(FlagModel):
     """How teachers are trained, and how their logits are computed."""
 
     group = "teacher"
-    teacher_method: str = setting("at", "method that trains a teacher given by name", choices=tuple(METHODS))
+    teacher_method: str = setting(
+        "at", "method that trains a teacher given by name", choices=tuple(METHODS), also=EMA_METHODS
+    )
     teacher_epochs: int | None = setting(None, "epochs of a teacher given by name; default: --epochs", ge=1)
     teacher_lr: float | None = setting(
         None, "learning rate of a teacher given by name; default: that of its method", gt=0

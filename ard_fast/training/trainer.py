@@ -105,7 +105,8 @@ class Trainer:
         self.average: WeightAverage | None = None
         if config.averaging != "none":
             first = config.averaging_epoch()
-            self.average = WeightAverage(self.student, kind=config.averaging, decay=config.ema_decay, first_epoch=first)
+            decay = known(config.ema_decay)
+            self.average = WeightAverage(self.student, kind=config.averaging, decay=decay, first_epoch=first)
         sample = first_images(env.dataset, env.device, _SAMPLE)
         self.update = Update(config, self.student, self.method, self.world, self.compute, self.average, sample=sample)
         self.chosen_graph = choose_graph(config.graph, env.device, self.method, self.world, sync_bn=config.sync_bn)

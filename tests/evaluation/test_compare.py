@@ -8,21 +8,23 @@ import pytest
 import torch
 
 from ard_fast._tables import escape
+from ard_fast._typing import known
 from ard_fast.compare import main
 from ard_fast.models import build_model
 from ard_fast.training.checkpoint import save_weights
+from ard_fast.training.comparison import stronger_forms
 from ard_fast.training.config import resolve
-from ard_fast.training.finished import read_run
+from ard_fast.training.finished import group_runs, read_run
 from ard_fast.training.run_folder import RunFolder
 
 
-def make_run(path, clean=80.0, robust=40.0, attacks=None, finished=True, weights=False, **settings):
-    """A finished run's folder without the training."""
+def make_run(path, clean=80.0, robust=40.0, val=None, attacks=None, finished=True, weights=False, **settings):
+    """A finished run's folder without the training. `val`: robust accuracy on the validation images, if another."""
     config = resolve({"method": "at", "epochs": 2, **settings})
     folder = RunFolder(path)
     folder.start(config)
     for epoch in (1, 2):
-        folder.add_metrics({"epoch": epoch, "val_clean": clean, "val_robust": robust})
+        folder.add_metrics({"epoch": epoch, "val_clean": clean, "val_robust": val or robust})
     if weights:
         torch.manual_seed(config.seed)
         save_weights(folder.best, build_model(config.student), name=config.student, num_classes=10, in_channels=1)
@@ -135,6 +137,21 @@ def test_other_settings_make_other_lines_and_are_named(tmp_path, capsys):
     assert table["at (digits-student), steps 7"][1] == "2" and table["at (digits-student), steps 3"][1] == "1"
     assert main([*map(str, runs), "--baseline", "at"]) == 2
     assert "baseline: 'at' is several: at (digits-student), steps 7; at" in capsys.readouterr().err
+
+
+def test_the_stronger_form_of_a_baseline_is_chosen_on_validation_images(tmp_path, capsys):
+    for seed in (0, 1):
+        make_run(tmp_path / f"seed{seed}-at", seed=seed, robust=50.0, val=30.0 + 3 * seed)
+        make_run(tmp_path / f"seed{seed}-at-ema", seed=seed, robust=40.0, val=32.0, method="at-ema")
+    assert main([str(tmp_path), "--baseline", "at-ema"]) == 0
+    printed = capsys.readouterr().out
+    assert "\nat (digits-student) - at-ema (digits-student) under PGD-20: +10.00 points" in printed
+    forms = {
+        name: group_runs(known(read_run(RunFolder(path))) for path in sorted(tmp_path.glob(f"*-{name}")))[0]
+        for name in ("at-ema", "at")
+    }
+    assert stronger_forms(forms) == {"at-ema": {"at": 31.5, "at-ema": 32.0}}
+    assert stronger_forms({"at-ema": forms["at-ema"], "ard": forms["at"]}) == {}
 
 
 def test_teachers_of_several_seeds_do_not_part_the_runs(tmp_path, capsys):

@@ -8,7 +8,7 @@ from short_runs import TINY, assert_same_run, small_and_tidy, stop_after
 
 from ard_fast.methods.own import describe_method, try_method
 from ard_fast.train import main
-from ard_fast.training.config import read_yaml, resolve, to_yaml
+from ard_fast.training.config import for_method, read_yaml, resolve, to_yaml
 
 __all__ = ["small_and_tidy"]  # a fixture
 
@@ -88,7 +88,9 @@ def test_a_loss_is_given_each_networks_logits_at_the_images_it_asks_for():
 
 
 def test_the_yaml_of_a_configuration_keeps_them(tmp_path):
-    config = resolve({"method": "compare", "compare_methods": ("at", "own_losses:plain")})
+    config = resolve({"method": "compare", "compare_methods": ("at", "own_losses:plain-ema", "own_losses:plain")})
+    averages = [for_method(config, name, 0).averaging for name in config.compare_methods]
+    assert averages == ["none", "ema", "none"]
     (tmp_path / "c.yaml").write_text(to_yaml(config))
     assert resolve({}, file=read_yaml(tmp_path / "c.yaml")) == config
     with pytest.raises(ValueError, match="compare_methods: expected each method once, got own_losses:plain, other"):

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from ard_fast.data import DATASETS
+from ard_fast.methods import METHODS
 from ard_fast.train import main
 from ard_fast.training.commandline import make_parser
 from ard_fast.training.config import (
@@ -79,6 +80,35 @@ def test_a_comparison_gives_each_method_its_own_constants():
     assert (at.seed, at.steps, at.temperature, at.lr) == (1, 3, None, 0.05)
     assert (ard.steps, ard.temperature, ard.alpha, ard.lr) == (3, 3.0, 1.0, 0.5)
     assert for_teacher(ard, "teacher") == for_teacher(config.replace(seed=1), "teacher")
+
+
+def test_the_ema_recipe_suits_every_data_set_and_gives_way_to_flags():
+    config = resolve({"dataset": "mnist", "data_dir": "d"}, preset="at-ema")
+    plain = resolve({"dataset": "mnist", "data_dir": "d", "method": "at"})
+    recipe = {"schedule": "onecycle", "weight_decay": 5e-4, "label_smoothing": 0.4}
+    average = {"averaging": "ema", "ema_decay": 0.9995, "averaging_start_share": 0.0}
+    assert config == plain.replace(method="at-ema", **recipe, **average)
+    given = {"weight_decay": 0.0, "ema": 0.9, "label_smoothing": 0.0, "schedule": "cosine", "lr": 0.3}
+    config = resolve(given, preset="at-ema")
+    assert given.items() <= {**vars(config), "ema": config.ema_decay}.items()
+    assert resolve({"ema_decay": 0.9}, preset="at-ema").averaging_start_share == 0.0
+    smoothing = [resolve({"alpha": alpha}, preset="ard-ema").label_smoothing for alpha in (1.0, 0.5)]
+    assert (*smoothing, resolve({}, preset="rslad-ema").label_smoothing) == (0.0, 0.4, None)
+    for name, method in METHODS.items():
+        needs = dict.fromkeys(method.teachers, "resnet18")
+        assert resolve({"dataset": "cifar10", "data_dir": "d", **needs}, preset=f"{name}-ema").averaging == "ema"
+
+
+def test_a_comparison_trains_plainly_and_by_the_recipe_from_the_same_teacher():
+    config = resolve({"compare_methods": ("at", "at-ema", "ard", "ard-ema")})
+    runs = {name: for_method(config, name, 0) for name in config.compare_methods}
+    assert runs["at-ema"] == resolve({"method": "at-ema", "compare_methods": config.compare_methods})
+    assert [run.averaging for run in runs.values()] == ["none", "ema"] * 2
+    teachers = [for_teacher(one, "teacher") for one in (config, runs["ard"], runs["ard-ema"])]
+    assert teachers[0] == teachers[1] == teachers[2] and teachers[0].averaging == "none"
+    by_recipe = [for_teacher(one.replace(teacher_method="at-ema"), "teacher") for one in (config, *runs.values())]
+    assert all((one.averaging, one.schedule, one.label_smoothing) == ("ema", "onecycle", 0.4) for one in by_recipe)
+    assert for_teacher(resolve({"method": "ard-ema", "schedule": "constant"}), "teacher").schedule == "constant"
 
 
 def test_a_setting_that_the_method_does_not_have_is_refused():
@@ -223,7 +253,7 @@ def test_wrong_types_are_refused(name, text, message):
         ),
         (
             {"dataset": "mnist", "data_dir": "d", "teacher": "resnet18", "warmup_epochs": 1.0},  # a comparison
-            "warmup_epochs: expected 0 with schedule cyclic of method ard",
+            "warmup_epochs: expected 0 with schedule onecycle of method at-ema",
         ),
         (
             {"method": "ard", "teacher_epochs": 2, "warmup_epochs": 3.0},
@@ -242,6 +272,12 @@ def test_wrong_types_are_refused(name, text, message):
         ({"method": "ard", "clean_teacher": "resnet18"}, "clean_teacher: method ard has none, got resnet18"),
         ({"extra_data": "e", "extra_fraction": 1.0}, "extra_fraction: expected more than 0 to below 1, got 1.0"),
         ({"epochs": 3, "warmup_epochs": 4.0}, "warmup_epochs: expected at most 3, the epochs, got 4"),
+        ({"method": "at-ema", "averaging": "none"}, "averaging: method at-ema averages by ema, got none"),
+        ({"averaging": "swa"}, "averaging: expected ema for method at-ema, got swa"),
+        ({"method": "ard-emma"}, "method: unknown value 'ard-emma'; did you mean 'ard-ema'"),
+        ({"compare_methods": ("at", "at-em")}, "compare_methods: unknown value 'at-em'; did you mean 'at-ema'"),
+        ({"method": "compare-ema"}, "method: unknown value 'compare-ema'"),
+        ({"teacher_method": "ema"}, "teacher_method: unknown value 'ema'"),
         ({"ema": 0.9, "averaging": "swa"}, "ema: short for averaging, ema_decay, .* got averaging too"),
         ({"ema": 1.0}, "ema_decay: expected 0 to below 1"),
         ({"cropshift": 3, "crop_padding": 2}, "crop_padding: expected 0 with cropshift, which crops instead, got 2"),

@@ -495,14 +495,23 @@ def test_the_default_job_at_tiny_settings(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trainer.Trainer, "run", run)
     assert main([*TINY, "--epochs", "1", "--compare-seeds", "2", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    for name in ("teacher, at (digits-teacher)", "at (digits-student)", "ard (digits-student)"):
+    students = [f"{name} (digits-student)" for name in ("at", "at-ema", "ard")]
+    for name in ("teacher, at (digits-teacher)", *students):
         assert re.search(
             re.escape(f"| {name} ") + r" *\| +[\d.]+ ± [\d.]+ \| +[\d.]+ ± [\d.]+ \| +[\d.]+ \|",
             printed,
         )
-    assert "ard (digits-student) - at (digits-student) under PGD-20: " in printed and f"are in {out}\n" in printed
-    assert len(re.findall(r"(?m)^ +\d/6  (?:teacher|at|ard) +[01] +[\d.]+ +[\d.]+  +[\d:]+ +[\d:]+$", printed)) == 6
-    runs = {f"seed{seed}-{name}" for seed in (0, 1) for name in ("teacher", "at", "ard")}
+    summary = json.loads((out / "summary.json").read_text())
+    ((stronger, scores),) = summary["stronger"].items()
+    assert stronger == max(("at", "at-ema"), key=scores.get)
+    line = f"of at and at-ema the stronger is {stronger}, by the validation images alone: at {scores['at']:.2f} %, at-"
+    gap = f"ard (digits-student) - {stronger} (digits-student) under PGD-20: "
+    for text in (printed, (out / "report.md").read_text()):
+        assert line in text and gap in text and text.count("under PGD-20: ") == 1
+    assert f"are in {out}\n" in printed
+    names = "teacher|at|at-ema|ard"
+    assert len(re.findall(rf"(?m)^ +\d/8  (?:{names}) +[01] +[\d.]+ +[\d.]+  +[\d:]+ +[\d:]+$", printed)) == 8
+    runs = {f"seed{seed}-{name}" for seed in (0, 1) for name in names.split("|")}
     own = {
         "config.yaml",
         "places.json",
@@ -512,8 +521,7 @@ def test_the_default_job_at_tiny_settings(tmp_path, monkeypatch, capsys):
         "report.tex",
     }
     assert {path.name for path in out.iterdir()} == runs | own
-    summary = json.loads((out / "summary.json").read_text())
-    assert set(summary) == {*SUMMARY_KEYS, "best", "runs"} and (out / summary["best"]).is_file()
+    assert set(summary) == {*SUMMARY_KEYS, "best", "stronger", "runs"} and (out / summary["best"]).is_file()
     singles = [json.loads((out / f"seed{seed}-ard" / "summary.json").read_text()) for seed in (0, 1)]
     assert summary["pgd20_acc"] == pytest.approx(sum(one["pgd20_acc"] for one in singles) / 2)
     assert summary["seed"] == [0, 1] and summary["runs"]["ard"] == singles
