@@ -36,6 +36,7 @@ class FastARD(FreeAdversarialTraining):
     teachers = ("teacher",)
     asked_clean = ("teacher",)
     paper = recipe()
+    quirks = ()  # of a code that was not published
 
     replays: int = 4
     delta_gradient: str = "ce"
@@ -71,5 +72,6 @@ class FastARD(FreeAdversarialTraining):
         ascends = "CE(S(x'), y)" if self.delta_gradient == "ce" else "the loss itself"
         return [
             f"{ard_words(self)}; x' = x + delta; {self.replays} updates on each batch",
-            f"teacher sees x, eval mode, once a batch; delta ascends {ascends} and is kept from batch to batch",
+            f"teacher sees x, eval mode, once a batch; delta ascends {ascends} and is kept from batch to batch; "
+            f"{self.clamp_words()}",
         ]

@@ -13,16 +13,20 @@ from ard_fast import functional as F
 from ard_fast._typing import known
 from ard_fast.data.batches import Batch
 from ard_fast.methods.base import Inner, Method, Network, StepResult
-from ard_fast.methods.shared import recipe
+from ard_fast.methods.shared import Quirk, recipe
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class FreeAdversarialTraining(Method):
     """CE(S(x + delta), y), m updates on each batch, each of which moves the weights and delta by one backward pass.
 
-    delta <- clip(delta + step_size sign(grad), -eps, eps) after each pass; x + delta is clamped to [0, 1]. Where the
-    clamp holds a pixel its gradient is zero and delta stays, as in the published code. The student is in train mode
-    throughout: one batch-norm update for each of the m.
+    delta <- clip(delta + step_size sign(grad), -eps, eps) after each pass. Before each, delta is clamped to
+    [-x, 1 - x]: x + delta is an image, and each of its pixels has a gradient. locuslab/fast_adversarial clamps delta,
+    too, but only after the pass. The student is in train mode throughout: one batch-norm update for each of the m.
+
+    The paper's own code (ashafahi/free_adv_train) clamps the sum instead, `clamp_delta=False`. Where that holds a pixel
+    its gradient is zero and delta stays: a black pixel whose delta has become negative is never attacked again until
+    another image is brighter there. On photographs these are few; on digits, most of the image.
 
     delta belongs to a place in the batch, not to an image: it is kept between the m updates, and the next batch starts
     from where the last one left it, whatever images are there then, as in the published code. A smaller last batch uses
@@ -37,15 +41,21 @@ class FreeAdversarialTraining(Method):
     whole_batch = True
     # 80,000 updates in batches of 128, with drops at half and three quarters.
     paper = recipe(epochs=205, milestones=(102, 154))
+    quirks = (
+        Quirk("x + delta is clamped, delta is not: it stays where the clamp holds a pixel", {"clamp_delta": False}),
+    )
 
     eps: float
     step_size: float
     replays: int = 8
+    clamp_delta: bool = True
     label_smoothing: float = 0.0
     kept: Tensor | None = field(default=None, init=False)
 
     def attack(self, student: Network, batch: Batch) -> Inner:
         delta = self.delta_of(batch)
+        if self.clamp_delta:  # in place, and so in what is kept; twice is once
+            delta.detach().clamp_(-batch.x, 1.0 - batch.x)
         return Inner(x_adv=(batch.x + delta).clamp(0.0, 1.0), delta=delta)
 
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
@@ -96,5 +106,9 @@ class FreeAdversarialTraining(Method):
     def conventions(self) -> list[str]:
         return [
             f"loss CE(S(x + delta), y), mean over the batch; {self.replays} updates on each batch",
-            "each update's backward pass also moves delta, which is kept from batch to batch",
+            f"each update's backward pass also moves delta, which is kept from batch to batch; {self.clamp_words()}",
         ]
+
+    def clamp_words(self) -> str:
+        """What keeps the pixel range, in words."""
+        return f"{'delta' if self.clamp_delta else 'only x + delta'} is clamped to the pixel range"

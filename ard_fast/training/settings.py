@@ -118,6 +118,11 @@ class AttackSettings(FlagModel):
     )
     noise_ratio: float | None = setting(None, "n-fgsm: half-width of the uniform starting noise, in units of eps", ge=0)
     replays: int | None = setting(None, "free, fast-ard: updates on each batch (batch repeats, m)", ge=1)
+    clamp_delta: bool | None = setting(
+        None,
+        "free, fast-ard: clamp the perturbation to where images stay in [0, 1]; false: only their sum, as free "
+        "training's first code",
+    )
     delta_gradient: str | None = setting(
         None,
         "fast-ard: loss that the perturbation maximises, cross-entropy or distillation",

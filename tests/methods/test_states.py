@@ -286,14 +286,15 @@ def batches(sizes=(12, 12, 5, 12)):
     """Batches of several sizes; the third is a last, partial one."""
     made = [make_batch(seed=10 + index, count=size) for index, size in enumerate(sizes)]
     for batch in made:
-        batch.x.mul_(1.2).clamp_(0, 1)  # pixels at the bound, where the clamp holds the perturbation's gradient back
+        batch.x.mul_(1.4).sub_(0.2).clamp_(0, 1)  # many pixels at the bounds, where the two clamps differ
     return made
 
 
-def published_loop(student, data, loss, ascended, lr=0.05):
+def published_loop(student, data, loss, ascended, clamp_delta, lr=0.05):
     """The loop of the free-training code in its own order, without anything of ours.
 
     Args:
+        clamp_delta: clamp the perturbation before each update, not only its sum with the image.
         loss: of (logits, batch), for the weights.
         ascended: of (logits, batch), for the perturbation; None for the same.
     """
@@ -302,6 +303,8 @@ def published_loop(student, data, loss, ascended, lr=0.05):
     for batch in data:
         count = len(batch.y)
         for _ in range(M):
+            if clamp_delta:
+                noise[:count] = torch.minimum(torch.maximum(noise[:count], -batch.x), 1 - batch.x)
             delta = noise[:count].clone().requires_grad_()
             logits = student(torch.clamp(batch.x + delta, 0.0, 1.0))
             grad = None
@@ -315,12 +318,15 @@ def published_loop(student, data, loss, ascended, lr=0.05):
     return noise
 
 
-@pytest.mark.parametrize(("name", "gradient"), [("free", None), ("fast-ard", "ce"), ("fast-ard", "kd")])
-def test_free_training_is_the_published_loop(name, gradient):
+@pytest.mark.parametrize(
+    ("name", "gradient", "clamp_delta"),
+    [("free", None, True), ("free", None, False), ("fast-ard", "ce", True), ("fast-ard", "kd", False)],
+)
+def test_free_training_is_the_published_loop(name, gradient, clamp_delta):
     student, teacher, data = make_student(), make_teacher(), batches()
     other = copy.deepcopy(student)
     settings = {} if gradient is None else {"temperature": 3.0, "delta_gradient": gradient}
-    method = make_method(name, teacher, replays=M, eps=EPS, **settings)
+    method = make_method(name, teacher, replays=M, eps=EPS, clamp_delta=clamp_delta, **settings)
     seen = Seen(teacher)
     train_epochs(method, student, data, 1)
     assert len(seen.images) == (0 if name == "free" else len(data))  # once for all updates on a batch
@@ -334,7 +340,11 @@ def test_free_training_is_the_published_loop(name, gradient):
         return 9.0 * tf.kl_div(tf.log_softmax(logits / 3.0, 1), target, reduction="sum") / logits.numel()
 
     noise = published_loop(
-        other, data, labels if name == "free" else distillation, labels if gradient == "ce" else None
+        other,
+        data,
+        labels if name == "free" else distillation,
+        labels if gradient == "ce" else None,
+        clamp_delta,
     )
     for (key, value), wanted in zip(student.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.allclose(value.float(), wanted.float(), rtol=1e-4, atol=1e-5), key
@@ -344,6 +354,18 @@ def test_free_training_is_the_published_loop(name, gradient):
     assert (method.state_dict()["delta"] == noise).float().mean() > (0.99 if gradient else 0.9999)
 
 
+@pytest.mark.parametrize("clamp_delta", [True, False])
+def test_a_black_pixel_is_attacked_again(clamp_delta):
+    """One that the last image left with a negative perturbation has a gradient only if that is clamped."""
+    batch = make_batch()
+    batch.x[..., ::2] = 0.0
+    method = make_method("free", replays=1, eps=EPS, clamp_delta=clamp_delta)
+    method.load_state_dict({"delta": torch.full_like(batch.x, -EPS)})
+    step(method, make_student(), batch)
+    brighter = (method.state_dict()["delta"][..., ::2] == torch.tensor(EPS)).float().mean()
+    assert brighter == (pytest.approx(0.5, abs=0.4) if clamp_delta else 0)
+
+
 def test_a_resumed_run_may_begin_with_the_smaller_last_batch():
     small, whole = batches((5, 12))
     method = make_method("free", replays=1, eps=EPS)
@@ -351,7 +373,10 @@ def test_a_resumed_run_may_begin_with_the_smaller_last_batch():
     kept = method.state_dict()["delta"].clone()
     assert kept.shape[0] == 5
     inner = method.attack(make_student(), whole)
-    assert torch.equal(inner.delta[:5], kept) and not inner.delta[5:].any()
+    assert (
+        torch.equal(inner.delta[:5], torch.minimum(torch.maximum(kept, -whole.x[:5]), 1 - whole.x[:5]))
+        and not inner.delta[5:].any()
+    )
 
 
 def test_every_process_keeps_the_places_of_all():
