@@ -21,7 +21,16 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "fold": "false",  # and to folding
     },
     # The radii that are usual for them. A mirrored digit is no digit.
-    "mnist": {"student": "resnet18-tiny", "eps": 0.3, "crop_padding": 2, "flip": False},
+    "mnist": {
+        "student": "mnist-student",
+        "teacher": "mnist-teacher",
+        "clean_teacher": "mnist-teacher",
+        "epochs": 3,
+        "teacher_epochs": 3,
+        "eps": 0.3,
+        "crop_padding": 0,
+        "flip": False,
+    },
     "fashion-mnist": {"eps": 0.1, "crop_padding": 2},
 }
 
@@ -52,7 +61,15 @@ METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
         "saad": {"lr": 0.1, "temperature": 3.0},
     },
     # At T = 30 and a learning rate of 0.1, as on CIFAR-10, the KL divided by B * C moves the student too little.
-    "mnist": {"ard": {"lr": 0.5, "temperature": 1.0, "schedule": "cyclic"}},
+    "mnist": {
+        EVERY_METHOD: {"steps": 5, "lr": 0.1, "schedule": "onecycle"},
+        **{
+            name: {"lr": 1.0, "temperature": 1.0}
+            for name in ("kd", "ard", "fast-ard", "fgsm-ard", "rslad", "mtard", "adaad", "absld", "fair-ard")
+        },
+        "adaiad": {"temperature": 1.0},
+        "n-fgsm": {"noise_ratio": 1.0},  # twice eps is more than the pixel range here
+    },
 }
 
 # Of every paper's preset, on CIFAR-10.

@@ -155,10 +155,10 @@ def test_ema_is_short_for_an_average_from_the_start():
 
 
 def test_cropshift_takes_the_place_of_the_padded_crop():
-    mnist = {"method": "at", "dataset": "mnist", "data_dir": "d"}
-    assert [resolve({**mnist, **more}).crop_padding for more in ({}, {"cropshift": 4})] == [2, 0]
+    fashion = {"method": "at", "dataset": "fashion-mnist", "data_dir": "d"}
+    assert [resolve({**fashion, **more}).crop_padding for more in ({}, {"cropshift": 4})] == [2, 0]
     assert resolve({"cropshift": 8, "data_dir": "d"}, preset="at-paper").crop_padding == 0
-    assert resolve({**mnist, "dataset": "cifar10"}).crop_padding == 4
+    assert resolve({**fashion, "dataset": "cifar10"}).crop_padding == 4
 
 
 def test_another_optimiser_takes_its_own_learning_rate():
@@ -252,7 +252,7 @@ def test_wrong_types_are_refused(name, text, message):
             "warmup_epochs: expected 0 with schedule onec",
         ),
         (
-            {"dataset": "mnist", "data_dir": "d", "teacher": "resnet18", "warmup_epochs": 1.0},  # a comparison
+            {"dataset": "fashion-mnist", "data_dir": "d", "teacher": "resnet18", "warmup_epochs": 1.0},  # a comparison
             "warmup_epochs: expected 0 with schedule onecycle of method at-ema",
         ),
         (
@@ -411,7 +411,7 @@ def test_print_config_needs_neither_images_nor_teachers(tmp_path, capsys, monkey
     assert main(["--dataset", dataset, "--method", "mtard", "--teacher", "nowhere.pt", "--print-config"]) == 0
     (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
     file = read_yaml("c.yaml")
-    if dataset != "digits":
+    if dataset not in ("digits", "mnist"):  # these have teachers of their own
         resolve({"data_dir": "d", "clean_teacher": "resnet18"}, file=file)
         for given, missing in (({"clean_teacher": "resnet18"}, "data_dir"), ({"data_dir": "d"}, "clean_teacher")):
             with pytest.raises(ValueError, match=f"{missing}: "):  # they are, however, to train
@@ -435,9 +435,11 @@ def test_help_shows_the_flags_used_most_and_help_all_every_default(capsys):
     assert "\n  python -m ard_fast.train --resume runs/ard\n" in short
     text = " ".join(whole.split())
     assert {flag(name) for name in TrainConfig.model_fields} <= set(re.findall(r"--[a-z0-9-]+", text))
-    assert "[200; digits: 15]" in text and "[none; digits: digits-teacher]" in text
-    assert re.search(r"--steps INT [^\[]*\[[^\]]*\b10\b[^\]]*; digits: 7\]", text)  # the methods', the data set's
+    assert "[200; digits: 15; mnist: 3]" in text and "[none; digits: digits-teacher; mnist: mnist-teacher]" in text
+    assert re.search(
+        r"--steps INT [^\[]*\[[^\]]*\b10\b[^\]]*; digits: 7; mnist: 5\]", text
+    )  # the methods', the data set's
     assert "rslad, absld: 5/6" in text and re.search(
-        r"--lr FLOAT [^\[]*default: the method's[^\[]*\[digits: 0.05\]", text
+        r"--lr FLOAT [^\[]*default: the method's[^\[]*\[digits: 0.05; mnist: 0.1\]", text
     )
     assert not re.search(r"\w-\n", short + whole.replace("--\n", ""))  # no name is broken
