@@ -71,6 +71,12 @@ _FORMULAS = {
         "BCE(S(x'), y) + beta KL(S(x) || S(x')) (1 - S_y(x))",
         _ATTACK + "CE(S(x'), y)",
     ),
+    "ikl": (
+        "2305.13948",
+        "CE(S(x), y) + beta M_w(S(x), S(x')) + alpha KL(sg(S(x)) || S(x'))",
+        "M_w(r, z) = 1/4 \\sum_{j,k} w_j w_k ((z_j - z_k) - (r_j - r_k))^2",
+        _ATTACK + "KL(S(x) || S(x')), w = \\mathbb{E}[softmax(z_S / t) | y]",
+    ),
     "adr": (
         "2305.12118",
         "CE(S(x'), q)",
@@ -92,6 +98,12 @@ _FORMULAS = {
         "2108.07969",
         "tau^2 [alpha KL(T(x) || S(x')) + (1 - alpha) KL(T(x) || S(x))]",
         _ATTACK + "KL(T(x) || S(x'))",
+    ),
+    "ikl-rslad": (
+        "2305.13948",
+        "alpha D(T(x), S(x')) + (1 - alpha) D(T(x), S(x))",
+        "D(r, z) = beta M_w(r, z) + kappa KL(r || z)",
+        _ATTACK + "KL(T(x) || S(x')), w = \\mathbb{E}[softmax(z_T / t) | y]",
     ),
     "iad-i": ("2106.04928", _TRUST, _ATTACK + "CE(S(x'), y), w = T_y(x')^{beta}"),
     "iad-ii": (
@@ -147,7 +159,7 @@ def _tex(formula: str) -> str:
     formula = re.sub(r"\^([\d.]+)", r"^{\1}", formula)
     formula = re.sub(r" (?=[uvwxd](_[0c])? (=|\\sim|propto)|T\^a\(x\) =|Delta f)", r"\\quad ", formula)
     formula = re.sub(r"(\)|[a-z]) (?=BCE|CE|KL|sign|nabla|softmax|\[|\()", r"\1\\, ", formula)
-    formula = re.sub(r"\b(BCE|CE|KL|argmax|clip|softmax|sign|min|max)(?=\b|_)", r"\\mathrm{\1}", formula)
+    formula = re.sub(r"\b(BCE|CE|KL|argmax|clip|softmax|sign|sg|min|max)(?=\b|_)", r"\\mathrm{\1}", formula)
     formula = re.sub(
         r"\b(alpha|beta|gamma|delta|epsilon|kappa|tau|lambda|nabla|propto|Delta)(?=\b|_)", r"\\\1", formula
     )

@@ -21,6 +21,7 @@ from ard_fast.methods.free import FreeAdversarialTraining
 from ard_fast.methods.iad_i import IntrospectiveDistillation
 from ard_fast.methods.iad_ii import TwoTeacherIntrospectiveDistillation
 from ard_fast.methods.igdm import GradientMatching
+from ard_fast.methods.ikl import ImprovedDistillation, ImprovedTrades
 from ard_fast.methods.kd import CleanDistillation
 from ard_fast.methods.mart import Mart
 from ard_fast.methods.mtard import MultiTeacherDistillation
@@ -39,6 +40,7 @@ METHODS: dict[str, type[Method]] = {
         AdversarialTraining,
         Trades,
         Mart,
+        ImprovedTrades,
         SelfDistillationRectification,
         FreeAdversarialTraining,
         FastAdversarialTraining,
@@ -48,6 +50,7 @@ METHODS: dict[str, type[Method]] = {
         FastARD,
         FGSMARD,
         RobustSoftLabelDistillation,
+        ImprovedDistillation,
         IntrospectiveDistillation,
         TwoTeacherIntrospectiveDistillation,
         MultiTeacherDistillation,

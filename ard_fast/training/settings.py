@@ -185,6 +185,16 @@ class LossSettings(FlagModel):
         None, "adr: largest share of the soft labels in the first epoch; the rest is the label", ge=0, le=1
     )
     last_soft_share: float | None = setting(None, "adr: the same in the last epoch", ge=0, le=1)
+    mse_weight: float | None = setting(
+        None, "ikl, ikl-rslad: weight of the weighted squares of logit differences", ge=0
+    )
+    kl_weight: float | None = setting(None, "ikl, ikl-rslad: weight of the KL, without gradient to its reference", ge=0)
+    class_mean_temperature: float | None = setting(
+        None, "ikl, ikl-rslad: temperature of the softmax whose class means are the weights", gt=0
+    )
+    class_mean_power: float | None = setting(
+        None, "ikl, ikl-rslad: exponent of the class means; below 1, as in GKL, the weights are smoother", ge=0
+    )
     label_weight: float | None = setting(None, "peeraid: weight of the student's cross-entropy", ge=0)
     peer_weight: float | None = setting(None, "peeraid: weight of the peer's logits as the student's target", ge=0)
     self_weight: float | None = setting(

@@ -66,6 +66,26 @@ def mart(c):
     return boosted.mean() + c.beta * divided(c, kl(adv.log(), clean.log()) * (1 - clean[rows, c.y]))
 
 
+def improved_kl(c, logits, reference):
+    """Of each row, its pairs of classes written out."""
+    w = c.method.class_means[c.y].double() ** c.class_mean_power
+    w = w / w.sum(1, keepdim=True)
+    z, r = (values[:, :, None] - values[:, None, :] for values in (logits, reference))
+    mse = (w[:, :, None] * w[:, None, :] * (z - r) ** 2).sum((1, 2)) / 4
+    return c.mse_weight * mse + c.kl_weight * kl(logits, reference.detach())
+
+
+def ikl(c):
+    clean = c.S(c.x)
+    return entropy(c, clean).mean() + improved_kl(c, c.S(c.z), clean).mean()
+
+
+def ikl_rslad(c):
+    target = c.T(c.x)
+    rows = c.alpha * improved_kl(c, c.S(c.z), target) + (1 - c.alpha) * improved_kl(c, c.S(c.x), target)
+    return rows.mean()
+
+
 def adr(c):
     average = c.method.average
     assert not average.training and not any(parameter.requires_grad for parameter in average.parameters())
@@ -177,6 +197,8 @@ FORMULAS = {
     "n-fgsm": adversarial,
     "trades": trades,
     "mart": mart,
+    "ikl": ikl,
+    "ikl-rslad": ikl_rslad,
     "adr": adr,
     "free": natural,  # of the first update: the perturbation is zero
     "kd": kd,
@@ -196,6 +218,14 @@ FORMULAS = {
     "peeraid": peeraid,
 }
 FIRST, LAST = 0, EPOCHS - 1
+
+
+def make_means():
+    """Of softmax rows, one a class, the class's own entry the largest."""
+    values = torch.rand(10, 10, generator=torch.Generator().manual_seed(4))
+    return torch.softmax(3 * values + 2 * torch.eye(10), 1)
+
+
 T3 = {"temperature": 3.0}
 
 # name, settings, epoch, then which images student, teacher and clean teacher see, in order
@@ -211,6 +241,11 @@ CASES = [
     ("trades", {"beta": 1.5, "reduction": "mean", "repeat_clean": True}, FIRST, "x x' x", "", ""),
     ("mart", {}, FIRST, "x x'", "", ""),
     ("mart", {"beta": 0.5, "reduction": "mean"}, FIRST, "x x'", "", ""),
+    ("ikl", {}, FIRST, "x' x", "", ""),
+    ("ikl", {"mse_weight": 3.0, "kl_weight": 0.0, "label_smoothing": 0.3}, FIRST, "x' x", "", ""),
+    ("ikl", {"kl_weight": 2.0, "class_mean_power": 0.2}, FIRST, "x' x", "", ""),
+    ("ikl-rslad", {}, FIRST, "x' x", "x", ""),
+    ("ikl-rslad", {"alpha": 1.0, "mse_weight": 2.0, "class_mean_power": 0.4}, FIRST, "x'", "x", ""),
     ("adr", {}, FIRST, "x'", "", ""),
     ("adr", {"first_temperature": 0.2, "last_temperature": 0.1, "last_soft_share": 0.6}, LAST, "x'", "", ""),
     ("free", {"label_smoothing": 0.3}, FIRST, "x", "", ""),
@@ -273,6 +308,8 @@ def test_loss_gradients_and_who_sees_what(name, settings, epoch, student_sees, t
         method.class_temperatures = torch.stack((torch.linspace(0.5, 3.0, 10), torch.linspace(4.0, 0.6, 10)))
     if name == "fair-ard":
         method.class_weights = torch.linspace(0.9, 2.4, 10)
+    if name.startswith("ikl"):
+        method.class_means = make_means()
     exact = double(student)
     values = vars(resolve({"method": name, "dataset": "digits", **settings}))
     seen = [Seen(network) for network in (student, teacher, other)]
@@ -305,6 +342,8 @@ ATTACKS = {
     "at": (PGD, "uniform", "labels", (4, 4), (0, 0), (0, 0)),
     "trades": (KLPGD, "normal", "none", (1 + 3 + 2, 3 + 2), (0, 0), (0, 0)),
     "mart": (PGD, "normal", "labels", (5, 5), (0, 0), (0, 0)),
+    "ikl": (KLPGD, "normal", "none", (1 + 3 + 2, 3 + 2), (0, 0), (0, 0)),
+    "ikl-rslad": (KLPGD, "normal", "teacher at x", (5, 5), (1, 0), (0, 0)),
     "adr": (KLPGD, "uniform", "soft labels", (4, 4), (0, 0), (0, 0)),
     "fgsm-rs": (FGSMRS, "uniform", "labels", (2, 2), (0, 0), (0, 0)),
     "n-fgsm": (NFGSM, "uniform", "labels", (2, 2), (0, 0), (0, 0)),

@@ -19,6 +19,7 @@ ADAAD = {**ARD, "weight_decay": 5e-4, "student": "resnet18"}
 EIGHT = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10, "attack_bn": "eval", "clamp_start": True}
 TRADES = {**EIGHT, "eps": 0.031, "step_size": 0.007}
 T1, T30 = ({"temperature": temperature, "reduction": "mean"} for temperature in (1.0, 30.0))
+IKL = {"mse_weight": 20.0, "kl_weight": 4.0, "class_mean_temperature": 4.0, "class_mean_power": 1.0}
 ANNEALED = {
     "first_temperature": 2.5,
     "last_temperature": 2.0,
@@ -32,6 +33,8 @@ PAPERS = {
     "at": {**ARD, **EIGHT},
     "trades": {**TRADES, "epochs": 76, "milestones": (75,), "lr": 0.1, "beta": 6.0, "eval_step_size": 0.003},
     "mart": {**TRADES, "epochs": 120, "milestones": (75, 90, 100), "lr": 0.01, "weight_decay": 3.5e-3, "beta": 5.0},
+    "ikl": {**EIGHT, **IKL, "epochs": 200, "schedule": "cosine", "lr": 0.2, "awp_gamma": 0.005, "ema_decay": 0.9997},
+    "ikl-rslad": {**RSLAD, **EIGHT, **IKL, "mse_weight": 8.0, "kl_weight": 1.0, "alpha": 5 / 6},
     "adr": {**ADAAD, **EIGHT, "nesterov": True, "mean_teacher_decay": 0.995, **ANNEALED},
     "free": {"epochs": 205, "replays": 8, "step_size": 8 / 255, "weight_decay": 2e-4, "clamp_delta": True},
     "fgsm-rs": {"epochs": 15, "schedule": "cyclic", "lr": 0.2, "step_size": 10 / 255, "attack_bn": "train"},
@@ -70,6 +73,8 @@ PARITY = {
     "at": TRAIN_MODE,
     "trades": {**START, "repeat_clean": True},
     "mart": START,
+    "ikl": START,
+    "ikl-rslad": START,
     "adr": TRAIN_MODE,
     "free": {"clamp_delta": False},
     "ard": {**CODE, **CLEAN_BRANCH},

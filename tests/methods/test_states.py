@@ -28,7 +28,7 @@ from ard_fast.data import Batch
 from ard_fast.methods import METHODS
 from ard_fast.methods.shared import sums_by_class
 
-STATEFUL = ("adr", "free", "fast-ard", "mtard", "absld", "fair-ard", "peeraid")
+STATEFUL = ("adr", "ikl", "ikl-rslad", "free", "fast-ard", "mtard", "absld", "fair-ard", "peeraid")
 BY_CLASS = {"absld": "class_temperatures", "fair-ard": "class_weights"}
 EPS, M = 0.1, 3
 
@@ -92,7 +92,7 @@ def step_by_processes(name, student, batch, cut, **settings):
     return whole, one
 
 
-@pytest.mark.parametrize("name", ["mtard", "absld", "fair-ard"])
+@pytest.mark.parametrize("name", ["mtard", "absld", "fair-ard", "ikl", "ikl-rslad"])
 def test_sums_go_over_all_processes(name):
     """Two processes with 15 and 25 images each come to the state of one with all 40."""
     settings = {"balance_rate": 0.3} if name == "mtard" else {}
@@ -129,6 +129,36 @@ def test_a_class_that_an_epoch_never_had_changes_nothing_else(name):
     empty.begin_epoch(0)
     empty.end_epoch()  # no image at all
     assert (getattr(empty, BY_CLASS[name]) == 1.0).all()
+
+
+# ---- IKL ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ikl", "ikl-rslad"])
+def test_ikls_weights_are_the_class_means_of_the_epoch_before(name):
+    student, teacher = make_student(), make_teacher()
+    batches = [make_batch(seed, count=40, classes=7 if seed else 10) for seed in range(3)]
+    method = with_stand_in(make_method(name, teacher, class_mean_temperature=2.0))
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.02)
+    wanted = torch.full((10, 10), 0.1, dtype=torch.float64)
+    for epoch in range(3):
+        rows, labels = [], []
+        for batch in batches[epoch > 0 :]:  # after the first epoch three classes have no image
+            exact = double(student)
+            step(method, student, batch)
+            assert torch.allclose(method.class_means.double(), wanted, rtol=1e-4)
+            optimizer.step()
+            with torch.no_grad():
+                logits = exact(batch.x.double()) if name == "ikl" else teacher(batch.x).double()
+            rows.append(torch.softmax(logits / 2.0, 1))
+            labels.append(batch.y)
+        for label in range(10):
+            of_class = torch.cat(rows)[torch.cat(labels) == label]
+            if len(of_class):
+                wanted[label] = of_class.mean(0)
+        assert method.end_epoch() == {}
+    assert torch.allclose(method.class_means.double(), wanted, rtol=1e-4)
+    assert not torch.allclose(wanted[8], wanted[2], rtol=1e-3)
 
 
 # ---- ADR -------------------------------------------------------------------------------------------------------------
