@@ -45,15 +45,23 @@ class MobileNetV2(nn.Module):
     """MobileNetV2, ReLU, 2,296,922 parameters at 10 classes (Sandler et al. 2018; CIFAR form as in the ARD code).
 
     Parameter names are those of the public CIFAR implementation, so its state dicts load.
+
+    Args:
+        num_classes: the number of logits.
+        in_channels: the channels of its images.
+        width: multiplies the channels of all convolutions but the last, which keeps its 1280 (so do Sandler et al.,
+            section 4, for multipliers below one).
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 32, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(32)
-        blocks, channels = [], 32
-        for expansion, out_channels, count, stride in _STAGES:
+        channels = int(32 * width)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        blocks = []
+        for expansion, full, count, stride in _STAGES:
             for index in range(count):
+                out_channels = int(full * width)
                 blocks.append(InvertedResidual(channels, out_channels, expansion, stride if index == 0 else 1))
                 channels = out_channels
         self.layers = nn.Sequential(*blocks)

@@ -42,6 +42,7 @@ class ModelSpec:
 
 MODELS: dict[str, ModelSpec] = {
     "mobilenetv2": ModelSpec(MobileNetV2),
+    "mobilenetv2-tiny": ModelSpec(MobileNetV2, options={"width": 0.25}),
     "resnet18": ModelSpec(ResNet18),
     "resnet18-narrow": ModelSpec(ResNet18, options={"width": 16}),
     "resnet18-tiny": ModelSpec(ResNet18, options={"width": 8}),

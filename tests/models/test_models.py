@@ -21,6 +21,7 @@ NARROW = {name: {"depth": 10, "widen": 1} if "wrn" in name else {} for name in M
     [
         ("mobilenetv2", 10, 2_296_922),
         ("mobilenetv2", 100, 2_412_212),
+        ("mobilenetv2-tiny", 10, 253_070),
         ("resnet18", 10, 11_173_962),
         ("resnet18", 100, 11_220_132),
         ("digits-teacher", 10, 23_034),
