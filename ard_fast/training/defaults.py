@@ -8,6 +8,7 @@ from typing import Any
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
         "student": "digits-student",
+        "peer": "digits-teacher",
         "teacher": "digits-teacher",
         "clean_teacher": "digits-teacher",
         "epochs": 15,
@@ -59,6 +60,8 @@ METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
         "fair-ard": {"lr": 0.5, "temperature": 3.0},
         "igdm": {"lr": 0.1, "temperature": 3.0},
         "saad": {"lr": 0.1, "temperature": 3.0},
+        # Peer and student share the rate: no higher one can make up for a KL divided by the classes.
+        "peeraid": {"temperature": 3.0, "reduction": "batchmean"},
     },
     # At T = 30 and a learning rate of 0.1, as on CIFAR-10, the KL divided by B * C moves the student too little.
     "mnist": {

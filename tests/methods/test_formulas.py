@@ -293,7 +293,7 @@ CASES = [
     ("saad", {"entropy_scale": 3.0}, LAST, "x' -x'", "x x' -x'", ""),
     ("saad", {"clean_branch": True, "reduction": "mean"}, FIRST, "x' -x' x", "x x' -x'", ""),
     ("peeraid", {"feedback_weight": 0.0}, FIRST, "x' x", "", ""),
-    ("peeraid", {"label_smoothing": 0.3, "label_weight": 0.5, "reduction": "batchmean"}, FIRST, "x' x", "", ""),
+    ("peeraid", {"label_smoothing": 0.3, "label_weight": 0.5, "reduction": "mean"}, FIRST, "x' x", "", ""),
     ("peeraid", {"joint_loss": True, "feedback_weight": 20.0}, FIRST, "x' x' x", "", ""),
     ("peeraid", {"self_weight": 0.0, "peer_weight": 2.0, **T3}, FIRST, "x'", "", ""),
 ]

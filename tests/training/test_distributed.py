@@ -78,7 +78,7 @@ ALL_AT_ONCE += ["--label-smoothing", "0.1", "--cutout", "3"]
     [
         ("at", ALL_AT_ONCE),
         *((name, []) for name in ("fair-ard", "free", "mtard", "saad")),
-        ("peeraid", ["--accumulate", "2", "--awp-gamma", "0.01", "--awp-warmup-share", "0"]),
+        ("peeraid", ["--peer", PLAIN[1], "--accumulate", "2", "--awp-gamma", "0.01", "--awp-warmup-share", "0"]),
     ],
 )
 def test_two_processes_train_as_one(pair, tmp_path, name, more):
