@@ -42,6 +42,7 @@ METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
     "digits": {
         EVERY_METHOD: {"steps": 7, "lr": 0.05, "schedule": "cosine"},
         "at-ema": {"lr": 0.2},
+        "ard-ema": {"lr": 2.0},
         "trades": {"lr": 0.1},
         "free": {"replays": 4},
         "fgsm-rs": {"lr": 0.1},
