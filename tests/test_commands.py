@@ -23,7 +23,7 @@ PARSERS = {"train": train, "evaluate": evaluate, "compare": compare, "methods": 
         (["--version"], 0, f"ard-fast {__version__}\n", ""),
         (["trian"], 2, "", "ard-fast: error: unknown command 'trian'; did you mean 'train'? Known: compare"),
         (["--method", "ard"], 2, "", "ard-fast: error: expected a command before --method: train, evaluate"),
-        (["methods"], 0, "rslad     5/6 KL(T(x) || S(x'))", ""),
+        (["methods"], 0, "5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x)), x' attacks", ""),
         (
             ["methods", "at-ema"],
             0,
