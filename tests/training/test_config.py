@@ -107,7 +107,7 @@ def test_a_comparison_trains_plainly_and_by_the_recipe_from_the_same_teacher():
     teachers = [for_teacher(one, "teacher") for one in (config, runs["ard"], runs["ard-ema"])]
     assert teachers[0] == teachers[1] == teachers[2] and teachers[0].averaging == "none"
     by_recipe = [for_teacher(one.replace(teacher_method="at-ema"), "teacher") for one in (config, *runs.values())]
-    assert all((one.averaging, one.schedule, one.label_smoothing) == ("ema", "onecycle", 0.4) for one in by_recipe)
+    assert all((one.averaging, one.schedule, one.weight_decay) == ("ema", "onecycle", 5e-4) for one in by_recipe)
     assert for_teacher(resolve({"method": "ard-ema", "schedule": "constant"}), "teacher").schedule == "constant"
 
 
