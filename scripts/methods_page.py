@@ -246,7 +246,8 @@ def _figures() -> list[str]:
         "images (`benchmarks/NOTES.md`).",
         "",
         "With 450 test images the standard error of one figure is 2 points, so most differences between the "
-        "distillation methods are noise.",
+        "distillation methods are noise. The rows of free and fast-ard are from before delta was clamped: on the "
+        "validation images that took them from 20 to 44 % (`benchmarks/NOTES.md`).",
         "",
         table,
         "",

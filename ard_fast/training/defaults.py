@@ -49,7 +49,7 @@ METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
         "n-fgsm": {"lr": 0.1, "noise_ratio": 1.0},  # twice eps is most of the pixel range here
         "kd": {"lr": 0.5, "temperature": 3.0},
         "ard": {"lr": 0.5, "temperature": 3.0},
-        "fast-ard": {"lr": 1.0, "temperature": 3.0},
+        "fast-ard": {"lr": 0.5, "temperature": 3.0},
         "fgsm-ard": {"lr": 1.0, "temperature": 3.0},
         "rslad": {"lr": 0.5, "temperature": 3.0},
         "iad-i": {"lr": 0.1, "temperature": 3.0},
