@@ -44,6 +44,9 @@ METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
         "at-ema": {"lr": 0.2, "label_smoothing": 0.0},  # smoothed, it withstands PGD only
         "ard-ema": {"lr": 2.0},
         "trades": {"lr": 0.1},
+        "ikl": {"lr": 0.1, "mse_weight": 5.0},
+        # of 255 updates: with 0.995 a quarter of the average would still be the first weights
+        "adr": {"lr": 0.2, "mean_teacher_decay": 0.9},
         "free": {"replays": 4},
         "fgsm-rs": {"lr": 0.1},
         "n-fgsm": {"lr": 0.1, "noise_ratio": 1.0},  # twice eps is most of the pixel range here
@@ -52,6 +55,7 @@ METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
         "fast-ard": {"lr": 0.5, "temperature": 3.0},
         "fgsm-ard": {"lr": 1.0, "temperature": 3.0},
         "rslad": {"lr": 0.5, "temperature": 3.0},
+        "ikl-rslad": {"lr": 0.1, "mse_weight": 0.5},  # this teacher's logits are far apart
         "iad-i": {"lr": 0.1, "temperature": 3.0},
         "iad-ii": {"lr": 0.1, "temperature": 3.0},
         "mtard": {"lr": 1.0},
