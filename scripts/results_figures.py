@@ -1,4 +1,4 @@
-"""The figures of docs/results.md: `python scripts/results_figures.py benchmarks/results/table_mnist.json ...`.
+"""Figures and tables of docs/results.md: `python scripts/results_figures.py benchmarks/results/table_mnist.json ...`.
 
 Of each file that `benchmarks/train_table.py --record` wrote, docs/images/NAME_cost.png shows robust accuracy against
 the cost of training, NAME_curves.png validation accuracy over it, NAME_tradeoff.png clean against robust accuracy. The
@@ -17,9 +17,13 @@ from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 from ard_fast._figures import GREY, PAGE, deviation, draw_mean, figure, look, shorten
+from ard_fast._files import write_text
+from ard_fast._tables import markdown_table
 from ard_fast.evaluation.figures import attack_title
+from ard_fast.training.comparison import mean_sd
 
-IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results.md"
+IMAGES = RESULTS.parent / "images"
 COLOURED = ("at", "at-ema", "ard", "fast-ard", "fgsm-ard", "rslad")  # rows by their labels; the others are grey
 UNITS = {"cpu_s": "CPU minutes of training", "elapsed_s": "minutes of training"}
 LIGHT, LABEL = "0.7", 7  # of grey lines; points
@@ -155,8 +159,37 @@ def _log_axis(axes: Any) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
 
 
+def table_lines(table: Mapping[str, Any], file: Path) -> list[str]:
+    """The table in Markdown, and below it how it was measured."""
+    measured, attacks, cost = table["measured"], table["attacks"], table["cost"]
+    rows = []
+    for row in table["rows"]:
+        figures = [row["figures"][name] for name in ("clean", *attacks)]
+        cells = [row["label"], "-" if row["is_teacher"] else row["student"], str(len(row["seeds"]))]
+        cells += ["-" if values is None else mean_sd(values) for values in figures]
+        rows.append([*cells, f"{statistics.fmean(row[cost]) / 60:.1f}"])
+    header = ["method", "student", "seeds", "clean %", *(f"{attack_title(name)} %" for name in attacks)]
+    dates = " to ".join(dict.fromkeys(day[:10] for day in measured["dates"]))
+    return [
+        markdown_table([*header, UNITS[cost].partition(" of")[0]], rows),
+        "",
+        f"{dates}, {measured['cpu_model'] if cost == 'cpu_s' else measured['device_name']}, torch {measured['torch']}; "
+        f"every figure and curve: `benchmarks/results/{file.name}`.",
+    ]
+
+
+def page(text: str, tables: Mapping[str, Sequence[str]]) -> str:
+    """The page with the lines of each table between `<!-- NAME -->` and `<!-- end of NAME -->`."""
+    for name, lines in tables.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, found, rest = text.partition(begin)
+        if found:
+            text = before + begin + "\n".join(["", *lines, "", ""]) + end + rest.partition(end)[2]
+    return text
+
+
 def main() -> None:
-    """Draw the figures of each file."""
+    """Draw the figures of each file, and write its table into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--attack", metavar="NAME", help="one of the table's")
@@ -179,6 +212,9 @@ def main() -> None:
                 path, optimize=True
             )  # half the bytes
             path.with_suffix(".pdf").unlink()
+    lines = {file.stem: table_lines(json.loads(file.read_bytes()), file) for file in args.files}
+    if args.out == IMAGES:
+        write_text(RESULTS, page(RESULTS.read_text(encoding="utf-8"), lines))
 
 
 if __name__ == "__main__":
