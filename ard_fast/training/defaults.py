@@ -77,6 +77,11 @@ METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
         },
         "adaiad": {"temperature": 1.0},
         "n-fgsm": {"noise_ratio": 1.0},  # twice eps is more than the pixel range here
+        "free": {"replays": 4},
+        # as on the digits, untuned
+        "adr": {"mean_teacher_decay": 0.99},
+        "ikl": {"mse_weight": 5.0},
+        "peeraid": {"temperature": 3.0, "reduction": "batchmean"},
     },
 }
 
