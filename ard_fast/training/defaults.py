@@ -73,11 +73,12 @@ METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
         EVERY_METHOD: {"steps": 5, "lr": 0.1, "schedule": "onecycle"},
         **{
             name: {"lr": 1.0, "temperature": 1.0}
-            for name in ("kd", "ard", "fast-ard", "fgsm-ard", "rslad", "mtard", "adaad", "absld", "fair-ard")
+            for name in ("kd", "ard", "fgsm-ard", "rslad", "mtard", "adaad", "absld", "fair-ard")
         },
+        "fast-ard": {"lr": 0.3, "temperature": 1.0},
         "adaiad": {"temperature": 1.0},
         "n-fgsm": {"noise_ratio": 1.0},  # twice eps is more than the pixel range here
-        "free": {"replays": 4},
+        "free": {"replays": 4, "lr": 0.03},
         # as on the digits, untuned
         "adr": {"mean_teacher_decay": 0.99},
         "ikl": {"mse_weight": 5.0},
