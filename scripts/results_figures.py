@@ -162,13 +162,20 @@ def _log_axis(axes: Any) -> None:
 def table_lines(table: Mapping[str, Any], file: Path) -> list[str]:
     """The table in Markdown, and below it how it was measured."""
     measured, attacks, cost = table["measured"], table["attacks"], table["cost"]
+    several = len({row["student"] for row in table["rows"] if not row["is_teacher"]}) > 1
     rows = []
     for row in table["rows"]:
         figures = [row["figures"][name] for name in ("clean", *attacks)]
-        cells = [row["label"], "-" if row["is_teacher"] else row["student"], str(len(row["seeds"]))]
+        cells = [row["label"], *([row["student"]] if several else []), str(len(row["seeds"]))]
         cells += ["-" if values is None else mean_sd(values) for values in figures]
         rows.append([*cells, f"{statistics.fmean(row[cost]) / 60:.1f}"])
-    header = ["method", "student", "seeds", "clean %", *(f"{attack_title(name)} %" for name in attacks)]
+    header = [
+        "method",
+        *(["network"] if several else []),
+        "seeds",
+        "clean %",
+        *(f"{attack_title(name)} %" for name in attacks),
+    ]
     dates = " to ".join(dict.fromkeys(day[:10] for day in measured["dates"]))
     return [
         markdown_table([*header, UNITS[cost].partition(" of")[0]], rows),

@@ -1,5 +1,6 @@
-"""The generated page is what its generator makes, and links outside of the documentation lead somewhere."""
+"""The generated page and tables are what their generators make; links outside of the documentation lead somewhere."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -13,6 +14,15 @@ def test_the_methods_page_is_what_its_script_makes_of_the_registry():
     generator = runpy.run_path(str(ROOT / "scripts" / "methods_page.py"))
     written = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert written == generator["page"]() + "\n", "run python scripts/methods_page.py"
+
+
+def test_the_tables_of_results_are_those_recorded():
+    lines_of = runpy.run_path(str(ROOT / "scripts" / "results_figures.py"))["table_lines"]
+    written = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for file in (ROOT / "benchmarks" / "results").glob("table_*.json"):
+        assert "\n".join(lines_of(json.loads(file.read_bytes()), file)) in written, (
+            "run python scripts/results_figures.py"
+        )
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.md")))
