@@ -219,8 +219,8 @@ def main() -> None:
                 path, optimize=True
             )  # half the bytes
             path.with_suffix(".pdf").unlink()
-    lines = {file.stem: table_lines(json.loads(file.read_bytes()), file) for file in args.files}
     if args.out == IMAGES:
+        lines = {file.stem: table_lines(json.loads(file.read_bytes()), file) for file in args.files}
         write_text(RESULTS, page(RESULTS.read_text(encoding="utf-8"), lines))
 
 
