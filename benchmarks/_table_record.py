@@ -15,6 +15,7 @@ from _timing import environment
 
 from ard_fast._files import write_text
 from ard_fast._tables import markdown_table
+from ard_fast.evaluation.figures import attack_title
 from ard_fast.training.comparison import mean_sd
 from ard_fast.training.finished import Group, read_run
 
@@ -45,26 +46,62 @@ def figures(plan: Plan, group: Group) -> dict[str, list[float] | None]:
     return {"clean": group.values("clean_acc"), "pgd20": group.values("pgd20_acc"), **attacks}
 
 
-def table(plan: Plan) -> str:
-    """Markdown: mean ± sample standard deviation over the seeds, published figures beside."""
-    names = ["clean", "pgd20", *plan.attacks]
-    published = {row: plan.entry(row).get("published", {}) for row in plan.rows}
-    header = ["row", "network", "seeds"]
-    for name in names:
-        header += [f"{name} %", *["published"] * any(name in one for one in published.values())]
+def collect(plan: Plan) -> dict[str, Any]:
+    """The figures of every trained run, and the settings that they share, as JSON has them."""
     rows = []
     for group in groups(plan):
-        cells = [group.label, group.runs[0].config.student, ", ".join(map(str, group.seeds))]
-        for name, values in figures(plan, group).items():
+        first = group.runs[0].config
+        rows.append(
+            {
+                "label": group.label,
+                "is_teacher": group.label in plan.content.get("teachers", {}),
+                **{key: getattr(first, key) for key in ("method", "student", "epochs")},
+                "settings": plan.entry(group.label),
+                "seeds": group.seeds,
+                **{key: _rounded(seconds(group, key)) for key in ("cpu_s", "elapsed_s")},
+                "figures": {name: values and _rounded(values) for name, values in figures(plan, group).items()},
+                # of each seed: epoch, seconds so far, validation accuracy clean and under PGD in percent
+                "curves": [
+                    [
+                        [row["epoch"], *_rounded([row[cost(plan)], row["val_clean"], row["val_robust"]])]
+                        for row in run.folder.metrics()
+                        if row["val_robust"] is not None
+                    ]
+                    for run in group.runs
+                ],
+            }
+        )
+    return {
+        "settings": plan.content.get("settings", {}),
+        "attacks": plan.attacks,
+        "val_steps": plan.runs[0].config.val_steps,
+        "cost": cost(plan),
+        "rows": rows,
+    }
+
+
+def table(collected: Mapping[str, Any]) -> str:
+    """Markdown of what was collected: mean ± sample standard deviation over the seeds, published figures beside."""
+    rows, names = collected["rows"], list(dict.fromkeys(["clean", *collected["attacks"]]))
+    several = len({row["student"] for row in rows if not row["is_teacher"]}) > 1
+    published = [row["settings"].get("published", {}) for row in rows]
+    header = ["method", *["network"] * several, "seeds"]
+    for name in names:
+        title = name if name == "clean" else attack_title(name)
+        header += [f"{title} %", *["published"] * any(name in one for one in published)]
+    lines = []
+    for row, known in zip(rows, published, strict=True):
+        cells = [row["label"], *[row["student"]] * several, str(len(row["seeds"]))]
+        for name in names:
+            values = row["figures"][name]
             cells.append("-" if values is None else mean_sd(values))
-            if any(name in one for one in published.values()):
-                cells.append(f"{published[group.label].get(name, '-')}")
-        rows.append([*cells, f"{statistics.fmean(seconds(group, cost(plan))) / 60:.1f}"])
-    return markdown_table([*header, "CPU min" if cost(plan) == "cpu_s" else "min"], rows)
+            cells += [f"{known.get(name, '-')}"] * any(name in one for one in published)
+        lines.append([*cells, f"{statistics.fmean(row[collected['cost']]) / 60:.1f}"])
+    return markdown_table([*header, "CPU minutes" if collected["cost"] == "cpu_s" else "minutes"], lines)
 
 
 def record(plan: Plan, path: Path, starts: Sequence[Mapping[str, str]], *, command: str, complete: bool) -> None:
-    """Write the figures of every trained run as JSON, a line a row.
+    """Write what was collected as JSON, a line a row, and how it was measured.
 
     Args:
         plan: the table.
@@ -78,37 +115,9 @@ def record(plan: Plan, path: Path, starts: Sequence[Mapping[str, str]], *, comma
     measured["cores"] = os.cpu_count()
     measured["dates"] = [starts[0]["date"], about["date"]]
     measured["commits"] = list(dict.fromkeys(one["commit"] for one in starts))
-    lines = []
-    for group in groups(plan):
-        first = group.runs[0].config
-        row = {
-            "label": group.label,
-            "is_teacher": group.label in plan.content.get("teachers", {}),
-            **{key: getattr(first, key) for key in ("method", "student", "epochs")},
-            "settings": plan.entry(group.label),
-            "seeds": group.seeds,
-            **{key: _rounded(seconds(group, key)) for key in ("cpu_s", "elapsed_s")},
-            "figures": {name: values and _rounded(values) for name, values in figures(plan, group).items()},
-            # of each seed: epoch, seconds so far, validation accuracy clean and under PGD in percent
-            "curves": [
-                [
-                    [row["epoch"], *_rounded([row[cost(plan)], row["val_clean"], row["val_robust"]])]
-                    for row in run.folder.metrics()
-                    if row["val_robust"] is not None
-                ]
-                for run in group.runs
-            ],
-        }
-        lines.append(json.dumps(row))
-    head = {
-        "measured": measured,
-        "command": command,
-        "complete": complete,
-        "settings": plan.content.get("settings", {}),
-        "attacks": plan.attacks,
-        "val_steps": plan.runs[0].config.val_steps,
-        "cost": cost(plan),
-    }
+    collected = collect(plan)
+    lines = [json.dumps(row) for row in collected.pop("rows")]
+    head = {"measured": measured, "command": command, "complete": complete, **collected}
     text = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "{" + text + ',\n"rows": [\n' + ",\n".join(lines) + "\n]}\n")

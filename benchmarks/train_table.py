@@ -47,7 +47,7 @@ from pathlib import Path
 _BEGUN = time.monotonic()
 
 from _table_plan import Plan, Run, read_plan, slug
-from _table_record import groups, record, table
+from _table_record import collect, groups, record, table
 
 from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, StopRequest
 from ard_fast._files import append_line, lock_folder, write_text
@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unfinished = [run for run in plan.runs if run.folder.summary() is None]
     parts = sum(len(list(evaluations(run, plan))) for run in plan.runs)
     complete = not unfinished and not parts
-    print(f"\n{table(plan)}\n")
+    print(f"\n{table(collect(plan))}\n")
     if args.record is not None and groups(plan):
         starts = [json.loads(line) for line in (out / "started.jsonl").read_text().splitlines()]
         command = f"python benchmarks/train_table.py {args.plan} --out DIR{' --data-dir DATA' * bool(args.data_dir)}"

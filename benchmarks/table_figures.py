@@ -1,4 +1,4 @@
-"""Figures and tables of docs/results.md: `python scripts/results_figures.py benchmarks/results/table_mnist.json ...`.
+"""Figures and tables of docs/results.md: `python benchmarks/table_figures.py benchmarks/results/table_mnist.json ...`.
 
 Of each file that `benchmarks/train_table.py --record` wrote, docs/images/NAME_cost.png shows robust accuracy against
 the cost of training, NAME_curves.png validation accuracy over it, NAME_tradeoff.png clean against robust accuracy. The
@@ -13,14 +13,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from _table_record import table
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 from ard_fast._figures import GREY, PAGE, deviation, draw_mean, figure, look, shorten
 from ard_fast._files import write_text
-from ard_fast._tables import markdown_table
 from ard_fast.evaluation.figures import attack_title
-from ard_fast.training.comparison import mean_sd
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 IMAGES = RESULTS.parent / "images"
@@ -59,7 +58,7 @@ def write_names(
     box = [side * scale for side in axes.get_window_extent().extents]
     at = {name: [float(value) * scale for value in axes.transData.transform(xy)] for name, xy in points.items()}
     lines = [[float(value) * scale for value in axes.transData.transform(xy)] for xy in drawn]
-    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at.values()]
+    taken: list[tuple[float, ...]] = [(x - 3, y - 3, x + 3, y + 3) for x, y in at.values()]
     taken += [(x - 1.2, y - 1.2, x + 1.2, y + 1.2) for x, y in lines]
     for name, (x, y) in sorted(at.items(), key=lambda one: -one[1][1]):
         width = 0.53 * LABEL * len(shorten(name)) + 3
@@ -159,26 +158,12 @@ def _log_axis(axes: Any) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
 
 
-def table_lines(table: Mapping[str, Any], file: Path) -> list[str]:
+def table_lines(collected: Mapping[str, Any], file: Path) -> list[str]:
     """The table in Markdown, and below it how it was measured."""
-    measured, attacks, cost = table["measured"], table["attacks"], table["cost"]
-    several = len({row["student"] for row in table["rows"] if not row["is_teacher"]}) > 1
-    rows = []
-    for row in table["rows"]:
-        figures = [row["figures"][name] for name in ("clean", *attacks)]
-        cells = [row["label"], *([row["student"]] if several else []), str(len(row["seeds"]))]
-        cells += ["-" if values is None else mean_sd(values) for values in figures]
-        rows.append([*cells, f"{statistics.fmean(row[cost]) / 60:.1f}"])
-    header = [
-        "method",
-        *(["network"] if several else []),
-        "seeds",
-        "clean %",
-        *(f"{attack_title(name)} %" for name in attacks),
-    ]
+    measured, cost = collected["measured"], collected["cost"]
     dates = " to ".join(dict.fromkeys(day[:10] for day in measured["dates"]))
     return [
-        markdown_table([*header, UNITS[cost].partition(" of")[0]], rows),
+        table(collected),
         "",
         f"{dates}, {measured['cpu_model'] if cost == 'cpu_s' else measured['device_name']}, torch {measured['torch']}; "
         f"every figure and curve: `benchmarks/results/{file.name}`.",
@@ -203,21 +188,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=IMAGES, metavar="DIR", help="[docs/images]")
     args = parser.parse_args()
     for file in args.files:
-        table = json.loads(file.read_bytes())
-        attack, cost = args.attack or ["pgd20", *table["attacks"]][-1], table["cost"]
-        rows = [row for row in table["rows"] if row["figures"][attack] is not None]
+        collected = json.loads(file.read_bytes())
+        attack, cost = args.attack or ["pgd20", *collected["attacks"]][-1], collected["cost"]
+        rows = [row for row in collected["rows"] if row["figures"][attack] is not None]
         students = [row for row in rows if not row["is_teacher"]]
         minutes = [[seconds / 60 for seconds in row[cost]] for row in students]
         name = f"{args.out / file.stem}_{{}}.png"
         draw_points(Path(name.format("cost")), students, minutes, attack, xlabel=UNITS[cost], xscale="log")
         clean = [row["figures"]["clean"] for row in rows]
         draw_points(Path(name.format("tradeoff")), rows, clean, attack, xlabel="test accuracy, clean (%)")
-        draw_curves(Path(name.format("curves")), students, f"PGD-{table['val_steps']}", UNITS[cost])
+        draw_curves(Path(name.format("curves")), students, f"PGD-{collected['val_steps']}", UNITS[cost])
         for what in ("cost", "tradeoff", "curves"):
             path = Path(name.format(what))
-            Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
-                path, optimize=True
-            )  # half the bytes
+            picture = Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # half the bytes
+            picture.save(path, optimize=True)
             path.with_suffix(".pdf").unlink()
     if args.out == IMAGES:
         lines = {file.stem: table_lines(json.loads(file.read_bytes()), file) for file in args.files}
