@@ -11,13 +11,12 @@ from typing import Any
 from ard_fast._names import unknown
 from ard_fast.evaluation.standard_attacks import make_plan, read_names
 from ard_fast.methods.registry import find_method
-from ard_fast.training.config import PRESETS, TrainConfig, load_yaml, parse, resolve
+from ard_fast.training.config import METHOD_FIELDS, PRESETS, TrainConfig, has_setting, load_yaml, parse, resolve
 from ard_fast.training.run_folder import RunFolder
-from ard_fast.training.settings import ROLES, AttackSettings, LossSettings
+from ard_fast.training.settings import ROLES
 
 _KEYS = ("seeds", "attacks", "parts", "settings", "teachers", "rows")
 _ENTRY_KEYS = ("preset", "seeds", "published")
-_METHOD_FIELDS = {*AttackSettings.model_fields, *LossSettings.model_fields} - {"eps"}
 _SAVE_SECONDS = 60.0  # most of a run that a kill may cost, unless the plan says otherwise
 
 
@@ -42,7 +41,7 @@ class Plan:
         content: what the file holds.
         rows: teachers' names and rows' labels.
         runs: in the order of training.
-        attacks: of the evaluations, besides clean and PGD-20, which are part of every run.
+        attacks: on the test images, besides clean accuracy; PGD-20 is part of every run.
         parts: of each evaluation.
     """
 
@@ -81,8 +80,7 @@ def read_plan(path: Path, out: Path, places: Mapping[str, Any]) -> Plan:
     parts = content.get("parts", 1)
     if type(parts) is not int or parts < 1:
         raise ValueError(f"{path}: parts: expected a whole number of at least 1, got {parts!r}")
-    # clean and PGD-20 are part of training
-    attacks = [name for name in read_names(str(content.get("attacks", "clean"))) if name not in ("clean", "pgd20")]
+    attacks = [name for name in read_names(str(content.get("attacks", "pgd20"))) if name != "clean"]
     seeds = {
         name: _seeds(f"{path}: {name}", entry.get("seeds", content.get("seeds", [0])))
         for name, entry in entries.items()
@@ -126,8 +124,10 @@ def _run(
         raise ValueError("expected a method or a preset, got neither")
     if method is not None:
         spec = find_method(method)
-        known = {*spec.defaults(), *(["step_size"] if spec.attacks else [])}
-        strange = [key for key in common if key not in own and key in _METHOD_FIELDS - known]
+        without = {key for key in METHOD_FIELDS if not has_setting(spec, key)}
+        if "steps" in without:  # a step size meant for several steps
+            without.add("step_size")
+        strange = [key for key in common if key not in own and key in without]
         strange += [role for role in ROLES if role not in spec.teachers and role not in own]
         values = {key: value for key, value in values.items() if key not in strange}
         for role in spec.teachers:
@@ -150,7 +150,7 @@ def _seeds(where: str, found: Any) -> list[int]:
 
 
 def _check_published(found: Any, attacks: Sequence[str]) -> None:
-    figures = ("clean", "pgd20", *attacks)
+    figures = ("clean", *attacks)
     for key, value in found.items() if isinstance(found, dict) else [("published", found)]:
         if key not in (*figures, "source"):
             raise ValueError(f"published: {unknown('key', str(key), (*figures, 'source'))}")

@@ -42,8 +42,8 @@ def seconds(group: Group, key: str) -> list[float]:
 
 def figures(plan: Plan, group: Group) -> dict[str, list[float] | None]:
     """Accuracies of each run in percent, clean and by attack; None unless all of them have been evaluated."""
-    attacks = {name: group.attack(name) for name in plan.attacks}
-    return {"clean": group.values("clean_acc"), "pgd20": group.values("pgd20_acc"), **attacks}
+    of_training = {"clean": group.values("clean_acc"), "pgd20": group.values("pgd20_acc")}
+    return {**{name: group.attack(name) for name in plan.attacks}, **of_training}
 
 
 def collect(plan: Plan) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def collect(plan: Plan) -> dict[str, Any]:
 
 def table(collected: Mapping[str, Any]) -> str:
     """Markdown of what was collected: mean ± sample standard deviation over the seeds, published figures beside."""
-    rows, names = collected["rows"], list(dict.fromkeys(["clean", *collected["attacks"]]))
+    rows, names = collected["rows"], ["clean", *collected["attacks"]]
     several = len({row["student"] for row in rows if not row["is_teacher"]}) > 1
     published = [row["settings"].get("published", {}) for row in rows]
     header = ["method", *["network"] * several, "seeds"]

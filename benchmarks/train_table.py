@@ -52,6 +52,7 @@ from _table_record import collect, groups, record, table
 from ard_fast._commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, StopRequest
 from ard_fast._files import append_line, lock_folder, write_text
 from ard_fast.training.config import identity, parse, to_yaml
+from ard_fast.training.finished import read_evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
 _POLL_SECONDS = 0.1
@@ -92,21 +93,21 @@ def evaluations(run: Run, plan: Plan) -> Iterator[Task]:
     """What evaluates a trained run under the attacks that it lacks."""
     for part in range(1, plan.parts + 1) if run.folder.summary() is not None else ():
         these = [part, plan.parts] if plan.parts > 1 else None
-        missing = [name for name in plan.attacks if name not in _evaluated(run, these)]
+        missing = [name for name in plan.attacks if name != "pgd20" and name not in _evaluated(run, these)]
         if missing:
             where, number = ("", "") if these is None else (f", part {part} of {plan.parts}", f"-{part}of{plan.parts}")
             folder = run.folder.path / f"evaluation-{slug('-'.join(missing))}{number}"
             flags = ["--attacks", ",".join(["clean", *missing]), "--eps-curve", "none", "--out", str(folder)]
             flags += [] if these is None else ["--part", f"{part}/{plan.parts}"]
+            flags += ["--model", run.config.student] if ":" in run.config.student else []
             command = ("ard_fast.evaluate", str(run.folder.path), *flags, *_places(run))
             yield Task(f"evaluate {run.folder.path.name}{where}", command, folder)
 
 
 def _evaluated(run: Run, part: list[int] | None) -> set[str]:
-    """The attacks of the finished evaluations of these images."""
-    found = [json.loads(file.read_bytes()) for file in run.folder.path.glob("evaluation*/results.json")]
-    done = [one for one in found if one["complete"] and one["settings"].get("part") == part]
-    return {attack["name"] for one in done for attack in one["attacks"]}
+    """The attacks under which these images were evaluated as the table wants it."""
+    found = [read_evaluation(file, run.config) for file in run.folder.path.glob("evaluation*/results.json")]
+    return {name for attacks, _, of in found if (of and list(of[:2])) == part for name in attacks}
 
 
 def _places(run: Run) -> list[str]:
@@ -268,9 +269,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = read_plan(args.plan, out, parse(places))
         check_folders(plan)
         jobs = 1 if any(run.config.device != "cpu" for run in plan.runs) else args.jobs
-        with StopRequest() as stop, lock_folder(out):
-            seconds = None if args.minutes is None else 60.0 * args.minutes
-            failed = work(plan, out, jobs, stop, begun=begun, seconds=seconds)
+        failed = list[str]()
+        if args.minutes != 0:
+            with StopRequest() as stop, lock_folder(out):
+                seconds = None if args.minutes is None else 60.0 * args.minutes
+                failed = work(plan, out, jobs, stop, begun=begun, seconds=seconds)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE

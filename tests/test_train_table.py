@@ -69,7 +69,7 @@ def test_a_table_is_made_in_several_sittings(tmp_path, monkeypatch, capsys):
         assert task.command[0] == "ard_fast.evaluate" and evaluate.main(task.command[1:]) == 0
     assert train_table.main(arguments) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert printed.endswith("finished") and "| 79.47 |" in printed and "| FGSM % |" in printed
+    assert printed.endswith("finished") and "| 79.47 |" in printed and "| 50.22 |" in printed and "| FGSM % |" in printed
 
     table = json.loads(file.read_bytes())
     assert table["complete"] and table["measured"]["torch"] and str(tmp_path) not in table["command"].split(" --out")[1]
@@ -117,9 +117,11 @@ def test_every_plan_can_be_run(path, tmp_path):
 
 def test_a_run_gets_the_settings_its_method_has_and_its_own_seeds_teacher(tmp_path):
     plan = tmp_path / "plan.yaml"
-    plan.write_text(PLAN + "  N: {method: natural, seeds: [0, 1], lr: 0.02}\n")
+    rows = "  N: {method: natural, seeds: [0, 1], lr: 0.02}\n  F: {method: fgsm-rs}\n"
+    plan.write_text(PLAN.replace("steps: 2,", "steps: 2, step_size: 0.1,") + rows)
     runs = {run.folder.path.name: run for run in read_plan(plan, tmp_path, {}).runs}
-    assert list(runs) == ["seed0-robust", "seed0-ard", "seed0-n", "seed1-n"]
+    assert list(runs) == ["seed0-robust", "seed0-ard", "seed0-n", "seed0-f", "seed1-n"]
+    assert runs["seed0-ard"].config.step_size == 0.1 and runs["seed0-f"].config.step_size == 0.2 * 1.25
     ard, natural = runs["seed0-ard"], runs["seed1-n"]
     assert (ard.config.temperature, ard.config.steps) == (2.0, 2) and ard.config.teacher == str(
         tmp_path / "seed0-robust"

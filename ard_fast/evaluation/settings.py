@@ -58,7 +58,7 @@ class AttackFlags(FlagModel):
     eps_curve: tuple[float, ...] | None = setting(
         None,
         "radii of the plot of accuracy against eps, comma-separated, or none; the attack is apgd-ce if --attacks has "
-        "it, else pgd20 [0 to 2 eps]",
+        "it, else pgd20 [0 to 2 eps; with --part none]",
     )
     cascade: bool = setting(
         None,
@@ -207,7 +207,7 @@ def resolve_settings(flags: Mapping[str, Any]) -> Settings:
         )
     _check_normalisation(given)
     eps = given.get("eps", config.eps)
-    curve = given.get("eps_curve", _default_curve(eps, norm))
+    curve = given.get("eps_curve", None if "part" in given else _default_curve(eps, norm))
     if curve is not None and not curve:
         raise ValueError(f"eps_curve: expected radii, comma-separated, or none, got {flags['eps_curve']!r}")
     for name, radius in (("eps", eps), *(("eps_curve", radius) for radius in curve or ())):

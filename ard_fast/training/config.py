@@ -94,7 +94,8 @@ class TrainConfig(
 PATHS = ("data_dir", "image_cache", "extra_data", *ROLES, "teacher_cache")
 PLACES = (*PATHS, "device", "threads")
 """Where a run finds its inputs and where it computes, which may change while it is stopped."""
-_METHOD_FIELDS = tuple(name for part in (AttackSettings, LossSettings) for name in part.model_fields if name != "eps")
+# Settings that a method has or has not.
+METHOD_FIELDS = tuple(name for part in (AttackSettings, LossSettings) for name in part.model_fields if name != "eps")
 
 PRESETS: dict[str, dict[str, Any]] = {
     **{f"{name}-paper": {**PRESET_ON_CIFAR10, "method": name, **method.paper} for name, method in METHODS.items()},
@@ -221,8 +222,8 @@ def resolve(
         values.update(layer)
     config = checked(TrainConfig, values)
     methods = config.methods()
-    for key in _METHOD_FIELDS:
-        if getattr(config, key) is not None and not any(_has(find_method(name), key) for name in methods):
+    for key in METHOD_FIELDS:
+        if getattr(config, key) is not None and not any(has_setting(find_method(name), key) for name in methods):
             known = ", ".join(sorted(find_method(methods[0]).defaults())) or "none"
             raise ValueError(f"{key}: method {', '.join(methods)} has no such setting; it has {known}")
     config = complete(config).replace(device=resolve_device(config.device))
@@ -295,8 +296,8 @@ def complete(config: TrainConfig) -> TrainConfig:
             defaults.update(quirk.settings)
     if spec.attacks:
         defaults.setdefault("step_size", config.eps * spec.step_ratio)
-    for key in _METHOD_FIELDS:
-        given = getattr(config, key) if _has(spec, key) else None
+    for key in METHOD_FIELDS:
+        given = getattr(config, key) if has_setting(spec, key) else None
         values[key] = defaults.get(key) if given is None else given
     if config.schedule is None:
         values["schedule"] = defaults.get("schedule", tuned.get("schedule", "multistep"))
@@ -314,7 +315,8 @@ def complete(config: TrainConfig) -> TrainConfig:
     return run if config.label_smoothing is not None else _smoothed_where_it_counts(run)
 
 
-def _has(spec: Any, key: str) -> bool:
+def has_setting(spec: Any, key: str) -> bool:
+    """Whether a method reads one of `METHOD_FIELDS`."""
     return key in spec.defaults() or (key == "step_size" and spec.attacks)
 
 
@@ -345,7 +347,7 @@ def for_teacher(config: TrainConfig, role: str) -> TrainConfig:
     kept = {key: value for key in ("schedule", "weight_decay") if (value := getattr(config, key)) != getattr(own, key)}
     return complete(
         config.replace(
-            **{**dict.fromkeys((*_METHOD_FIELDS, "schedule", "weight_decay")), "steps": config.steps, **kept},
+            **{**dict.fromkeys((*METHOD_FIELDS, "schedule", "weight_decay")), "steps": config.steps, **kept},
             method=method,
             parity=False,
             student=getattr(config, role),

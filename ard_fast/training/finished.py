@@ -85,7 +85,7 @@ def read_run(folder: RunFolder) -> FinishedRun | None:
     curves: dict[str, dict[float, float]] = {}
     parts: dict[tuple[str, int], dict[int, tuple[float, int]]] = {}  # by attack and number of parts, each part's
     for path in sorted(folder.path.glob("evaluation*/results.json")):
-        accuracies, radii, part = _evaluation(path, config)
+        accuracies, radii, part = read_evaluation(path, config)
         if part is None:
             attacks.update(accuracies)
             curves.update(radii)
@@ -100,7 +100,7 @@ def read_run(folder: RunFolder) -> FinishedRun | None:
     return FinishedRun(folder, config, summary, attacks, curves)
 
 
-def _evaluation(
+def read_evaluation(
     path: Path, config: TrainConfig
 ) -> tuple[dict[str, float], dict[str, dict[float, float]], tuple[int, int, int] | None]:
     """Accuracies and curve of an evaluation, if it used the images and the ball of the run's summary.
