@@ -9,6 +9,7 @@ from typing import Any
 from ard_fast._commandline import EXIT_USAGE, Parser, program
 from ard_fast.methods.base import Method
 from ard_fast.methods.registry import EMA_RECIPE, METHODS, find_method, plain_method
+from ard_fast.training.defaults import METHOD_ON_DATASET
 
 
 def formula_and_source(summary: str) -> tuple[str, str]:
@@ -78,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     recipe = [] if name == plain_method(name) else [f"{name}: {_settings(EMA_RECIPE)}"]
+    if recipe and name in METHOD_ON_DATASET["digits"]:
+        recipe.append(f"{name} on the digits: {_settings(METHOD_ON_DATASET['digits'][name])}")
     print("\n".join([spec.summary or name, *(f"{label}: {text}" for label, text in facts(spec)), *recipe]))
     return 0
 

@@ -22,10 +22,7 @@ class ClassMeanDivergence(PGDMethod):
 
     The weights of an image of class y are the mean of softmax(r / t) over the images of class y in the epoch before, r
     the logits that the KL has as its reference at the clean images; 1 / C in the first epoch. t is
-    `class_mean_temperature`. `class_mean_power` takes them to a power, with a sum of 1 again: the smoother weights of
-    the generalised KL (GKL; arXiv 2503.08038), whose code divides by the sum over the batch instead.
-
-    A class that no image of the epoch had keeps its means.
+    `class_mean_temperature`. A class that no image of the epoch had keeps its means.
 
     State: the means and the running epoch's sums, on the device, the same in every process.
     """
@@ -37,7 +34,6 @@ class ClassMeanDivergence(PGDMethod):
     mse_weight: float = 20.0
     kl_weight: float = 4.0
     class_mean_temperature: float = 4.0
-    class_mean_power: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,9 +44,6 @@ class ClassMeanDivergence(PGDMethod):
     def divergence(self, logits: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
         """The IKL of a batch's logits `[B, C]` from their reference."""
         weights = self.class_means[labels]
-        if self.class_mean_power != 1.0:
-            weights = weights**self.class_mean_power
-            weights = weights / weights.sum(1, keepdim=True)
         how = {"mse_weight": self.mse_weight, "kl_weight": self.kl_weight}
         return ikl_loss(logits, reference_logits=reference, class_weights=weights, **how)
 
@@ -70,21 +63,20 @@ class ClassMeanDivergence(PGDMethod):
 
     def weight_words(self) -> str:
         """The weights in words."""
-        power = f" to the power {self.class_mean_power:g}" if self.class_mean_power != 1.0 else ""
         return (
-            f"w: class means of softmax(r / {self.class_mean_temperature:g}){power} over the epoch before, r the "
-            "reference at x; 1/C in the first epoch"
+            f"w: class means of softmax(r / {self.class_mean_temperature:g}) over the epoch before, r the reference at "
+            "x; 1/C in the first epoch"
         )
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ImprovedTrades(ClassMeanDivergence):
-    """CE(S(x), y) + beta M_w(S(x), S(x')) + alpha KL(sg(S(x)) || S(x')), x' attacking KL(S(x) || S(x')): TRADES by IKL.
+    """CE(S(x), y) + a M_w(S(x), S(x')) + b KL(sg(S(x)) || S(x')), x' attacking KL(S(x) || S(x')): TRADES by IKL.
 
-    M_w is the weighted mean square of logit differences, with gradients to both; sg stops the gradient. alpha, beta and
-    the temperature are those of the authors' script for CIFAR-10, which trains with AWP and averages the epochs' ends
-    with decay 0.9, about an EMA of 0.9997 an update. Its radius grows linearly over the training, with 2 to 5 steps;
-    here the attack is TRADES's throughout. GKL's other setting there is power 0.2 at temperature 1.
+    M_w is the weighted mean square of logit differences, with gradients to both; sg stops the gradient; a and b are
+    `mse_weight` and `kl_weight` (beta and alpha in the paper). They and the temperature are those of the authors'
+    script for CIFAR-10, which trains with AWP and averages the epochs' ends with decay 0.9, about an EMA of 0.9997 an
+    update. Its radius grows linearly over the training, with 2 to 5 steps; here the attack is TRADES's throughout.
     """
 
     name = "ikl"
@@ -124,12 +116,13 @@ class ImprovedTrades(ClassMeanDivergence):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ImprovedDistillation(ClassMeanDivergence):
-    """alpha D(T(x), S(x')) + (1 - alpha) D(T(x), S(x)), D = beta M_w + kappa KL: RSLAD by IKL; no label.
+    """alpha D(T(x), S(x')) + (1 - alpha) D(T(x), S(x)), D = a M_w + b KL: RSLAD by IKL; no label.
 
     Paper and code distil on clean images only: CE(S(x), y) + D(T(x), S(x)), its weight rising over the first epochs.
-    RSLAD's attack and weights around the same D are our choice; so are beta and kappa's values, which are those of most
-    pairs of networks in the code's CIFAR-100 settings, without their KL's temperature. A teacher's logits have no
-    gradient, and of the original KL only the term kappa would be left: M_w is what IKL adds.
+    RSLAD's attack and weights around the same D are our choice; so are the values of a (`mse_weight`) and b
+    (`kl_weight`), which are those of most pairs of networks in the code's CIFAR-100 settings, without their KL's
+    temperature. A teacher's logits have no gradient, and of the original KL only b's term would be left: M_w is what
+    IKL adds.
 
     At alpha = 1 the clean images do not go through the student.
     """

@@ -147,6 +147,7 @@ def try_method(method: Method, student: nn.Module, batch: Batch, *, precision: s
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(batch.y):
             raise ValueError(f"{label}: the student must be asked for the logits of all {len(batch.y)} images at once")
         method.after_backward(batch, inner)
+        method.after_update(student)
 
 
 def _first_line(owner: Any) -> str:

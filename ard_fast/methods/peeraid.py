@@ -75,7 +75,7 @@ class PeerDistillation(PGDMethod):
     def loss(self, student: Network, batch: Batch, inner: Inner) -> StepResult:
         x_adv, how = known(inner.x_adv), kl_settings(self)
         tutor = self.peer(x_adv).float()
-        own = student(x_adv) if self.joint_loss else None
+        own = student(x_adv) if self.joint_loss and self.feedback_weight else None
         logits = student(x_adv)
         loss = self.peer_weight * F.kl_distill_loss(logits, tutor.detach(), **how)
         if self.self_weight:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ard_fast.models.trial import copied, frozen
 
-AVERAGINGS = ("none", "swa", "ema")
+AVERAGINGS = ("off", "swa", "ema")
 
 
 class WeightAverage:
@@ -35,7 +35,7 @@ class WeightAverage:
     def __init__(self, student: nn.Module, *, kind: str, decay: float = 0.999, first_epoch: int = 0) -> None:
         self.student, self.kind, self.decay, self.first_epoch = student, kind, decay, first_epoch
         self.count, self._epochs = 0, 0
-        self._average = frozen(copied(student, "averaging", "use none"))
+        self._average = frozen(copied(student, "averaging", "use off, and no NAME-ema"))
         pairs = list(zip(self._average.state_dict().values(), student.state_dict().values(), strict=True))
         self._floats = [(mean, now) for mean, now in pairs if mean.is_floating_point()]
         self._others = [(mean, now) for mean, now in pairs if not mean.is_floating_point()]  # counters: copied

@@ -206,6 +206,10 @@ def resolve(
     """
     if preset is not None and preset not in PRESETS:
         raise ValueError(unknown("preset", preset, PRESETS))
+    recipe = PRESETS[preset]["method"] if preset in EMA_METHODS else None
+    for layer in (file or {}, flags):
+        if recipe is not None and layer.get("method", recipe) != recipe:
+            raise ValueError(f"preset: {preset} is a method, expected no other beside it, got {layer['method']}")
     layers = [_written_out(layer) for layer in (PRESETS[preset] if preset else {}, file or {}, flags)]
     given = {key: value for layer in layers for key, value in layer.items()}
     dataset = given.get("dataset", TrainConfig.model_fields["dataset"].default)
@@ -241,9 +245,8 @@ def _refuse_unused(flags: Mapping[str, Any], config: TrainConfig) -> None:
             f"milestones: a setting of schedules {' and '.join(STEPPED)}, not of {schedules[0]}, got "
             f"{config.milestones}"
         )
-    for run in runs:
-        if flags.get("averaging") == "none" != run.averaging:
-            raise ValueError(f"averaging: method {run.method} averages by {run.averaging}, got none")
+    if flags.get("parity") and not any(run.parity for run in runs):
+        raise ValueError(f"parity: method {runs[0].method} is no published code's, expected false")
     if flags.get("ema_decay") is not None and all(run.averaging != "ema" for run in runs):
         raise ValueError(
             f"ema_decay: a setting of averaging ema, not of {runs[0].averaging}, got {flags['ema_decay']:g}; ema sets "
@@ -291,7 +294,9 @@ def complete(config: TrainConfig) -> TrainConfig:
     if recipe:
         tuned.update(on_dataset.get(config.method, {}))
     defaults = {**spec.defaults(), **{key: value for key, value in tuned.items() if key in spec.defaults()}}
-    if config.parity:
+    if recipe:
+        values["parity"] = False  # it is nobody's published code
+    elif config.parity:
         for quirk in spec.quirks:
             defaults.update(quirk.settings)
     if spec.attacks:
@@ -305,8 +310,8 @@ def complete(config: TrainConfig) -> TrainConfig:
         values["lr"] = tuned.get("lr", spec.paper.get("lr", 0.1)) if config.optimiser == "sgd" else 1e-3
     if config.weight_decay is None:
         values["weight_decay"] = tuned.get("weight_decay", 2e-4)
-    if recipe and config.averaging == "none":
-        values["averaging"] = "ema"
+    if config.averaging is None:
+        values["averaging"] = "ema" if recipe else "off"
     if config.ema_decay is None:
         values["ema_decay"] = tuned.get("ema", 0.999)
     if config.averaging_start_share is None:
@@ -360,7 +365,7 @@ def for_teacher(config: TrainConfig, role: str) -> TrainConfig:
             teacher_lr=None,
             teacher_epochs=None,
             awp_gamma=0.0,
-            averaging="none",
+            averaging=None,
             ema_decay=None,
             averaging_start_share=None,
         )
@@ -428,9 +433,10 @@ def validate(config: TrainConfig, *, methods: bool = True, needs_inputs: bool = 
     for run in runs:
         _validate_method(run, needs_inputs)
     if runs and config.label_smoothing and not any(map(_smooths, runs)):
+        at = next((f" at alpha {run.alpha:g}" for run in runs if run.alpha is not None), "")
         raise ValueError(
-            f"label_smoothing: expected 0 for method {runs[0].method} at alpha {runs[0].alpha:g}, where its loss has "
-            f"no cross-entropy, got {config.label_smoothing:g}"
+            f"label_smoothing: expected 0 for method {', '.join(config.methods())}{at}, whose loss has no "
+            f"cross-entropy, got {config.label_smoothing:g}"
         )
 
 

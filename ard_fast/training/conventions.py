@@ -87,7 +87,7 @@ def describe_run(
         lines.append(
             f"adversarial weight perturbation: gamma {config.awp_gamma:g}, from epoch {config.awp_epoch() + 1}"
         )
-    if config.averaging != "none":
+    if config.averaging != "off":
         decay = f" decay {config.ema_decay:g}" if config.averaging == "ema" else ""
         lines.append(
             f"weights averaged: {config.averaging}{decay}, from epoch {config.averaging_epoch() + 1}; validation, "

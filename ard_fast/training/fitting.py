@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ard_fast._commandline import StopRequest
+from ard_fast._commandline import StopRequest, flag
 from ard_fast._devices import AUTO
 from ard_fast._typing import known
 from ard_fast.data import Dataset
@@ -18,16 +17,14 @@ from ard_fast.data.batches import derive_seed
 from ard_fast.evaluation.self_checks import TeacherWorth, measure_teacher
 from ard_fast.methods.registry import find_method
 from ard_fast.models import Normalised, build_model, find_model
-from ard_fast.models.trial import TRIAL_IMAGES, Form, InForm, copied, initialise_lazily, try_network
+from ard_fast.models.trial import TRIAL_IMAGES, Form, copied, initialise_lazily, try_network
 from ard_fast.teachers.cache import CACHE_OFF, Views
 from ard_fast.teachers.fingerprints import fingerprint_split, fingerprint_weights
 from ard_fast.teachers.teacher import Teacher, build_teacher
 from ard_fast.training.averaging import WeightAverage
 from ard_fast.training.compute import ComputeConfig, resolve_compute, try_compile
+from ard_fast.training.config import TrainConfig, for_method
 from ard_fast.training.distributed import World
-
-if TYPE_CHECKING:
-    from ard_fast.training.config import TrainConfig
 
 TEACHER_STEPS = 10  # at most, of the attack that teachers are measured by
 
@@ -139,9 +136,10 @@ def fit_student(
         )
 
     form = tried() if world is None else world.from_main(tried)  # one form for all processes
-    if world is None and config.averaging != "none":
-        WeightAverage(network, kind=config.averaging)  # the network can be copied
-    for name in config.methods() if world is None else ():
+    for name in config.methods() if world is None else ():  # before a run: the network can be copied
+        averaging = known(for_method(config, name, config.seed).averaging)
+        if averaging != "off":
+            WeightAverage(network, kind=averaging)
         if find_method(name).copies_student:
             copy_for_method(network, name)
     if world is None and compute.compile:
@@ -152,28 +150,36 @@ def fit_student(
 
 
 def fit_beside(
-    config: TrainConfig, dataset: Dataset, compute: ComputeConfig, world: World | None = None
-) -> tuple[dict[str, nn.Module], tuple[str, ...]]:
-    """The networks that a method trains beside the student at the start, by role, and what they cannot do, in words.
+    config: TrainConfig,
+    dataset: Dataset,
+    student: nn.Module,
+    compute: ComputeConfig,
+    world: World | None = None,
+) -> dict[str, nn.Module]:
+    """The networks that a method trains beside the student at the start, by role.
 
     Args:
         config: of the run.
         dataset: some of whose images they are tried on.
-        compute: how the run computes; a network that cannot compute so does in its own form.
+        student: whose weights are none of theirs.
+        compute: how it computes, and they do.
         world: of `fit_student`.
 
     Raises:
-        ValueError: as `fit_student`.
+        ValueError: as `fit_student`; or a network starts as the student does, or cannot have its form.
     """
     networks: dict[str, nn.Module] = {}
-    notes: list[str] = []
+    form = {"channels_last": str(compute.channels_last).lower(), "precision": compute.precision}
     for number, (role, one) in enumerate(config.beside().items(), 1):
         check_model_fits(one.student, dataset, role)
-        network, own, said = fit_student(one, dataset, compute.device, label=role, world=world, beside=number)
-        alike = (own.layout, own.precision) == (compute.layout, compute.precision)
-        networks[role] = network if alike else InForm(network, Form(own.layout, own.precision))
-        notes += said
-    return networks, tuple(notes)
+        network, _, _ = fit_student(
+            one.replace(**form), dataset, compute.device, label=role, world=world, beside=number
+        )
+        theirs, own = network.state_dict(), student.state_dict()
+        if theirs.keys() == own.keys() and all(torch.equal(theirs[key], own[key]) for key in own):
+            raise ValueError(f"{role}: starts with the student's own weights; name another network by {flag(role)}")
+        networks[role] = network
+    return networks
 
 
 def copy_for_method(student: nn.Module, name: str) -> nn.Module:

@@ -33,8 +33,8 @@ def check(what: str, tensor: Tensor | None) -> None:
 def check_attack(batch: Batch, inner: Inner) -> None:
     """Raise `FirstBad` for the batch, or the first of what a method's attack gives, that is not finite."""
     check("the input batch", batch.x)
-    check("the teacher's logits", inner.target)
-    check("the clean teacher's logits", inner.clean_target)
+    check("the target's logits", inner.target)
+    check("the second target's logits", inner.clean_target)
     check("the perturbation", inner.delta)
     check("the adversarial images", inner.x_adv)
     check("the weights of the samples", inner.weight)

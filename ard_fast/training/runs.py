@@ -104,7 +104,7 @@ def _prepare(config: TrainConfig, stop: StopRequest, world: World) -> Environmen
         dataset = add_extra(dataset, config.extra_data)
     check_model_fits(config.student, dataset, "student", mean=config.student_mean, std=config.student_std)
     student, compute, _ = fit_student(config, dataset, device)
-    fit_beside(config, dataset, compute)
+    fit_beside(config, dataset, student, compute)
     merges_last_batch(config, dataset, world, device)
     env = Environment(dataset.evaluated_on(device), device, stop, world)
     for role in _roles(config):
@@ -135,7 +135,7 @@ def _try_own(config: TrainConfig, student: nn.Module, compute: ComputeConfig, en
     }
     networks = {role: initial_student(one, env.dataset).to(env.device) for role, one in untrained.items()}
     teachers = {role: Teacher(network) for role, network in {**env.given, **networks}.items()}
-    beside, _ = fit_beside(config, env.dataset, compute)
+    beside = fit_beside(config, env.dataset, student, compute)
     context = MethodContext(
         num_classes=env.dataset.num_classes,
         epochs=config.passes(),

@@ -192,9 +192,6 @@ class LossSettings(FlagModel):
     class_mean_temperature: float | None = setting(
         None, "ikl, ikl-rslad: temperature of the softmax whose class means are the weights", gt=0
     )
-    class_mean_power: float | None = setting(
-        None, "ikl, ikl-rslad: exponent of the class means; below 1, as in GKL, the weights are smoother", ge=0
-    )
     label_weight: float | None = setting(None, "peeraid: weight of the student's cross-entropy", ge=0)
     peer_weight: float | None = setting(None, "peeraid: weight of the peer's logits as the student's target", ge=0)
     self_weight: float | None = setting(
@@ -269,10 +266,10 @@ class WeightSettings(FlagModel):
         ge=0,
         lt=1,
     )
-    averaging: str = setting(
-        "none",
-        "average of the weights, which is then what is validated, saved and tested",
-        choices=tuple(dict.fromkeys(("none", *AVERAGINGS))),
+    averaging: str | None = setting(
+        None,
+        "average of the weights, which is then what is validated, saved and tested; default: off, of NAME-ema ema",
+        choices=AVERAGINGS,
     )
     ema_decay: float | None = setting(
         None, "decay of ema; smaller during the first updates; default: 0.999, of NAME-ema 0.9995", ge=0, lt=1

@@ -78,8 +78,8 @@ class Trainer:
         self.whole = whole
         self.config, self.folder, self.env, self.world = config, folder, env, env.world
         self.student, self.compute, notes = fit_student(config, env.dataset, env.device, world=env.world)
-        beside, more = fit_beside(config, env.dataset, self.compute, env.world)
-        self.notes, self.networks = [*notes, *more], dict(teachers or {})
+        beside = fit_beside(config, env.dataset, self.student, self.compute, env.world)
+        self.notes, self.networks = list(notes), dict(teachers or {})
         self.worths = {role: env.measure(network, config) for role, network in self.networks.items()}
         self.doubts = teacher_warnings(config, self.worths, env.dataset.num_classes)
         self.teachers: dict[str, Teacher] = {}
@@ -103,10 +103,10 @@ class Trainer:
         )
         self.method = build_method(config.method, config, context)
         self.average: WeightAverage | None = None
-        if config.averaging != "none":
+        if config.averaging != "off":
             first = config.averaging_epoch()
             decay = known(config.ema_decay)
-            self.average = WeightAverage(self.student, kind=config.averaging, decay=decay, first_epoch=first)
+            self.average = WeightAverage(self.student, kind=known(config.averaging), decay=decay, first_epoch=first)
         sample = first_images(env.dataset, env.device, _SAMPLE)
         self.update = Update(config, self.student, self.method, self.world, self.compute, self.average, sample=sample)
         self.chosen_graph = choose_graph(config.graph, env.device, self.method, self.world, sync_bn=config.sync_bn)

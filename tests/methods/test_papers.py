@@ -19,7 +19,7 @@ ADAAD = {**ARD, "weight_decay": 5e-4, "student": "resnet18"}
 EIGHT = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10, "attack_bn": "eval", "clamp_start": True}
 TRADES = {**EIGHT, "eps": 0.031, "step_size": 0.007}
 T1, T30 = ({"temperature": temperature, "reduction": "mean"} for temperature in (1.0, 30.0))
-IKL = {"mse_weight": 20.0, "kl_weight": 4.0, "class_mean_temperature": 4.0, "class_mean_power": 1.0}
+IKL = {"mse_weight": 20.0, "kl_weight": 4.0, "class_mean_temperature": 4.0}
 ANNEALED = {
     "first_temperature": 2.5,
     "last_temperature": 2.0,

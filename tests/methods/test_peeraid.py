@@ -10,7 +10,7 @@ from distillation_cases import make_batch, make_method, make_student, make_teach
 from torch import nn
 
 from ard_fast.data import load_dataset
-from ard_fast.models.trial import InForm
+from ard_fast.models import build_model
 from ard_fast.training.compute import resolve_compute
 from ard_fast.training.config import resolve
 from ard_fast.training.distributed import World
@@ -103,17 +103,18 @@ def test_both_networks_compute_in_the_runs_precision(precision):
 # ---- the network beside the student ---------------------------------------------------------------------------------
 
 
-class Stubborn(nn.Module):
-    """Takes contiguous images in float32 only."""
+class FlatOnly(nn.Module):
+    """Takes contiguous images only."""
 
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(192, 10)
 
     def forward(self, x):
-        if torch.is_autocast_enabled("cpu"):
-            raise RuntimeError("float32 only")
         return self.layer(x.view(len(x), -1))
+
+
+READY = build_model("digits-student")
 
 
 def beside(channels=1, **settings):
@@ -122,12 +123,11 @@ def beside(channels=1, **settings):
     images = dataset.train.images.expand(-1, channels, -1, -1).contiguous()
     dataset = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, images=images))
     student, compute, _ = fit_student(config, dataset, CPU)
-    networks, notes = fit_beside(config, dataset, compute)
-    return student, networks["peer"], notes
+    return student, fit_beside(config, dataset, student, compute)["peer"]
 
 
 def test_the_peer_is_like_the_student_with_weights_of_its_own_from_the_seed():
-    (student, peer, _), (_, again, _), (_, other, _) = (beside(peer=None, seed=seed) for seed in (0, 0, 1))
+    (student, peer), (_, again), (_, other) = (beside(peer=None, seed=seed) for seed in (0, 0, 1))
     assert peer.state_dict().keys() == student.state_dict().keys() and peer.training
     weights = [network.classifier.weight for network in (student, peer, again, other)]
     assert torch.equal(weights[1], weights[2])
@@ -135,11 +135,13 @@ def test_the_peer_is_like_the_student_with_weights_of_its_own_from_the_seed():
     assert type(beside(peer="resnet18-tiny")[1]).__name__ == "ResNet18"
 
 
-def test_a_peer_that_cannot_have_the_students_layout_has_its_own():
-    images = torch.rand(5, 3, 8, 8).contiguous(memory_format=torch.channels_last)
-    own = {"student": "resnet18-tiny", "peer": f"{__name__}:Stubborn"}
-    _, peer, notes = beside(channels=3, **own)
-    assert isinstance(peer, InForm) and "peer: runs contiguous" in notes[0]
-    assert peer(images).shape == (5, 10) and list(peer.state_dict()) == ["network.layer.weight", "network.layer.bias"]
-    with pytest.raises(ValueError, match=r"peer: cannot run under precision bf16 .*float32 only"):
-        beside(channels=3, precision="bf16", **own)
+@pytest.mark.parametrize(
+    ("channels", "settings", "message"),
+    [
+        (3, {"student": "resnet18-tiny", "peer": f"{__name__}:FlatOnly"}, "peer: cannot run with channels_last true"),
+        (1, {"student": f"{__name__}:READY", "peer": None}, "peer: starts with the student's own weights; .* --peer"),
+    ],
+)
+def test_a_peer_that_cannot_be_used_is_refused(channels, settings, message):
+    with pytest.raises(ValueError, match=message):
+        beside(channels=channels, **settings)

@@ -149,6 +149,7 @@ def test_from_the_first_command_to_the_last(name, tmp_path, capsys):
         ("Float32Only", ["--precision", "bf16"], "student: cannot run under precision bf16 (AssertionError: expected"),
         ("Uncopyable", ["--averaging", "ema"], "averaging: the student cannot be copied (TypeError: cannot pickle"),
         ("Uncopyable", ["--method", "adr"], "method: the student cannot be copied (TypeError: cannot pickle"),
+        ("Uncopyable", ["--compare-methods", "at,at-ema", "--method", "compare"], "averaging: the student cannot"),
         ("Named", [], "student: must return logits [4, 10] for 4 images, got dict with 'logits', 'features'"),
     ],
 )

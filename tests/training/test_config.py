@@ -92,6 +92,8 @@ def test_the_ema_recipe_suits_every_data_set_and_gives_way_to_flags():
     config = resolve(given, preset="at-ema")
     assert given.items() <= {**vars(config), "ema": config.ema_decay}.items()
     assert resolve({"ema_decay": 0.9}, preset="at-ema").averaging_start_share == 0.0
+    with pytest.raises(ValueError, match="averaging: expected ema for method at-ema, got off"):
+        resolve({"method": "at-ema"}, file=vars(resolve({"method": "at"})))  # of a finished run
     smoothing = [resolve({"alpha": alpha}, preset="ard-ema").label_smoothing for alpha in (1.0, 0.5)]
     assert (*smoothing, resolve({}, preset="rslad-ema").label_smoothing) == (0.0, 0.4, None)
     for name, method in METHODS.items():
@@ -103,9 +105,9 @@ def test_a_comparison_trains_plainly_and_by_the_recipe_from_the_same_teacher():
     config = resolve({"compare_methods": ("at", "at-ema", "ard", "ard-ema")})
     runs = {name: for_method(config, name, 0) for name in config.compare_methods}
     assert runs["at-ema"] == resolve({"method": "at-ema", "compare_methods": config.compare_methods})
-    assert [run.averaging for run in runs.values()] == ["none", "ema"] * 2
+    assert [run.averaging for run in runs.values()] == ["off", "ema"] * 2
     teachers = [for_teacher(one, "teacher") for one in (config, runs["ard"], runs["ard-ema"])]
-    assert teachers[0] == teachers[1] == teachers[2] and teachers[0].averaging == "none"
+    assert teachers[0] == teachers[1] == teachers[2] and teachers[0].averaging == "off"
     by_recipe = [for_teacher(one.replace(teacher_method="at-ema"), "teacher") for one in (config, *runs.values())]
     assert all((one.averaging, one.schedule, one.weight_decay) == ("ema", "onecycle", 5e-4) for one in by_recipe)
     assert for_teacher(resolve({"method": "ard-ema", "schedule": "constant"}), "teacher").schedule == "constant"
@@ -123,6 +125,7 @@ def test_parity_switches_the_quirks_on_unless_told_otherwise():
     assert config.reduction == "batchmean"
     assert resolve({"method": "ard", "parity": True, "schedule": "cosine"}).schedule == "cosine"
     assert for_method(resolve({"parity": True}), "ard", 0).schedule == "ard"
+    assert not for_method(resolve({"parity": True}), "at-ema", 0).parity
     assert for_method(resolve({"parity": True, "schedule": "constant"}), "ard", 0).schedule == "constant"
 
 
@@ -243,7 +246,7 @@ def test_wrong_types_are_refused(name, text, message):
         ({"method": "mart", "label_smoothing": 0.1}, "label_smoothing: method mart has no such setting"),
         (
             {"method": "ard", "label_smoothing": 0.1, "teacher": "digits-teacher"},
-            "label_smoothing: expected 0 for method ard at alpha 1, where its loss has no cross-entropy, got 0.1",
+            "label_smoothing: expected 0 for method ard at alpha 1, whose loss has no cross-entropy, got 0.1",
         ),
         ({"optimiser": "adam", "momentum": 0.8}, "momentum: a setting of optimiser sgd, not of adam, got 0.8"),
         ({"optimiser": "adam", "nesterov": True}, "nesterov: a setting of optimiser sgd"),
@@ -261,10 +264,15 @@ def test_wrong_types_are_refused(name, text, message):
         ),
         (
             {"compare_methods": ("kd", "ard"), "label_smoothing": 0.1},
-            "label_smoothing: expected 0 for method kd at al",
+            "label_smoothing: expected 0 for method kd, ard at al",
         ),
+        (
+            {"compare_methods": ("igdm", "ard"), "label_smoothing": 0.1},
+            "label_smoothing: expected 0 for method igdm, ard",
+        ),
+        ({"method": "ard-ema", "parity": True}, "parity: method ard-ema is no published code's"),
         ({"method": "at", "milestones": (3, 5)}, "milestones: a setting of schedules multistep and ard, not of cosine"),
-        ({"method": "at", "ema_decay": 0.9}, "ema_decay: a setting of averaging ema, not of none, got 0.9"),
+        ({"method": "at", "ema_decay": 0.9}, "ema_decay: a setting of averaging ema, not of off, got 0.9"),
         ({"method": "at", "teacher": "resnet18"}, "teacher: method at has none, got resnet18"),
         ({"method": "at", "peer": "resnet18"}, "peer: method at trains none, got resnet18"),
         ({"method": "peeraid", "peer": "runs/at"}, "unknown peer 'runs/at'"),
@@ -272,7 +280,7 @@ def test_wrong_types_are_refused(name, text, message):
         ({"method": "ard", "clean_teacher": "resnet18"}, "clean_teacher: method ard has none, got resnet18"),
         ({"extra_data": "e", "extra_fraction": 1.0}, "extra_fraction: expected more than 0 to below 1, got 1.0"),
         ({"epochs": 3, "warmup_epochs": 4.0}, "warmup_epochs: expected at most 3, the epochs, got 4"),
-        ({"method": "at-ema", "averaging": "none"}, "averaging: method at-ema averages by ema, got none"),
+        ({"method": "at-ema", "averaging": "off"}, "averaging: expected ema for method at-ema, got off"),
         ({"averaging": "swa"}, "averaging: expected ema for method at-ema, got swa"),
         ({"method": "ard-emma"}, "method: unknown value 'ard-emma'; did you mean 'ard-ema'"),
         ({"compare_methods": ("at", "at-em")}, "compare_methods: unknown value 'at-em'; did you mean 'at-ema'"),
@@ -364,6 +372,7 @@ def test_unknown_flags_get_the_nearest(capsys):
     [
         (["--eps", "-0.1"], "eps: expected 0 to 1"),
         (["--preset", "ard-paper"], "data_dir: cifar10 needs --data-dir"),
+        (["--preset", "at-ema", "--method", "ard"], "preset: at-ema is a method, expected no other beside it, got ard"),
         (["--dataset", "cifar10", "--data-dir", "nowhere", "--method", "at"], "no cifar-10-batches-bin"),
         (["--method", "ard", "--teacher", "nowhere.safetensors"], "neither a network's name nor an existing"),
         (["--method", "at", "--student", "wrn-34-10", "--device", "cuda:99"], "device: "),
