@@ -236,7 +236,7 @@ def gap_line(group: Group, other: Group) -> str:
 
 def _best_validation(run: FinishedRun) -> float:
     """Robust accuracy in percent on the validation images, of the best epoch by it."""
-    return max(row["val_robust"] for row in run.folder.metrics() if row["val_robust"] is not None)
+    return max((row["val_robust"] for row in run.folder.metrics() if row["val_robust"] is not None), default=0.0)
 
 
 def stronger_forms(groups: Mapping[str, Group]) -> dict[str, dict[str, float]]:
