@@ -61,7 +61,7 @@ def test_a_table_is_made_in_several_sittings(tmp_path, monkeypatch, capsys):
     started = [json.loads(line)["task"] for line in (out / "started.jsonl").read_text().splitlines()]
     assert started == [*["train seed0-robust"] * 3, "train seed0-ard"]
 
-    plan.write_text(PLAN.replace("pgd20", "fgsm", 1))  # an attack more
+    plan.write_text(PLAN.replace("pgd20", "pgd20,fgsm", 1))  # an attack more
     assert train_table.main([*arguments, "--minutes", "0"]) == 130
     assert "left: 0 of 2 runs to train, 4 evaluations" in capsys.readouterr().out
     read = read_plan(plan, out, {})

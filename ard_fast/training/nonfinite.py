@@ -33,7 +33,7 @@ def check(what: str, tensor: Tensor | None) -> None:
 def check_attack(batch: Batch, inner: Inner) -> None:
     """Raise `FirstBad` for the batch, or the first of what a method's attack gives, that is not finite."""
     check("the input batch", batch.x)
-    check("the target's logits", inner.target)
+    check("the logits of teacher, peer or average", inner.target)
     check("the second target's logits", inner.clean_target)
     check("the perturbation", inner.delta)
     check("the adversarial images", inner.x_adv)

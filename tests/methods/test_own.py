@@ -90,7 +90,7 @@ def test_a_loss_is_given_each_networks_logits_at_the_images_it_asks_for():
 def test_the_yaml_of_a_configuration_keeps_them(tmp_path):
     config = resolve({"method": "compare", "compare_methods": ("at", "own_losses:plain-ema", "own_losses:plain")})
     averages = [for_method(config, name, 0).averaging for name in config.compare_methods]
-    assert averages == ["none", "ema", "none"]
+    assert averages == ["off", "ema", "off"]
     (tmp_path / "c.yaml").write_text(to_yaml(config))
     assert resolve({}, file=read_yaml(tmp_path / "c.yaml")) == config
     with pytest.raises(ValueError, match="compare_methods: expected each method once, got own_losses:plain, other"):
