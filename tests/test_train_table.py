@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -80,6 +81,16 @@ def test_a_table_is_made_in_several_sittings(tmp_path, monkeypatch, capsys):
     assert ard["figures"]["pgd20"] == [round(summary["pgd20_acc"], 2)] and 0 <= ard["figures"]["fgsm"][0] <= 100
     ((first, second),) = teacher["curves"]
     assert (first[0], second[0]) == (1, 2) and 0 < first[1] < second[1] == teacher["cpu_s"][0]
+
+    # The same images in another ball are another question; a network of the user's own is named for its weights.
+    changed = next((out / "seed0-ard").glob("evaluation*/results.json"))
+    content = json.loads(changed.read_bytes())
+    content["settings"]["eps"] = 0.1
+    changed.write_text(json.dumps(content))
+    run = next(run for run in read.runs if run.row == "ARD")
+    own = dataclasses.replace(run, config=run.config.replace(student="nets:Tiny"))
+    (task,) = train_table.evaluations(own, read)
+    assert task.writes == changed.parent and "--model nets:Tiny" in " ".join(task.command)
 
     plan.write_text(PLAN.replace("epochs: 2", "epochs: 3"))
     assert train_table.main(arguments) == 2

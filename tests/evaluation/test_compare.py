@@ -24,7 +24,7 @@ def make_run(path, clean=80.0, robust=40.0, val=None, attacks=None, finished=Tru
     folder = RunFolder(path)
     folder.start(config)
     for epoch in (1, 2):
-        folder.add_metrics({"epoch": epoch, "val_clean": clean, "val_robust": val or robust})
+        folder.add_metrics({"epoch": epoch, "val_clean": clean, "val_robust": robust if val is None else val})
     if weights:
         torch.manual_seed(config.seed)
         save_weights(folder.best, build_model(config.student), name=config.student, num_classes=10, in_channels=1)
@@ -152,6 +152,9 @@ def test_the_stronger_form_of_a_baseline_is_chosen_on_validation_images(tmp_path
     }
     assert stronger_forms(forms) == {"at-ema": {"at": 31.5, "at-ema": 32.0}}
     assert stronger_forms({"at-ema": forms["at-ema"], "ard": forms["at"]}) == {}
+    failed = make_run(tmp_path / "failed", method="at-ema", val=0.0)
+    forms["at-ema"] = group_runs([known(read_run(RunFolder(failed)))])[0]
+    assert stronger_forms(forms) == {"at": {"at": 31.5, "at-ema": 0.0}}
 
 
 def test_teachers_of_several_seeds_do_not_part_the_runs(tmp_path, capsys):

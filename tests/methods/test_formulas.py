@@ -294,6 +294,7 @@ CASES = [
     ("peeraid", {"feedback_weight": 0.0}, FIRST, "x' x", "", ""),
     ("peeraid", {"label_smoothing": 0.3, "label_weight": 0.5, "reduction": "mean"}, FIRST, "x' x", "", ""),
     ("peeraid", {"joint_loss": True, "feedback_weight": 20.0}, FIRST, "x' x' x", "", ""),
+    ("peeraid", {"joint_loss": True, "feedback_weight": 0.0}, FIRST, "x' x", "", ""),
     ("peeraid", {"self_weight": 0.0, "peer_weight": 2.0, **T3}, FIRST, "x'", "", ""),
 ]
 
