@@ -26,11 +26,12 @@ $S$ is the student, $T$ the teacher, $T'$ a second teacher trained on clean imag
 student, $x$ the clean image, $x'$ the attacked image, $y$ the label, $\\tau$ the temperature.
 $\\mathrm{KL}(a \\,\\Vert\\, b)$ has the reference distribution $a$ first. Pixels, eps and steps are in [0, 1].
 
-`python -m ard_fast.train --method NAME` uses the constants listed below (on the digits, tuned ones);
-`--preset NAME-paper` adds the paper's training recipe for CIFAR-10, and `--parity` the listed quirks of the published
-code. `--preset NAME-ema` adds a stronger recipe, for any data set: OneCycle, weight decay 5e-4, label smoothing 0.4
-where the loss has a cross-entropy, and an average of the weights (EMA 0.9995): the FastAT benchmark's for PGD-AT
-([arXiv 2604.22853](https://arxiv.org/abs/2604.22853)). `--compare-methods at,at-ema` compares both forms.
+`python -m ard_fast.train --method NAME` uses the constants listed below (on the digits and MNIST, tuned ones);
+`--preset NAME-paper` adds the paper's training recipe for CIFAR-10, with MobileNetV2 unless it lists a student;
+`--parity` adds the listed quirks of the published code. `--preset NAME-ema` adds a stronger recipe, for any data set:
+OneCycle, weight decay 5e-4, label smoothing 0.4 where the loss has a cross-entropy, and an average of the weights (EMA
+0.9995): the FastAT benchmark's for PGD-AT ([arXiv 2604.22853](https://arxiv.org/abs/2604.22853)).
+`--compare-methods at,at-ema` compares both forms.
 """
 
 # For each method the paper, what the student minimises, and how x' (or delta) and the weights are made. In `_tex` form.
@@ -59,7 +60,7 @@ _FORMULAS = {
     "ikl": (
         "2305.13948",
         "CE(S(x), y) + a M_w(S(x), S(x')) + b KL(sg(S(x)) || S(x'))",
-        "a, b: mse_weight, kl_weight, \\quad M_w(r, z) = 1/4 \\sum_{j,k} w_j w_k ((z_j - z_k) - (r_j - r_k))^2",
+        "M_w(r, z) = 1/4 \\sum_{j,k} w_j w_k ((z_j - z_k) - (r_j - r_k))^2",
         _ATTACK + "KL(S(x) || S(x')), w = \\mathbb{E}[softmax(z_S / t) | y]",
     ),
     "adr": (
@@ -87,7 +88,7 @@ _FORMULAS = {
     "ikl-rslad": (
         "2305.13948",
         "alpha D(T(x), S(x')) + (1 - alpha) D(T(x), S(x))",
-        "D(r, z) = a M_w(r, z) + b KL(r || z), a, b: mse_weight, kl_weight",
+        "D(r, z) = a M_w(r, z) + b KL(r || z)",
         _ATTACK + "KL(T(x) || S(x')), w = \\mathbb{E}[softmax(z_T / t) | y]",
     ),
     "iad-i": ("2106.04928", _TRUST, _ATTACK + "CE(S(x'), y), w = T_y(x')^{beta}"),
@@ -126,6 +127,25 @@ _FORMULAS = {
         "min_P\\, CE(P(x'), y) + gamma_2 KL(S(x') || P(x'))",
         _ATTACK + "KL(P(x) || S(x'))",
     ),
+}
+
+# The settings behind the letters of a formula that are no flags themselves, as alpha and beta are.
+_TRUST_SETTINGS = r"$\beta$ `trust_power`; $w = 1$ in the first `begin_share` of the epochs"
+_IKL_SETTINGS = "$a$ `mse_weight`, $b$ `kl_weight`, $t$ `class_mean_temperature`"
+_SETTINGS = {
+    "ikl": _IKL_SETTINGS,
+    "ikl-rslad": _IKL_SETTINGS,
+    "adr": "$d$ `mean_teacher_decay`, $s$ from `first_soft_share` to `last_soft_share`, "
+    "$t$ from `first_temperature` to `last_temperature`",
+    "n-fgsm": "$k$ `noise_ratio`",
+    "iad-i": _TRUST_SETTINGS,
+    "iad-ii": r"$\alpha_1$ `alpha`, $\alpha_2$ `alpha2`, " + _TRUST_SETTINGS,
+    "adaiad": _TRUST_SETTINGS,
+    "fair-ard": "$p$ `fairness_power`",
+    "igdm": r"$\gamma$ `igdm_weight`",
+    "saad": r"$\gamma$ `igdm_weight`, $s$ `entropy_scale`",
+    "peeraid": r"$\lambda_1$ `label_weight`, $\lambda_2$ `peer_weight`, $\lambda_3$ `self_weight`, "
+    r"$\gamma_2$ `feedback_weight`",
 }
 
 
@@ -199,6 +219,7 @@ def _section(name: str, spec: type[Method]) -> str:
         lines += [f"$$\n{_tex(text)}\n$$\n" for text in _FORMULAS[name][1:] if text]
     else:
         lines += [rest, ""]
+    lines += [f"- settings: {_SETTINGS[name]}"] if name in _SETTINGS else []
     facts_as_code = (
         re.sub(r"--[a-z-]+( [a-z-]+-paper)?", r"`\g<0>`", f"{label}: {text}") for label, text in facts(spec)
     )

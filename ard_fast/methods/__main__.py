@@ -22,7 +22,9 @@ def formula_and_source(summary: str) -> tuple[str, str]:
 
 def facts(spec: type[Method]) -> Iterator[tuple[str, str]]:
     """What there is to know of a method, each with its label."""
-    yield "constants", _settings({key: value for key, value in spec.defaults().items() if value})  # not what is off
+    constants = spec.defaults()
+    shown = {key: value for key, value in constants.items() if value or key.endswith("_weight")}  # not what is off
+    yield "constants", _settings(shown)
     if spec.attacks:
         yield "step of the attack", f"{spec.step_ratio:g} eps"
     if spec.teachers:
@@ -32,7 +34,8 @@ def facts(spec: type[Method]) -> Iterator[tuple[str, str]]:
     if spec.paper:
         yield f"--preset {spec.name}-paper", _settings(spec.paper)
     for quirk in spec.quirks:
-        yield "--parity", quirk.text
+        same = all(constants.get(key) == value for key, value in quirk.settings.items())
+        yield "--parity", quirk.text + " (the default)" * same
 
 
 def _settings(values: Mapping[str, Any]) -> str:
