@@ -81,7 +81,10 @@ def collect(plan: Plan) -> dict[str, Any]:
 
 
 def table(collected: Mapping[str, Any]) -> str:
-    """Markdown of what was collected: mean ± sample standard deviation over the seeds, published figures beside."""
+    """Markdown of what was collected: mean ± sample standard deviation over the seeds, published figures beside.
+
+    Below it, where those are from: often another network or teacher.
+    """
     rows, names = collected["rows"], ["clean", *collected["attacks"]]
     several = len({row["student"] for row in rows if not row["is_teacher"]}) > 1
     published = [row["settings"].get("published", {}) for row in rows]
@@ -97,7 +100,11 @@ def table(collected: Mapping[str, Any]) -> str:
             cells.append("-" if values is None else mean_sd(values))
             cells += [f"{known.get(name, '-')}"] * any(name in one for one in published)
         lines.append([*cells, f"{statistics.fmean(row[collected['cost']]) / 60:.1f}"])
-    return markdown_table([*header, "CPU minutes" if collected["cost"] == "cpu_s" else "minutes"], lines)
+    text = markdown_table([*header, "CPU minutes" if collected["cost"] == "cpu_s" else "minutes"], lines)
+    sources = [
+        f"{row['label']}: {known['source']}" for row, known in zip(rows, published, strict=True) if "source" in known
+    ]
+    return text + "\n\nPublished: " + "; ".join(sources) + "." if sources else text
 
 
 def record(plan: Plan, path: Path, starts: Sequence[Mapping[str, str]], *, command: str, complete: bool) -> None:

@@ -26,7 +26,7 @@ settings: {dataset: digits, epochs: 2, steps: 2, val_steps: 1, subset: 200, test
 teachers:
   robust: {method: at, student: digits-student}
 rows:
-  ARD: {method: ard, teacher: robust, published: {clean: 79.47, pgd20: 50.22}}
+  ARD: {method: ard, teacher: robust, published: {clean: 79.47, pgd20: 50.22, source: Table 9}}
 """
 
 
@@ -71,6 +71,7 @@ def test_a_table_is_made_in_several_sittings(tmp_path, monkeypatch, capsys):
     assert train_table.main(arguments) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.endswith("finished") and all(f"| {one} |" in printed for one in ("79.47", "50.22", "FGSM %"))
+    assert "Published: ARD: Table 9." in printed
 
     table = json.loads(file.read_bytes())
     assert table["complete"] and table["measured"]["torch"] and str(tmp_path) not in table["command"].split(" --out")[1]
