@@ -81,7 +81,6 @@ METHOD_ON_DATASET: dict[str, dict[str, dict[str, Any]]] = {
         "free": {"replays": 4, "lr": 0.03},
         # of 1,400 updates
         "adr": {"lr": 0.4, "mean_teacher_decay": 0.95},
-        "ikl": {"mse_weight": 20.0},
         "peeraid": {"temperature": 1.0, "reduction": "batchmean"},
     },
 }
