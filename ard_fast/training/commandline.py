@@ -40,8 +40,8 @@ def make_parser() -> Parser:
         description="Train a robust network: adversarial training or adversarially robust distillation. Without "
         "arguments: a comparison on scikit-learn's digits, 1 to 3 minutes on a laptop CPU.",
         epilog="In brackets: the default, and those of data sets and methods. Later settings win: defaults, the data "
-        "set's defaults, --preset, --config, the other flags. A new --eps resets the step sizes, --epochs the milestones "
-        "and the teacher's epochs (which are then as many), --optimiser the learning rates. "
+        "set's defaults, --preset, --config, the other flags. A new --eps resets the step sizes, --epochs the "
+        "milestones and the teacher's epochs (which are then as many), --optimiser the learning rates. "
         f"{program('methods')} describes the methods.",
     )
     parser.examples = (

@@ -102,7 +102,7 @@ class Comparison:
             f"{'mean ± sample standard deviation' if several else 'accuracy'} on the test images, best checkpoint by "
             f"validation; eps {eps_text(first.eps)}, step {eps_text(known(first.eval_step_size))}."
         )
-        return text + self._differing()
+        return text + self._differing() + self._smoothed()
 
     @property
     def _configs(self) -> list[TrainConfig]:
@@ -113,6 +113,14 @@ class Comparison:
         first, configs = self._configs[0], self._configs
         names = [key for key in _SHARED if any(getattr(config, key) != getattr(first, key) for config in configs)]
         return f" The runs differ in {', '.join(names)}: compare with care." if names else ""
+
+    def _smoothed(self) -> str:
+        """What PGD overstates, as a sentence, unless an attack on margins stands beside it."""
+        smoothed = [group.label for group in self.groups if any(run.config.label_smoothing for run in group.runs)]
+        if not smoothed or {"apgd-t", "autoattack"} & set(self.attacks):
+            return ""
+        labels = f"The labels of {', '.join(smoothed)} were smoothed"
+        return f" {labels}, which flatters PGD: evaluate and compare under apgd-t, too."
 
     def _names(self) -> list[str]:
         """The groups' labels without the network where all students have the same."""

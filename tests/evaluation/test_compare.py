@@ -157,6 +157,17 @@ def test_the_stronger_form_of_a_baseline_is_chosen_on_validation_images(tmp_path
     assert stronger_forms(forms) == {"at": {"at": 31.5, "at-ema": 0.0}}
 
 
+def test_smoothed_labels_are_said_to_flatter_pgd_unless_a_margin_attack_stands_beside_it(tmp_path, capsys):
+    make_run(tmp_path / "at")
+    make_run(tmp_path / "plain" / "smoothed", label_smoothing=0.4)
+    assert main([str(tmp_path), str(tmp_path / "plain")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The labels of at (digits-student), label_smoothing 0.4 were smoothed, which flatters PGD" in printed
+    make_run(tmp_path / "both" / "smoothed", label_smoothing=0.4, attacks={"apgd-t": (30.0, {})})
+    assert main([str(tmp_path), str(tmp_path / "both")]) == 0
+    assert "flatters" not in capsys.readouterr().out
+
+
 def test_teachers_of_several_seeds_do_not_part_the_runs(tmp_path, capsys):
     for seed in (0, 1):
         make_run(tmp_path / f"r{seed}", method="ard", teacher=f"runs/seed{seed}-teacher", seed=seed)
