@@ -126,9 +126,11 @@ def draw_curves(path: Path, rows: Sequence[Row], attack: str, unit: str) -> None
             shared = sorted(set.intersection(*map(set, seeds)))
             place = {epoch: statistics.fmean(seed[epoch][0] for seed in seeds) for epoch in shared}
             series = [{place[epoch]: seed[epoch][1] for epoch in shared} for seed in seeds]
-            style = {"color": LIGHT, "lw": 0.7} if colour(row) == GREY else {"color": colour(row)}
-            ends[row["label"]] = draw_mean(axes, series, **style)
             means = [(x, statistics.fmean(one[x] for one in series)) for x in place.values()]
+            style = {"color": colour(row)}
+            if colour(row) == GREY:  # without the band of its seeds
+                style, series = {"color": LIGHT, "lw": 0.7}, [dict(means)]
+            ends[row["label"]] = draw_mean(axes, series, **style)
             for (x, y), (next_x, next_y) in pairwise(means):
                 drawn += [(x + part * (next_x - x), y + part * (next_y - y)) for part in (0, 0.25, 0.5, 0.75)]
         for line in axes.lines:
