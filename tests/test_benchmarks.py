@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -119,6 +120,7 @@ RUNS = {
 def small_cache(monkeypatch):
     """Nothing is measured here: a cache that is flushed, and a network that is trained, in no time."""
     monkeypatch.setattr(_timing, "cache_bytes", lambda device: 2**16)
+    monkeypatch.setattr(_timing, "gc", Mock())  # a full collection before each case
     monkeypatch.setattr(_networks, "TRAIN_EPOCHS", 1)
 
 

@@ -129,7 +129,7 @@ def test_the_sample_pictures_hold_the_exact_levels(tmp_path, channels):
 # ---- figures ------------------------------------------------------------------------------------------------------
 
 
-def test_fooled_images_come_first_and_classes_take_turns():
+def test_figures_show_fooled_images_first_and_classes_in_turn():
     made = evaluated(dark_images(12, wrong=(1,)), ("attack", Lighten((100, 103, 105), to=0.7)))
     chosen = figures._choose(made)
     assert chosen[:3] == [0, 3, 5] and len(chosen) == figures.PICTURES and 1 not in chosen

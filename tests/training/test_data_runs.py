@@ -30,7 +30,7 @@ def an_npz_file(root):
 
 def mnist_files(root):
     fake_mnist(root, count=20)
-    return root, ["--student", "resnet18-tiny"]
+    return root, ["--student", "mnist-student"]
 
 
 @pytest.mark.parametrize(

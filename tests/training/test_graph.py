@@ -95,7 +95,7 @@ FROM_THE_START = {"averaging_start_share": 0.0, "awp_warmup_share": 0.0}
 @pytest.mark.parametrize(
     ("name", "settings", "graphs"),
     [
-        *((name, {}, 1) for name in ("ard", "mtard", "fair-ard", "saad", "peeraid")),
+        *((name, {}, 1) for name in ("ard", "fair-ard", "saad", "peeraid")),
         ("mtard", {"parity": True}, 1),
         ("at", {"awp_gamma": 0.01, "awp_warmup_share": 0.5}, 2),
         ("at", {"averaging": "ema", "averaging_start_share": 0.5}, 2),

@@ -434,7 +434,6 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize(
     ("teacher", "method", "warning"),
     [
-        ("natural", "kd", None),
         ("robustbench:Net", "kd", None),
         ("natural", "ard", "PGD-10 .* it is not robust, but this method relies on a robust teacher"),
         ("bytes", "kd", r"and [\d.]+ % with --teacher-mean 0 --teacher-std 0.003922: "),
