@@ -194,8 +194,8 @@ def main() -> None:
         attack, cost = args.attack or ["pgd20", *collected["attacks"]][-1], collected["cost"]
         rows = [row for row in collected["rows"] if row["figures"][attack] is not None]
         students = [row for row in rows if not row["is_teacher"]]
-        if len(students) < 3:  # its table is enough
-            continue
+        if args.out == IMAGES and f"{file.stem}_cost" not in RESULTS.read_text(encoding="utf-8"):
+            continue  # the page has its table only
         minutes = [[seconds / 60 for seconds in row[cost]] for row in students]
         name = f"{args.out / file.stem}_{{}}.png"
         draw_points(Path(name.format("cost")), students, minutes, attack, xlabel=UNITS[cost], xscale="log")
